@@ -1,0 +1,59 @@
+"""Argument checks shared by the bindings: every error names the argument, what came, what is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def check_tensor(
+    name: str,
+    value: object,
+    shape: Sequence[int | str],
+    *,
+    like: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Check rank and shape (letters stand for any length), dtype and device of one argument.
+
+    Raises TypeError for something that is not a tensor or has the wrong dtype,
+    ValueError for shape or device.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: got {type(value).__name__}, need a torch.Tensor")
+    letters = "[" + ",".join(str(s) for s in shape) + "]"
+    fits = value.ndim == len(shape) and all(
+        isinstance(want, str) or got == want for got, want in zip(value.shape, shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(f"{name}: got shape {list(value.shape)}, need {letters}")
+    wanted = dtype if dtype is not None else (like.dtype if like is not None else None)
+    if wanted is not None and value.dtype != wanted:
+        raise TypeError(f"{name}: got {value.dtype}, need {wanted}")
+    if like is not None and value.device != like.device:
+        raise ValueError(f"{name}: is on {value.device}, need {like.device} like the other arguments")
+    return value
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """Check that ``value`` is one of ``choices``; ValueError otherwise."""
+    if value not in choices:
+        raise ValueError(f"{name}: got {value!r}, need one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def check_positive(**sizes: int) -> None:
+    """Check that every named size is at least 1; ValueError names the first that is not."""
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name}: got {value}, need at least 1")
+
+
+def dense(t: Tensor) -> Tensor:
+    """Detached and C-contiguous; a group axis expanded from one net is cut back to length 1."""
+    t = t.detach()
+    if t.ndim > 0 and t.shape[0] > 1 and t.stride(0) == 0:
+        t = t[:1]
+    return t.contiguous()

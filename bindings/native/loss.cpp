@@ -1,0 +1,2 @@
+#include "bindings/native/native.h"
+namespace hfcore { void bind_loss(nb::module_&) {} }

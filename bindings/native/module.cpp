@@ -1,0 +1,94 @@
+#include <cstdlib>
+#include <cstring>
+
+#include "bindings/native/native.h"
+#include "kernels/cpu/parallel.h"
+
+namespace hfcore {
+namespace {
+
+Isa widest_isa() {
+#ifdef HFCORE_HAS_avx512
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl"))
+        return Isa::avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"))
+        return Isa::avx2;
+#endif
+    return Isa::baseline;
+}
+
+// HFCORE_ISA=avx2 or baseline asks for a narrower set than the machine has, for tests.
+Isa chosen_isa() {
+    const Isa widest = widest_isa();
+    const char* asked = std::getenv("HFCORE_ISA");
+    if (asked == nullptr) return widest;
+    if (std::strcmp(asked, "baseline") == 0) return Isa::baseline;
+    if (std::strcmp(asked, "avx2") == 0 && widest != Isa::baseline) return Isa::avx2;
+    return widest;
+}
+
+const char* isa_name() {
+    switch (active_isa()) {
+        case Isa::avx512: return "avx512";
+        case Isa::avx2: return "avx2";
+        default: return "baseline";
+    }
+}
+
+}  // namespace
+
+Isa active_isa() {
+    static const Isa isa = chosen_isa();
+    return isa;
+}
+
+std::string shape_text(const Array& a) {
+    std::string text = "[";
+    for (std::size_t i = 0; i < a.ndim(); ++i)
+        text += (i ? "," : "") + std::to_string(a.shape(i));
+    return text + "]";
+}
+
+void check_shape(const char* name, const Array& a, std::initializer_list<std::int64_t> want) {
+    bool fits = a.ndim() == want.size();
+    std::string text = "[";
+    std::size_t i = 0;
+    for (const std::int64_t length : want) {
+        fits = fits && (length < 0 || static_cast<std::int64_t>(a.shape(i)) == length);
+        text += (i ? "," : "") + (length < 0 ? std::string("any") : std::to_string(length));
+        ++i;
+    }
+    if (!fits)
+        value_error(std::string(name) + ": got shape " + shape_text(a) + ", need " + text + "]");
+}
+
+void check_grouped(const char* name, const Array& a, std::int64_t G,
+                   std::initializer_list<std::int64_t> want_behind_group) {
+    std::string text = "[1 or " + std::to_string(G);
+    bool fits = a.ndim() == want_behind_group.size() + 1 &&
+                (a.shape(0) == 1 || static_cast<std::int64_t>(a.shape(0)) == G);
+    std::size_t i = 1;
+    for (const std::int64_t length : want_behind_group) {
+        fits = fits && (length < 0 || static_cast<std::int64_t>(a.shape(i)) == length);
+        text += "," + (length < 0 ? std::string("any") : std::to_string(length));
+        ++i;
+    }
+    if (!fits)
+        value_error(std::string(name) + ": got shape " + shape_text(a) + ", need " + text + "]");
+}
+
+}  // namespace hfcore
+
+NB_MODULE(_native, m) {
+    m.doc() = "Compiled CPU kernels of hfcore. Call them through hfcore.bindings.";
+    m.def("isa", &hfcore::isa_name, "Instruction set in use: avx512, avx2 or baseline.");
+    m.def("scratch_bytes", &hfcore::scratch_bytes, "Bytes of working memory held between calls.");
+    m.def("release_scratch", &hfcore::release_scratch, "Give that memory back.");
+    hfcore::bind_recurrence(m);
+    hfcore::bind_loss(m);
+    hfcore::bind_conjugate_gradient(m);
+}

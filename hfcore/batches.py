@@ -1,0 +1,33 @@
+"""The data of one optimisation step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Sequences of one length: ``inputs [T,B,n]``, ``targets [T,B,k]`` (classes ``[T,B]``),
+    ``mask [T,B]`` of the outputs that count, or None for all."""
+
+    inputs: Tensor
+    targets: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Which data plays which part in one HF step (paper: curvature is a part of the gradient data).
+
+    A role may be one batch or a list of batches (lengths may differ between them). ``curvature``
+    also serves ρ. Left out: curvature is the first gradient batch, backtracking the second,
+    line search the third, each falling back to the last there is.
+    """
+
+    gradient: Sequence[Batch] | Batch
+    curvature: Sequence[Batch] | Batch | None = None
+    backtracking: Sequence[Batch] | Batch | None = None
+    line_search: Sequence[Batch] | Batch | None = None

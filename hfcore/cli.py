@@ -1,0 +1,249 @@
+"""The command line: ``hfcore train`` and ``hfcore info``."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from click.core import ParameterSource
+from rich.console import Console
+from rich.table import Table
+
+from hfcore import init
+from hfcore.bindings import dispatch
+from hfcore.models.rnn import RNN
+from hfcore.optimisers.hessian_free import HessianFree
+from hfcore.problems import PROBLEMS, Problem, create
+from hfcore.training import ConfigMismatchError, RunFolderError, TrainResult, train
+from hfcore.training.environment import instruction_set, package_version
+
+INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
+
+FIRST_ORDER = {
+    name.lower(): value
+    for name, value in vars(torch.optim).items()
+    if isinstance(value, type)
+    and issubclass(value, torch.optim.Optimizer)
+    and value is not torch.optim.Optimizer
+}
+
+# Options that speak to one kind of optimiser, and the keyword each becomes there.
+HF_OPTIONS = {
+    "damping": "damping",
+    "structural": "structural",
+    "l2": "l2",
+    "cg_max_iter": "cg_max_iter",
+}
+FIRST_ORDER_OPTIONS = {
+    "lr": "lr",
+    "momentum": "momentum",
+    "nesterov": "nesterov",
+    "weight_decay": "weight_decay",
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_version("hfcore"), prog_name="hfcore")
+def main() -> None:
+    """Hessian-free and first-order training of recurrent nets."""
+
+
+@main.command()
+def info() -> None:
+    """Show which implementation serves each op on this machine, and why."""
+    console = Console()
+    table = Table("op", "implementation", "why", title="ops on CPU data, float32")
+    for op in dispatch.OPS:
+        table.add_row(op, *dispatch.explain(op))
+    console.print(table)
+    facts = Table("what", "here", show_header=False)
+    for name in ("hfcore", "torch", "numpy", "numba", "safetensors"):
+        facts.add_row(name, package_version(name))
+    facts.add_row("python", sys.version.split()[0])
+    facts.add_row("threads", str(torch.get_num_threads()))
+    facts.add_row("instruction set", instruction_set())
+    facts.add_row("torch sees CUDA", "yes" if torch.cuda.is_available() else "no")
+    console.print(facts)
+
+
+@main.command("train")
+@click.argument("problem", metavar="PROBLEM")
+@click.option("--length", type=int, default=50, help="Sequence length T of the problem.")
+@click.option("--optimizer", default="hf", metavar="NAME", help="hf, or one of torch.optim.")
+@click.option("--hidden", type=click.IntRange(1), default=100, help="Hidden units.")
+@click.option("--nonlinearity", type=click.Choice(["tanh", "logistic", "relu"]), default="tanh")
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32")
+@click.option("--init", "init_name", type=click.Choice(["sparse", "gaussian"]), default="sparse")
+@click.option("--init-scale", type=float, default=1.0, help="Factor on the initial weights.")
+@click.option("--seed", type=click.IntRange(0), default=0, help="Of initial weights and data.")
+@click.option("--damping", type=float, help="hf: first λ.  [default: 0.1 x length]")
+@click.option("--structural", type=float, help="hf: structural damping μ, 0 for none.")
+@click.option("--l2", type=float, help="hf: weight decay in the objective.")
+@click.option("--cg-max-iter", type=click.IntRange(1), help="hf: most CG iterations in a step.")
+@click.option("--lr", type=float, help="First-order: learning rate.")
+@click.option("--momentum", type=float, help="First-order, where it has one: momentum.")
+@click.option("--nesterov", is_flag=True, default=None, help="First-order: Nesterov momentum.")
+@click.option("--weight-decay", type=float, help="First-order: weight decay.")
+@click.option(
+    "--minibatches",
+    type=click.FloatRange(0, min_open=True),
+    default=50_000,
+    help="Budget of gradients and curvature products, each over 1000 sequences.",
+)
+@click.option("--batch-size", type=click.IntRange(1), default=1000)
+@click.option("--gradient-batches", type=click.IntRange(1), default=10, help="hf: per step.")
+@click.option("--test-size", type=click.IntRange(1), default=10_000, help="Test sequences.")
+@click.option("--solved-below", type=click.FloatRange(0, 1), default=0.01, help="Share wrong.")
+@click.option("--test-every", type=click.IntRange(1), help="Iterations.  [default: hf 1, else 100]")
+@click.option(
+    "--checkpoint-every", type=click.IntRange(1), help="Iterations.  [default: hf 1, else 100]"
+)
+@click.option("--run-dir", type=click.Path(path_type=Path), help="[default: a new one in runs/]")
+@click.option("--resume", is_flag=True, help="Continue the run in --run-dir, bit for bit.")
+@click.option("--threads", type=click.IntRange(1), help="Compute threads.  [default: torch's]")
+@click.option("--quiet", is_flag=True, help="No progress, only the result.")
+@click.option("--require-solved", is_flag=True, help="Exit with 1 unless solved.")
+@click.pass_context
+def train_command(
+    context: click.Context,
+    /,
+    problem: str,
+    length: int,
+    optimizer: str,
+    run_dir: Path | None,
+    resume: bool,
+    threads: int | None,
+    quiet: bool,
+    require_solved: bool,
+    **options: Any,
+) -> None:
+    """Train a recurrent net on PROBLEM (addition)."""
+    if resume and run_dir is None:
+        raise click.UsageError("--resume needs --run-dir, the run folder to continue")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    task = _problem(problem, length)
+    model = _model(task, options)
+    chosen = _optimizer(context, optimizer, model, task, length)
+    if run_dir is None:
+        run_dir = _new_run_dir(f"{problem}-T{length}-{optimizer}-seed{options['seed']}")
+    try:
+        result = train(
+            model,
+            task,
+            chosen,
+            minibatches=options["minibatches"],
+            batch_size=options["batch_size"],
+            gradient_batches=options["gradient_batches"],
+            test_size=options["test_size"],
+            solved_below=options["solved_below"],
+            test_every=options["test_every"],
+            checkpoint_every=options["checkpoint_every"],
+            seed=options["seed"],
+            run_dir=run_dir,
+            resume=resume,
+            progress=not quiet,
+            notes={"init": options["init_name"], "init_scale": options["init_scale"]},
+        )
+    except (RunFolderError, ConfigMismatchError) as error:
+        raise click.ClickException(str(error)) from error
+    except KeyboardInterrupt:
+        click.echo(f"aborted; the last checkpoint is in {run_dir}", err=True)
+        context.exit(INTERRUPTED)
+    _report(result)
+    if result.reason == "interrupted":
+        click.echo(f"continue with the same command and: --run-dir {run_dir} --resume")
+        context.exit(INTERRUPTED)
+    if require_solved and not result.solved:
+        context.exit(1)
+
+
+def _problem(name: str, length: int) -> Problem:
+    if name not in PROBLEMS:
+        known = ", ".join(sorted(PROBLEMS))
+        raise click.BadParameter(f"got {name!r}, need one of {known}", param_hint="PROBLEM")
+    try:
+        return create(name, length=length)
+    except (ValueError, TypeError) as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _model(problem: Problem, options: dict[str, Any]) -> RNN:
+    model = RNN(
+        problem.input_size,
+        options["hidden"],
+        problem.output_size,
+        nonlinearity=options["nonlinearity"],
+        dtype=getattr(torch, options["dtype"]),
+    )
+    generator = torch.Generator().manual_seed(options["seed"])
+    initialise = {"sparse": init.sparse_, "gaussian": init.gaussian_}[options["init_name"]]
+    try:
+        initialise(model, generator, scale=options["init_scale"])
+    except ValueError as error:
+        raise click.UsageError(f"--init-scale: {error}") from error
+    return model
+
+
+def _optimizer(
+    context: click.Context, name: str, model: RNN, problem: Problem, length: int
+) -> torch.optim.Optimizer:
+    if name == "hf":
+        given = _given(context, name, HF_OPTIONS, FIRST_ORDER_OPTIONS)
+        given.setdefault("damping", 0.1 * length)  # Martens & Sutskever 2011, supplement
+        try:
+            return HessianFree(model, problem.loss, **given)
+        except (ValueError, TypeError) as error:
+            raise click.UsageError(f"--optimizer hf: {error}") from error
+    if name not in FIRST_ORDER:
+        known = ", ".join(["hf", *sorted(FIRST_ORDER)])
+        raise click.BadParameter(f"got {name!r}, need one of {known}", param_hint="--optimizer")
+    given = _given(context, name, FIRST_ORDER_OPTIONS, HF_OPTIONS)
+    try:
+        return FIRST_ORDER[name](model.parameters(), **given)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise click.UsageError(f"--optimizer {name}: {error}") from error
+
+
+def _given(
+    context: click.Context, optimizer: str, mine: dict[str, str], others: dict[str, str]
+) -> dict[str, Any]:
+    """Keywords from the options on the command line; an option of the other kind is an error."""
+    for name in others:
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            flag = "--" + name.replace("_", "-")
+            raise click.UsageError(f"{flag} has no meaning with --optimizer {optimizer}")
+    values = {keyword: context.params[name] for name, keyword in mine.items()}
+    return {keyword: value for keyword, value in values.items() if value is not None}
+
+
+def _new_run_dir(name: str) -> Path:
+    """``runs/<name>``, numbered if that is taken."""
+    candidates = (f"{name}-{i}" if i > 1 else name for i in itertools.count(1))
+    return next(p for p in (Path("runs") / c for c in candidates) if not p.exists())
+
+
+def _report(result: TrainResult) -> None:
+    why = {
+        "solved": "solved",
+        "budget": "not solved: the budget of minibatches is spent",
+        "interrupted": "interrupted: a checkpoint is written",
+        "diverged": "not solved: the training loss is no longer finite",
+        "callback": "stopped by a callback",
+    }
+    rows = [
+        ("result", "solved" if result.solved else why[result.reason]),
+        ("test error", f"{100 * result.test_error:.2f}% of the test sequences are wrong"),
+        ("minibatches", f"{result.minibatches:,.6g}"),
+        ("objective evaluations", f"{result.objective_evaluations:,.6g} (apart)"),
+        ("iterations", f"{result.iterations:,}"),
+        ("seconds of training", f"{result.seconds:.1f}"),
+        ("run folder", str(result.run_dir)),
+        *(("plot", str(path)) for path in result.plots),
+    ]
+    for name, value in rows:
+        click.echo(f"{name:22s}{value}")

@@ -1,0 +1,5 @@
+"""Models that own fused curvature."""
+
+from hfcore.models.rnn import RNN
+
+__all__ = ["RNN"]

@@ -1,0 +1,17 @@
+"""Training runs: the loop, its callbacks, and what it leaves on disk."""
+
+from __future__ import annotations
+
+from hfcore.training.callbacks import Callback, TrainState
+from hfcore.training.errors import CheckpointError, ConfigMismatchError, RunFolderError
+from hfcore.training.loop import TrainResult, train
+
+__all__ = [
+    "Callback",
+    "CheckpointError",
+    "ConfigMismatchError",
+    "RunFolderError",
+    "TrainResult",
+    "TrainState",
+    "train",
+]

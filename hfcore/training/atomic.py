@@ -1,0 +1,52 @@
+"""Files that are wholly there or not at all, through a kill or a power cut."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from hfcore.training.errors import cannot_write
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``: temporary file, fsync, rename, fsync of the folder.
+
+    Raises :class:`RunFolderError` when the disk is full or the folder cannot be written; the
+    old file is then untouched and the temporary one removed.
+    """
+    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    try:
+        with open(temporary, "wb") as file:
+            write_all(file, data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def write_all(file: BinaryIO, data: bytes) -> None:
+    """Hand all bytes to the operating system (its own function so that tests can cut it short)."""
+    file.write(data)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what a kill inside :func:`write_atomic` left behind."""
+    for leftover in folder.glob("*" + TEMPORARY_SUFFIX):
+        leftover.unlink(missing_ok=True)

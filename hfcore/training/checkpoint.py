@@ -1,0 +1,175 @@
+"""Checkpoints: tensors in safetensors, everything else in JSON, committed by one rename.
+
+``checkpoints/00000012.safetensors`` is written first, then ``checkpoints/00000012.json``, which
+names the tensor file and its SHA-256. A checkpoint exists from the moment its JSON does, so a
+kill at any point leaves the previous one in force. The newest two are kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from hfcore.training.atomic import remove_temporary, write_atomic
+from hfcore.training.errors import CheckpointError, RunFolderError, cannot_write
+from hfcore.training.state_tree import Json, flatten, unflatten
+
+logger = logging.getLogger("hfcore")
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The whole state of a run after ``iteration`` steps."""
+
+    iteration: int
+    state: dict[str, Any]
+
+
+class _Damaged(Exception):
+    """One checkpoint is not readable; the message names the file and says why."""
+
+
+class Checkpoints:
+    """The checkpoints in ``folder`` that belong to the run with this config ``fingerprint``."""
+
+    def __init__(self, folder: Path, fingerprint: str, *, keep: int = 2) -> None:
+        if keep < 1:
+            raise ValueError(f"keep: got {keep}, need at least 1")
+        self.folder = folder
+        self.fingerprint = fingerprint
+        self.keep = keep
+
+    def save(self, iteration: int, state: Mapping[str, object]) -> Path:
+        """Write one checkpoint and drop old ones; returns the JSON's path.
+
+        Raises :class:`CheckpointError` for state that cannot be stored and
+        :class:`RunFolderError` for a full or unwritable disk; earlier checkpoints stay intact.
+        """
+        tensors: dict[str, Tensor] = {}
+        tree = {key: flatten(value, key, tensors) for key, value in state.items()}
+        data = safetensors.torch.save(tensors)
+        tensor_path = self.folder / f"{iteration:08d}.safetensors"
+        body = {
+            "format": FORMAT,
+            "iteration": iteration,
+            "config_fingerprint": self.fingerprint,
+            "tensors": tensor_path.name,
+            "tensors_sha256": hashlib.sha256(data).hexdigest(),
+            "state": tree,
+        }
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise cannot_write(self.folder, error) from error
+        path = self.folder / f"{iteration:08d}.json"
+        try:
+            write_atomic(tensor_path, data)
+            write_atomic(path, _seal(body))
+        except RunFolderError:
+            if not path.exists():
+                tensor_path.unlink(missing_ok=True)
+            raise
+        self._prune()
+        return path
+
+    def load(self) -> Checkpoint | None:
+        """The newest good checkpoint, or None if none was ever committed.
+
+        A damaged one is skipped with a warning. Raises :class:`CheckpointError` naming the files
+        if all are damaged, or if one belongs to another config.
+        """
+        damage: list[str] = []
+        for path in self._committed():
+            try:
+                checkpoint = self._read(path)
+            except _Damaged as reason:
+                damage.append(str(reason))
+                continue
+            for reason in damage:
+                logger.warning(
+                    "skipping a damaged checkpoint: %s; going back to iteration %d (%s)",
+                    reason,
+                    checkpoint.iteration,
+                    path,
+                )
+            return checkpoint
+        if damage:
+            raise CheckpointError(f"no good checkpoint: {'; '.join(damage)}")
+        return None
+
+    def clean(self) -> None:
+        """Remove what a kill inside :meth:`save` left behind."""
+        remove_temporary(self.folder)
+        committed = {path.stem for path in self._committed()}
+        for path in self.folder.glob("*.safetensors"):
+            if path.stem not in committed:
+                path.unlink(missing_ok=True)
+
+    def _committed(self) -> list[Path]:
+        """Paths of all committed checkpoints, the newest first."""
+        return sorted(self.folder.glob("[0-9]*.json"), key=lambda p: int(p.stem), reverse=True)
+
+    def _prune(self) -> None:
+        for path in self._committed()[self.keep :]:
+            path.unlink(missing_ok=True)  # the JSON first: without it the checkpoint is gone
+            path.with_suffix(".safetensors").unlink(missing_ok=True)
+
+    def _read(self, path: Path) -> Checkpoint:
+        body = _unseal(path)
+        if body["config_fingerprint"] != self.fingerprint:
+            raise CheckpointError(
+                f"{path}: belongs to a run with another config (fingerprint "
+                f"{body['config_fingerprint'][:12]}, this run's is {self.fingerprint[:12]})"
+            )
+        tensor_path = self.folder / body["tensors"]
+        try:
+            data = tensor_path.read_bytes()
+        except OSError as error:
+            raise _Damaged(f"{tensor_path}: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != body["tensors_sha256"]:
+            raise _Damaged(
+                f"{tensor_path}: {len(data)} bytes whose SHA-256 is not the one in {path.name}: "
+                "truncated or corrupt"
+            )
+        tensors = safetensors.torch.load(data)
+        return Checkpoint(body["iteration"], unflatten(body["state"], tensors))
+
+
+def _canonical(body: Json) -> bytes:
+    return json.dumps(body, allow_nan=False, separators=(",", ":"), sort_keys=False).encode()
+
+
+def _seal(body: Json) -> bytes:
+    """The JSON file: the body and its own SHA-256, so that a flipped digit is noticed."""
+    digest = hashlib.sha256(_canonical(body)).hexdigest()
+    return json.dumps({"sha256": digest, "body": body}, allow_nan=False).encode()
+
+
+def _unseal(path: Path) -> dict[str, Any]:
+    """The body of a sealed file. Raises :class:`_Damaged`."""
+    try:
+        sealed = json.loads(path.read_bytes())
+        body: dict[str, Any] = sealed["body"]
+        digest = sealed["sha256"]
+    except OSError as error:
+        raise _Damaged(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _Damaged(f"{path}: truncated or corrupt, not a checkpoint's JSON") from error
+    if hashlib.sha256(_canonical(body)).hexdigest() != digest:
+        raise _Damaged(f"{path}: corrupt, its content does not match its SHA-256")
+    if body.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path}: has checkpoint format {body.get('format')!r}, this version reads {FORMAT}"
+        )
+    return body

@@ -1,0 +1,28 @@
+"""What can go wrong with a run on disk, each with its own type."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+
+class RunFolderError(RuntimeError):
+    """A run folder cannot be created, read or written; the message names the path and why."""
+
+
+class CheckpointError(RunFolderError):
+    """No usable checkpoint, or state that cannot be stored; the message names the file or key."""
+
+
+class ConfigMismatchError(ValueError):
+    """A run folder belongs to another config; the message names each differing key."""
+
+
+def cannot_write(path: Path, error: OSError) -> RunFolderError:
+    """The error for a failed write, saying "disk full" where that is the reason."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunFolderError(
+            f"{path}: the disk is full ({error.strerror}); what was stored before is intact, "
+            "free some space and resume the run"
+        )
+    return RunFolderError(f"{path}: cannot be written: {error.strerror or error}")

@@ -1,0 +1,40 @@
+"""Ctrl-C and SIGTERM as a request to stop after the current step."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """Yields a function that tells whether a signal came.
+
+    The first signal only sets the flag and puts the previous handlers back, so a second one acts
+    at once (Ctrl-C: KeyboardInterrupt). Outside the main thread signals are left alone.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came = threading.Event()
+    previous = {s: signal.getsignal(s) or signal.SIG_DFL for s in SIGNALS}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+    def request(number: int, frame: FrameType | None) -> None:
+        came.set()
+        restore()
+
+    for number in SIGNALS:
+        signal.signal(number, request)
+    try:
+        yield came.is_set
+    finally:
+        restore()

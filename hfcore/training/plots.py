@@ -1,0 +1,92 @@
+"""Plots of a run as PNG, drawn without touching matplotlib's global state."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from hfcore.training.atomic import write_atomic
+
+Metrics = Sequence[dict[str, Any]]
+
+LOSS, DAMPING, CG = "loss_error.png", "damping_rho.png", "cg_iterations.png"
+
+
+def draw_plots(metrics: Metrics, folder: Path, *, solved_below: float) -> tuple[Path, ...]:
+    """Draw what ``metrics`` holds into ``folder``; returns the paths, none for an empty run.
+
+    Damping and CG are drawn for Hessian-free runs only. Raises :class:`RunFolderError` if the
+    folder cannot be written.
+    """
+    if not metrics:
+        return ()
+    figures = {LOSS: _loss_and_error(metrics, solved_below)}
+    if "damping" in metrics[0]:
+        figures[DAMPING] = _damping_and_rho(metrics)
+        figures[CG] = _cg_iterations(metrics)
+    for name, figure in figures.items():
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+        write_atomic(folder / name, png.getvalue())
+    return tuple(folder / name for name in figures)
+
+
+def _figure(rows: int) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(7.0, 2.8 * rows), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = [figure.add_subplot(rows, 1, i + 1) for i in range(rows)]
+    for ax in axes:
+        ax.grid(alpha=0.3)
+    axes[-1].set_xlabel("minibatches (gradients + curvature products, 1000 sequences each)")
+    return figure, axes
+
+
+def _series(metrics: Metrics, key: str) -> tuple[list[float], list[float]]:
+    """Minibatches and values of ``key`` where it is there and finite."""
+    points = [(m["minibatches"], m[key]) for m in metrics if m.get(key) is not None]
+    finite = [(float(x), float(y)) for x, y in points if math.isfinite(y)]
+    return [x for x, _ in finite], [y for _, y in finite]
+
+
+def _draw(ax: Axes, metrics: Metrics, key: str, label: str, *, log: bool = False) -> None:
+    x, y = _series(metrics, key)
+    ax.plot(x, y, linewidth=1.2, marker="." if len(x) < 50 else None)
+    ax.set_ylabel(label)
+    if log and any(v > 0 for v in y):
+        ax.set_yscale("log", nonpositive="clip")
+
+
+def _loss_and_error(metrics: Metrics, solved_below: float) -> Figure:
+    figure, (loss, error) = _figure(2)
+    _draw(loss, metrics, "loss", "loss (training data)", log=True)
+    _draw(error, metrics, "test_error", "test error (share wrong)")
+    error.set_ylim(-0.02, 1.02)
+    error.axhline(solved_below, color="tab:red", linewidth=0.8, linestyle="--")
+    return figure
+
+
+def _damping_and_rho(metrics: Metrics) -> Figure:
+    figure, (damping, rho) = _figure(2)
+    _draw(damping, metrics, "damping", "damping λ", log=True)
+    _draw(rho, metrics, "rho", "reduction ratio ρ")
+    for threshold in (0.25, 0.75):  # where the Levenberg-Marquardt rule acts
+        rho.axhline(threshold, color="gray", linewidth=0.8, linestyle="--")
+    # a failed step can give ρ in the hundreds below zero: show the range where the rule decides
+    rho.set_ylim(-1.0, 2.0)
+    return figure
+
+
+def _cg_iterations(metrics: Metrics) -> Figure:
+    figure, (ax,) = _figure(1)
+    _draw(ax, metrics, "cg_iterations", "CG iterations")
+    _draw(ax, metrics, "cg_kept", "CG iterations")
+    ax.legend(["run", "kept"], loc="best", fontsize="small")
+    ax.set_ylim(bottom=0)
+    return figure

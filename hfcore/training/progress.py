@@ -1,0 +1,89 @@
+"""Live progress in the terminal; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from hfcore.training.callbacks import Callback, TrainState
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class ProgressDisplay(Callback):
+    """Loss, error, λ, CG iterations, minibatches and time left within the budget.
+
+    The time left is to the end of the budget: a run that solves its problem ends sooner.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console if console is not None else Console(stderr=True)
+        self._bar: Progress | None = None
+        self._started = self._printed = 0.0
+        self._done_before = 0.0
+
+    def on_train_begin(self, state: TrainState) -> None:
+        self._started = time.perf_counter()
+        self._done_before = state.minibatches
+        if not self._console.is_terminal:
+            return
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=20),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[eta]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._bar.start()
+        self._bar.add_task(
+            state.problem.name,
+            total=state.budget,
+            completed=state.minibatches,
+            numbers="first step",
+            eta="",
+        )
+
+    def on_step(self, state: TrainState) -> None:
+        numbers, eta = describe(state), self._time_left(state)
+        if self._bar is not None:
+            self._bar.update(
+                self._bar.task_ids[0], completed=state.minibatches, numbers=numbers, eta=eta
+            )
+        elif time.perf_counter() - self._printed > SECONDS_BETWEEN_LINES:
+            self._printed = time.perf_counter()
+            self._console.print(f"{numbers}  {eta}", highlight=False, soft_wrap=True)
+
+    def on_train_end(self, state: TrainState) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if state.metrics:
+            self._console.print(describe(state), highlight=False, soft_wrap=True)
+
+    def _time_left(self, state: TrainState) -> str:
+        done = state.minibatches - self._done_before
+        if done <= 0:
+            return ""
+        rate = (time.perf_counter() - self._started) / done
+        minutes, seconds = divmod(int(max(0.0, state.budget - state.minibatches) * rate), 60)
+        hours, minutes = divmod(minutes, 60)
+        clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+        return f"at most {clock} left"
+
+
+def describe(state: TrainState) -> str:
+    """One line with the numbers of the last step."""
+    m = state.metrics
+    parts = [f"step {state.iteration}", f"loss {m['loss']:.4g}"]
+    if state.test_error is not None:
+        parts.append(f"error {100 * state.test_error:.2f}%")
+    if "damping" in m:
+        parts.append(f"λ {m['damping']:.3g}")
+    if "cg_iterations" in m:
+        parts.append(f"CG {m['cg_iterations']}")
+    parts.append(f"minibatches {state.minibatches:,.6g}/{state.budget:,.6g}")
+    return "  ".join(parts)

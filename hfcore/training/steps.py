@@ -1,0 +1,121 @@
+"""One iteration of training: a Hessian-free step, or one update of any torch optimiser."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hfcore.batches import Batch, Batches
+from hfcore.optimisers.hessian_free import HessianFree
+
+if TYPE_CHECKING:
+    from hfcore.problems import Problem
+
+COST_UNIT = 1000  # the paper counts work in minibatches of 1000 sequences
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """What one iteration did and what it cost, in sequences."""
+
+    stats: dict[str, Any]
+    """Statistics of the step, with at least ``loss`` and ``seconds``."""
+    sequences: int
+    """Sequences gone through by gradients and curvature products."""
+    evaluated: int
+    """Sequences gone through by objective evaluations."""
+
+
+class Stepper(Protocol):
+    """An optimiser as the training loop sees it."""
+
+    batches: int
+
+    def step(self, batches: Sequence[Batch]) -> Iteration: ...
+
+
+class HessianFreeStepper:
+    """One HF step an iteration: fresh gradient batches, the other roles are picked from them."""
+
+    def __init__(self, optimizer: HessianFree, batches: int, batch_size: int) -> None:
+        self.batches = batches
+        self._optimizer = optimizer
+        self._batch_size = batch_size
+
+    def step(self, batches: Sequence[Batch]) -> Iteration:
+        stats = self._optimizer.step(Batches(gradient=batches))
+        return Iteration(
+            asdict(stats),
+            sequences=(stats.products + stats.gradients) * self._batch_size,
+            evaluated=stats.objective_evaluations * self._batch_size,
+        )
+
+
+class FirstOrderStepper:
+    """One update of a torch optimiser an iteration, on one fresh batch.
+
+    The loss is the problem's, a sum over a sequence's unmasked outputs averaged over sequences,
+    without L2 (use the optimiser's weight decay).
+    """
+
+    batches = 1
+
+    def __init__(
+        self, model: torch.nn.Module, problem: Problem, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._model = model
+        self._loss = problem.loss
+        self._optimizer = optimizer
+
+    def step(self, batches: Sequence[Batch]) -> Iteration:
+        (batch,) = batches
+        losses: list[float] = []
+        started = time.perf_counter()
+
+        def closure() -> Tensor:
+            self._optimizer.zero_grad()
+            losses.append(self._backward(batch))
+            return torch.tensor(losses[-1], dtype=torch.float64)
+
+        self._optimizer.step(closure)  # type: ignore[arg-type]
+        size = batch.inputs.shape[1]
+        seconds = {"update": time.perf_counter() - started}
+        return Iteration(
+            {"loss": losses[0], "gradients": len(losses) * size / COST_UNIT, "seconds": seconds},
+            sequences=len(losses) * size,
+            evaluated=0,
+        )
+
+    def _backward(self, batch: Batch) -> float:
+        """Loss on ``batch``; adds its gradient to the parameters'."""
+        s = self._model(batch.inputs)
+        outputs, scale = s.detach(), 1.0 / batch.inputs.shape[1]
+        value = self._loss.value(outputs, batch.targets, batch.mask, scale=scale)
+        s.backward(gradient=self._loss.gradient(outputs, batch.targets, batch.mask, scale=scale))
+        return value
+
+
+def make_stepper(
+    model: torch.nn.Module,
+    problem: Problem,
+    optimizer: torch.optim.Optimizer,
+    *,
+    gradient_batches: int,
+    batch_size: int,
+) -> Stepper:
+    """The stepper for this optimiser.
+
+    Raises ValueError if the optimiser holds a parameter that is not the model's.
+    """
+    own = {id(p) for p in model.parameters()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(id(p) not in own for p in held):
+        raise ValueError("optimizer: holds parameters that are not the model's")
+    if isinstance(optimizer, HessianFree):
+        return HessianFreeStepper(optimizer, gradient_batches, batch_size)
+    return FirstOrderStepper(model, problem, optimizer)

@@ -1,0 +1,1 @@
+"""Vector updates of the conjugate gradient method, one pass over memory each."""

@@ -1,0 +1,200 @@
+#include "kernels/cpu/parallel.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdlib>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <thread>
+#include <vector>
+
+namespace hfcore {
+namespace {
+
+constexpr std::size_t alignment = 64;
+
+class Buffer {
+public:
+    Buffer() = default;
+    Buffer(Buffer&& other) noexcept : data_(other.data_), bytes_(other.bytes_) {
+        other.data_ = nullptr;
+        other.bytes_ = 0;
+    }
+    ~Buffer() { std::free(data_); }
+
+    void* grow(std::size_t bytes) {
+        if (bytes > bytes_) {
+            clear();
+            bytes = (bytes + alignment - 1) / alignment * alignment;
+            data_ = std::aligned_alloc(alignment, bytes);
+            if (data_ == nullptr) throw std::bad_alloc();
+            bytes_ = bytes;
+        }
+        return data_;
+    }
+    void clear() {
+        std::free(data_);
+        data_ = nullptr;
+        bytes_ = 0;
+    }
+    std::size_t bytes() const { return bytes_; }
+
+private:
+    void* data_ = nullptr;
+    std::size_t bytes_ = 0;
+};
+
+// Workers 1 .. n-1 are threads; worker 0 is whoever calls.
+class Pool {
+public:
+    std::mutex in_use;
+    std::vector<Buffer> scratch;
+    Buffer shared;
+
+    // Makes sure that workers 0 .. threads-1 exist.
+    void prepare(int threads) {
+        if (static_cast<int>(scratch.size()) < threads) scratch.resize(threads);
+        while (static_cast<int>(workers_.size()) + 1 < threads) {
+            const int worker = static_cast<int>(workers_.size()) + 1;
+            workers_.emplace_back([this, worker, seen = generation_] { serve(worker, seen); });
+        }
+    }
+
+    void run(int threads, const std::function<void(int)>& body) {
+        error_ = nullptr;
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            body_ = &body;
+            active_ = threads;
+            pending_ = threads - 1;
+            ++generation_;
+        }
+        if (threads > 1) wake_.notify_all();
+        guarded(body, 0);
+        std::unique_lock<std::mutex> lock(mutex_);
+        done_.wait(lock, [this] { return pending_ == 0; });
+        if (error_) std::rethrow_exception(error_);
+    }
+
+private:
+    std::vector<std::thread> workers_;
+    std::mutex mutex_;
+    std::condition_variable wake_, done_;
+    const std::function<void(int)>* body_ = nullptr;
+    int active_ = 0;
+    int pending_ = 0;
+    std::uint64_t generation_ = 0;
+    std::exception_ptr error_;
+
+    void guarded(const std::function<void(int)>& body, int worker) {
+        try {
+            body(worker);
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(mutex_);
+            if (!error_) error_ = std::current_exception();
+        }
+    }
+
+    void serve(int worker, std::uint64_t seen) {
+        for (;;) {
+            const std::function<void(int)>* body = nullptr;
+            {
+                std::unique_lock<std::mutex> lock(mutex_);
+                wake_.wait(lock, [&] { return generation_ != seen; });
+                seen = generation_;
+                if (worker < active_) body = body_;
+            }
+            if (body == nullptr) continue;
+            guarded(*body, worker);
+            std::lock_guard<std::mutex> lock(mutex_);
+            if (--pending_ == 0) done_.notify_one();
+        }
+    }
+};
+
+// The pool is never destroyed: its threads may outlive static destructors, and a forked child
+// (which has none of the threads) starts a fresh one.
+Pool& pool() {
+    static std::mutex guard;
+    static Pool* current = nullptr;
+    static pid_t owner = 0;
+    std::lock_guard<std::mutex> lock(guard);
+    if (current == nullptr || owner != getpid()) {
+        current = new Pool;
+        owner = getpid();
+    }
+    return *current;
+}
+
+}  // namespace
+
+Region::Region(int threads) : threads_(std::clamp(threads, 1, 256)) {
+    Pool& p = pool();
+    p.in_use.lock();
+    try {
+        p.prepare(threads_);
+    } catch (...) {
+        p.in_use.unlock();
+        throw;
+    }
+}
+
+Region::~Region() { pool().in_use.unlock(); }
+
+void* Region::scratch(int worker, std::size_t bytes) { return pool().scratch[worker].grow(bytes); }
+
+void* Region::shared(std::size_t bytes) { return pool().shared.grow(bytes); }
+
+void Region::run(std::int64_t tasks, TaskRef work) {
+    const int threads = static_cast<int>(std::min<std::int64_t>(threads_, std::max<std::int64_t>(tasks, 1)));
+    std::atomic<std::int64_t> next{0};
+    pool().run(threads, [&](int worker) {
+        for (std::int64_t task; (task = next.fetch_add(1)) < tasks;) work(task, worker);
+    });
+}
+
+void Region::run_ordered(std::int64_t tasks, TaskRef work, TaskRef merge) {
+    std::mutex mutex;
+    std::condition_variable turn;
+    std::int64_t merged = 0;
+    bool failed = false;
+    run(tasks, [&](std::int64_t task, int worker) {
+        try {
+            work(task, worker);
+            std::unique_lock<std::mutex> lock(mutex);
+            turn.wait(lock, [&] { return merged == task || failed; });
+            if (failed) return;
+            merge(task, worker);
+            ++merged;
+        } catch (...) {
+            std::lock_guard<std::mutex> lock(mutex);
+            failed = true;
+            turn.notify_all();
+            throw;
+        }
+        turn.notify_all();
+    });
+}
+
+std::size_t scratch_bytes() {
+    Pool& p = pool();
+    std::lock_guard<std::mutex> lock(p.in_use);
+    std::size_t bytes = p.shared.bytes();
+    for (const Buffer& b : p.scratch) bytes += b.bytes();
+    return bytes;
+}
+
+void release_scratch() {
+    Pool& p = pool();
+    std::lock_guard<std::mutex> lock(p.in_use);
+    p.shared.clear();
+    for (Buffer& b : p.scratch) b.clear();
+}
+
+}  // namespace hfcore

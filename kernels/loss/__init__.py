@@ -1,0 +1,1 @@
+"""Matching losses at the pre-nonlinearity outputs s: value, gradient and curvature."""

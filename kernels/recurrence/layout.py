@@ -1,0 +1,55 @@
+"""Names and memory layout shared by every implementation of the recurrence ops."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class RnnWeights(NamedTuple):
+    """Parameters (or a tangent, or a gradient) of G recurrent nets, in the 2011 paper's names.
+
+    Every tensor has a leading group axis of length G, or 1 to share it among the group:
+    ``W_hx [G,H,n]``, ``W_hh [G,H,H]``, ``W_yh [G,k,H]``, ``b_h [G,H]``, ``b_init [G,H]``,
+    ``b_y [G,k]``. A flat vector holds them in this order, each row-major.
+    """
+
+    W_hx: Tensor
+    W_hh: Tensor
+    W_yh: Tensor
+    b_h: Tensor
+    b_init: Tensor
+    b_y: Tensor
+
+
+class RnnShape(NamedTuple):
+    """Inputs n, hidden units H, outputs k of one net."""
+
+    n: int
+    H: int
+    k: int
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Elements of each parameter, in the order of :class:`RnnWeights`."""
+        n, H, k = self
+        return (H * n, H * H, k * H, H, H, k)
+
+    @property
+    def numel(self) -> int:
+        """Parameters N of one net."""
+        return sum(self.sizes)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each parameter, in the order of :class:`RnnWeights`."""
+        n, H, k = self
+        return ((H, n), (H, H), (k, H), (H,), (H,), (k,))
+
+
+def split_flat(flat: Tensor, shape: RnnShape) -> RnnWeights:
+    """Views of the flat vectors ``flat [G,N]`` as named parameters with a group axis."""
+    group = flat.shape[0]
+    parts = flat.split(shape.sizes, dim=1)
+    return RnnWeights(*(p.view(group, *s) for p, s in zip(parts, shape.shapes, strict=True)))
