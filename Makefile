@@ -1,0 +1,55 @@
+# Every target sets itself up: a virtual environment in .venv, torch pinned by constraints.txt.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check -q -c constraints.txt
+SOURCES := $(shell find kernels bindings -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml
+
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-full lint types bench bench-peers seeds fuzz clean
+
+help:
+	@echo "make train       teach an RNN the addition problem by Hessian-free optimisation"
+	@echo "make test        install, lint, type check and run the test suite"
+	@echo "make test-full   the same with the slow tests"
+	@echo "make bench       benchmark table against torch baselines; bench-peers adds other libraries"
+	@echo "make seeds       the table of seeds in the README (hours)"
+	@echo "make fuzz        10,000 random calls of the compiled module under ASan and UBSan"
+
+# torch first and pinned: a plain `torch` would fetch gigabytes of CUDA libraries.
+$(VENV)/torch.stamp: constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	@touch $@
+
+# Compiled once and copied into the environment; Python files are copied too, so the checkout
+# itself is never on the path (tests run with python -P).
+$(VENV)/hfcore.stamp: $(VENV)/torch.stamp $(SOURCES) $(shell find hfcore bindings kernels -name '*.py')
+	$(PIP) --force-reinstall --no-deps .
+	$(PIP) .
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/hfcore.stamp
+	$(PIP) ".[test,dev]"
+	@touch $@
+
+install: $(VENV)/hfcore.stamp
+
+train: $(VENV)/hfcore.stamp
+	$(PY) -P -m hfcore train addition --length 30 --optimizer hf --seed 0 --require-solved
+
+lint: $(VENV)/test.stamp
+	$(PY) -P -m ruff check .
+	$(PY) -P -m ruff format --check .
+
+types: $(VENV)/test.stamp
+	$(PY) -P -m mypy
+
+test: lint types
+	$(PY) -P -m pytest -m "not slow and not gpu"
+
+test-full: lint types
+	$(PY) -P -m pytest -m "not gpu"
+
+clean:
+	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,1 @@
+"""Curvature operators: products with flat vectors, activations cached once per operator."""

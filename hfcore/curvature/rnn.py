@@ -1,0 +1,284 @@
+"""Objective and Gauss-Newton curvature of :class:`hfcore.RNN`, on the fused recurrence ops."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hfcore.batches import Batch
+from hfcore.bindings import loss as loss_ops
+from hfcore.bindings import recurrence as ops
+from hfcore.bindings.checks import check_choice, check_tensor
+from hfcore.kernels.recurrence import RnnWeights, split_flat
+from hfcore.losses import Loss
+from hfcore.models.rnn import RNN
+
+Normalize = Literal["sequences", "outputs"]
+StructuralDistance = Literal["matching", "quarter"]
+
+# D'' of the structural term in units of e'(t). Note 1: the paper derives D'' = 1 − h² for tanh; the
+# original release multiplies by 0.25, so that the same μ is four times weaker there.
+STRUCTURAL_FACTOR: dict[str, float] = {"matching": 1.0, "quarter": 0.25}
+
+# Sequences whose states are held at once while a gradient is accumulated.
+GRADIENT_CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """A checked batch: only the steps that have outputs are kept in targets and mask.
+
+    ``x [1,T,B,n]``; ``steps`` int64 ``[T_out]`` or None for all; ``targets [1,T_out,B,…]``;
+    ``mask [1,T_out,B]`` or None; ``outputs`` counts the unmasked ones.
+    """
+
+    x: Tensor
+    steps: Tensor | None
+    targets: Tensor
+    mask: Tensor | None
+    outputs: int
+
+    @property
+    def count(self) -> int:
+        return self.x.shape[2]
+
+    def chunks(self, size: int) -> Iterator[Sequences]:
+        """The same data in pieces of at most ``size`` sequences."""
+        if self.count <= size:
+            yield self
+            return
+        for at in range(0, self.count, size):
+            part = slice(at, at + size)
+            mask = None if self.mask is None else self.mask[:, :, part]
+            yield Sequences(
+                self.x[:, :, part], self.steps, self.targets[:, :, part], mask, self.outputs
+            )
+
+
+def check_batch(model: RNN, loss: Loss, batch: Batch) -> Sequences:
+    """Check one batch against the model and the loss, and cut it to the steps with outputs.
+
+    Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, empty
+    batch, no time steps, a mask of nothing, NaN or Inf in inputs or in unmasked targets.
+    """
+    x = check_tensor("inputs", batch.inputs, ["T", "B", model.input_size], like=model.W_hh)
+    T, B = x.shape[:2]
+    if T == 0 or B == 0:
+        what = "time steps" if T == 0 else "sequences"
+        raise ValueError(f"inputs: got shape {list(x.shape)}, need at least one of its {what}")
+    if not isinstance(batch.targets, Tensor):
+        raise TypeError(f"targets: got {type(batch.targets).__name__}, need a torch.Tensor")
+    loss.check_targets(torch.Size([T, B, model.output_size]), batch.targets, x.dtype)
+    if batch.targets.device != x.device:
+        raise ValueError(f"targets: is on {batch.targets.device}, need {x.device}")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("inputs: holds NaN or Inf, need finite values")
+    steps, targets, mask, outputs = _cut_to_outputs(batch, T, B)
+    _check_target_values(loss, targets, mask)
+    x = x.unsqueeze(0).contiguous()
+    return Sequences(x, steps, targets.unsqueeze(0).contiguous(), _grouped(mask), outputs)
+
+
+def _grouped(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.unsqueeze(0).contiguous()
+
+
+def _cut_to_outputs(
+    batch: Batch, T: int, B: int
+) -> tuple[Tensor | None, Tensor, Tensor | None, int]:
+    """(steps, targets, mask, unmasked outputs); steps None and mask None where nothing is masked."""
+    if batch.mask is None:
+        return None, batch.targets, None, T * B
+    mask = check_tensor("mask", batch.mask, [T, B])
+    if mask.device != batch.inputs.device:
+        raise ValueError(f"mask: is on {mask.device}, need {batch.inputs.device}")
+    if mask.dtype != torch.bool:
+        if mask.dtype != batch.inputs.dtype:
+            raise TypeError(f"mask: got {mask.dtype}, need torch.bool or {batch.inputs.dtype}")
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError("mask: holds values other than 0 and 1")
+        mask = mask.bool()
+    outputs = int(mask.sum())
+    if outputs == 0:
+        raise ValueError("mask: masks every output, need at least one that counts")
+    steps = mask.any(dim=1).nonzero().squeeze(1)
+    if len(steps) < T:
+        first, last = int(steps[0]), int(steps[-1])
+        # One run of steps, above all the last one alone, is a view and not a gather.
+        where = slice(first, last + 1) if last - first + 1 == len(steps) else steps
+        targets, mask = batch.targets[where], mask[where]
+    else:
+        steps, targets = None, batch.targets
+    return steps, targets, None if bool(mask.all()) else mask, outputs
+
+
+def _check_target_values(loss: Loss, targets: Tensor, mask: Tensor | None) -> None:
+    if not targets.is_floating_point():
+        return
+    bad = ~torch.isfinite(targets)
+    if loss.kind == "logistic":
+        bad |= (targets < 0) | (targets > 1)
+    if mask is not None:
+        bad &= mask.unsqueeze(-1)
+    if bool(bad.any()):
+        need = "values in [0,1]" if loss.kind == "logistic" else "finite values"
+        raise ValueError(f"targets: an unmasked target is {targets[bad][0].item()}, need {need}")
+
+
+class RnnObjective:
+    """Mean loss of an RNN over sequences, + ½ l2 ‖θ‖².
+
+    ``normalize="sequences"``: sums over a sequence's unmasked outputs, averaged over sequences
+    (Martens & Sutskever 2011). ``"outputs"``: averaged over unmasked outputs, as the original
+    release does.
+    """
+
+    supports_structural = True
+
+    def __init__(
+        self,
+        model: RNN,
+        loss: Loss,
+        *,
+        l2: float = 0.0,
+        normalize: Normalize = "sequences",
+        structural_distance: StructuralDistance = "matching",
+    ) -> None:
+        check_choice("normalize", normalize, ("sequences", "outputs"))
+        check_choice("structural_distance", structural_distance, tuple(STRUCTURAL_FACTOR))
+        self.model = model
+        self.loss_function = loss
+        self.l2 = l2
+        self.normalize = normalize
+        self.structural_factor = STRUCTURAL_FACTOR[structural_distance]
+
+    def prepare(self, data: Batch | Sequence[Batch]) -> list[Sequences]:
+        """Check batches; one batch, or a list whose mean (weighted by size) is the objective."""
+        batches = [data] if isinstance(data, Batch) else list(data)
+        if not batches:
+            raise ValueError("data: got no batch, need at least one")
+        return [check_batch(self.model, self.loss_function, Batch(*b)) for b in batches]
+
+    def minibatches(self, data: list[Sequences]) -> int:
+        return len(data)
+
+    def scale(self, data: list[Sequences]) -> float:
+        """What a sum over all sequences and outputs is multiplied by."""
+        if self.normalize == "sequences":
+            return 1.0 / sum(part.count for part in data)
+        return 1.0 / sum(part.outputs for part in data)
+
+    def weights(self, theta: Tensor) -> RnnWeights:
+        return split_flat(theta.unsqueeze(0), self.model.shape)
+
+    def regulariser(self, theta: Tensor) -> float:
+        return 0.5 * self.l2 * float(theta.double().square().sum()) if self.l2 else 0.0
+
+    def loss(self, data: list[Sequences], theta: Tensor) -> float:
+        w, scale = self.weights(theta), self.scale(data)
+        total = 0.0
+        for part in data:
+            s = self.forward(part, w, states=False)[1]
+            total += self.loss_at(part, s, scale)
+        return total + self.regulariser(theta)
+
+    def gradient(self, data: list[Sequences], theta: Tensor) -> tuple[float, Tensor]:
+        w, scale = self.weights(theta), self.scale(data)
+        total, gradient = 0.0, torch.zeros_like(theta)
+        for part in (chunk for whole in data for chunk in whole.chunks(GRADIENT_CHUNK)):
+            h, s = self.forward(part, w, states=True)
+            total += self.loss_at(part, s, scale)
+            gs = loss_ops.loss_gradient(
+                self.loss_function.kind, s, part.targets, part.mask, scale=scale
+            )
+            assert h is not None
+            gradient += ops.rnn_backward(
+                part.x, h, w, gs, nonlinearity=self.model.nonlinearity, steps=part.steps
+            )[0]
+        if self.l2:
+            gradient.add_(theta, alpha=self.l2)
+        return total + self.regulariser(theta), gradient
+
+    def curvature(self, data: list[Sequences], theta: Tensor) -> RnnCurvature:
+        return RnnCurvature(self, data, theta)
+
+    def forward(
+        self, part: Sequences, w: RnnWeights, *, states: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        return ops.rnn_forward(
+            part.x, w, nonlinearity=self.model.nonlinearity, steps=part.steps, states=states
+        )
+
+    def loss_at(self, part: Sequences, s: Tensor, scale: float) -> float:
+        value = loss_ops.loss_value(
+            self.loss_function.kind, s, part.targets, part.mask, scale=scale
+        )
+        return float(value)
+
+
+@dataclass(frozen=True)
+class _Linearisation:
+    """What a product needs of one batch: inputs, cached states and the diagonal of L''."""
+
+    part: Sequences
+    h: Tensor
+    c: Tensor
+
+
+class RnnCurvature:
+    """Gauss-Newton matrix of an RNN at fixed parameters and data; activations cached."""
+
+    def __init__(self, objective: RnnObjective, data: list[Sequences], theta: Tensor) -> None:
+        self._objective = objective
+        self._w = objective.weights(theta)
+        self._scale = objective.scale(data)
+        self._parts: list[_Linearisation] = []
+        kind = objective.loss_function.kind
+        total = 0.0
+        for part in data:
+            h, s = objective.forward(part, self._w, states=True)
+            assert h is not None
+            total += objective.loss_at(part, s, self._scale)
+            self._parts.append(_Linearisation(part, h, loss_ops.loss_curvature(kind, s, part.mask)))
+        self.loss = total + objective.regulariser(theta)
+
+    def product(
+        self,
+        v: Tensor,
+        *,
+        damping: float = 0.0,
+        structural: float = 0.0,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """(G + l2·I + damping·I + structural·G_S) v for ``v [N]``."""
+        grouped = None if out is None else out.unsqueeze(0)
+        return self.products(v.unsqueeze(0), damping, structural, grouped)[0]
+
+    def products(
+        self, v: Tensor, damping: float = 0.0, structural: float = 0.0, out: Tensor | None = None
+    ) -> Tensor:
+        """The same for the rows of ``v [m,N]`` in one pass, on the group axis."""
+        objective = self._objective
+        total: Tensor | None = None
+        for lin in self._parts:
+            one = ops.rnn_gauss_newton(
+                lin.part.x,
+                lin.h,
+                self._w,
+                v,
+                lin.c,
+                rank_one=objective.loss_function.rank_one,
+                nonlinearity=objective.model.nonlinearity,
+                steps=lin.part.steps,
+                scale=self._scale,
+                structural=structural * objective.structural_factor,
+                damping=damping + objective.l2 if total is None else 0.0,
+                out=out if total is None else None,
+            )
+            total = one if total is None else total.add_(one)
+        assert total is not None
+        return total

@@ -1,0 +1,45 @@
+"""The one interface through which an optimiser sees a model, its loss and its data."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class Curvature(Protocol):
+    """A curvature matrix at fixed parameters and data, as products with flat vectors."""
+
+    @property
+    def loss(self) -> float:
+        """Objective on the curvature data at those parameters."""
+
+    def product(
+        self, v: Tensor, *, damping: float = 0.0, structural: float = 0.0, out: Tensor | None = None
+    ) -> Tensor:
+        """(B + damping·I + structural·G_S) v for ``v [N]``; B holds the L2 term."""
+
+
+class Objective(Protocol):
+    """f(θ) = mean loss over data + ½ l2 ‖θ‖², its gradient and its curvature.
+
+    ``data`` is whatever :meth:`prepare` gave; ``theta [N]`` is a flat parameter vector, which need
+    not be what the model holds.
+    """
+
+    supports_structural: bool
+
+    def prepare(self, data: Any) -> Any:
+        """Check data once and bring it to the form that the other methods take."""
+
+    def minibatches(self, data: Any) -> int:
+        """How many minibatches one pass over the data counts."""
+
+    def loss(self, data: Any, theta: Tensor) -> float:
+        """f(θ) on the data."""
+
+    def gradient(self, data: Any, theta: Tensor) -> tuple[float, Tensor]:
+        """f(θ) and ∇f(θ) ``[N]`` on the data."""
+
+    def curvature(self, data: Any, theta: Tensor) -> Curvature:
+        """The curvature at θ on the data, activations cached."""

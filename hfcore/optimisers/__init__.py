@@ -1,0 +1,1 @@
+"""Outer loops: what an optimisation step is, as ``torch.optim.Optimizer`` subclasses."""

@@ -1,0 +1,40 @@
+"""Backtracking line search along a CG step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LineSearch:
+    """Try α = 1, decay, decay², … at most ``max_evaluations`` times.
+
+    Accepts f(α) ≤ f(0) + armijo·α·slope with slope = ∇fᵀp; ``armijo=0`` accepts any decrease, as
+    the RNN release does (0.8^i, i < 50). Martens 2010: decay 0.8, armijo 0.01, 60 reductions.
+    """
+
+    decay: float = 0.8
+    armijo: float = 0.0
+    max_evaluations: int = 50
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < 1:
+            raise ValueError(f"line_search_decay: got {self.decay}, need between 0 and 1")
+        if not 0 <= self.armijo < 1:
+            raise ValueError(f"line_search_armijo: got {self.armijo}, need 0 ≤ armijo < 1")
+        if self.max_evaluations < 1:
+            raise ValueError(f"line_search_max: got {self.max_evaluations}, need at least 1")
+
+    def search(
+        self, f: Callable[[float], float], f0: float, slope: float
+    ) -> tuple[float, float, int]:
+        """(α, f(α), evaluations); α = 0 and f0 if nothing was accepted."""
+        alpha = 1.0
+        for evaluation in range(1, self.max_evaluations + 1):
+            value = f(alpha)
+            if math.isfinite(value) and value < f0 and value <= f0 + self.armijo * alpha * slope:
+                return alpha, value, evaluation
+            alpha *= self.decay
+        return 0.0, f0, self.max_evaluations

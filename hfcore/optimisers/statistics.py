@@ -1,0 +1,76 @@
+"""What one Hessian-free step reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One step in numbers; ``dataclasses.asdict`` of it is JSON but for inf and nan.
+
+    Work is counted in minibatches: one product, gradient or objective evaluation on one batch is 1.
+    """
+
+    loss: float  # objective on the gradient data, before
+    line_search_loss: float  # objective on the line search data, before
+    loss_after: float  # and after
+    rho: float  # reduction ratio ρ
+    damping: float  # λ used
+    damping_next: float  # λ of the next step
+    cg_iterations: int
+    cg_stop: str
+    cg_kept: int  # the CG iterate that became the step, 0 for none
+    alpha: float  # line search factor, 0 = rejected
+    step_norm: float  # ‖αp‖
+    gradient_norm: float
+    products: int
+    gradients: int
+    objective_evaluations: int
+    seconds: dict[str, float]  # by phase, and "total"
+    accepted: bool
+    messages: tuple[str, ...]
+
+    @property
+    def minibatches(self) -> int:
+        """The paper's cost: gradients and curvature products."""
+        return self.products + self.gradients
+
+
+PHASES = ("prepare", "gradient", "curvature", "products", "cg", "backtracking", "rho", "line_search")
+
+
+class Ledger:
+    """Counts the work of one step and the seconds of its phases (phases may nest)."""
+
+    def __init__(self) -> None:
+        self.products = 0
+        self.gradients = 0
+        self.objective_evaluations = 0
+        self.messages: list[str] = []
+        self._seconds = dict.fromkeys(PHASES, 0.0)
+        self._open: list[str] = []
+        self._started = self._mark = time.perf_counter()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time spent inside goes to ``name``, less what inner phases take."""
+        self._switch()
+        self._open.append(name)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._open.pop()
+
+    def _switch(self) -> None:
+        now = time.perf_counter()
+        if self._open:
+            self._seconds[self._open[-1]] += now - self._mark
+        self._mark = now
+
+    def seconds(self) -> dict[str, float]:
+        return {**self._seconds, "total": time.perf_counter() - self._started}

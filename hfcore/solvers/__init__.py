@@ -1,0 +1,1 @@
+"""Solvers on flat vectors, one per file."""

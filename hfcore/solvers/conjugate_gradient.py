@@ -1,0 +1,123 @@
+"""Conjugate gradients on A x = b with the stop rules of Hessian-free optimisation.
+
+Minimises φ(x) = ½xᵀAx − bᵀx. Martens (2010), section 4.4; Martens & Sutskever (2012), section 20.4.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from hfcore.bindings import conjugate_gradient as ops
+
+Product = Callable[[Tensor, Tensor], Tensor]  # (v, out) -> out = A v
+Observer = Callable[[int, Tensor, float], bool]  # (iteration, x, φ) -> True to stop
+
+MAX_ITERATIONS = "maximum of iterations"
+PROGRESS = "relative progress below tolerance"
+RESIDUAL = "residual below tolerance"
+NONPOSITIVE = "pᵀAp ≤ 0: no positive curvature along the direction"
+NONFINITE = "curvature product not finite"
+OBSERVER = "true objective got worse"
+
+
+@dataclass(frozen=True)
+class StopRule:
+    """When CG has done enough.
+
+    Progress: stop at i if i > k, φ_{i−k} < 0 and (φ_{i−k} − φ_i)/|φ_i| < k·tolerance, with
+    k = max(lookback, ⌈lookback_fraction·i⌉). Residual: stop if ‖r‖ < residual.
+    """
+
+    max_iterations: int = 300
+    min_iterations: int = 1
+    tolerance: float = 5e-4
+    lookback: int = 10
+    lookback_fraction: float = 0.1
+    residual: float = 1e-10
+
+    def __post_init__(self) -> None:
+        if self.max_iterations < 1:
+            raise ValueError(f"cg_max_iter: got {self.max_iterations}, need at least 1")
+        if self.tolerance < 0:
+            raise ValueError(f"cg_tolerance: got {self.tolerance}, need at least 0")
+
+    def reason(self, history: list[float], residual_norm: float) -> str | None:
+        """Why to stop after the iterations whose φ is in ``history`` (φ_0 first), or None."""
+        i = len(history) - 1
+        if residual_norm < self.residual:
+            return RESIDUAL
+        if i >= self.min_iterations:
+            k = max(self.lookback, math.ceil(self.lookback_fraction * i))
+            if i > k and history[i - k] < 0:
+                now, then = history[i], history[i - k]
+                if now < 0 and (now - then) / now < k * self.tolerance:
+                    return PROGRESS
+        return MAX_ITERATIONS if i >= self.max_iterations else None
+
+
+@dataclass
+class Solution:
+    """Where CG ended: ``x [N]``, why, after how many iterations, and φ after each (φ_0 first)."""
+
+    x: Tensor
+    stop: str
+    iterations: int
+    history: list[float] = field(default_factory=list)
+
+
+def conjugate_gradient(
+    product: Product,
+    b: Tensor,
+    x0: Tensor,
+    *,
+    rule: StopRule,
+    observer: Observer | None = None,
+    preconditioner: Tensor | None = None,
+) -> Solution:
+    """Solve A x = b from ``x0`` (``[N]``, not changed); ``preconditioner [N]`` is a diagonal M.
+
+    ``observer(i, x, φ)`` sees the iterate after every iteration and may end the solve. x is reused
+    between calls: an observer that wants to keep it copies it. pᵀAp that is not positive or not
+    finite ends the solve at the iterate before it.
+    """
+    x, p_image = x0.clone(), x0.new_empty(x0.shape)
+    # φ(x0) and the residual cost one product, unless the start is zero.
+    r = b.clone()
+    if bool(x0.any()):
+        r.sub_(product(x, p_image))
+    z = r if preconditioner is None else r / preconditioner
+    direction = z.clone()
+    rz = _dot(r, z)
+    history = [-0.5 * (_dot(x, r) + _dot(x, b))]
+    if not math.isfinite(rz):
+        return Solution(x0.clone(), NONFINITE, 0, history)
+    if rz == 0.0:
+        return Solution(x, RESIDUAL, 0, history)
+    while True:
+        product(direction, p_image)
+        curvature, rz_new, phi = ops.cg_update(
+            x, r, z, direction, p_image, b, rz, preconditioner
+        )
+        if not math.isfinite(curvature):
+            return Solution(x, NONFINITE, len(history) - 1, history)
+        if curvature <= 0.0:
+            return Solution(x, NONPOSITIVE, len(history) - 1, history)
+        history.append(phi)
+        if not (math.isfinite(phi) and math.isfinite(rz_new)):
+            return Solution(x, NONFINITE, len(history) - 1, history)
+        if observer is not None and observer(len(history) - 1, x, phi):
+            return Solution(x, OBSERVER, len(history) - 1, history)
+        norm = math.sqrt(rz_new) if preconditioner is None else math.sqrt(_dot(r, r))
+        stop = rule.reason(history, norm)
+        if stop is not None:
+            return Solution(x, stop, len(history) - 1, history)
+        ops.cg_direction(direction, z, rz_new / rz)
+        rz = rz_new
+
+
+def _dot(a: Tensor, b: Tensor) -> float:
+    return float(a.double() @ b.double())
