@@ -9,9 +9,33 @@ if _find_spec("hfcore.bindings") is None:
         "with `python -P`."
     )
 
-from hfcore import losses
+from hfcore import init, losses, presets, problems
 from hfcore.batches import Batch, Batches
-from hfcore.bindings.dispatch import use_backend
+from hfcore.bindings.dispatch import BackendUnavailable, use_backend
+from hfcore.curvature.gauss_newton import GaussNewton
 from hfcore.models.rnn import RNN
+from hfcore.objective import Objective
+from hfcore.optimisers.hessian_free import HessianFree
+from hfcore.optimisers.statistics import StepStats
+try:
+    from hfcore.training import Callback, train
+except ImportError:  # TEMPORARY
+    pass
 
-__all__ = ["RNN", "Batch", "Batches", "losses", "use_backend"]
+__all__ = [
+    "RNN",
+    "BackendUnavailable",
+    "Batch",
+    "Batches",
+    "Callback",
+    "GaussNewton",
+    "HessianFree",
+    "Objective",
+    "StepStats",
+    "init",
+    "losses",
+    "presets",
+    "problems",
+    "train",
+    "use_backend",
+]

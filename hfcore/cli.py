@@ -13,12 +13,12 @@ from click.core import ParameterSource
 from rich.console import Console
 from rich.table import Table
 
-from hfcore import init
+from hfcore import init, presets
 from hfcore.bindings import dispatch
 from hfcore.models.rnn import RNN
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.problems import PROBLEMS, Problem, create
-from hfcore.training import ConfigMismatchError, RunFolderError, TrainResult, train
+from hfcore.training import RunFolderError, TrainResult, train
 from hfcore.training.environment import instruction_set, package_version
 
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
@@ -30,6 +30,9 @@ FIRST_ORDER = {
     and issubclass(value, torch.optim.Optimizer)
     and value is not torch.optim.Optimizer
 }
+
+PRESETS = {"rnn2011": presets.rnn2011, "rnn2011_release": presets.rnn2011_release}
+DEFAULT_PRESET = "rnn2011"
 
 # Options that speak to one kind of optimiser, and the keyword each becomes there.
 HF_OPTIONS = {
@@ -80,7 +83,12 @@ def info() -> None:
 @click.option("--init", "init_name", type=click.Choice(["sparse", "gaussian"]), default="sparse")
 @click.option("--init-scale", type=float, default=1.0, help="Factor on the initial weights.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of initial weights and data.")
-@click.option("--damping", type=float, help="hf: first λ.  [default: 0.1 x length]")
+@click.option(
+    "--preset",
+    type=click.Choice(sorted(PRESETS)),
+    help=f"hf: published settings; the hf options below override it.  [default: {DEFAULT_PRESET}]",
+)
+@click.option("--damping", type=float, help="hf: first λ.  [default: 0.1 x sequence length]")
 @click.option("--structural", type=float, help="hf: structural damping μ, 0 for none.")
 @click.option("--l2", type=float, help="hf: weight decay in the objective.")
 @click.option("--cg-max-iter", type=click.IntRange(1), help="hf: most CG iterations in a step.")
@@ -128,7 +136,7 @@ def train_command(
         torch.set_num_threads(threads)
     task = _problem(problem, length)
     model = _model(task, options)
-    chosen = _optimizer(context, optimizer, model, task, length)
+    chosen = _optimizer(context, optimizer, model, task)
     if run_dir is None:
         run_dir = _new_run_dir(f"{problem}-T{length}-{optimizer}-seed{options['seed']}")
     try:
@@ -149,7 +157,7 @@ def train_command(
             progress=not quiet,
             notes={"init": options["init_name"], "init_scale": options["init_scale"]},
         )
-    except (RunFolderError, ConfigMismatchError) as error:
+    except (RunFolderError, ValueError) as error:  # ValueError: another config, a loss of NaN
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         click.echo(f"aborted; the last checkpoint is in {run_dir}", err=True)
@@ -190,13 +198,13 @@ def _model(problem: Problem, options: dict[str, Any]) -> RNN:
 
 
 def _optimizer(
-    context: click.Context, name: str, model: RNN, problem: Problem, length: int
+    context: click.Context, name: str, model: RNN, problem: Problem
 ) -> torch.optim.Optimizer:
     if name == "hf":
         given = _given(context, name, HF_OPTIONS, FIRST_ORDER_OPTIONS)
-        given.setdefault("damping", 0.1 * length)  # Martens & Sutskever 2011, supplement
+        preset = PRESETS[context.params["preset"] or DEFAULT_PRESET]
         try:
-            return HessianFree(model, problem.loss, **given)
+            return HessianFree(model, problem.loss, **{**preset, **given})
         except (ValueError, TypeError) as error:
             raise click.UsageError(f"--optimizer hf: {error}") from error
     if name not in FIRST_ORDER:
@@ -213,7 +221,7 @@ def _given(
     context: click.Context, optimizer: str, mine: dict[str, str], others: dict[str, str]
 ) -> dict[str, Any]:
     """Keywords from the options on the command line; an option of the other kind is an error."""
-    for name in others:
+    for name in [*others, *([] if optimizer == "hf" else ["preset", "gradient_batches"])]:
         if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
             flag = "--" + name.replace("_", "-")
             raise click.UsageError(f"{flag} has no meaning with --optimizer {optimizer}")

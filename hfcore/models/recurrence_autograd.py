@@ -1,6 +1,6 @@
-"""The recurrence ops as differentiable torch functions, of any order and under every transform.
+"""The recurrence ops as differentiable torch functions: any order, forward and reverse mode, vmap.
 
-Two ``autograd.Function``s over two coarse dispatcher ops (one node a sequence, whatever T):
+Two ``autograd.Function``s over two of the dispatcher ops of ``recurrence_library.py``:
 
     rnn_hidden    h_t = e(W_hx x_t + W_hh h_{t-1} + b_h), b_init for W_hh h_{t-1} at t = 0
     linear_scan   y_t = d_t * (y_{t-1} W + u_t), or with y_{t+1} when ``reverse``
@@ -20,39 +20,21 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from hfcore.bindings import recurrence as ops
-from hfcore.kernels.recurrence import RnnWeights
 from hfcore.kernels.recurrence.reference import activation_derivative
-
-_library = torch.library.Library("hfcore", "DEF")
-_library.define(
-    "rnn_outputs(Tensor x, Tensor W_hx, Tensor W_hh, Tensor W_yh, Tensor b_h, Tensor b_init,"
-    " Tensor b_y, str nonlinearity) -> Tensor"
-)
-_library.define(
-    "rnn_hidden(Tensor x, Tensor W_hx, Tensor W_hh, Tensor b_h, Tensor b_init,"
-    " str nonlinearity) -> Tensor"
-)
-_library.define("linear_scan(Tensor u, Tensor d, Tensor W, bool reverse) -> Tensor")
 
 
 def rnn_hidden(
     x: Tensor, W_hx: Tensor, W_hh: Tensor, b_h: Tensor, b_init: Tensor, nonlinearity: str
 ) -> Tensor:
     """Hidden states ``h [G,T,B,H]`` of inputs ``x [G,T,B,n]``, differentiable."""
-    h: Tensor = RnnHidden.apply(x, W_hx, W_hh, b_h, b_init, nonlinearity)
-    return h
+    apply: Callable[..., Tensor] = RnnHidden.apply
+    return apply(x, W_hx, W_hh, b_h, b_init, nonlinearity)
 
 
 def linear_scan(u: Tensor, d: Tensor, W: Tensor, reverse: bool) -> Tensor:
     """y_t = d_t * (y_{t-1} W + u_t) for ``u, d [G,T,B,H]``, ``W [G,H,H]``, differentiable."""
-    y: Tensor = LinearScan.apply(u, d, W, reverse)
-    return y
-
-
-def derivatives_wanted(*tensors: Tensor) -> bool:
-    """Whether autograd, forward-mode AD or a torch.func transform may ask about these tensors."""
-    return torch._C._are_functorch_transforms_active() or _live(tensors)
+    apply: Callable[..., Tensor] = LinearScan.apply
+    return apply(u, d, W, reverse)
 
 
 def _nested_forward(jvp: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -72,7 +54,7 @@ def _nested_forward(jvp: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class RnnHidden(torch.autograd.Function):
-    """h from (x, W_hx, W_hh, b_h, b_init, nonlinearity)."""
+    """h from (x, W_hx, W_hh, b_h, b_init, nonlinearity); see :func:`rnn_hidden`."""
 
     @staticmethod
     def forward(
@@ -103,11 +85,11 @@ class RnnHidden(torch.autograd.Function):
         x, W_hx, W_hh, h = saved
         u = torch.zeros_like(h)
         if dx is not None:
-            u = u + _times(dx, W_hx.mT)
+            u = u + times(dx, W_hx.mT)
         if dW_hx is not None:
-            u = u + _times(x, dW_hx.mT)
+            u = u + times(x, dW_hx.mT)
         if dW_hh is not None:
-            u = u + _times(_shift(h, reverse=False), dW_hh.mT)
+            u = u + times(_shift(h, reverse=False), dW_hh.mT)
         if db_h is not None:
             u = u + db_h[:, None, None]
         if db_init is not None:
@@ -119,7 +101,7 @@ class RnnHidden(torch.autograd.Function):
         x, W_hx, W_hh, h = ctx.saved_tensors
         gt = linear_scan(gh, activation_derivative(h, ctx.nonlinearity), W_hh, True)
         gradients: tuple[Callable[[], Tensor], ...] = (
-            lambda: _times(gt, W_hx),
+            lambda: times(gt, W_hx),
             lambda: _outer(gt, x),
             lambda: _outer(gt, _shift(h, reverse=False)),
             lambda: gt.sum((1, 2)),
@@ -129,11 +111,11 @@ class RnnHidden(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        return _folded(RnnHidden.apply, info.batch_size, in_dims, args[:5], args[5])
+        return fold_into_group(RnnHidden.apply, info.batch_size, in_dims, args[:5], args[5])
 
 
 class LinearScan(torch.autograd.Function):
-    """y from (u, d, W, reverse); with P the shift y_t -> y_{t-1}, y = d * (P(y) W + u)."""
+    """y from (u, d, W, reverse): y = d * (P(y) W + u), where P shifts by one step in time."""
 
     @staticmethod
     def forward(u: Tensor, d: Tensor, W: Tensor, reverse: bool) -> Tensor:
@@ -150,7 +132,11 @@ class LinearScan(torch.autograd.Function):
     @staticmethod
     @_nested_forward
     def jvp(
-        saved: list[Tensor], ctx: Any, du: Tensor | None, dd: Tensor | None, dW: Tensor | None,
+        saved: list[Tensor],
+        ctx: Any,
+        du: Tensor | None,
+        dd: Tensor | None,
+        dW: Tensor | None,
         _: None,
     ) -> Tensor:
         u, d, W, y = saved
@@ -158,13 +144,12 @@ class LinearScan(torch.autograd.Function):
         if du is not None:
             pre = pre + du
         if dW is not None:
-            pre = pre + _times(_shift(y, ctx.reverse), dW)
+            pre = pre + times(_shift(y, ctx.reverse), dW)
         if dd is None:
             return linear_scan(pre, d, W, ctx.reverse)
-        # The term a = dd * (P(y) W + u) joins after the product with d, so it enters the scan of
-        # the rest z = dy - a through P(a) W.
-        a = dd * (_times(_shift(y, ctx.reverse), W) + u)
-        return linear_scan(pre + _times(_shift(a, ctx.reverse), W), d, W, ctx.reverse) + a
+        # a is added after the product with d, so the rest, dy - a, is the scan that meets P(a) W.
+        a = dd * (times(_shift(y, ctx.reverse), W) + u)
+        return linear_scan(pre + times(_shift(a, ctx.reverse), W), d, W, ctx.reverse) + a
 
     @staticmethod
     def backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
@@ -173,18 +158,18 @@ class LinearScan(torch.autograd.Function):
         gu = linear_scan(gy, d, W.mT, not ctx.reverse)
         gradients: tuple[Callable[[], Tensor], ...] = (
             lambda: gu,
-            # gu = d * q; q is built again because d may be 0.
-            lambda: (gy + _times(_shift(gu, not ctx.reverse), W.mT)) * (_times(before, W) + u),
+            # gu / d, built again because d may be 0.
+            lambda: (gy + times(_shift(gu, not ctx.reverse), W.mT)) * (times(before, W) + u),
             lambda: _outer(before, gu),
         )
         return (*_needed(ctx, gradients), None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
-        return _folded(LinearScan.apply, info.batch_size, in_dims, args[:3], args[3])
+        return fold_into_group(LinearScan.apply, info.batch_size, in_dims, args[:3], args[3])
 
 
-def _times(y: Tensor, W: Tensor) -> Tensor:
+def times(y: Tensor, W: Tensor) -> Tensor:
     """``y [G,T,B,i] @ W [G,i,j]`` for every step, as one product a group."""
     G, T, B, i = y.shape
     product = y.reshape(G, T * B, i) @ W
@@ -218,13 +203,16 @@ def _needed(ctx: Any, gradients: Sequence[Callable[[], Tensor]]) -> list[Tensor 
     return out
 
 
-def _group(arrays: Sequence[Tensor]) -> int:
+def group_size(arrays: Sequence[Tensor]) -> int:
     """The group size: the length of the leading axes that are not shared."""
     return next((a.shape[0] for a in arrays if a.shape[0] != 1), 1)
 
 
-def _folded(
-    op: Callable[..., Tensor], V: int, in_dims: Sequence[int | None], arrays: Sequence[Tensor],
+def fold_into_group(
+    op: Callable[..., Tensor],
+    V: int,
+    in_dims: Sequence[int | None],
+    arrays: Sequence[Tensor],
     option: object,
 ) -> tuple[Tensor, int]:
     """``op`` on arrays of which some have a vmapped dimension of length V: the group is V·G.
@@ -233,7 +221,7 @@ def _folded(
     """
     dims = in_dims[: len(arrays)]
     arrays = [a if dim is None else a.movedim(dim, 0) for a, dim in zip(arrays, dims, strict=True)]
-    G = _group([a if dim is None else a[0] for a, dim in zip(arrays, dims, strict=True)])
+    G = group_size([a if dim is None else a[0] for a, dim in zip(arrays, dims, strict=True)])
 
     def fold(a: Tensor, dim: int | None) -> Tensor:
         if dim is None:
@@ -242,95 +230,3 @@ def _folded(
 
     out = op(*(fold(a, dim) for a, dim in zip(arrays, dims, strict=True)), option)
     return out.unflatten(0, (V, G)), 0
-
-
-# What follows makes the ops known to the dispatcher: compute, shapes for tracing, derivatives.
-
-
-def _compute_rnn_outputs(
-    x: Tensor,
-    W_hx: Tensor,
-    W_hh: Tensor,
-    W_yh: Tensor,
-    b_h: Tensor,
-    b_init: Tensor,
-    b_y: Tensor,
-    nonlinearity: str,
-) -> Tensor:
-    weights = RnnWeights(W_hx, W_hh, W_yh, b_h, b_init, b_y)
-    return ops.rnn_forward(x, weights, nonlinearity=nonlinearity, states=False)[1]
-
-
-def _compute_rnn_hidden(
-    x: Tensor, W_hx: Tensor, W_hh: Tensor, b_h: Tensor, b_init: Tensor, nonlinearity: str
-) -> Tensor:
-    # The read-out is not part of this op: one output that is zero, at the last step only.
-    weights = RnnWeights(
-        W_hx, W_hh, W_hh.new_zeros(1, 1, W_hh.shape[1]), b_h, b_init, b_h.new_zeros(1, 1)
-    )
-    last = torch.tensor([x.shape[1] - 1], device=x.device)
-    h, _ = ops.rnn_forward(x, weights, nonlinearity=nonlinearity, steps=last)
-    assert h is not None
-    return h
-
-
-def _compute_linear_scan(u: Tensor, d: Tensor, W: Tensor, reverse: bool) -> Tensor:
-    return ops.linear_scan(u, d, W, reverse=reverse)
-
-
-def _fake_rnn_outputs(x: Tensor, *rest: Any) -> Tensor:
-    weights = rest[:6]
-    return x.new_empty(_group([x, *weights]), *x.shape[1:3], weights[2].shape[1])
-
-
-def _fake_rnn_hidden(x: Tensor, *rest: Any) -> Tensor:
-    weights = rest[:4]
-    return x.new_empty(_group([x, *weights]), *x.shape[1:3], weights[1].shape[1])
-
-
-def _fake_linear_scan(u: Tensor, d: Tensor, W: Tensor, reverse: bool) -> Tensor:
-    return u.new_empty(_group([u, d, W]), *u.shape[1:])
-
-
-def _live(arguments: Sequence[Any]) -> bool:
-    """Whether an argument carries a tangent, or a gradient that is being recorded."""
-    tensors = [a for a in arguments if isinstance(a, Tensor)]
-    recording = torch.is_grad_enabled() and any(a.requires_grad for a in tensors)
-    return recording or any(forward_ad.unpack_dual(a).tangent is not None for a in tensors)
-
-
-def _register(
-    name: str,
-    compute: Callable[..., Tensor],
-    fake: Callable[..., Tensor],
-    function: type[torch.autograd.Function] | None,
-) -> None:
-    op = getattr(torch.ops.hfcore, name).default
-
-    def differentiate(keyset: Any, *arguments: Any) -> Tensor:
-        """The op met live tensors outside its Function, as in a captured graph."""
-        if _live(arguments):
-            if function is None or torch._C._are_functorch_transforms_active():
-                raise RuntimeError(
-                    f"torch.ops.hfcore.{name} cannot be differentiated by torch.func, and a graph"
-                    " captured by torch.func.linearize or make_fx calls it; differentiate the"
-                    " hf.RNN itself"
-                )
-            y: Tensor = function.apply(*arguments)
-            return y
-        with torch._C._AutoDispatchBelowAutograd():
-            below: Tensor = op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
-            return below
-
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *arguments: Any) -> tuple[Tensor, int]:
-        return _folded(op, info.batch_size, in_dims, arguments[:-1], arguments[-1])
-
-    _library.impl(name, compute, "CompositeExplicitAutograd")
-    _library.impl(name, differentiate, "Autograd", with_keyset=True)
-    torch.library.register_fake(op, fake, lib=_library)
-    torch.library.register_vmap(op, vmap, lib=_library)
-
-
-_register("rnn_outputs", _compute_rnn_outputs, _fake_rnn_outputs, None)
-_register("rnn_hidden", _compute_rnn_hidden, _fake_rnn_hidden, RnnHidden)
-_register("linear_scan", _compute_linear_scan, _fake_linear_scan, LinearScan)

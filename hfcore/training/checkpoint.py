@@ -93,8 +93,8 @@ class Checkpoints:
         for path in self._committed():
             try:
                 checkpoint = self._read(path)
-            except _Damaged as reason:
-                damage.append(str(reason))
+            except _Damaged as error:
+                damage.append(str(error))
                 continue
             for reason in damage:
                 logger.warning(

@@ -52,7 +52,8 @@ class TrainingData:
         batch = self._problem.batch(size, generator, self._dtype)
         if self._device.type == "cpu":
             return batch
-        return Batch(*(None if t is None else t.to(self._device) for t in batch))
+        mask = None if batch.mask is None else batch.mask.to(self._device)
+        return Batch(batch.inputs.to(self._device), batch.targets.to(self._device), mask)
 
 
 @torch.no_grad()

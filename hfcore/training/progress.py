@@ -39,13 +39,10 @@ class ProgressDisplay(Callback):
             transient=True,
         )
         self._bar.start()
-        self._bar.add_task(
-            state.problem.name,
-            total=state.budget,
-            completed=state.minibatches,
-            numbers="first step",
-            eta="",
+        task = self._bar.add_task(
+            state.problem.name, total=state.budget, numbers="first step", eta=""
         )
+        self._bar.update(task, completed=state.minibatches)
 
     def on_step(self, state: TrainState) -> None:
         numbers, eta = describe(state), self._time_left(state)

@@ -1,0 +1,146 @@
+"""The CG solver against dense algebra, and every reason it stops for."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from hfcore.solvers import conjugate_gradient as cg
+from hfcore.solvers.conjugate_gradient import StopRule, conjugate_gradient
+
+
+def spd(N: int, condition: float = 100.0, seed: int = 0) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    Q, _ = torch.linalg.qr(torch.randn(N, N, generator=g, dtype=torch.float64))
+    A = Q @ torch.diag(torch.logspace(0, math.log10(condition), N, dtype=torch.float64)) @ Q.T
+    return A, torch.randn(N, generator=g, dtype=torch.float64)
+
+
+def product(A: Tensor):
+    return lambda v, out: torch.mv(A, v, out=out)
+
+
+EXACT = StopRule(max_iterations=500, tolerance=0.0, residual=1e-11)
+
+
+@pytest.mark.parametrize("N", [1, 2, 7, 31])
+@pytest.mark.parametrize("start", ["zero", "random"])
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_equals_dense_solve(N, start, preconditioned) -> None:
+    A, b = spd(N)
+    x0 = torch.zeros_like(b) if start == "zero" else torch.randn(N).double()
+    kept = x0.clone()
+    M = A.diagonal().clone() if preconditioned else None
+    solution = conjugate_gradient(product(A), b, x0, rule=EXACT, preconditioner=M)
+    torch.testing.assert_close(solution.x, torch.linalg.solve(A, b), rtol=1e-9, atol=1e-10)
+    assert solution.stop == cg.RESIDUAL
+    assert torch.equal(x0, kept)
+
+
+def test_history_is_phi_of_every_iterate() -> None:
+    A, b = spd(12)
+    seen: list[Tensor] = []
+
+    def observe(i: int, x: Tensor, phi: float) -> bool:
+        seen.append(x.clone())
+        return False
+
+    x0 = torch.randn(12).double()
+    solution = conjugate_gradient(product(A), b, x0, rule=EXACT, observer=observe)
+    want = [float(0.5 * x @ A @ x - b @ x) for x in [x0, *seen]]
+    assert solution.history == pytest.approx(want, rel=1e-9)
+    assert all(b <= a + 1e-12 for a, b in zip(solution.history, solution.history[1:], strict=False))
+    assert solution.iterations == len(seen)
+
+
+def test_progress_rule_is_the_papers() -> None:
+    """Stop at the first i > k with φ_{i−k} < 0 and (φ_i − φ_{i−k})/φ_i < k·ε."""
+    A, b = spd(400, condition=1e6)
+    rule = StopRule(max_iterations=1000, tolerance=5e-4)
+    solution = conjugate_gradient(product(A), b, torch.zeros_like(b), rule=rule)
+    assert solution.stop == cg.PROGRESS
+    phi = solution.history
+
+    def done(i: int) -> bool:
+        k = max(10, math.ceil(0.1 * i))
+        return i > k and phi[i - k] < 0 and (phi[i] - phi[i - k]) / phi[i] < k * 5e-4
+
+    assert done(solution.iterations)
+    assert not any(done(i) for i in range(1, solution.iterations))
+
+
+def test_maximum_of_iterations() -> None:
+    A, b = spd(50, condition=1e4)
+    rule = StopRule(max_iterations=5)
+    solution = conjugate_gradient(product(A), b, torch.zeros_like(b), rule=rule)
+    assert (solution.stop, solution.iterations) == (cg.MAX_ITERATIONS, 5)
+
+
+def test_no_positive_curvature_keeps_the_iterate_before() -> None:
+    A = torch.diag(torch.tensor([3.0, 2.0, -1.0], dtype=torch.float64))
+    b = torch.tensor([1.0, 1.0, 1e-3], dtype=torch.float64)
+    seen: list[Tensor] = []
+    solution = conjugate_gradient(
+        product(A),
+        b,
+        torch.zeros_like(b),
+        rule=EXACT,
+        observer=lambda i, x, phi: bool(seen.append(x.clone())),
+    )
+    assert solution.stop == cg.NONPOSITIVE
+    assert 0 < solution.iterations < 3
+    assert torch.equal(solution.x, seen[-1])
+
+
+def test_no_positive_curvature_at_once_keeps_the_start() -> None:
+    b = torch.ones(4, dtype=torch.float64)
+    solution = conjugate_gradient(
+        product(-torch.eye(4, dtype=torch.float64)), b, torch.zeros_like(b), rule=EXACT
+    )
+    assert (solution.stop, solution.iterations) == (cg.NONPOSITIVE, 0)
+    assert not solution.x.any()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_product_that_is_not_finite(bad) -> None:
+    b = torch.ones(4, dtype=torch.float64)
+    solution = conjugate_gradient(
+        lambda v, out: out.fill_(bad), b, torch.zeros_like(b), rule=EXACT
+    )
+    assert solution.stop == cg.NONFINITE
+    assert torch.isfinite(solution.x).all()
+
+
+def test_zero_right_hand_side_is_solved_at_once() -> None:
+    A, b = spd(5)
+    zero = torch.zeros_like(b)
+    solution = conjugate_gradient(product(A), zero, zero, rule=EXACT)
+    assert (solution.stop, solution.iterations) == (cg.RESIDUAL, 0)
+    assert not solution.x.any()
+
+
+def test_observer_ends_the_solve() -> None:
+    A, b = spd(30)
+    solution = conjugate_gradient(
+        product(A), b, torch.zeros_like(b), rule=EXACT, observer=lambda i, x, phi: i == 3
+    )
+    assert (solution.stop, solution.iterations) == (cg.OBSERVER, 3)
+
+
+def test_starting_at_the_solution_stops_by_residual() -> None:
+    A, b = spd(6, condition=10)
+    x = torch.linalg.solve(A, b)
+    rule = StopRule(max_iterations=50, residual=1e-10)
+    solution = conjugate_gradient(product(A), b, x, rule=rule)
+    assert solution.stop == cg.RESIDUAL
+    torch.testing.assert_close(solution.x, x, rtol=1e-9, atol=1e-10)
+
+
+def test_impossible_rules_are_refused() -> None:
+    with pytest.raises(ValueError, match="cg_max_iter: got 0"):
+        StopRule(max_iterations=0)
+    with pytest.raises(ValueError, match="cg_tolerance: got -1"):
+        StopRule(tolerance=-1)
