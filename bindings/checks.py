@@ -1,4 +1,4 @@
-"""Argument checks shared by the bindings: every error names the argument, what came, what is needed."""
+"""Argument checks of the bindings: every error names the argument, what came, what is needed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def check_tensor(
     if wanted is not None and value.dtype != wanted:
         raise TypeError(f"{name}: got {value.dtype}, need {wanted}")
     if like is not None and value.device != like.device:
-        raise ValueError(f"{name}: is on {value.device}, need {like.device} like the other arguments")
+        raise ValueError(
+            f"{name}: is on {value.device}, need {like.device} like the other arguments"
+        )
     return value
 
 

@@ -11,11 +11,22 @@ from torch import Tensor
 
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor, dense
 from hfcore.bindings.dispatch import choose, native
-from hfcore.kernels.recurrence import RnnShape, RnnWeights, reference
+from hfcore.kernels.recurrence import RnnShape, RnnWeights, reference, split_flat
+from hfcore.kernels.recurrence.reference import activation_derivative
+
+__all__ = [
+    "NONLINEARITIES",
+    "RnnShape",
+    "RnnWeights",
+    "activation_derivative",
+    "linear_scan",
+    "rnn_backward",
+    "rnn_forward",
+    "rnn_gauss_newton",
+    "split_flat",
+]
 
 NONLINEARITIES = ("tanh", "logistic", "relu")
-
-
 
 
 def _check_group(**arrays: Tensor | None) -> int:
@@ -143,7 +154,7 @@ def rnn_backward(
     out: Tensor | None = None,
 ) -> Tensor:
     """Flat parameter gradient ``[G,N]`` by BPTT from ``gs = ∂L/∂s [G,T_out,B,k]``."""
-    shape, G, T_out = _check_pass(x, h, w, nonlinearity, steps, gs, "gs")
+    shape, G = _check_pass(x, h, w, nonlinearity, steps, gs, "gs")
     if choose("recurrence.rnn_backward", x) == "reference":
         g = reference.rnn_backward(x, h, w, gs, nonlinearity, steps)
         return g if out is None else _check_out(out, (G, shape.numel), x, "out").copy_(g)
@@ -182,7 +193,7 @@ def rnn_gauss_newton(
     ``h [G,T,B,H]`` are the states that :func:`rnn_forward` gave for the same ``x`` and ``w``.
     J_t is the Jacobian of the hidden pre-activations t, D'' = e'(t).
     """
-    shape, G, T_out = _check_pass(x, h, w, nonlinearity, steps, c, "c")
+    shape, _ = _check_pass(x, h, w, nonlinearity, steps, c, "c")
     check_tensor("v", v, ["G", shape.numel], like=x)
     G = _check_group(x=x, h=h, **w._asdict(), c=c, v=v)
     if choose("recurrence.rnn_gauss_newton", x) == "reference":
@@ -217,8 +228,8 @@ def _check_pass(
     steps: Tensor | None,
     at_outputs: Tensor,
     name: str,
-) -> tuple[RnnShape, int, int]:
-    """Checks common to the ops that run on cached activations: shape, group size, T_out."""
+) -> tuple[RnnShape, int]:
+    """Checks common to the ops that run on cached activations; gives shape and group size."""
     check_tensor("x", x, ["G", "T", "B", "n"])
     check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
     T, B, n = x.shape[1:]
@@ -227,4 +238,4 @@ def _check_pass(
     check_tensor("h", h, ["G", T, B, shape.H], like=x)
     T_out = _check_steps(steps, T)
     check_tensor(name, at_outputs, ["G", T_out, B, shape.k], like=x)
-    return shape, _check_group(x=x, h=h, **w._asdict(), **{name: at_outputs}), T_out
+    return shape, _check_group(x=x, h=h, **w._asdict(), **{name: at_outputs})

@@ -17,10 +17,7 @@ from hfcore.models.rnn import RNN
 from hfcore.objective import Objective
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.statistics import StepStats
-try:
-    from hfcore.training import Callback, train
-except ImportError:  # TEMPORARY
-    pass
+from hfcore.training import Callback, TrainResult, TrainState, train
 
 __all__ = [
     "RNN",
@@ -32,6 +29,8 @@ __all__ = [
     "HessianFree",
     "Objective",
     "StepStats",
+    "TrainResult",
+    "TrainState",
     "init",
     "losses",
     "presets",

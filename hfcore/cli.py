@@ -11,7 +11,7 @@ import click
 import torch
 from click.core import ParameterSource
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from hfcore import init, presets
 from hfcore.bindings import dispatch
@@ -59,7 +59,7 @@ def main() -> None:
 def info() -> None:
     """Show which implementation serves each op on this machine, and why."""
     console = Console()
-    table = Table("op", "implementation", "why", title="ops on CPU data, float32")
+    table = Table(Column("op", no_wrap=True), "served by", "why", title="ops on CPU data, float32")
     for op in dispatch.OPS:
         table.add_row(op, *dispatch.explain(op))
     console.print(table)

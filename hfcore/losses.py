@@ -88,5 +88,6 @@ def _grouped(
     """Add the group axis the ops want, unless s already has one."""
     if s.ndim == 4:
         return s, targets, mask  # type: ignore[return-value]
-    add = lambda t: None if t is None else t.unsqueeze(0)  # noqa: E731
-    return s.unsqueeze(0), add(targets), add(mask)  # type: ignore[return-value]
+    grouped_targets = None if targets is None else targets.unsqueeze(0)
+    grouped_mask = None if mask is None else mask.unsqueeze(0)
+    return s.unsqueeze(0), grouped_targets, grouped_mask  # type: ignore[return-value]

@@ -136,10 +136,8 @@ class ModuleCurvature:
         if not self._loss_gradient.requires_grad:  # a loss linear in the outputs
             return torch.zeros_like(v)
         (HJv,) = torch.autograd.grad(
-            self._loss_gradient, (self._outputs,), Jv, retain_graph=True, allow_unused=True
+            self._loss_gradient, (self._outputs,), Jv, retain_graph=True, materialize_grads=True
         )
-        if HJv is None:
-            return torch.zeros_like(v)
         grads = torch.autograd.grad(
             self._outputs,
             self._parameters.tensors,

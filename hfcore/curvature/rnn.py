@@ -13,7 +13,7 @@ from hfcore.batches import Batch
 from hfcore.bindings import loss as loss_ops
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.checks import check_choice, check_tensor
-from hfcore.kernels.recurrence import RnnWeights, split_flat
+from hfcore.bindings.recurrence import RnnWeights, split_flat
 from hfcore.losses import Loss
 from hfcore.models.rnn import RNN
 
@@ -90,7 +90,7 @@ def _grouped(mask: Tensor | None) -> Tensor | None:
 def _cut_to_outputs(
     batch: Batch, T: int, B: int
 ) -> tuple[Tensor | None, Tensor, Tensor | None, int]:
-    """(steps, targets, mask, unmasked outputs); steps None and mask None where nothing is masked."""
+    """(steps, targets, mask, unmasked outputs); steps and mask are None if nothing is masked."""
     if batch.mask is None:
         return None, batch.targets, None, T * B
     mask = check_tensor("mask", batch.mask, [T, B])
@@ -105,14 +105,15 @@ def _cut_to_outputs(
     outputs = int(mask.sum())
     if outputs == 0:
         raise ValueError("mask: masks every output, need at least one that counts")
-    steps = mask.any(dim=1).nonzero().squeeze(1)
-    if len(steps) < T:
+    present = mask.any(dim=1).nonzero().squeeze(1)
+    steps: Tensor | None = None
+    targets = batch.targets
+    if len(present) < T:
+        steps = present
         first, last = int(steps[0]), int(steps[-1])
         # One run of steps, above all the last one alone, is a view and not a gather.
         where = slice(first, last + 1) if last - first + 1 == len(steps) else steps
-        targets, mask = batch.targets[where], mask[where]
-    else:
-        steps, targets = None, batch.targets
+        targets, mask = targets[where], mask[where]
     return steps, targets, None if bool(mask.all()) else mask, outputs
 
 

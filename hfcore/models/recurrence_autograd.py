@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from hfcore.kernels.recurrence.reference import activation_derivative
+from hfcore.bindings.recurrence import activation_derivative
 
 
 def rnn_hidden(

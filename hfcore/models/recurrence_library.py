@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from hfcore.bindings import recurrence as ops
-from hfcore.kernels.recurrence import RnnWeights
+from hfcore.bindings.recurrence import RnnWeights
 from hfcore.models.recurrence_autograd import (
     LinearScan,
     RnnHidden,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.bindings.dispatch import forced_backend
-from hfcore.kernels.recurrence import RnnShape, RnnWeights
+from hfcore.bindings.recurrence import RnnShape, RnnWeights
 from hfcore.models.recurrence_library import rnn_outputs
 
 
@@ -25,9 +25,10 @@ class RNN(nn.Module):
     ``W_hh [H,H]``, ``W_yh [k,H]``, ``b_h [H]``, ``b_init [H]``, ``b_y [k]``.
 
     Autograd, forward-mode AD and the transforms of torch.func (jvp, vjp, linearize, vmap,
-    jacfwd, jacrev, hessian) hold to any order, also nested. One thing raises: torch.func applied
-    to the graph that torch.func.linearize returns. Under ``hf.use_backend("reference")`` the
-    forward pass is a loop of plain torch ops.
+    jacfwd, jacrev, hessian) hold to any order, also nested; so does torch.compile without a
+    graph break. Two things raise: torch.func applied to the function that torch.func.linearize
+    returns, and torch.compile around a forward-mode transform. Under
+    ``hf.use_backend("reference")`` the forward pass is a loop of plain torch ops.
 
     Args:
         input_size: n, at least 1.

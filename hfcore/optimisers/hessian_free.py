@@ -1,69 +1,35 @@
-"""Hessian-free optimisation (Martens 2010; Martens & Sutskever 2011, 2012) as a torch optimiser.
-
-Numbered notes say where this departs from the papers.
-
-1. The curvature, ρ, backtracking and line search data default to the first, first, second and third
-   gradient batch, as in the original RNN release; the paper leaves this open.
-2. The next CG start is decay × the final CG iterate, even if an earlier one was kept or the step
-   was rejected by backtracking (as in both releases); it is zeroed when the line search fails.
-"""
+"""Hessian-free optimisation (Martens 2010; Martens & Sutskever 2011, 2012) as a torch optimiser."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from hfcore.batches import Batch, Batches
+from hfcore.bindings.checks import check_choice
 from hfcore.curvature.gauss_newton import check_nonnegative
 from hfcore.curvature.module import Closure, ModuleObjective
 from hfcore.curvature.rnn import Normalize, RnnObjective, StructuralDistance
-from hfcore.bindings.checks import check_choice
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 from hfcore.models.rnn import RNN
-from hfcore.objective import Curvature, Objective
-from hfcore.optimisers.damping import RHO_CONVENTIONS, LevenbergMarquardt, reduction_ratio
+from hfcore.objective import Objective
+from hfcore.optimisers.damping import RHO_CONVENTIONS, LevenbergMarquardt
 from hfcore.optimisers.line_search import LineSearch
+from hfcore.optimisers.newton_step import NewtonStep, Rules
+from hfcore.optimisers.roles import Roles, as_batches, first_length, prepare_roles
 from hfcore.optimisers.statistics import Ledger, StepStats
-from hfcore.solvers.conjugate_gradient import (
-    NONFINITE,
-    NONPOSITIVE,
-    Solution,
-    StopRule,
-    conjugate_gradient,
-)
+from hfcore.solvers.conjugate_gradient import StopRule
 
 StepData = tuple[Tensor, ...] | Batch | Sequence[Batch] | Batches | Closure
 
-# λ0 = 0.1·T when none is given: the supplement of M&S 2011 as remembered, and the release's comment.
+# λ0 = 0.1·T when none is given: a comment in the original RNN release, and the supplement of
+# M&S 2011 as it is remembered.
 DAMPING_PER_STEP = 0.1
-# Failed solves (non-finite curvature or loss everywhere) before a step is given up.
-MAX_RETRIES = 8
-
-
-@dataclass
-class _Roles:
-    """Prepared data of one step by role."""
-
-    gradient: Any
-    curvature: Any
-    backtracking: Any
-    line_search: Any
-
-
-@dataclass
-class _Candidate:
-    """The CG iterate to be tried: its index, p, q(p) of the damped model, f on backtracking data."""
-
-    iteration: int
-    p: Tensor
-    model_change: float
-    loss: float
 
 
 class HessianFree(torch.optim.Optimizer):
@@ -180,12 +146,25 @@ class HessianFree(torch.optim.Optimizer):
         value: float | Literal["auto"] = self.param_groups[0]["damping"]
         return value
 
-    def _rules(self) -> tuple[StopRule, LevenbergMarquardt, LineSearch]:
+    def _rules(self) -> Rules:
         o = self.param_groups[0]
-        return (
-            StopRule(o["cg_max_iter"], 1, o["cg_tolerance"], o["cg_lookback"]),
-            LevenbergMarquardt(o["rho_low"], o["rho_high"], o["damping_up"], o["damping_down"]),
-            LineSearch(o["line_search_decay"], o["line_search_armijo"], o["line_search_max"]),
+        return Rules(
+            structural=o["structural"],
+            stop=StopRule(
+                max_iterations=o["cg_max_iter"],
+                tolerance=o["cg_tolerance"],
+                lookback=o["cg_lookback"],
+            ),
+            damping=LevenbergMarquardt(
+                o["rho_low"], o["rho_high"], o["damping_up"], o["damping_down"]
+            ),
+            line_search=LineSearch(
+                o["line_search_decay"], o["line_search_armijo"], o["line_search_max"]
+            ),
+            evaluate_every=o["cg_evaluate_every"],
+            backtracking=o["cg_backtracking"],
+            increase_after=o["cg_loss_increase_after"],
+            rho=o["rho"],
         )
 
     def _cg_start(self, theta: Tensor) -> Tensor:
@@ -219,7 +198,7 @@ class HessianFree(torch.optim.Optimizer):
             raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
         with ledger.phase("prepare"):
             objective, roles = self._prepare(data)
-            options = self._options(objective, data)
+            damping = self._present_damping(objective, data)
         with ledger.phase("gradient"):
             loss, gradient = objective.gradient(roles.gradient, theta)
             ledger.gradients += objective.minibatches(roles.gradient)
@@ -232,310 +211,31 @@ class HessianFree(torch.optim.Optimizer):
         with ledger.phase("curvature"):
             curvature = objective.curvature(roles.curvature, theta)
             ledger.objective_evaluations += objective.minibatches(roles.curvature)
-        stats = _Step(objective, roles, theta, gradient, curvature, options, ledger).run(
-            self._cg_start(theta), self._rules()
-        )
-        if stats.accepted:
-            self._parameters.write(theta.add_(stats.p, alpha=stats.alpha))
-        self._keep_cg(stats.cg_last)
-        self.param_groups[0]["damping"] = stats.damping_next
-        return stats.report(loss, norm, ledger)
+        step = NewtonStep(objective, roles, theta, gradient, curvature, self._rules(), ledger)
+        outcome = step.run(damping, self._cg_start(theta))
+        if outcome.move is not None:
+            self._parameters.write(theta.add_(outcome.move))
+        self._keep_cg(outcome.cg_last)
+        self.param_groups[0]["damping"] = outcome.damping_next
+        return outcome.report(loss, norm, ledger)
 
-    def _options(self, objective: Objective, data: StepData) -> dict[str, Any]:
+    def _present_damping(self, objective: Objective, data: StepData) -> float:
+        """λ of this step, resolved at the first."""
         options = self.param_groups[0]
         if options["structural"] and not objective.supports_structural:
-            raise ValueError("structural: needs an hf.RNN and batches; a closure has no hidden states")
+            raise ValueError(
+                "structural: needs an hf.RNN and batches; a closure has no hidden states"
+            )
         if options["damping"] == "auto":
-            options["damping"] = self._first_damping(data)
-        return options
+            return 1.0 if callable(data) else DAMPING_PER_STEP * first_length(data)
+        return float(options["damping"])
 
-    def _first_damping(self, data: StepData) -> float:
+    def _prepare(self, data: StepData) -> tuple[Objective, Roles]:
         if callable(data):
-            return 1.0
-        first = _as_batches(data).gradient
-        first = first if isinstance(first, Batch) else first[0]
-        return DAMPING_PER_STEP * first[0].shape[0]
-
-    def _prepare(self, data: StepData) -> tuple[Objective, _Roles]:
-        if callable(data):
-            return self._module_objective, _Roles(data, data, data, data)
+            return self._module_objective, Roles(data, data, data, data)
         if self._rnn_objective is None:
             raise TypeError(
                 "step: batches need an hf.RNN and a loss of hf.losses; for any other module give "
                 "a closure that returns (loss, outputs)"
             )
-        batches = _as_batches(data)
-        objective = self._rnn_objective
-        prepared: dict[int, Any] = {}  # one batch in several roles is checked once
-
-        def prepare(role: Sequence[Batch]) -> list[Any]:
-            out = []
-            for batch in role:
-                if id(batch) not in prepared:
-                    prepared[id(batch)] = objective.prepare(batch)[0]
-                out.append(prepared[id(batch)])
-            if not out:
-                raise ValueError("data: a role got no batch, need at least one")
-            return out
-
-        gradient = _as_list(batches.gradient)
-        return objective, _Roles(
-            prepare(gradient),
-            prepare(_role(batches.curvature, gradient, 0)),
-            prepare(_role(batches.backtracking, gradient, 1)),
-            prepare(_role(batches.line_search, gradient, 2)),
-        )
-
-
-def _as_batches(data: Any) -> Batches:
-    if isinstance(data, Batches):
-        return data
-    if isinstance(data, Batch):
-        return Batches(gradient=data)
-    if isinstance(data, (tuple, list)) and len(data) > 0:
-        if isinstance(data[0], Tensor):
-            if len(data) not in (2, 3):
-                raise TypeError(f"step: got a tuple of {len(data)}, need (x, y) or (x, y, mask)")
-            return Batches(gradient=Batch(*data))
-        return Batches(gradient=list(data))
-    raise TypeError(
-        f"step: got {type(data).__name__}, need (x, y, mask), hf.Batches or a closure"
-    )
-
-
-def _as_list(role: Sequence[Batch] | Batch) -> list[Batch]:
-    if isinstance(role, Batch):
-        return [role]
-    batches = list(role)
-    if not batches:
-        raise ValueError("gradient: got no batch, need at least one")
-    return batches
-
-
-def _role(given: Sequence[Batch] | Batch | None, gradient: list[Batch], index: int) -> list[Batch]:
-    """The batches of a role, by default the gradient batch of that index (or the last)."""
-    return [gradient[min(index, len(gradient) - 1)]] if given is None else _as_list(given)
-
-
-@dataclass
-class _Outcome:
-    """What a step decided, before it is written to the parameters."""
-
-    p: Tensor
-    alpha: float
-    accepted: bool
-    rho: float
-    damping: float
-    damping_next: float
-    solution: Solution
-    kept: int
-    cg_last: Tensor | None
-    f0: float
-    f1: float
-
-    def report(self, loss: float, gradient_norm: float, ledger: Ledger) -> StepStats:
-        return StepStats(
-            loss=loss,
-            line_search_loss=self.f0,
-            loss_after=self.f1,
-            rho=self.rho,
-            damping=self.damping,
-            damping_next=self.damping_next,
-            cg_iterations=self.solution.iterations,
-            cg_stop=self.solution.stop,
-            cg_kept=self.kept,
-            alpha=self.alpha,
-            step_norm=self.alpha * float(self.p.double().norm()),
-            gradient_norm=gradient_norm,
-            products=ledger.products,
-            gradients=ledger.gradients,
-            objective_evaluations=ledger.objective_evaluations,
-            seconds=ledger.seconds(),
-            accepted=self.accepted,
-            messages=tuple(ledger.messages),
-        )
-
-
-class _Step:
-    """One step at fixed θ: solve, choose an iterate, ρ, line search."""
-
-    def __init__(
-        self,
-        objective: Objective,
-        roles: _Roles,
-        theta: Tensor,
-        gradient: Tensor,
-        curvature: Curvature,
-        options: dict[str, Any],
-        ledger: Ledger,
-    ) -> None:
-        self.objective = objective
-        self.roles = roles
-        self.theta = theta
-        self.gradient = gradient
-        self.curvature = curvature
-        self.options = options
-        self.ledger = ledger
-        self._at = torch.empty_like(theta)
-
-    def run(
-        self, start: Tensor, rules: tuple[StopRule, LevenbergMarquardt, LineSearch]
-    ) -> _Outcome:
-        stop_rule, rule, line_search = rules
-        damping: float = self.options["damping"]
-        for _ in range(MAX_RETRIES):
-            solution, kept = self.solve(damping, start, stop_rule)
-            if kept is not None or solution.stop == NONPOSITIVE:
-                break
-            # Note 3: the papers do not say what to do here; λ grows by its own rule and CG starts
-            # afresh, so that a poisoned start cannot fail every step after.
-            self.say(f"{solution.stop} at λ = {damping:g}: λ raised, solved again from zero")
-            damping = max(damping, 1e-6) * rule.up
-            start = torch.zeros_like(start)
-        if kept is None:
-            return self.rejected(damping, rule, solution)
-        rho = self.ratio(kept, damping)
-        with self.ledger.phase("line_search"):
-            f0 = self.evaluate(self.roles.line_search, self.theta)
-            slope = float(self.gradient.double() @ kept.p.double())
-            alpha, f1, _ = line_search.search(
-                lambda a: self.evaluate(self.roles.line_search, self.moved(kept.p, a)), f0, slope
-            )
-        if alpha == 0.0:
-            self.say("line search found no decrease: step rejected, CG start reset")
-        last = solution.x if alpha > 0.0 and bool(torch.isfinite(solution.x).all()) else None
-        return _Outcome(
-            p=kept.p,
-            alpha=alpha,
-            accepted=alpha > 0.0,
-            rho=rho,
-            damping=damping,
-            damping_next=rule.next(damping, rho),
-            solution=solution,
-            kept=kept.iteration,
-            cg_last=last,
-            f0=f0,
-            f1=f1,
-        )
-
-    def solve(
-        self, damping: float, start: Tensor, rule: StopRule
-    ) -> tuple[Solution, _Candidate | None]:
-        """CG on (B + λI + λμ G_S) p = −∇f, and the iterate that the true objective prefers."""
-        chooser = _Chooser(self, start)
-        with self.ledger.phase("cg"):
-            solution = conjugate_gradient(
-                lambda v, out: self.product(v, out, damping, self.options["structural"]),
-                -self.gradient,
-                start,
-                rule=rule,
-                observer=chooser.observe,
-            )
-            if solution.stop == NONPOSITIVE:
-                self.say(f"{NONPOSITIVE}; CG ended after {solution.iterations} iterations")
-            return solution, chooser.choose(solution)
-
-    def ratio(self, kept: _Candidate, damping: float) -> float:
-        """ρ on the curvature data; its base value was computed with the curvature's activations."""
-        with self.ledger.phase("rho"):
-            change = (
-                self.evaluate(self.roles.curvature, self.moved(kept.p, 1.0)) - self.curvature.loss
-            )
-            model_change = kept.model_change
-            if self.options["rho"] == "undamped":
-                Bp = self.product(kept.p, torch.empty_like(kept.p), 0.0, 0.0)
-                p = kept.p.double()
-                model_change = 0.5 * float(p @ Bp.double()) + float(self.gradient.double() @ p)
-            return reduction_ratio(change, model_change)
-
-    def rejected(
-        self, damping: float, rule: LevenbergMarquardt, solution: Solution
-    ) -> _Outcome:
-        self.say("no CG iterate improved the objective: step rejected, λ raised, CG start reset")
-        f0 = self.evaluate(self.roles.line_search, self.theta)
-        return _Outcome(
-            p=torch.zeros_like(self.theta),
-            alpha=0.0,
-            accepted=False,
-            rho=-math.inf,
-            damping=damping,
-            damping_next=rule.next(damping, -math.inf),
-            solution=solution,
-            kept=0,
-            cg_last=None,
-            f0=f0,
-            f1=f0,
-        )
-
-    def product(self, v: Tensor, out: Tensor, damping: float, structural: float) -> Tensor:
-        with self.ledger.phase("products"):
-            self.ledger.products += self.objective.minibatches(self.roles.curvature)
-            return self.curvature.product(
-                v, damping=damping, structural=damping * structural, out=out
-            )
-
-    def evaluate(self, data: Any, theta: Tensor) -> float:
-        self.ledger.objective_evaluations += self.objective.minibatches(data)
-        return self.objective.loss(data, theta)
-
-    def moved(self, p: Tensor, alpha: float) -> Tensor:
-        """θ + αp in a buffer that the next call overwrites."""
-        return torch.add(self.theta, p, alpha=alpha, out=self._at)
-
-    def say(self, message: str) -> None:
-        self.ledger.messages.append(message)
-
-
-class _Chooser:
-    """Evaluates the true objective along CG and picks the iterate to try."""
-
-    def __init__(self, step: _Step, start: Tensor) -> None:
-        self.step = step
-        self.every: int = step.options["cg_evaluate_every"]
-        self.increase_after: int | None = step.options["cg_loss_increase_after"]
-        self.walk: bool = step.options["cg_backtracking"] == "walk"
-        self.candidates: list[_Candidate] = []
-        self.last_phi = math.nan
-
-    def observe(self, iteration: int, x: Tensor, phi: float) -> bool:
-        self.last_phi = phi
-        if iteration % self.every:
-            return False
-        before = self.candidates[-1].loss if self.candidates else math.inf
-        self.consider(iteration, x, phi)
-        worse = self.candidates[-1].loss > before
-        return self.increase_after is not None and iteration >= self.increase_after and worse
-
-    def consider(self, iteration: int, x: Tensor, phi: float) -> None:
-        """Evaluate an iterate; in ``best`` mode only the best one's vector is held."""
-        with self.step.ledger.phase("backtracking"):
-            loss = self.step.evaluate(self.step.roles.backtracking, self.step.moved(x, 1.0))
-        loss = loss if math.isfinite(loss) else math.inf
-        if not self.walk:
-            best = min((c.loss for c in self.candidates if c.p.numel()), default=math.inf)
-            if loss < best:
-                for c in self.candidates:
-                    c.p = c.p.new_empty(0)
-        hold = self.walk or loss < math.inf and not any(c.p.numel() for c in self.candidates)
-        p = x.clone() if hold else x.new_empty(0)
-        self.candidates.append(_Candidate(iteration, p, phi, loss))
-
-    def choose(self, solution: Solution) -> _Candidate | None:
-        """The iterate to try, or None if no iterate has a finite objective."""
-        i = solution.iterations
-        usable = solution.stop != NONFINITE and i > 0
-        if usable and (not self.candidates or self.candidates[-1].iteration != i):
-            self.consider(i, solution.x, solution.history[-1])
-        finite = [c for c in self.candidates if math.isfinite(c.loss) and c.p.numel()]
-        if not finite:
-            return None
-        if not self.walk:
-            return min(finite, key=lambda c: c.loss)
-        chosen = finite[-1]
-        for earlier in reversed(finite[:-1]):
-            if earlier.loss > chosen.loss:
-                break
-            chosen = earlier
-        return chosen
-
-
+        return self._rnn_objective, prepare_roles(self._rnn_objective, as_batches(data))

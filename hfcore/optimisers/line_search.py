@@ -27,14 +27,12 @@ class LineSearch:
         if self.max_evaluations < 1:
             raise ValueError(f"line_search_max: got {self.max_evaluations}, need at least 1")
 
-    def search(
-        self, f: Callable[[float], float], f0: float, slope: float
-    ) -> tuple[float, float, int]:
-        """(α, f(α), evaluations); α = 0 and f0 if nothing was accepted."""
+    def search(self, f: Callable[[float], float], f0: float, slope: float) -> tuple[float, float]:
+        """(α, f(α)); (0, f0) if nothing was accepted."""
         alpha = 1.0
-        for evaluation in range(1, self.max_evaluations + 1):
+        for _ in range(self.max_evaluations):
             value = f(alpha)
             if math.isfinite(value) and value < f0 and value <= f0 + self.armijo * alpha * slope:
-                return alpha, value, evaluation
+                return alpha, value
             alpha *= self.decay
-        return 0.0, f0, self.max_evaluations
+        return 0.0, f0

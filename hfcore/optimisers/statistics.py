@@ -40,7 +40,16 @@ class StepStats:
         return self.products + self.gradients
 
 
-PHASES = ("prepare", "gradient", "curvature", "products", "cg", "backtracking", "rho", "line_search")
+PHASES = (
+    "prepare",
+    "gradient",
+    "curvature",
+    "products",
+    "cg",
+    "backtracking",
+    "rho",
+    "line_search",
+)
 
 
 class Ledger:

@@ -99,9 +99,7 @@ def conjugate_gradient(
         return Solution(x, RESIDUAL, 0, history)
     while True:
         product(direction, p_image)
-        curvature, rz_new, phi = ops.cg_update(
-            x, r, z, direction, p_image, b, rz, preconditioner
-        )
+        curvature, rz_new, phi = ops.cg_update(x, r, z, direction, p_image, b, rz, preconditioner)
         if not math.isfinite(curvature):
             return Solution(x, NONFINITE, len(history) - 1, history)
         if curvature <= 0.0:

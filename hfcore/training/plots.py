@@ -16,6 +16,9 @@ from hfcore.training.atomic import write_atomic
 
 Metrics = Sequence[dict[str, Any]]
 
+# A failed step has ρ = −∞: the plot shows the range where the rule decides, the rest at its edge.
+RHO_RANGE = (-1.0, 2.0)
+
 LOSS, DAMPING, CG = "loss_error.png", "damping_rho.png", "cg_iterations.png"
 
 
@@ -75,11 +78,12 @@ def _loss_and_error(metrics: Metrics, solved_below: float) -> Figure:
 def _damping_and_rho(metrics: Metrics) -> Figure:
     figure, (damping, rho) = _figure(2)
     _draw(damping, metrics, "damping", "damping λ", log=True)
-    _draw(rho, metrics, "rho", "reduction ratio ρ")
+    low, high = RHO_RANGE
+    clipped = [{**m, "rho": min(max(m["rho"], low), high)} for m in metrics]
+    _draw(rho, clipped, "rho", f"ρ, clipped to [{low:g}, {high:g}]")
     for threshold in (0.25, 0.75):  # where the Levenberg-Marquardt rule acts
         rho.axhline(threshold, color="gray", linewidth=0.8, linestyle="--")
-    # a failed step can give ρ in the hundreds below zero: show the range where the rule decides
-    rho.set_ylim(-1.0, 2.0)
+    rho.set_ylim(low - 0.1, high + 0.1)
     return figure
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from hfcore.training.callbacks import Callback, TrainState
 
@@ -20,46 +22,47 @@ class ProgressDisplay(Callback):
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console if console is not None else Console(stderr=True)
-        self._bar: Progress | None = None
+        self._bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[spent]}"),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self._console,
+        )
+        self._live: Live | None = None
         self._started = self._printed = 0.0
         self._done_before = 0.0
 
     def on_train_begin(self, state: TrainState) -> None:
         self._started = time.perf_counter()
         self._done_before = state.minibatches
-        if not self._console.is_terminal:
-            return
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[eta]}"),
-            console=self._console,
-            transient=True,
-        )
-        self._bar.start()
-        task = self._bar.add_task(
-            state.problem.name, total=state.budget, numbers="first step", eta=""
-        )
-        self._bar.update(task, completed=state.minibatches)
+        self._bar.add_task(state.problem.name, total=state.budget, spent=spent(state), left="")
+        if self._console.is_terminal:
+            self._live = Live(self._bar, console=self._console, transient=True)
+            self._live.start()
 
     def on_step(self, state: TrainState) -> None:
-        numbers, eta = describe(state), self._time_left(state)
-        if self._bar is not None:
+        left = self._time_left(state)
+        if self._live is not None:
             self._bar.update(
-                self._bar.task_ids[0], completed=state.minibatches, numbers=numbers, eta=eta
+                self._bar.task_ids[0], completed=state.minibatches, spent=spent(state), left=left
             )
+            # two lines: everything on one does not fit a terminal of 80 columns
+            self._live.update(Group(self._bar, Text(describe(state), no_wrap=True)))
         elif time.perf_counter() - self._printed > SECONDS_BETWEEN_LINES:
             self._printed = time.perf_counter()
-            self._console.print(f"{numbers}  {eta}", highlight=False, soft_wrap=True)
+            self._print(f"{describe(state)}  {spent(state)}  {left}")
 
     def on_train_end(self, state: TrainState) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
         if state.metrics:
-            self._console.print(describe(state), highlight=False, soft_wrap=True)
+            self._print(f"{describe(state)}  {spent(state)}")
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)
 
     def _time_left(self, state: TrainState) -> str:
         done = state.minibatches - self._done_before
@@ -73,7 +76,7 @@ class ProgressDisplay(Callback):
 
 
 def describe(state: TrainState) -> str:
-    """One line with the numbers of the last step."""
+    """Loss, error, λ and CG iterations of the last step."""
     m = state.metrics
     parts = [f"step {state.iteration}", f"loss {m['loss']:.4g}"]
     if state.test_error is not None:
@@ -82,5 +85,9 @@ def describe(state: TrainState) -> str:
         parts.append(f"λ {m['damping']:.3g}")
     if "cg_iterations" in m:
         parts.append(f"CG {m['cg_iterations']}")
-    parts.append(f"minibatches {state.minibatches:,.6g}/{state.budget:,.6g}")
     return "  ".join(parts)
+
+
+def spent(state: TrainState) -> str:
+    """Minibatches of the budget."""
+    return f"{state.minibatches:,.6g}/{state.budget:,.6g} minibatches"

@@ -1,4 +1,4 @@
-"""Plain torch forms of the recurrence ops: any device, any floating dtype, read next to the formula.
+"""Plain torch forms of the recurrence ops: any device, any floating dtype.
 
 A leading group axis G is on every array; an axis of length 1 is shared by the group.
 Time runs along the second axis, t = 0 .. T-1, and ``y_{-1} = 0``.
@@ -58,11 +58,16 @@ def _bias(b: Tensor) -> Tensor:
     return b[:, None, None, :]
 
 
+def _shared_like(u: Tensor, W: Tensor) -> Tensor:
+    """``u [G,...]`` with W's group axis where u's is 1: the first step does not meet W."""
+    return u.expand(max(u.shape[0], W.shape[0]), *u.shape[1:])
+
+
 def rnn_forward(
     x: Tensor, w: RnnWeights, nonlinearity: str, steps: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """h_t = e(W_hx x_t + W_hh h_{t-1} + b_h), s_t = W_yh h_t + b_y; b_init replaces W_hh h_0."""
-    u = _times(x, w.W_hx.mT) + _bias(w.b_h)
+    u = _shared_like(_times(x, w.W_hx.mT) + _bias(w.b_h), w.W_hh)
     h: list[Tensor] = []
     for t in range(x.shape[1]):
         back = w.b_init.unsqueeze(1) if t == 0 else torch.matmul(h[-1], w.W_hh.mT)
@@ -71,11 +76,10 @@ def rnn_forward(
     return states, _times(_at(steps, states), w.W_yh.mT) + _bias(w.b_y)
 
 
-def linear_scan(
-    u: Tensor, d: Tensor, W: Tensor, a: Tensor | None, reverse: bool
-) -> Tensor:
+def linear_scan(u: Tensor, d: Tensor, W: Tensor, a: Tensor | None, reverse: bool) -> Tensor:
     """y_t = d_t * (y_{t-1} W + u_t) + a_t, or with y_{t+1} when ``reverse``."""
     T = u.shape[1]
+    u = _shared_like(u, W)
     y: list[Tensor] = [u.new_empty(0)] * T
     carry: Tensor | None = None
     for t in reversed(range(T)) if reverse else range(T):

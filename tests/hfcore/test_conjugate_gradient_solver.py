@@ -107,9 +107,7 @@ def test_no_positive_curvature_at_once_keeps_the_start() -> None:
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_product_that_is_not_finite(bad) -> None:
     b = torch.ones(4, dtype=torch.float64)
-    solution = conjugate_gradient(
-        lambda v, out: out.fill_(bad), b, torch.zeros_like(b), rule=EXACT
-    )
+    solution = conjugate_gradient(lambda v, out: out.fill_(bad), b, torch.zeros_like(b), rule=EXACT)
     assert solution.stop == cg.NONFINITE
     assert torch.isfinite(solution.x).all()
 

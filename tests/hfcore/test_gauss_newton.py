@@ -14,7 +14,11 @@ import hfcore as hf
 from hfcore.losses import Loss
 
 ACTIVATIONS = {"tanh": torch.tanh, "logistic": torch.sigmoid, "relu": torch.relu}
-LOSSES = (hf.losses.SquaredError(), hf.losses.LogisticCrossEntropy(), hf.losses.SoftmaxCrossEntropy())
+LOSSES = (
+    hf.losses.SquaredError(),
+    hf.losses.LogisticCrossEntropy(),
+    hf.losses.SoftmaxCrossEntropy(),
+)
 NAMES = ("W_hx", "W_hh", "W_yh", "b_h", "b_init", "b_y")
 
 
@@ -112,7 +116,13 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     return float((got.double() - want).norm() / want.norm())
 
 
-SHAPES = [(1, 1, 1, 1, 1), (2, 3, 1, 2, 2), (5, 7, 3, 11, 2), (9, 17, 2, 33, 5), (13, 33, 19, 16, 3)]
+SHAPES = [
+    (1, 1, 1, 1, 1),
+    (2, 3, 1, 2, 2),
+    (5, 7, 3, 11, 2),
+    (9, 17, 2, 33, 5),
+    (13, 33, 19, 16, 3),
+]
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda loss: loss.kind)
@@ -126,9 +136,7 @@ def test_product_equals_oracle_float64(shape, nonlinearity, loss, backend) -> No
         masks(T, B).items(), [(0.0, 0.0), (0.3, 0.0), (0.3, 0.7)]
     ):
         with hf.use_backend(backend):
-            G = hf.GaussNewton(
-                model, loss, x, y, mask=mask, damping=damping, structural=structural
-            )
+            G = hf.GaussNewton(model, loss, x, y, mask=mask, damping=damping, structural=structural)
             v = torch.randn(G.shape[0], generator=torch.Generator().manual_seed(1)).double()
             got = G @ v
         want = oracle(model, loss, x, y, mask, v, damping, structural)
@@ -319,8 +327,8 @@ def test_bad_options_parameters_and_vectors_are_named() -> None:
         G @ torch.zeros(3, dtype=torch.float64)
     with pytest.raises(TypeError, match=r"v: got torch\.float32"):
         G @ torch.zeros(G.shape[0])
+    v = torch.zeros(G.shape[0], dtype=torch.float64)
     with pytest.raises(ValueError, match="out: shares memory with v"):
-        v = torch.zeros(G.shape[0], dtype=torch.float64)
         G.matvec(v, out=v)
     with torch.no_grad():
         model.W_yh[0, 0] = float("nan")

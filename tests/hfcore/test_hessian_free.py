@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 import hfcore as hf
 from hfcore.curvature.rnn import RnnObjective
-from hfcore.solvers.conjugate_gradient import NONFINITE, NONPOSITIVE
+from hfcore.optimisers.backtracking import IterateChooser
+from hfcore.solvers.conjugate_gradient import NONFINITE, NONPOSITIVE, Solution
 
 
 def problem(
@@ -439,30 +440,30 @@ def test_short_addition_is_solved(backend) -> None:
 )
 def test_backtracking_picks_the_right_iterate(mode, best) -> None:
     """Objective values along CG are scripted; the iterate with the lowest must be kept."""
-    from hfcore.optimisers.hessian_free import _Chooser
-    from hfcore.optimisers.statistics import Ledger
-    from hfcore.solvers.conjugate_gradient import Solution
-
     values = {i: abs(i - best) + 1.0 for i in range(1, 11)}
-
-    class Fake:
-        options = {
-            "cg_evaluate_every": 1,
-            "cg_loss_increase_after": None,
-            "cg_backtracking": mode,
-        }
-        ledger = Ledger()
-        roles = type("R", (), {"backtracking": None})()
-
-        def moved(self, p, alpha):
-            return p
-
-        def evaluate(self, data, p):
-            return values[int(p[0])]
-
-    chooser = _Chooser(Fake(), torch.zeros(1))  # type: ignore[arg-type]
+    chooser = IterateChooser(lambda p: values[int(p[0])], every=1, mode=mode)
     for i in values:
-        chooser.observe(i, torch.tensor([float(i)]), -float(i))
+        assert not chooser.observe(i, torch.tensor([float(i)]), -float(i))
     kept = chooser.choose(Solution(torch.tensor([10.0]), "end", 10, [-float(i) for i in range(11)]))
     assert kept is not None
+    assert kept.p is not None
     assert (kept.iteration, float(kept.p[0]), kept.model_change) == (best, best, -best)
+
+
+def test_walk_stops_at_the_first_rise_and_best_does_not() -> None:
+    values = {1: 0.5, 2: 3.0, 3: 1.0, 4: 2.0}
+    chosen = {}
+    for mode in ("walk", "best"):
+        chooser = IterateChooser(lambda p: values[int(p[0])], every=1, mode=mode)
+        for i in values:
+            chooser.observe(i, torch.tensor([float(i)]), 0.0)
+        kept = chooser.choose(Solution(torch.tensor([4.0]), "end", 4, [0.0] * 5))
+        chosen[mode] = kept and kept.iteration
+    assert chosen == {"walk": 3, "best": 1}
+
+
+def test_loss_increase_stop_waits_for_its_iteration() -> None:
+    values = {10: 1.0, 20: 2.0, 30: 3.0, 40: 4.0}
+    chooser = IterateChooser(lambda p: values[int(p[0])], every=10, mode="best", increase_after=30)
+    stops = [chooser.observe(i, torch.tensor([float(i)]), 0.0) for i in values]
+    assert stops == [False, False, True, True]

@@ -1,0 +1,217 @@
+"""The command line: options, errors, exit codes, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from hfcore import presets
+from hfcore.bindings import dispatch
+from hfcore.cli import main
+from hfcore.training.environment import package_version
+
+TINY = ["train", "addition", "--length", "6", "--hidden", "6", "--batch-size", "16"]
+TINY += ["--test-size", "40", "--solved-below", "0", "--minibatches", "0.3"]
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def iterations(folder: Path) -> int:
+    return len((folder / "metrics.jsonl").read_text().splitlines())
+
+
+def test_version() -> None:
+    assert invoke("--version").output == f"hfcore, version {package_version('hfcore')}\n"
+
+
+def test_info_explains_every_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    result = invoke("info")
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
+    for op in dispatch.OPS:
+        implementation, reason = dispatch.explain(op)
+        (line,) = [text for text in lines if f" {op} " in text]
+        assert implementation in line
+        assert reason.split(",")[0] in line
+    assert "instruction set" in result.output
+    assert "threads" in result.output
+
+
+def test_train_reports_and_exits_0_when_the_budget_is_spent(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = invoke(*TINY, "--run-dir", str(folder), "--quiet")
+    assert result.exit_code == 0, result.output
+    for text in (
+        "not solved: the budget of minibatches is spent",
+        "of the test sequences are wrong",
+        "minibatches",
+        "objective evaluations",
+        "seconds of training",
+        str(folder / "plots" / "loss_error.png"),
+    ):
+        assert text in result.output
+    assert str(folder) in result.output
+    config = json.loads((folder / "config.json").read_text())
+    assert config["optimizer"]["damping"] == "auto"
+    assert config["optimizer"]["structural"] == 0.03
+    assert config["problem"]["length"] == 6
+
+
+def test_train_says_solved(tmp_path: Path) -> None:
+    arguments = [*TINY, "--solved-below", "1", "--minibatches", "50", "--require-solved"]
+    result = invoke(*arguments, "--run-dir", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output
+    assert "result                solved\n" in result.output
+
+
+def test_require_solved_makes_failure_an_exit_code(tmp_path: Path) -> None:
+    arguments = [*TINY, "--require-solved", "--minibatches", "0.1"]
+    assert invoke(*arguments, "--run-dir", str(tmp_path / "run")).exit_code == 1
+
+
+def test_a_new_run_folder_is_chosen_each_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert invoke(*TINY, "--quiet").exit_code == 0
+    names = sorted(p.name for p in Path("runs").iterdir())
+    assert names == ["addition-T6-hf-seed0", "addition-T6-hf-seed0-2"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--optimizer", "adam", "--lr", "0.01"],
+        ["--optimizer", "sgd", "--lr", "0.1", "--momentum", "0.9", "--nesterov"],
+        ["--cg-max-iter", "7", "--l2", "0.001"],
+        ["--gradient-batches", "2", "--batch-size", "5"],
+        ["--init", "gaussian", "--init-scale", "0.5", "--dtype", "float64"],
+        ["--structural", "0", "--damping", "2", "--nonlinearity", "logistic"],
+    ],
+    ids=" ".join,
+)
+def test_settings_reach_the_run(tmp_path: Path, arguments: list[str]) -> None:
+    folder = tmp_path / "run"
+    result = invoke(*TINY, *arguments, "--run-dir", str(folder))
+    assert result.exit_code == 0, result.output
+    config = json.loads((folder / "config.json").read_text())
+    flat = {**config["model"], **config["optimizer"], **config["data"], **config["notes"]}
+    for option, value in zip(arguments[::2], [*arguments[1::2], None], strict=False):
+        key = option.removeprefix("--").replace("-", "_")
+        if key == "optimizer":
+            assert str(flat["name"]).lower() == value
+        elif key == "dtype":
+            assert flat[key] == [value]
+        elif value is None:
+            assert flat[key] is True
+        else:
+            assert str(flat[key]) in (value, f"{value}.0")
+
+
+def test_an_option_overrides_the_preset(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = [*TINY, "--preset", "rnn2011_release", "--cg-max-iter", "7"]
+    assert invoke(*arguments, "--run-dir", str(folder)).exit_code == 0
+    settings = json.loads((folder / "config.json").read_text())["optimizer"]
+    expected = {**presets.rnn2011_release, "cg_max_iter": 7}
+    assert {key: settings[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "chess"], "PROBLEM: got 'chess', need one of addition"),
+        (["train", "addition", "--length", "1"], "length: got 1, need at least 3"),
+        (["train", "addition", "--optimizer", "magic"], "got 'magic', need one of hf, "),
+        (["train", "addition", "--lr", "0.1"], "--lr has no meaning with --optimizer hf"),
+        (
+            ["train", "addition", "--optimizer", "sgd", "--gradient-batches", "2"],
+            "--gradient-batches has no meaning with --optimizer sgd",
+        ),
+        (
+            ["train", "addition", "--optimizer", "sgd", "--damping", "1"],
+            "--damping has no meaning with --optimizer sgd",
+        ),
+        (["train", "addition", "--optimizer", "adam", "--momentum", "0.9"], "momentum"),
+        (["train", "addition", "--damping", "-1"], "damping: got -1.0"),
+        (["train", "addition", "--hidden", "0"], "--hidden"),
+        (["train", "addition", "--init-scale", "-1"], "--init-scale: scale: got -1.0"),
+        (["train", "addition", "--no-such-option"], "No such option"),
+        (["train", "addition", "--resume"], "--resume needs --run-dir"),
+        (["fly"], "No such command 'fly'"),
+    ],
+)
+def test_wrong_usage_is_told_with_code_2(arguments: list[str], message: str) -> None:
+    result = invoke(*arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.split())
+    assert "Traceback" not in result.output
+
+
+def test_run_folder_errors_are_told_with_code_1(tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    assert invoke(*TINY, "--run-dir", folder).exit_code == 0
+    again = invoke(*TINY, "--run-dir", folder)
+    assert again.exit_code == 1
+    assert "already holds a run" in again.output
+    other = invoke(*TINY, "--run-dir", folder, "--resume", "--init", "gaussian")
+    assert other.exit_code == 1
+    assert "notes.init is 'sparse' there and 'gaussian' here" in other.output
+    gone = invoke(*TINY, "--run-dir", folder + "x", "--resume")
+    assert gone.exit_code == 1
+    assert "no run folder to resume" in gone.output
+
+
+def test_resume_continues(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert invoke(*TINY, "--run-dir", str(folder)).exit_code == 0
+    before = iterations(folder)
+    arguments = [*TINY, "--run-dir", str(folder), "--resume", "--minibatches", "1"]
+    assert invoke(*arguments).exit_code == 0
+    assert iterations(folder) > before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_ctrl_c_ends_with_a_checkpoint_and_code_130(tmp_path: Path, number: int) -> None:
+    folder = tmp_path / "run"
+    arguments = [
+        *TINY,
+        "--run-dir",
+        str(folder),
+        "--minibatches",
+        "1e6",
+        "--checkpoint-every",
+        "99999",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", "from hfcore.cli import main; main()", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    metrics = folder / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "interrupted: a checkpoint is written" in output
+    assert "--resume" in output
+    newest = max((folder / "checkpoints").glob("*.json"))
+    assert int(newest.stem) == iterations(folder) > 0
