@@ -80,10 +80,12 @@ def rnn_forward(
     nonlinearity: str = "tanh",
     steps: Tensor | None = None,
     states: bool = True,
+    out: Tensor | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """Hidden states ``h [G,T,B,H]`` (None unless ``states``) and outputs ``s [G,T_out,B,k]``.
 
-    ``x [G,T,B,n]``; ``steps`` int64 ``[T_out]`` picks output steps, None means all T.
+    ``x [G,T,B,n]``; ``steps`` int64 ``[T_out]`` picks output steps, None means all T. With ``out``
+    the states are written there.
     """
     check_tensor("x", x, ["G", "T", "B", "n"])
     check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
@@ -93,9 +95,11 @@ def rnn_forward(
     T_out = _check_steps(steps, x.shape[1])
     if choose("recurrence.rnn_forward", x) == "reference":
         h, s = reference.rnn_forward(x, w, nonlinearity, steps)
+        if out is not None and states:
+            h = _check_out(out, tuple(h.shape), x, "out").copy_(h)
         return (h if states else None), s
     T, B = x.shape[1:3]
-    h_out = x.new_empty(G, T, B, shape.H) if states else None
+    h_out = _check_out(out, (G, T, B, shape.H), x, "out") if states else None
     s_out = x.new_empty(G, T_out, B, shape.k)
     native().rnn_forward(
         dense(x),

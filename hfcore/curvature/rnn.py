@@ -190,8 +190,13 @@ class RnnObjective:
     def gradient(self, data: list[Sequences], theta: Tensor) -> tuple[float, Tensor]:
         w, scale = self.weights(theta), self.scale(data)
         total, gradient = 0.0, torch.zeros_like(theta)
-        for part in (chunk for whole in data for chunk in whole.chunks(GRADIENT_CHUNK)):
-            h, s = self.forward(part, w, states=True)
+        chunks = [chunk for whole in data for chunk in whole.chunks(GRADIENT_CHUNK)]
+        # One buffer for the states of every chunk: fresh pages cost as much as the arithmetic.
+        sizes = [(part.x.shape[1], part.count, self.model.hidden_size) for part in chunks]
+        buffer = theta.new_empty(max(T * B * H for T, B, H in sizes))
+        for part, (T, B, H) in zip(chunks, sizes, strict=True):
+            states = buffer[: T * B * H].view(1, T, B, H)
+            h, s = self.forward(part, w, states=True, out=states)
             total += self.loss_at(part, s, scale)
             gs = loss_ops.loss_gradient(
                 self.loss_function.kind, s, part.targets, part.mask, scale=scale
@@ -208,10 +213,15 @@ class RnnObjective:
         return RnnCurvature(self, data, theta)
 
     def forward(
-        self, part: Sequences, w: RnnWeights, *, states: bool
+        self, part: Sequences, w: RnnWeights, *, states: bool, out: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor]:
         return ops.rnn_forward(
-            part.x, w, nonlinearity=self.model.nonlinearity, steps=part.steps, states=states
+            part.x,
+            w,
+            nonlinearity=self.model.nonlinearity,
+            steps=part.steps,
+            states=states,
+            out=out,
         )
 
     def loss_at(self, part: Sequences, s: Tensor, scale: float) -> float:
