@@ -33,6 +33,15 @@ $(VENV)/test.stamp: $(VENV)/hfcore.stamp
 	$(PIP) ".[test,dev]"
 	@touch $@
 
+$(VENV)/bench.stamp: $(VENV)/hfcore.stamp
+	$(PIP) ".[bench]"
+	@touch $@
+
+# torch is installed and pinned by now, so torchvision cannot drag in CUDA builds.
+$(VENV)/peers.stamp: $(VENV)/bench.stamp bench/peers-constraints.txt
+	$(PIP) -c bench/peers-constraints.txt ".[peers]"
+	@touch $@
+
 install: $(VENV)/hfcore.stamp
 
 train: $(VENV)/hfcore.stamp
@@ -57,6 +66,14 @@ test-full: lint types
 
 clean:
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .hypothesis .benchmarks
+
+bench: $(VENV)/bench.stamp
+	mkdir -p build
+	$(PY) -P -m pytest bench --benchmark-quiet --benchmark-json=build/bench.json
+	$(PY) -P bench/report.py build/bench.json
+
+bench-peers: $(VENV)/peers.stamp
+	$(MAKE) bench
 
 seeds: $(VENV)/hfcore.stamp
 	$(PY) -P bench/seed_table.py
