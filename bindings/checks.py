@@ -59,3 +59,26 @@ def dense(t: Tensor) -> Tensor:
     if t.ndim > 0 and t.shape[0] > 1 and t.stride(0) == 0:
         t = t[:1]
     return t.contiguous()
+
+
+def check_group(**arrays: Tensor | None) -> int:
+    """The group size G of arrays whose first axis is 1 or G; ValueError names a stranger."""
+    G = 1
+    for name, array in arrays.items():
+        if array is None or array.shape[0] == 1:
+            continue
+        if G != 1 and array.shape[0] != G:
+            raise ValueError(f"{name}: got group axis {array.shape[0]}, need 1 or {G}")
+        G = array.shape[0]
+        check_positive(G=G)
+    return G
+
+
+def check_out(out: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
+    """A new output tensor, or the caller's if of this shape, like's dtype, and contiguous."""
+    if out is None:
+        return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+    check_tensor("out", out, shape, like=like)
+    if not out.is_contiguous():
+        raise ValueError("out: is not contiguous, need a C-contiguous output buffer")
+    return out

@@ -1,7 +1,8 @@
 """Loss ops: shape checks, allocation, choice of implementation.
 
 Shapes: ``s [G,T,B,k]``; ``targets [G,T,B,k]``, for ``"softmax"`` int64 classes ``[G,T,B]``;
-``mask [G,T,B]`` bool or 0/1 in s's dtype, or None. Formulas: ``kernels/loss/reference.py``.
+``mask [G,T,B]`` bool or 0/1 in s's dtype, or None. A group axis of length 1 is shared among the
+group. Formulas: ``kernels/loss/reference.py``.
 """
 
 from __future__ import annotations
@@ -9,54 +10,167 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hfcore.bindings.checks import check_choice, check_positive, check_tensor
+from hfcore.bindings.checks import (
+    check_choice,
+    check_group,
+    check_out,
+    check_positive,
+    check_tensor,
+    dense,
+)
+from hfcore.bindings.dispatch import choose, native
 from hfcore.kernels.loss import reference
 
 KINDS = (reference.SQUARED, reference.LOGISTIC, reference.SOFTMAX)
 
 
-def _check(kind: str, s: Tensor, targets: Tensor | None, mask: Tensor | None) -> None:
-    check_choice("kind", kind, KINDS)
-    check_tensor("s", s, ["G", "T", "B", "k"])
-    G, T, B, k = s.shape
-    check_positive(G=G, T=T, B=B, k=k)
-    if targets is not None:
-        if kind == reference.SOFTMAX:
-            check_tensor("targets", targets, [G, T, B], dtype=torch.int64)
-        else:
-            check_tensor("targets", targets, [G, T, B, k], like=s)
-    if mask is not None:
-        check_tensor("mask", mask, [G, T, B])
-        if mask.dtype not in (torch.bool, s.dtype):
-            raise TypeError(f"mask: got {mask.dtype}, need torch.bool or {s.dtype}")
-
-
 def loss_value(
     kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, *, scale: float = 1.0
 ) -> Tensor:
-    """scale·Σ loss over unmasked outputs, ``[G]`` float64."""
-    _check(kind, s, targets, mask)
-    return reference.loss_value(kind, s, targets, mask, scale)
+    """scale·Σ loss over unmasked outputs, ``[G]`` float64, computed and summed in float64.
+
+    Raises ValueError for a class that is not one of the k outputs or a mask other than 0/1.
+    """
+    _check(kind, s, mask)
+    G = _check_targets(kind, s, targets, mask)
+    if choose("loss.loss_value", s) == "reference":
+        _check_values(kind, s, targets, mask)
+        return reference.loss_value(kind, s, targets, mask, scale).expand(G)
+    value = torch.empty(G, dtype=torch.float64)
+    native().loss_value(
+        KINDS.index(kind),
+        dense(s),
+        dense(targets),
+        None if mask is None else dense(mask),
+        scale,
+        value,
+        torch.get_num_threads(),
+    )
+    return value
 
 
 def loss_gradient(
-    kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, *, scale: float = 1.0
+    kind: str,
+    s: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    *,
+    scale: float = 1.0,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """∂L/∂s = scale·mask·(ŷ − y), of s's shape and dtype."""
-    _check(kind, s, targets, mask)
-    return reference.loss_gradient(kind, s, targets, mask, scale)
+    """∂L/∂s = scale·mask·(ŷ − y), ``[G,T,B,k]`` in s's dtype; ``out`` may be ``s`` itself.
+
+    Raises ValueError for a class that is not one of the k outputs or a mask other than 0/1.
+    """
+    _check(kind, s, mask)
+    G = _check_targets(kind, s, targets, mask)
+    shape = (G, *s.shape[1:])
+    if choose("loss.loss_gradient", s) == "reference":
+        _check_values(kind, s, targets, mask)
+        g = reference.loss_gradient(kind, s, targets, mask, scale)
+        return g if out is None else check_out(out, shape, s).copy_(g)
+    out = check_out(out, shape, s)
+    native().loss_gradient(
+        KINDS.index(kind),
+        dense(s),
+        dense(targets),
+        None if mask is None else dense(mask),
+        scale,
+        out,
+        torch.get_num_threads(),
+    )
+    return out
 
 
-def loss_curvature(kind: str, s: Tensor, mask: Tensor | None) -> Tensor:
-    """Diagonal c of the unscaled L''; softmax subtracts the rank-one c cᵀ as well."""
-    _check(kind, s, None, mask)
-    return reference.loss_curvature(kind, s, mask)
+def loss_curvature(
+    kind: str, s: Tensor, mask: Tensor | None, *, out: Tensor | None = None
+) -> Tensor:
+    """Diagonal c ``[G,T,B,k]`` of the unscaled L''; softmax subtracts the rank-one c cᵀ as well.
+
+    ``out`` may be ``s`` itself. Raises ValueError for a mask other than 0/1.
+    """
+    G = _check(kind, s, mask)
+    shape = (G, *s.shape[1:])
+    if choose("loss.loss_curvature", s) == "reference":
+        _check_values(kind, s, None, mask)
+        c = reference.loss_curvature(kind, s, mask)
+        return c if out is None else check_out(out, shape, s).copy_(c)
+    out = check_out(out, shape, s)
+    native().loss_curvature(
+        KINDS.index(kind),
+        dense(s),
+        None if mask is None else dense(mask),
+        out,
+        torch.get_num_threads(),
+    )
+    return out
 
 
 def loss_hessian_product(
-    c: Tensor, Rs: Tensor, *, rank_one: bool = False, scale: float = 1.0
+    c: Tensor,
+    Rs: Tensor,
+    *,
+    rank_one: bool = False,
+    scale: float = 1.0,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """scale·L''Rs from the curvature diagonal ``c`` and ``Rs``, both ``[G,T,B,k]``."""
+    """scale·L''Rs ``[G,T,B,k]`` from the curvature diagonal ``c`` and ``Rs``, both ``[G,T,B,k]``.
+
+    ``out`` may be ``c`` or ``Rs`` itself.
+    """
     check_tensor("c", c, ["G", "T", "B", "k"])
-    check_tensor("Rs", Rs, c.shape, like=c)
-    return reference.loss_hessian_product(c, Rs, rank_one, scale)
+    _, T, B, k = c.shape
+    check_positive(T=T, B=B, k=k)
+    check_tensor("Rs", Rs, ["G", T, B, k], like=c)
+    shape = (check_group(c=c, Rs=Rs), T, B, k)
+    if choose("loss.loss_hessian_product", c) == "reference":
+        g = reference.loss_hessian_product(c, Rs, rank_one, scale)
+        return g if out is None else check_out(out, shape, c).copy_(g)
+    out = check_out(out, shape, c)
+    native().loss_hessian_product(
+        dense(c), dense(Rs), rank_one, scale, out, torch.get_num_threads()
+    )
+    return out
+
+
+def _check(kind: str, s: Tensor, mask: Tensor | None) -> int:
+    """Check the kind, shapes and dtypes of s and mask; gives their group size."""
+    check_choice("kind", kind, KINDS)
+    check_tensor("s", s, ["G", "T", "B", "k"])
+    _, T, B, k = s.shape
+    check_positive(T=T, B=B, k=k)
+    if mask is not None:
+        check_tensor("mask", mask, ["G", T, B])
+        if mask.dtype not in (torch.bool, s.dtype):
+            raise TypeError(f"mask: got {mask.dtype}, need torch.bool or {s.dtype}")
+        _check_device("mask", mask, s)
+    return check_group(s=s, mask=mask)
+
+
+def _check_targets(kind: str, s: Tensor, targets: Tensor, mask: Tensor | None) -> int:
+    """Check the targets against s and mask; gives the group size of all three."""
+    _, T, B, k = s.shape
+    if kind == reference.SOFTMAX:
+        check_tensor("targets", targets, ["G", T, B], dtype=torch.int64)
+    else:
+        check_tensor("targets", targets, ["G", T, B, k], like=s)
+    _check_device("targets", targets, s)
+    return check_group(s=s, mask=mask, targets=targets)
+
+
+def _check_device(name: str, tensor: Tensor, s: Tensor) -> None:
+    if tensor.device != s.device:
+        raise ValueError(f"{name}: is on {tensor.device}, need {s.device} like s")
+
+
+def _check_values(kind: str, s: Tensor, targets: Tensor | None, mask: Tensor | None) -> None:
+    """What the compiled module checks while it reads: mask of 0/1, unmasked classes in range."""
+    if mask is not None and mask.dtype != torch.bool:
+        strange = mask[(mask != 0) & (mask != 1)]
+        if strange.numel() > 0:
+            raise ValueError(f"mask: got {float(strange[0]):f}, need 0 or 1")
+    if kind == reference.SOFTMAX and targets is not None:
+        counted = targets if mask is None else torch.where(mask.bool(), targets, 0)
+        strange = counted[(counted < 0) | (counted >= s.shape[-1])]
+        if strange.numel() > 0:
+            raise ValueError(f"targets: got class {int(strange[0])}, need 0..{s.shape[-1] - 1}")

@@ -22,6 +22,7 @@ Isa active_isa();
 void bind_recurrence(nb::module_& m);
 void bind_loss(nb::module_& m);
 void bind_conjugate_gradient(nb::module_& m);
+void bind_math(nb::module_& m);
 
 // Any C-contiguous array in CPU memory.
 using Array = nb::ndarray<nb::c_contig, nb::device::cpu>;

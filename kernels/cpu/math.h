@@ -111,8 +111,9 @@ struct math<float> {
     static constexpr float tanh_high = 10.0f;
     // Below it log1p(u) rounds to u.
     static constexpr float log1p_tiny = 0x1p-26f;
-    static constexpr std::int32_t one_bits = 0x3f800000;
     static constexpr std::int32_t sqrt_half_bits = 0x3f3504f3;
+    // Bits of 1 less those of sqrt(1/2); unsigned, as the sum wraps for NaN.
+    static constexpr std::uint32_t one_above_sqrt_half = 0x3f800000 - 0x3f3504f3;
     static constexpr std::int32_t mantissa_mask = 0x007fffff;
     static constexpr std::uint32_t magnitude_mask = 0x7fffffff;
     // (exp(r) - 1 - r)/r^2 on |r| <= ln2/2, lowest order first; error 1.7e-10.
@@ -139,8 +140,8 @@ struct math<double> {
     static constexpr double exp_high = 710.0;
     static constexpr double tanh_high = 20.0;
     static constexpr double log1p_tiny = 0x1p-55;
-    static constexpr std::int64_t one_bits = 0x3ff0000000000000;
     static constexpr std::int64_t sqrt_half_bits = 0x3fe6a09e667f3bcd;
+    static constexpr std::uint64_t one_above_sqrt_half = 0x3ff0000000000000 - 0x3fe6a09e667f3bcd;
     static constexpr std::int64_t mantissa_mask = 0x000fffffffffffff;
     static constexpr std::uint64_t magnitude_mask = 0x7fffffffffffffff;
     static constexpr int exp_terms = 10;  // error 1.3e-17
@@ -231,7 +232,7 @@ HFCORE_INLINE vec_t<T> vlog1p(vec_t<T> u) {
     using M = math<T>;
     const vec_t<T> w = 1 + u;
     // w = 2^k m with sqrt(1/2) <= m < sqrt(2).
-    const ivec_t<T> bits = (ivec_t<T>)w + (M::one_bits - M::sqrt_half_bits);
+    const ivec_t<T> bits = (ivec_t<T>)((uvec_t<T>)w + M::one_above_sqrt_half);
     const ivec_t<T> k = (bits >> M::mantissa_bits) - M::bias;
     const vec_t<T> m = (vec_t<T>)((bits & M::mantissa_mask) + M::sqrt_half_bits);
     // What rounding 1 + u lost, to first order; with k = 0 nothing is lost as u itself is used.

@@ -35,8 +35,9 @@ def loss_value(kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale
     if kind == SQUARED:
         per = 0.5 * ((wide - targets.double()) ** 2).sum(-1)
     elif kind == LOGISTIC:
-        # softplus(s) − y s = −y log p − (1−y) log(1−p), p = logistic(s)
-        per = (softplus(wide) - targets.double() * wide).sum(-1)
+        # softplus(s) − y s = −y log p − (1−y) log(1−p), p = logistic(s); torch drops the tail
+        # log1p(exp(−s)) beyond its threshold, and 2e-9 with it at the default of 20
+        per = (softplus(wide, threshold=40) - targets.double() * wide).sum(-1)
     else:
         picked = (_one_hot(targets, wide, mask) * wide).sum(-1)
         per = torch.logsumexp(wide, -1) - picked

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import itertools
 import json
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -29,6 +30,15 @@ def problem(
         y = torch.tanh(x.sum(-1, keepdim=True).cumsum(0))
         batches.append(hf.Batch(x, y, None))
     return model, batches
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch's own threads cost more than they bring on tensors this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def flat(model: nn.Module) -> Tensor:
@@ -110,7 +120,7 @@ def test_roles_use_their_own_data(monkeypatch) -> None:
     assert seen["loss"] == {pointers[0], pointers[1], pointers[2]}
 
 
-def test_backends_take_the_same_steps() -> None:
+def test_backends_take_the_same_steps(one_thread) -> None:
     paths = {}
     for backend in ("reference", "cpu"):
         model, batches = problem()
@@ -123,7 +133,7 @@ def test_backends_take_the_same_steps() -> None:
     torch.testing.assert_close(paths["reference"][0], paths["cpu"][0], rtol=1e-6, atol=1e-8)
 
 
-def test_closure_path_takes_the_steps_of_the_fused_path() -> None:
+def test_closure_path_takes_the_steps_of_the_fused_path(one_thread) -> None:
     """The same objective through autograd and through the kernels."""
     paths = []
     for use_closure in (False, True):
@@ -418,7 +428,7 @@ def test_closure_on_a_net_with_convolution_and_frozen_layer() -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_short_addition_is_solved(backend) -> None:
+def test_short_addition_is_solved(backend, one_thread) -> None:
     """Long-range credit that a linear read-out cannot give: under 1 % wrong on fresh sequences."""
     task = hf.problems.Addition(length=12)
     model = hf.RNN(2, 30, 1)
