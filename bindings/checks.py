@@ -23,6 +23,8 @@ def check_tensor(
     """
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: got {type(value).__name__}, need a torch.Tensor")
+    if value.layout != torch.strided:
+        raise TypeError(f"{name}: got layout {value.layout}, need a dense (strided) tensor")
     letters = "[" + ",".join(str(s) for s in shape) + "]"
     fits = value.ndim == len(shape) and all(
         isinstance(want, str) or got == want for got, want in zip(value.shape, shape, strict=True)
@@ -58,7 +60,8 @@ def dense(t: Tensor) -> Tensor:
     t = t.detach()
     if t.ndim > 0 and t.shape[0] > 1 and t.stride(0) == 0:
         t = t[:1]
-    return t.contiguous()
+    # A lazily negated view (such as z.conj().imag) holds the opposite sign in memory.
+    return t.contiguous().resolve_neg()
 
 
 def check_group(**arrays: Tensor | None) -> int:
@@ -67,10 +70,11 @@ def check_group(**arrays: Tensor | None) -> int:
     for name, array in arrays.items():
         if array is None or array.shape[0] == 1:
             continue
+        if array.shape[0] < 1:
+            raise ValueError(f"{name}: got group axis {array.shape[0]}, need at least 1")
         if G != 1 and array.shape[0] != G:
             raise ValueError(f"{name}: got group axis {array.shape[0]}, need 1 or {G}")
         G = array.shape[0]
-        check_positive(G=G)
     return G
 
 
@@ -79,6 +83,8 @@ def check_out(out: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
     if out is None:
         return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
     check_tensor("out", out, shape, like=like)
-    if not out.is_contiguous():
+    if not out.is_contiguous() or out.is_neg():
         raise ValueError("out: is not contiguous, need a C-contiguous output buffer")
+    if out.requires_grad:
+        raise ValueError("out: requires grad, need a plain buffer")
     return out

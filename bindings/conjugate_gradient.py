@@ -56,6 +56,14 @@ def cg_direction(p: Tensor, z: Tensor, beta: float) -> None:
     native().cg_direction(to_dlpack(p), to_dlpack(z), beta, torch.get_num_threads())
 
 
+def dot(a: Tensor, b: Tensor) -> float:
+    """aᵀb of flat vectors ``[N]`` in float64, the same bits whatever the number of threads."""
+    _check_vectors(a=a, b=b)
+    if choose("conjugate_gradient.dot", a) == "reference":
+        return reference.dot(a, b)
+    return float(native().dot(to_dlpack(a), to_dlpack(b), torch.get_num_threads()))
+
+
 def _check_vectors(**vectors: Tensor) -> None:
     """Check that all are ``[N]`` of one dtype and device, contiguous, outside of autograd."""
     like: Tensor | None = None

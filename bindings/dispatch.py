@@ -30,6 +30,7 @@ OPS: dict[str, tuple[Backend, ...]] = {
     "loss.loss_hessian_product": ("reference", "cpu"),
     "conjugate_gradient.cg_update": ("reference", "cpu"),
     "conjugate_gradient.cg_direction": ("reference", "cpu"),
+    "conjugate_gradient.dot": ("reference", "cpu"),
 }
 
 _native: ModuleType | None = None

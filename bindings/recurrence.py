@@ -6,10 +6,20 @@ copied for that). Shapes and formulas are those of ``kernels/recurrence/referenc
 
 from __future__ import annotations
 
+import math
+from numbers import Real
+
 import torch
 from torch import Tensor
 
-from hfcore.bindings.checks import check_choice, check_positive, check_tensor, dense
+from hfcore.bindings.checks import (
+    check_choice,
+    check_group,
+    check_out,
+    check_positive,
+    check_tensor,
+    dense,
+)
 from hfcore.bindings.dispatch import choose, native
 from hfcore.kernels.recurrence import RnnShape, RnnWeights, reference, split_flat
 from hfcore.kernels.recurrence.reference import activation_derivative
@@ -29,48 +39,65 @@ __all__ = [
 NONLINEARITIES = ("tanh", "logistic", "relu")
 
 
-def _check_group(**arrays: Tensor | None) -> int:
-    """The group size: the length of every leading axis that is not 1."""
-    G = 1
-    for name, a in arrays.items():
-        if a is None:
-            continue
-        if a.shape[0] not in (1, G) and G != 1:
-            raise ValueError(f"{name}: got group axis {a.shape[0]}, need 1 or {G}")
-        G = max(G, a.shape[0])
-    return G
+def _check_floating(name: str, value: Tensor) -> None:
+    if not value.is_floating_point():
+        raise TypeError(f"{name}: got {value.dtype}, need a floating-point dtype")
+
+
+def _check_input(x: Tensor) -> None:
+    """Check ``x [G,T,B,n]`` by itself."""
+    check_tensor("x", x, ["G", "T", "B", "n"])
+    _check_floating("x", x)
+    check_positive(T=x.shape[1], B=x.shape[2], n=x.shape[3])
 
 
 def _check_weights(w: RnnWeights, x: Tensor) -> RnnShape:
     """Check the six parameters against each other and against ``x``; gives n, H, k."""
+    if not isinstance(w, RnnWeights):
+        raise TypeError(f"w: got {type(w).__name__}, need RnnWeights")
     check_tensor("W_hh", w.W_hh, ["G", "H", "H"], like=x)
     check_tensor("W_yh", w.W_yh, ["G", "k", "H"], like=x)
     shape = RnnShape(x.shape[-1], w.W_hh.shape[1], w.W_yh.shape[1])
+    check_positive(H=shape.H, k=shape.k)
     for name, value, want in zip(RnnWeights._fields, w, shape.shapes, strict=True):
         check_tensor(name, value, ["G", *want], like=x)
     return shape
 
 
-def _check_steps(steps: Tensor | None, T: int) -> int:
+def _check_factors(**factors: float) -> None:
+    """Check that scale, structural and damping are finite numbers; of any sign."""
+    for name, value in factors.items():
+        if not isinstance(value, Real):
+            raise TypeError(f"{name}: got {type(value).__name__}, need a float")
+        if not math.isfinite(value):
+            raise ValueError(f"{name}: got {value}, need a finite number")
+
+
+def _check_steps(steps: Tensor | None, x: Tensor) -> int:
     """Number of output steps; ``steps`` is an increasing int64 index tensor or None for all."""
+    T = x.shape[1]
     if steps is None:
         return T
     check_tensor("steps", steps, ["T_out"], dtype=torch.int64)
+    if steps.device != x.device:
+        raise ValueError(f"steps: is on {steps.device}, need {x.device} like the other arguments")
     if steps.numel() == 0:
         raise ValueError("steps: got no step, need at least one output step")
     # The compiled module checks order and range again; this gives the reference the same error.
     if int(steps[0]) < 0 or int(steps[-1]) >= T or bool((steps.diff() <= 0).any()):
-        raise ValueError(f"steps: need increasing indices within 0..{T - 1}")
+        given = ",".join(map(str, steps[:8].tolist())) + (",..." if steps.numel() > 8 else "")
+        raise ValueError(f"steps: got [{given}], need increasing indices within 0..{T - 1}")
     return steps.numel()
 
 
-def _check_out(out: Tensor | None, shape: tuple[int, ...], like: Tensor, name: str) -> Tensor:
-    if out is None:
-        return torch.empty(shape, dtype=like.dtype, device=like.device)
-    check_tensor(name, out, shape, like=like)
-    if not out.is_contiguous():
-        raise ValueError(f"{name}: is not contiguous, need a C-contiguous output buffer")
-    return out
+def _filled(out: Tensor | None, value: Tensor, G: int) -> Tensor:
+    """What the reference computed, on the whole group, in the caller's buffer if there is one."""
+    value = value.expand(G, *value.shape[1:])
+    return value if out is None else check_out(out, value.shape, value).copy_(value)
+
+
+def _dense_steps(steps: Tensor | None) -> Tensor | None:
+    return None if steps is None else dense(steps)
 
 
 def rnn_forward(
@@ -87,24 +114,23 @@ def rnn_forward(
     ``x [G,T,B,n]``; ``steps`` int64 ``[T_out]`` picks output steps, None means all T. With ``out``
     the states are written there.
     """
-    check_tensor("x", x, ["G", "T", "B", "n"])
+    _check_input(x)
     check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
-    check_positive(T=x.shape[1], B=x.shape[2], n=x.shape[3])
     shape = _check_weights(w, x)
-    G = _check_group(x=x, **w._asdict())
-    T_out = _check_steps(steps, x.shape[1])
+    G = check_group(x=x, **w._asdict())
+    T_out = _check_steps(steps, x)
+    if out is not None and not states:
+        raise ValueError("out: got a buffer for the states with states=False, need states=True")
+    T, B = x.shape[1:3]
     if choose("recurrence.rnn_forward", x) == "reference":
         h, s = reference.rnn_forward(x, w, nonlinearity, steps)
-        if out is not None and states:
-            h = _check_out(out, tuple(h.shape), x, "out").copy_(h)
-        return (h if states else None), s
-    T, B = x.shape[1:3]
-    h_out = _check_out(out, (G, T, B, shape.H), x, "out") if states else None
+        return (_filled(out, h, G) if states else None), _filled(None, s, G)
+    h_out = check_out(out, (G, T, B, shape.H), x) if states else None
     s_out = x.new_empty(G, T_out, B, shape.k)
     native().rnn_forward(
         dense(x),
         *map(dense, w),
-        steps,
+        _dense_steps(steps),
         NONLINEARITIES.index(nonlinearity),
         h_out,
         s_out,
@@ -124,23 +150,23 @@ def linear_scan(
 ) -> Tensor:
     """y_t = d_t ⊙ (y_{t∓1} W + u_t) + a_t for ``u, d, a, y [G,T,B,H]``, ``W [G,H,H]``."""
     check_tensor("u", u, ["G", "T", "B", "H"])
+    _check_floating("u", u)
     T, B, H = u.shape[1:]
     check_positive(T=T, B=B, H=H)
     check_tensor("d", d, ["G", T, B, H], like=u)
     check_tensor("W", W, ["G", H, H], like=u)
     if a is not None:
         check_tensor("a", a, ["G", T, B, H], like=u)
-    G = _check_group(u=u, d=d, W=W, a=a)
+    G = check_group(u=u, d=d, W=W, a=a)
     if choose("recurrence.linear_scan", u) == "reference":
-        y = reference.linear_scan(u, d, W, a, reverse)
-        return y if out is None else _check_out(out, (G, T, B, H), u, "out").copy_(y)
-    out = _check_out(out, (G, T, B, H), u, "out")
+        return _filled(out, reference.linear_scan(u, d, W, a, reverse), G)
+    out = check_out(out, (G, T, B, H), u)
     native().linear_scan(
         dense(u),
         dense(d),
         dense(W),
         None if a is None else dense(a),
-        reverse,
+        bool(reverse),
         out,
         torch.get_num_threads(),
     )
@@ -158,17 +184,16 @@ def rnn_backward(
     out: Tensor | None = None,
 ) -> Tensor:
     """Flat parameter gradient ``[G,N]`` by BPTT from ``gs = ∂L/∂s [G,T_out,B,k]``."""
-    shape, G = _check_pass(x, h, w, nonlinearity, steps, gs, "gs")
+    shape, G = _check_pass(x, h, w, nonlinearity, steps, gs=gs)
     if choose("recurrence.rnn_backward", x) == "reference":
-        g = reference.rnn_backward(x, h, w, gs, nonlinearity, steps)
-        return g if out is None else _check_out(out, (G, shape.numel), x, "out").copy_(g)
-    out = _check_out(out, (G, shape.numel), x, "out")
+        return _filled(out, reference.rnn_backward(x, h, w, gs, nonlinearity, steps), G)
+    out = check_out(out, (G, shape.numel), x)
     native().rnn_backward(
         dense(x),
         dense(h),
         *map(dense, w),
         dense(gs),
-        steps,
+        _dense_steps(steps),
         NONLINEARITIES.index(nonlinearity),
         out,
         torch.get_num_threads(),
@@ -197,23 +222,24 @@ def rnn_gauss_newton(
     ``h [G,T,B,H]`` are the states that :func:`rnn_forward` gave for the same ``x`` and ``w``.
     J_t is the Jacobian of the hidden pre-activations t, D'' = e'(t).
     """
-    shape, _ = _check_pass(x, h, w, nonlinearity, steps, c, "c")
+    shape, _ = _check_pass(x, h, w, nonlinearity, steps, c=c)
     check_tensor("v", v, ["G", shape.numel], like=x)
-    G = _check_group(x=x, h=h, **w._asdict(), c=c, v=v)
+    G = check_group(x=x, h=h, **w._asdict(), c=c, v=v)
+    _check_factors(scale=scale, structural=structural, damping=damping)
     if choose("recurrence.rnn_gauss_newton", x) == "reference":
         g = reference.rnn_gauss_newton(
             x, h, w, v, c, rank_one, nonlinearity, steps, scale, structural, damping
         )
-        return g if out is None else _check_out(out, (G, shape.numel), x, "out").copy_(g)
-    out = _check_out(out, (G, shape.numel), x, "out")
+        return _filled(out, g, G)
+    out = check_out(out, (G, shape.numel), x)
     native().rnn_gauss_newton(
         dense(x),
         dense(h),
         *map(dense, w),
         dense(v),
         dense(c),
-        rank_one,
-        steps,
+        bool(rank_one),
+        _dense_steps(steps),
         NONLINEARITIES.index(nonlinearity),
         scale,
         structural,
@@ -230,16 +256,15 @@ def _check_pass(
     w: RnnWeights,
     nonlinearity: str,
     steps: Tensor | None,
-    at_outputs: Tensor,
-    name: str,
+    **at_outputs: Tensor,
 ) -> tuple[RnnShape, int]:
-    """Checks common to the ops that run on cached activations; gives shape and group size."""
-    check_tensor("x", x, ["G", "T", "B", "n"])
+    """Checks common to the ops that run on cached activations: shape and group size."""
+    _check_input(x)
     check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
-    T, B, n = x.shape[1:]
-    check_positive(T=T, B=B, n=n)
+    _, T, B, _ = x.shape
     shape = _check_weights(w, x)
     check_tensor("h", h, ["G", T, B, shape.H], like=x)
-    T_out = _check_steps(steps, T)
-    check_tensor(name, at_outputs, ["G", T_out, B, shape.k], like=x)
-    return shape, _check_group(x=x, h=h, **w._asdict(), **{name: at_outputs})
+    T_out = _check_steps(steps, x)
+    for name, value in at_outputs.items():
+        check_tensor(name, value, ["G", T_out, B, shape.k], like=x)
+    return shape, check_group(x=x, h=h, **w._asdict(), **at_outputs)

@@ -70,6 +70,18 @@ void cg_direction(const Array& p, const Array& z, double beta, int threads) {
     });
 }
 
+double dot(const Array& a, const Array& b, int threads) {
+    const int64_t N = check_vectors({{"a", &a}, {"b", &b}});
+    double result = 0.0;
+    with_float_type("a", a, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        check_dtype<T>("b", b);
+        nb::gil_scoped_release release;
+        result = HFCORE_PICK(conjugate_gradient_kernels<T>()).dot(data<T>(a), data<T>(b), N, threads);
+    });
+    return result;
+}
+
 }  // namespace
 
 void bind_conjugate_gradient(nb::module_& m) {
@@ -78,6 +90,7 @@ void bind_conjugate_gradient(nb::module_& m) {
           array("b"), nb::arg("rz"), array("preconditioner").none(), nb::arg("threads"));
     m.def("cg_direction", &cg_direction, array("p"), array("z"), nb::arg("beta"),
           nb::arg("threads"));
+    m.def("dot", &dot, array("a"), array("b"), nb::arg("threads"));
 }
 
 }  // namespace hfcore

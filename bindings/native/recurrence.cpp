@@ -5,6 +5,7 @@
 
 #include <optional>
 
+#include "bindings/native/memory.h"
 #include "bindings/native/native.h"
 
 namespace hfcore {
@@ -30,11 +31,18 @@ struct WeightArrays {
     const Array &W_hx, &W_hh, &W_yh, &b_h, &b_init, &b_y;
 };
 
-int64_t largest_group(std::initializer_list<const Array*> arrays) {
-    int64_t G = 1;
-    for (const Array* a : arrays)
-        if (a->ndim() > 0 && length(*a, 0) > G) G = length(*a, 0);
-    return G;
+// The group size: the first axis of an output, the one array that is never shared.
+int64_t group_of(const char* name, const Array& out) {
+    if (out.ndim() < 1 || length(out, 0) < 1)
+        value_error(std::string(name) + ": got shape " + shape_text(out) +
+                    ", need a group axis of at least 1");
+    return length(out, 0);
+}
+
+// An output overlaps neither what a kernel still reads nor another output.
+void check_apart_from_weights(NamedArray written, const WeightArrays& w) {
+    check_apart(written, {{"W_hx", &w.W_hx}, {"W_hh", &w.W_hh}, {"W_yh", &w.W_yh},
+                          {"b_h", &w.b_h}, {"b_init", &w.b_init}, {"b_y", &w.b_y}});
 }
 
 // Sizes from x and the weights, checked against each other.
@@ -87,28 +95,33 @@ RnnParameters<T> parameters(const WeightArrays& w) {
 
 void rnn_forward(const Array& x, const Array& W_hx, const Array& W_hh, const Array& W_yh,
                  const Array& b_h, const Array& b_init, const Array& b_y, const MaybeArray& steps,
-                 int nonlinearity, const MaybeArray& h, const Array& s, int threads) {
+                 int nonlinearity, const MaybeArray& out, const Array& s, int threads) {
     const WeightArrays w{W_hx, W_hh, W_yh, b_h, b_init, b_y};
-    const int64_t G = largest_group({&x, &W_hx, &W_hh, &W_yh, &b_h, &b_init, &b_y});
+    const int64_t G = group_of("s", s);
     const RnnDims d = check_net(x, w, steps, nonlinearity, G, threads);
-    if (h) check_shape("h", *h, {G, d.T, d.B, d.H});
+    if (out) check_shape("out", *out, {G, d.T, d.B, d.H});
     check_shape("s", s, {G, d.T_out, d.B, d.k});
+    check_apart({"s", &s}, {{"x", &x}});
+    check_apart_from_weights({"s", &s}, w);
+    if (out) {
+        check_apart({"out", &*out}, {{"x", &x}, {"s", &s}});
+        check_apart_from_weights({"out", &*out}, w);
+    }
     with_float_type("x", x, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         const RnnParameters<T> p = parameters<T>(w);
-        if (h) check_dtype<T>("h", *h);
+        if (out) check_dtype<T>("out", *out);
         check_dtype<T>("s", s);
         nb::gil_scoped_release release;
         HFCORE_PICK(recurrence_kernels<T>())
-            .rnn_forward(d, grouped<T>(x), p, writable<T>(h), static_cast<T*>(s.data()));
+            .rnn_forward(d, grouped<T>(x), p, writable<T>(out), static_cast<T*>(s.data()));
     });
 }
 
 void linear_scan(const Array& u, const Array& derivative, const Array& W, const MaybeArray& a,
                  bool reverse, const Array& y, int threads) {
     check_shape("u", u, {-1, -1, -1, -1});
-    int64_t G = largest_group({&u, &derivative, &W});
-    if (a) G = std::max(G, largest_group({&*a}));
+    const int64_t G = group_of("out", y);
     const ScanDims d{G, length(u, 1), length(u, 2), length(u, 3), reverse, threads};
     if (length(u, 0) < 1 || d.T < 1 || d.B < 1 || d.H < 1)
         value_error("u: got shape " + shape_text(u) + ", need every length at least 1");
@@ -117,6 +130,8 @@ void linear_scan(const Array& u, const Array& derivative, const Array& W, const 
     check_grouped("W", W, G, {d.H, d.H});
     if (a) check_grouped("a", *a, G, {d.T, d.B, d.H});
     check_shape("out", y, {G, d.T, d.B, d.H});
+    check_apart({"out", &y},
+                {{"u", &u}, {"d", &derivative}, {"W", &W}, {"a", a ? &*a : nullptr}});
     with_float_type("u", u, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         check_dtype<T>("d", derivative), check_dtype<T>("W", W), check_dtype<T>("out", y);
@@ -133,11 +148,13 @@ void rnn_backward(const Array& x, const Array& h, const Array& W_hx, const Array
                   const Array& gs, const MaybeArray& steps, int nonlinearity, const Array& out,
                   int threads) {
     const WeightArrays w{W_hx, W_hh, W_yh, b_h, b_init, b_y};
-    const int64_t G = largest_group({&x, &h, &W_hx, &W_hh, &W_yh, &b_h, &b_init, &b_y, &gs});
+    const int64_t G = group_of("out", out);
     const RnnDims d = check_net(x, w, steps, nonlinearity, G, threads);
     check_grouped("h", h, G, {d.T, d.B, d.H});
     check_grouped("gs", gs, G, {d.T_out, d.B, d.k});
     check_shape("out", out, {G, d.numel()});
+    check_apart({"out", &out}, {{"x", &x}, {"h", &h}, {"gs", &gs}});
+    check_apart_from_weights({"out", &out}, w);
     with_float_type("x", x, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         const RnnParameters<T> p = parameters<T>(w);
@@ -155,18 +172,19 @@ void rnn_gauss_newton(const Array& x, const Array& h, const Array& W_hx, const A
                       int nonlinearity, double scale, double structural, double damping,
                       const Array& out, int threads) {
     const WeightArrays w{W_hx, W_hh, W_yh, b_h, b_init, b_y};
-    const int64_t G = largest_group({&x, &h, &W_hx, &W_hh, &W_yh, &b_h, &b_init, &b_y, &v, &c});
+    const int64_t G = group_of("out", out);
     const RnnDims d = check_net(x, w, steps, nonlinearity, G, threads);
     check_grouped("h", h, G, {d.T, d.B, d.H});
     check_grouped("v", v, G, {d.numel()});
     check_grouped("c", c, G, {d.T_out, d.B, d.k});
     check_shape("out", out, {G, d.numel()});
+    check_apart({"out", &out}, {{"x", &x}, {"h", &h}, {"v", &v}, {"c", &c}});
+    check_apart_from_weights({"out", &out}, w);
     with_float_type("x", x, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         const RnnParameters<T> p = parameters<T>(w);
         check_dtype<T>("h", h), check_dtype<T>("v", v), check_dtype<T>("c", c);
         check_dtype<T>("out", out);
-        if (out.data() == v.data()) value_error("out: shares memory with v, need its own");
         const Curvature<T> curvature{grouped<T>(c), rank_one, static_cast<T>(scale),
                                      static_cast<T>(structural), static_cast<T>(damping)};
         nb::gil_scoped_release release;
@@ -180,15 +198,21 @@ void rnn_gauss_newton(const Array& x, const Array& h, const Array& W_hx, const A
 
 void bind_recurrence(nb::module_& m) {
     using namespace nb::literals;
-    m.def("rnn_forward", &rnn_forward, "x"_a.noconvert(), "W_hx"_a.noconvert(), "W_hh"_a.noconvert(), "W_yh"_a.noconvert(), "b_h"_a.noconvert(), "b_init"_a.noconvert(),
-          "b_y"_a.noconvert(), "steps"_a.noconvert().none(), "nonlinearity"_a, "h"_a.noconvert().none(), "s"_a.noconvert(), "threads"_a);
-    m.def("linear_scan", &linear_scan, "u"_a.noconvert(), "d"_a.noconvert(), "W"_a.noconvert(), "a"_a.noconvert().none(), "reverse"_a, "out"_a.noconvert(),
-          "threads"_a);
-    m.def("rnn_backward", &rnn_backward, "x"_a.noconvert(), "h"_a.noconvert(), "W_hx"_a.noconvert(), "W_hh"_a.noconvert(), "W_yh"_a.noconvert(), "b_h"_a.noconvert(),
-          "b_init"_a.noconvert(), "b_y"_a.noconvert(), "gs"_a.noconvert(), "steps"_a.noconvert().none(), "nonlinearity"_a, "out"_a.noconvert(), "threads"_a);
-    m.def("rnn_gauss_newton", &rnn_gauss_newton, "x"_a.noconvert(), "h"_a.noconvert(), "W_hx"_a.noconvert(), "W_hh"_a.noconvert(), "W_yh"_a.noconvert(),
-          "b_h"_a.noconvert(), "b_init"_a.noconvert(), "b_y"_a.noconvert(), "v"_a.noconvert(), "c"_a.noconvert(), "rank_one"_a, "steps"_a.noconvert().none(),
-          "nonlinearity"_a, "scale"_a, "structural"_a, "damping"_a, "out"_a.noconvert(), "threads"_a);
+    // A conversion would hand the kernel a copy, and lose what is written to it.
+    const auto array = [](const char* name) { return nb::arg(name).noconvert(); };
+    const auto maybe = [](const char* name) { return nb::arg(name).noconvert().none(); };
+    m.def("rnn_forward", &rnn_forward, array("x"), array("W_hx"), array("W_hh"), array("W_yh"),
+          array("b_h"), array("b_init"), array("b_y"), maybe("steps"), "nonlinearity"_a,
+          maybe("out"), array("s"), "threads"_a);
+    m.def("linear_scan", &linear_scan, array("u"), array("d"), array("W"), maybe("a"),
+          "reverse"_a, array("out"), "threads"_a);
+    m.def("rnn_backward", &rnn_backward, array("x"), array("h"), array("W_hx"), array("W_hh"),
+          array("W_yh"), array("b_h"), array("b_init"), array("b_y"), array("gs"),
+          maybe("steps"), "nonlinearity"_a, array("out"), "threads"_a);
+    m.def("rnn_gauss_newton", &rnn_gauss_newton, array("x"), array("h"), array("W_hx"),
+          array("W_hh"), array("W_yh"), array("b_h"), array("b_init"), array("b_y"), array("v"),
+          array("c"), "rank_one"_a, maybe("steps"), "nonlinearity"_a, "scale"_a, "structural"_a,
+          "damping"_a, array("out"), "threads"_a);
 }
 
 }  // namespace hfcore

@@ -8,6 +8,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from hfcore.bindings.conjugate_gradient import dot
 from hfcore.flat import FlatParameters
 
 Closure = Callable[[], tuple[Tensor, Tensor]]
@@ -57,7 +58,7 @@ class ModuleObjective:
         return 1
 
     def regulariser(self, theta: Tensor) -> float:
-        return 0.5 * self.l2 * float(theta.double().square().sum()) if self.l2 else 0.0
+        return 0.5 * self.l2 * dot(theta, theta) if self.l2 else 0.0
 
     def loss(self, data: Closure, theta: Tensor) -> float:
         with self.parameters.holding(theta), torch.no_grad():

@@ -13,6 +13,7 @@ from hfcore.batches import Batch
 from hfcore.bindings import loss as loss_ops
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.checks import check_choice, check_tensor
+from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.recurrence import RnnWeights, split_flat
 from hfcore.losses import Loss
 from hfcore.models.rnn import RNN
@@ -177,7 +178,7 @@ class RnnObjective:
         return split_flat(theta.unsqueeze(0), self.model.shape)
 
     def regulariser(self, theta: Tensor) -> float:
-        return 0.5 * self.l2 * float(theta.double().square().sum()) if self.l2 else 0.0
+        return 0.5 * self.l2 * dot(theta, theta) if self.l2 else 0.0
 
     def loss(self, data: list[Sequences], theta: Tensor) -> float:
         w, scale = self.weights(theta), self.scale(data)

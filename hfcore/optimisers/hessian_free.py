@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.checks import check_choice
+from hfcore.bindings.conjugate_gradient import dot
 from hfcore.curvature.gauss_newton import check_nonnegative
 from hfcore.curvature.module import Closure, ModuleObjective
 from hfcore.curvature.rnn import Normalize, RnnObjective, StructuralDistance
@@ -202,7 +203,7 @@ class HessianFree(torch.optim.Optimizer):
         with ledger.phase("gradient"):
             loss, gradient = objective.gradient(roles.gradient, theta)
             ledger.gradients += objective.minibatches(roles.gradient)
-        norm = float(gradient.double().norm())
+        norm = math.sqrt(dot(gradient, gradient))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise ValueError(
                 f"objective: loss {loss}, gradient norm {norm} at the present parameters, "

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfcore.bindings.conjugate_gradient import dot
 from hfcore.objective import Curvature, Objective
 from hfcore.optimisers.backtracking import Backtracking, Candidate, IterateChooser
 from hfcore.optimisers.damping import LevenbergMarquardt, reduction_ratio
@@ -77,7 +78,7 @@ class Outcome:
             cg_stop=self.solution.stop,
             cg_kept=self.kept,
             alpha=self.alpha,
-            step_norm=0.0 if self.move is None else float(self.move.double().norm()),
+            step_norm=0.0 if self.move is None else math.sqrt(dot(self.move, self.move)),
             gradient_norm=gradient_norm,
             products=ledger.products,
             gradients=ledger.gradients,
@@ -133,7 +134,7 @@ class NewtonStep:
         rho = self._ratio(p, kept.model_change)
         with self.ledger.phase("line_search"):
             f0 = self._evaluate(self.roles.line_search, self.theta)
-            slope = _dot(self.gradient, p)
+            slope = dot(self.gradient, p)
             alpha, f1 = self.rules.line_search.search(
                 lambda a: self._evaluate(self.roles.line_search, self._moved(p, a)), f0, slope
             )
@@ -190,7 +191,7 @@ class NewtonStep:
             after = self._evaluate(self.roles.curvature, self._moved(p, 1.0))
             if self.rules.rho == "undamped":
                 Bp = self._product(p, torch.empty_like(p), 0.0, 0.0)
-                model_change = 0.5 * _dot(p, Bp) + _dot(self.gradient, p)
+                model_change = 0.5 * dot(p, Bp) + dot(self.gradient, p)
             return reduction_ratio(after - self.curvature.loss, model_change)
 
     def _product(self, v: Tensor, out: Tensor, damping: float, structural: float) -> Tensor:
@@ -210,7 +211,3 @@ class NewtonStep:
 
     def _say(self, message: str) -> None:
         self.ledger.messages.append(message)
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float(a.double() @ b.double())

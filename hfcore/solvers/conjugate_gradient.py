@@ -91,8 +91,8 @@ def conjugate_gradient(
         r.sub_(product(x, p_image))
     z = r if preconditioner is None else r / preconditioner
     direction = z.clone()
-    rz = _dot(r, z)
-    history = [-0.5 * (_dot(x, r) + _dot(x, b))]
+    rz = ops.dot(r, z)
+    history = [-0.5 * (ops.dot(x, r) + ops.dot(x, b))]
     if not math.isfinite(rz):
         return Solution(x0.clone(), NONFINITE, 0, history)
     if rz == 0.0:
@@ -109,13 +109,9 @@ def conjugate_gradient(
             return Solution(x, NONFINITE, len(history) - 1, history)
         if observer is not None and observer(len(history) - 1, x, phi):
             return Solution(x, OBSERVER, len(history) - 1, history)
-        norm = math.sqrt(rz_new) if preconditioner is None else math.sqrt(_dot(r, r))
+        norm = math.sqrt(rz_new) if preconditioner is None else math.sqrt(ops.dot(r, r))
         stop = rule.reason(history, norm)
         if stop is not None:
             return Solution(x, stop, len(history) - 1, history)
         ops.cg_direction(direction, z, rz_new / rz)
         rz = rz_new
-
-
-def _dot(a: Tensor, b: Tensor) -> float:
-    return float(a.double() @ b.double())

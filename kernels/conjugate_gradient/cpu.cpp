@@ -151,7 +151,8 @@ void direction(int64_t N, T* p, const T* z, double beta, int threads) {
 
 template <class T>
 const ConjugateGradientKernels<T>& conjugate_gradient_kernels() {
-    static const ConjugateGradientKernels<T> kernels = {update<T>, direction<T>};
+    static const ConjugateGradientKernels<T> kernels = {update<T>, direction<T>,
+                                                         dot<T>};
     return kernels;
 }
 template const ConjugateGradientKernels<float>& conjugate_gradient_kernels<float>();

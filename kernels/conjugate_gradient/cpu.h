@@ -24,6 +24,7 @@ template <class T>
 struct ConjugateGradientKernels {
     CgScalars (*update)(const CgVectors<T>&, double rz);
     void (*direction)(std::int64_t N, T* p, const T* z, double beta, int threads);
+    double (*dot)(const T* a, const T* b, std::int64_t N, int threads);
 };
 
 namespace baseline {

@@ -8,7 +8,8 @@ from __future__ import annotations
 from torch import Tensor
 
 
-def _dot(a: Tensor, b: Tensor) -> float:
+def dot(a: Tensor, b: Tensor) -> float:
+    """aᵀb."""
     return float((a.double() * b.double()).sum())
 
 
@@ -27,14 +28,14 @@ def cg_update(
     Returns (pᵀAp, new rᵀz, φ(x)) with φ(x) = ½xᵀAx − bᵀx = −½ xᵀ(r + b).
     When pᵀAp is not a positive finite number nothing is changed and (pᵀAp, rz, nan) returned.
     """
-    pAp = _dot(p, Ap)
+    pAp = dot(p, Ap)
     if not 0.0 < pAp < float("inf"):
         return pAp, rz, float("nan")
     alpha = rz / pAp
     x.add_(p, alpha=alpha)
     r.sub_(Ap, alpha=alpha)
     z.copy_(r if preconditioner is None else r / preconditioner)
-    return pAp, _dot(r, z), -0.5 * (_dot(x, r) + _dot(x, b))
+    return pAp, dot(r, z), -0.5 * (dot(x, r) + dot(x, b))
 
 
 def cg_direction(p: Tensor, z: Tensor, beta: float) -> None:

@@ -1,6 +1,6 @@
 #include "kernels/cpu/parallel.h"
 
-#include <unistd.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -11,6 +11,7 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -57,13 +58,19 @@ public:
     std::vector<Buffer> scratch;
     Buffer shared;
 
-    // Makes sure that workers 0 .. threads-1 exist.
-    void prepare(int threads) {
+    // Starts what is missing of workers 0 .. threads-1; gives how many of them there are. A system
+    // that lends no more threads slows a call down, it does not fail it.
+    int prepare(int threads) {
         if (static_cast<int>(scratch.size()) < threads) scratch.resize(threads);
-        while (static_cast<int>(workers_.size()) + 1 < threads) {
-            const int worker = static_cast<int>(workers_.size()) + 1;
-            workers_.emplace_back([this, worker, seen = generation_] { serve(worker, seen); });
+        try {
+            while (static_cast<int>(workers_.size()) + 1 < threads) {
+                const int worker = static_cast<int>(workers_.size()) + 1;
+                workers_.emplace_back([this, worker, seen = generation_] { serve(worker, seen); });
+            }
+        } catch (const std::system_error&) {
+            return static_cast<int>(workers_.size()) + 1;
         }
+        return threads;
     }
 
     void run(int threads, const std::function<void(int)>& body) {
@@ -118,18 +125,19 @@ private:
     }
 };
 
-// The pool is never destroyed: its threads may outlive static destructors, and a forked child
-// (which has none of the threads) starts a fresh one.
+// The pool is never destroyed: its threads may outlive static destructors. A forked child, which
+// has none of them, starts a fresh one; no lock here, as a lock held at the fork stays held there.
+std::atomic<Pool*> current{nullptr};
+[[maybe_unused]] const int fork_handler =
+    pthread_atfork(nullptr, nullptr, [] { current.store(nullptr); });
+
 Pool& pool() {
-    static std::mutex guard;
-    static Pool* current = nullptr;
-    static pid_t owner = 0;
-    std::lock_guard<std::mutex> lock(guard);
-    if (current == nullptr || owner != getpid()) {
-        current = new Pool;
-        owner = getpid();
+    Pool* p = current.load();
+    if (p == nullptr) {
+        auto fresh = std::make_unique<Pool>();
+        if (current.compare_exchange_strong(p, fresh.get())) p = fresh.release();
     }
-    return *current;
+    return *p;
 }
 
 }  // namespace
@@ -138,7 +146,7 @@ Region::Region(int threads) : threads_(std::clamp(threads, 1, 256)) {
     Pool& p = pool();
     p.in_use.lock();
     try {
-        p.prepare(threads_);
+        threads_ = p.prepare(threads_);
     } catch (...) {
         p.in_use.unlock();
         throw;
@@ -152,7 +160,7 @@ void* Region::scratch(int worker, std::size_t bytes) { return pool().scratch[wor
 void* Region::shared(std::size_t bytes) { return pool().shared.grow(bytes); }
 
 void Region::run(std::int64_t tasks, TaskRef work) {
-    const int threads = static_cast<int>(std::min<std::int64_t>(threads_, std::max<std::int64_t>(tasks, 1)));
+    const int threads = static_cast<int>(std::clamp<std::int64_t>(tasks, 1, threads_));
     std::atomic<std::int64_t> next{0};
     pool().run(threads, [&](int worker) {
         for (std::int64_t task; (task = next.fetch_add(1)) < tasks;) work(task, worker);

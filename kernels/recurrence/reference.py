@@ -95,12 +95,11 @@ def _parameter_gradient(
     gt: Tensor, gs: Tensor, h: Tensor, x: Tensor, steps: Tensor | None, shape: RnnShape
 ) -> Tensor:
     """G = gtᵀ·[x, h_{t-1}, 1] and gsᵀ·[h, 1], summed over time and batch, as flat ``[G,N]``."""
-    G = gt.shape[0]
+    G = max(a.shape[0] for a in (gt, gs, h, x))
+    gt, gs, h, x = (a.expand(G, *a.shape[1:]) for a in (gt, gs, h, x))
 
     def outer(left: Tensor, right: Tensor) -> Tensor:
-        left = left.flatten(1, 2)
-        right = right.expand(G, *right.shape[1:]).flatten(1, 2)
-        return (left.mT @ right).flatten(1)
+        return (left.flatten(1, 2).mT @ right.flatten(1, 2)).flatten(1)
 
     return torch.cat(
         [

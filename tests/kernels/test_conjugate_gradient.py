@@ -324,3 +324,27 @@ def test_compiled_module_checks_for_itself() -> None:
     with pytest.raises((ValueError, TypeError)):
         m.cg_direction(torch.zeros(4), torch.zeros(8)[::2], 1.0, 1)
     assert m.cg_update(*ok, 1.0, None, -3)[:2] == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("N", [1, 7, 16, 4097, 40_009, 300_000])
+def test_dot_is_exact_to_float64_and_bitwise_for_any_threads(N, dtype) -> None:
+    g = torch.Generator().manual_seed(N)
+    a, b = (torch.randn(N, generator=g, dtype=dtype) for _ in range(2))
+    want = math.fsum((a.double() * b.double()).tolist())
+    # Each of N products and sums rounds once, relative to Σ|a b|.
+    bound = 2.0**-53 * 2 * math.sqrt(N) * float((a.double() * b.double()).abs().sum())
+    before = torch.get_num_threads()
+    try:
+        values = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            values.append(ops.dot(a, b))
+    finally:
+        torch.set_num_threads(before)
+    assert len(set(values)) == 1
+    assert abs(values[0] - want) <= bound
+    with hf.use_backend("reference"):
+        assert abs(ops.dot(a, b) - want) <= bound
+    with pytest.raises(ValueError, match="b: got shape"):
+        ops.dot(a, torch.zeros(N + 1, dtype=dtype))

@@ -467,7 +467,7 @@ classes_ = torch.zeros(1, 2, 3, dtype=torch.int64)
         ("squared", s_[:, :0], y_[:, :0], None, ValueError, "T: got 0"),
         ("squared", s_[:, :, :0], y_[:, :, :0], None, ValueError, "B: got 0"),
         ("squared", s_[..., :0], y_[..., :0], None, ValueError, "k: got 0"),
-        ("squared", s_[:0], y_[:0], None, ValueError, "G: got 0"),
+        ("squared", s_[:0], y_[:0], None, ValueError, "s: got group axis 0"),
         (
             "squared",
             s_.repeat(2, 1, 1, 1),

@@ -1,0 +1,215 @@
+"""The compiled ops under Python threads, after a fork, and with a changing number of workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+
+import pytest
+import torch
+from torch import Tensor
+
+import hfcore as hf
+from hfcore.bindings import dispatch
+from hfcore.bindings import recurrence as ops
+from hfcore.kernels.recurrence import RnnShape, RnnWeights
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+
+
+@pytest.fixture(autouse=True)
+def restore_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class Net:
+    """A fixed net and data; ``run`` gives the results of every op as one tuple."""
+
+    def __init__(self, B: int, H: int, dtype: torch.dtype, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        T, n, k = 7, 3, 2
+        shape = RnnShape(n, H, k)
+
+        def array(*size: int) -> Tensor:
+            return torch.randn(1, *size, dtype=dtype, generator=generator)
+
+        self.w = RnnWeights(*(array(*s) / H**0.5 for s in shape.shapes))
+        self.x, self.v, self.gs = array(T, B, n), array(shape.numel), array(T, B, k)
+
+    def run(self) -> tuple[Tensor, ...]:
+        # use_backend is per context: each thread asks for the compiled form itself
+        with hf.use_backend("cpu"):
+            h, s = ops.rnn_forward(self.x, self.w)
+            assert h is not None
+            return (
+                h,
+                s,
+                ops.linear_scan(h, h, self.w.W_hh, reverse=True),
+                ops.rnn_backward(self.x, h, self.w, self.gs),
+                ops.rnn_gauss_newton(self.x, h, self.w, self.v, self.gs.abs(), structural=0.1),
+            )
+
+
+def same(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def nets() -> list[Net]:
+    sizes = [(1, 3), (17, 12), (33, 25), (100, 40), (250, 16), (64, 1)]
+    return [
+        Net(B, H, dtype, i)
+        for i, (B, H) in enumerate(sizes)
+        for dtype in (torch.float32, torch.float64)
+    ]
+
+
+def test_many_python_threads() -> None:
+    cases = nets()
+    want = [net.run() for net in cases]
+
+    def work(i: int) -> bool:
+        return same(cases[i % len(cases)].run(), want[i % len(cases)])
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(work, range(240), timeout=120))
+
+
+def test_scratch_is_given_back_between_calls_of_other_threads() -> None:
+    net, stop = Net(100, 40, torch.float32, 0), threading.Event()
+    want = net.run()
+
+    def release() -> None:
+        while not stop.is_set():
+            dispatch.native().release_scratch()
+            dispatch.native().scratch_bytes()
+
+    other = threading.Thread(target=release)
+    other.start()
+    try:
+        assert all(same(net.run(), want) for _ in range(100))
+    finally:
+        stop.set()
+        other.join(60)
+    assert not other.is_alive()
+    dispatch.native().release_scratch()
+    assert dispatch.native().scratch_bytes() == 0
+    assert same(net.run(), want)
+    assert dispatch.native().scratch_bytes() > 0
+
+
+def test_number_of_workers_changes_between_calls() -> None:
+    cases = nets()
+    want = [net.run() for net in cases]
+    for count in (1, 40, 2, 7, 1, 3, 40, 1):
+        torch.set_num_threads(count)
+        for net, expected in zip(cases, want, strict=True):
+            assert same(net.run(), expected)
+
+
+def test_failed_call_leaves_the_next_one_alone() -> None:
+    net = Net(33, 25, torch.float64, 0)
+    want = net.run()
+    for _ in range(20):
+        with pytest.raises(ValueError, match="steps"):
+            dispatch.native().rnn_forward(
+                net.x, *net.w, torch.tensor([99]), 0, None, torch.zeros(1, 1, 33, 2).double(), 2
+            )
+        assert same(net.run(), want)
+
+
+def wait(pid: int, seconds: float) -> int:
+    """Exit status of a child, which is killed if it hangs."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    pytest.fail(f"the child still ran after {seconds} s")
+
+
+def forked(check: Callable[[], bool]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        code = 3
+        try:
+            code = 0 if check() else 1
+        finally:
+            os._exit(code)
+    return wait(pid, 60)
+
+
+@needs_fork
+def test_fork_after_use() -> None:
+    net = Net(100, 40, torch.float32, 0)
+    want = net.run()
+    assert forked(lambda: all(same(net.run(), want) for _ in range(5))) == 0
+    assert same(net.run(), want)
+
+
+@needs_fork
+def test_fork_of_a_fork() -> None:
+    net = Net(33, 25, torch.float64, 0)
+    want = net.run()
+
+    def child() -> bool:
+        return same(net.run(), want) and forked(lambda: same(net.run(), want)) == 0
+
+    assert forked(child) == 0
+
+
+@needs_fork
+def test_fork_while_other_threads_compute() -> None:
+    """At the fork the pool is in use by a thread that the child does not have."""
+    net, small, stop = Net(250, 40, torch.float32, 0), Net(17, 12, torch.float64, 1), False
+    want, want_small = net.run(), small.run()
+    good: list[bool] = []
+
+    def busy() -> None:
+        while not stop:
+            good.append(same(net.run(), want))
+
+    others = [threading.Thread(target=busy) for _ in range(2)]
+    for other in others:
+        other.start()
+    try:
+        codes = [forked(lambda: same(small.run(), want_small)) for _ in range(30)]
+    finally:
+        stop = True
+        for other in others:
+            other.join(60)
+    assert codes == [0] * 30
+    assert good
+    assert all(good)
+
+
+def _child(net: Net, pipe: Connection) -> None:
+    pipe.send([a.tolist() for a in net.run()])
+    pipe.close()
+
+
+@needs_fork
+def test_multiprocessing_fork() -> None:
+    net = Net(17, 12, torch.float64, 0)
+    want = net.run()
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(net, there))
+    process.start()
+    try:
+        assert here.poll(60), "the child sent nothing"
+        got = tuple(torch.tensor(a, dtype=torch.float64) for a in here.recv())
+        process.join(60)
+        assert process.exitcode == 0
+    finally:
+        process.kill()
+    assert same(got, want)

@@ -1,0 +1,80 @@
+"""Every instruction set that this machine can run is right, and none leaks code into another."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hfcore.bindings import dispatch
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+ORDER = ("baseline", "avx2", "avx512")
+
+# Fails unless the asked set is the one in use, then compares every op with the reference.
+COMPARE = """
+import sys, pytest
+from hfcore.bindings import dispatch
+assert dispatch.native().isa() == sys.argv[1], dispatch.native().isa()
+sys.exit(pytest.main([*sys.argv[2:], "-q", "-m", "not slow", "-p", "no:cacheprovider"]))
+"""
+
+
+@pytest.mark.parametrize("isa", ORDER[:-1])
+def test_narrower_instruction_set(isa: str) -> None:
+    widest = dispatch.native().isa()
+    if ORDER.index(isa) >= ORDER.index(widest):
+        pytest.skip(f"{isa} is not narrower than {widest}, which the other tests run")
+    chosen = "test_compiled and tanh or nothing_is_written"
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", COMPARE, isa, str(HERE / "test_recurrence.py"), "-k", chosen],
+        cwd=ROOT,
+        env={**os.environ, "HFCORE_ISA": isa, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout
+
+
+def object_files(isa: str) -> list[Path]:
+    folder = f"hfcore_cpu_{isa}.dir"
+    return [
+        p
+        for p in sorted(ROOT.glob(f"build/*/CMakeFiles/{folder}/**/*.o"))
+        if "sanitize" not in str(p)
+    ]
+
+
+def mergeable_symbols(path: Path) -> set[str]:
+    """Definitions that the linker may replace by another object's of the same name."""
+    listed = subprocess.run(
+        ["nm", "-C", "--defined-only", str(path)], capture_output=True, text=True, check=True
+    )
+    parts = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+    # the pointer to the personality routine holds no instructions
+    return {p[2] for p in parts if p[1] in "VWu" and not p[2].startswith("DW.ref.")}
+
+
+@pytest.mark.skipif(shutil.which("nm") is None, reason="nm is not installed")
+@pytest.mark.skipif(platform.system() != "Linux", reason="reads ELF symbol types")
+@pytest.mark.parametrize("isa", ORDER)
+def test_no_symbol_is_shared_with_another_instruction_set(isa: str) -> None:
+    """One inline function compiled for AVX-512 and linked into the baseline crashes elsewhere."""
+    paths = object_files(isa)
+    if not paths:
+        pytest.skip("no object files in build/")
+    seen = set()
+    for path in paths:
+        for name in mergeable_symbols(path):
+            seen.add(name)
+            assert f"hfcore::{isa}::" in name, f"{path.name}: {name} is outside hfcore::{isa}"
+    assert seen, "not even the table of kernels was found: the test looks at the wrong symbols"
