@@ -7,7 +7,6 @@ copied for that). Shapes and formulas are those of ``kernels/recurrence/referenc
 from __future__ import annotations
 
 import math
-from numbers import Real
 
 import torch
 from torch import Tensor
@@ -67,7 +66,7 @@ def _check_weights(w: RnnWeights, x: Tensor) -> RnnShape:
 def _check_factors(**factors: float) -> None:
     """Check that scale, structural and damping are finite numbers; of any sign."""
     for name, value in factors.items():
-        if not isinstance(value, Real):
+        if not isinstance(value, int | float):
             raise TypeError(f"{name}: got {type(value).__name__}, need a float")
         if not math.isfinite(value):
             raise ValueError(f"{name}: got {value}, need a finite number")

@@ -1,0 +1,68 @@
+"""What the checkout promises: a clear word without install, layers, no pickle, a true README."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import hfcore
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_bare_checkout_says_what_to_do(tmp_path) -> None:
+    (tmp_path / "hfcore").mkdir()
+    shutil.copy(ROOT / "hfcore" / "__init__.py", tmp_path / "hfcore")
+    done = subprocess.run(
+        # -S: without site-packages there is no installed hfcore to be found instead.
+        [sys.executable, "-S", "-c", "import hfcore"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: hfcore is imported from its bare checkout")
+    assert "make install" in last
+
+
+def test_package_is_typed_and_layered() -> None:
+    folder = Path(hfcore.__file__).parent
+    assert (folder / "py.typed").exists()
+    for path in sorted((ROOT / "kernels").rglob("*.py")):
+        imports = re.findall(r"^\s*(?:from|import) (hfcore[\w.]*)", path.read_text(), re.M)
+        assert all(name.startswith("hfcore.kernels") for name in imports), path
+    for path in sorted((ROOT / "bindings").rglob("*.py")):
+        imports = re.findall(r"^\s*(?:from|import) (hfcore[\w.]*)", path.read_text(), re.M)
+        assert all(name.startswith(("hfcore.bindings", "hfcore.kernels")) for name in imports), path
+    for path in sorted((ROOT / "hfcore").rglob("*.py")):
+        imports = re.findall(r"^\s*(?:from|import) (hfcore[\w.]*)", path.read_text(), re.M)
+        assert not any(name.startswith("hfcore.kernels") for name in imports), path
+
+
+def test_no_pickle() -> None:
+    for path in sorted((ROOT / "hfcore").rglob("*.py")):
+        assert not re.search(r"\bimport pickle|(?<!safetensors\.)torch\.(load|save)\(", path.read_text()), path
+
+
+def test_readme_example_runs(tmp_path, monkeypatch) -> None:
+    """The ten lines, on a shorter problem and a small budget."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    code = blocks[0].replace("length=30", "length=5")
+    code = code.replace("hf.train(model,", "hf.train(minibatches=40, progress=False, model=model,")
+    code = code.replace("model=model, task, opt", "model=model, problem=task, optimizer=opt")
+    namespace: dict[str, object] = {}
+    exec(code, namespace)
+    assert namespace["result"].iterations > 0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["hfcore.kernels", "hfcore.bindings"])
+def test_docstrings(name) -> None:
+    assert __import__(name, fromlist=["x"]).__doc__
