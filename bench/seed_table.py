@@ -66,9 +66,10 @@ def train_case(case: Case, folder: Path, budget: float, threads: int) -> None:
         checkpoint_every=10,
         progress=False,
     )
-    if result.reason in ("solved", "budget", "diverged"):
-        record = {k: v for k, v in asdict(result).items() if k not in ("run_dir", "plots")}
-        done.write_text(json.dumps({**asdict(case), **record, "threads": threads}) + "\n")
+    if result.reason == "interrupted":
+        raise SystemExit(130)
+    record = {k: v for k, v in asdict(result).items() if k not in ("run_dir", "plots")}
+    done.write_text(json.dumps({**asdict(case), **record, "threads": threads}) + "\n")
 
 
 def number(value: Any) -> float:
