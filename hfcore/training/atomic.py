@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from hfcore.training.errors import cannot_write
+from hfcore.training.errors import RunFolderError, cannot_write
 
 TEMPORARY_SUFFIX = ".tmp"
 
@@ -44,6 +44,34 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def lock_folder(folder: Path) -> int | None:
+    """Hold ``folder`` for this process until :func:`unlock_folder` or its end, kill -9 included.
+
+    Raises :class:`RunFolderError` if another process holds it. None where the system has no such
+    lock (Windows, some network folders).
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise RunFolderError(f"{folder}: another process is training in this folder") from error
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def unlock_folder(lock: int | None) -> None:
+    """Give back what :func:`lock_folder` gave."""
+    if lock is not None:
+        os.close(lock)
 
 
 def remove_temporary(folder: Path) -> None:

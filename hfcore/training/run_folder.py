@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from hfcore.training.atomic import remove_temporary, write_atomic
+from hfcore.training.atomic import lock_folder, remove_temporary, unlock_folder, write_atomic
 from hfcore.training.checkpoint import Checkpoints
 from hfcore.training.errors import (
     CheckpointError,
@@ -41,6 +41,7 @@ class RunFolder:
         self.path = path
         self.config = config
         self.checkpoints = Checkpoints(path / "checkpoints", fingerprint(config))
+        self._lock = lock_folder(path)
         self._metrics: TextIO | None = None
         self._events: Any = None
 
@@ -59,7 +60,11 @@ class RunFolder:
         if entries:
             raise RunFolderError(f"{path}: is neither empty nor a run folder; name another")
         folder = cls(path, config)
-        folder._write_config()
+        try:
+            folder._write_config()
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     @classmethod
@@ -72,16 +77,20 @@ class RunFolder:
         if not path.is_dir():
             raise RunFolderError(f"{path}: there is no run folder to resume")
         folder = cls(path, config)
-        remove_temporary(path)
-        stored = _read_config(path / "config.json")
-        if stored is None:
-            if any(path.iterdir()):
-                raise RunFolderError(f"{path}: has no config.json, it is not a run folder")
-            logger.info("%s: the run was stopped before it began, starting it", path)
-        else:
-            _compare(path, stored, config)
-            folder.checkpoints.clean()
-        folder._write_config()
+        try:
+            remove_temporary(path)
+            stored = _read_config(path / "config.json")
+            if stored is None:
+                if any(path.iterdir()):
+                    raise RunFolderError(f"{path}: has no config.json, it is not a run folder")
+                logger.info("%s: the run was stopped before it began, starting it", path)
+            else:
+                _compare(path, stored, config)
+                folder.checkpoints.clean()
+            folder._write_config()
+        except BaseException:
+            folder.close()
+            raise
         return folder
 
     def require_unstarted(self) -> None:
@@ -147,10 +156,14 @@ class RunFolder:
 
     def close(self) -> None:
         """Close the logs; what was written stays."""
-        if self._metrics is not None:
-            self._metrics.close()
-        if self._events is not None:
-            self._events.close()
+        try:
+            if self._metrics is not None:
+                self._metrics.close()
+            if self._events is not None:
+                self._events.close()
+        finally:
+            unlock_folder(self._lock)
+            self._lock = None
 
     def __enter__(self) -> RunFolder:
         return self

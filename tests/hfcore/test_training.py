@@ -9,6 +9,8 @@ import logging
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -412,6 +414,27 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match=r"file/run: cannot be written: Not a directory"):
         run(iterations=1, run_dir=tmp_path / "file" / "run")
+
+
+def test_a_folder_in_use_by_another_process_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run(iterations=1, run_dir=folder)
+    hold = (
+        "import sys, pathlib; from hfcore.training.atomic import lock_folder;"
+        "lock_folder(pathlib.Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", hold, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(RunFolderError, match="another process is training in this folder"):
+            run(iterations=2, run_dir=folder, resume=True)
+        other.kill()
+    run(iterations=2, run_dir=folder, resume=True)  # the lock went with its process
 
 
 # ---- resuming
