@@ -64,6 +64,18 @@ test: lint types
 test-full: lint types
 	$(PY) -P -m pytest -m "not gpu"
 
+# An installation of its own, so that the ordinary one stays fast.
+SANITIZED := build/sanitize-site
+$(SANITIZED)/stamp: $(VENV)/test.stamp $(SOURCES) $(shell find hfcore bindings kernels -name '*.py')
+	$(PIP) --no-deps --upgrade --target $(SANITIZED) . \
+	  --config-settings=cmake.define.HFCORE_SANITIZE=ON --config-settings=build-dir=build/sanitize
+	@touch $@
+
+fuzz: $(SANITIZED)/stamp
+	LD_PRELOAD="$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libubsan.so)" \
+	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=$(SANITIZED) \
+	HFCORE_FUZZ_SANITIZED=1 HFCORE_FUZZ_CALLS=10000 $(PY) -P tests/fuzz/fuzz_native.py
+
 clean:
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .hypothesis .benchmarks
 

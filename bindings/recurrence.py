@@ -7,6 +7,7 @@ copied for that). Shapes and formulas are those of ``kernels/recurrence/referenc
 from __future__ import annotations
 
 import math
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -63,10 +64,10 @@ def _check_weights(w: RnnWeights, x: Tensor) -> RnnShape:
     return shape
 
 
-def _check_factors(**factors: float) -> None:
+def _check_factors(**factors: object) -> None:
     """Check that scale, structural and damping are finite numbers; of any sign."""
     for name, value in factors.items():
-        if not isinstance(value, int | float):
+        if not isinstance(value, Real):
             raise TypeError(f"{name}: got {type(value).__name__}, need a float")
         if not math.isfinite(value):
             raise ValueError(f"{name}: got {value}, need a finite number")

@@ -43,7 +43,8 @@ class Sizes:
 
     def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
         length = st.integers(1, 6) | st.sampled_from([7, 8, 9, 12, 13, 15, 16, 17, 31, 32, 33])
-        self.T, self.B, self.n, self.H, self.k = (draw(length) for _ in range(5))
+        lengths: list[int] = [draw(length) for _ in range(5)]
+        self.T, self.B, self.n, self.H, self.k = lengths
         self.G = draw(st.sampled_from([1, 1, 2, 3]))
         self.dtype = draw(st.sampled_from([torch.float32, torch.float64]))
         self.threads = draw(st.sampled_from([1, 2, 3, 5]))
@@ -193,6 +194,10 @@ def cg_direction(d: Sizes) -> Arguments:
     return {**flat_vectors(d, "p", "z"), "beta": 0.5, "threads": d.threads}
 
 
+def dot(d: Sizes) -> Arguments:
+    return {**flat_vectors(d, "a", "b"), "threads": d.threads}
+
+
 RECIPES = (
     rnn_forward,
     linear_scan,
@@ -204,6 +209,7 @@ RECIPES = (
     loss_hessian_product,
     cg_update,
     cg_direction,
+    dot,
 )
 OPS = [recipe for recipe in RECIPES if hasattr(NATIVE, recipe.__name__)]
 
@@ -304,8 +310,9 @@ def spoil_values(draw: Callable[[st.SearchStrategy[Any]], Any], tensor: Tensor) 
 def is_plain(tensor: Tensor) -> bool:
     """Whether it is as a recipe made it, not spoilt before."""
     known = (torch.float32, torch.float64, torch.int64, torch.bool)
-    usual = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_neg()
-    return usual and not tensor.requires_grad and tensor.dtype in known
+    strided = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    odd = tensor.is_neg() or tensor.requires_grad or tensor.numel() == 0
+    return strided and not odd and tensor.dtype in known
 
 
 def spoil(draw: Callable[[st.SearchStrategy[Any]], Any], arguments: Arguments) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
@@ -143,6 +145,8 @@ def forked(check: Callable[[], bool]) -> int:
         code = 3
         try:
             code = 0 if check() else 1
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return wait(pid, 60)
@@ -190,6 +194,89 @@ def test_fork_while_other_threads_compute() -> None:
     assert codes == [0] * 30
     assert good
     assert all(good)
+
+
+def limited(megabytes: int) -> Callable[[], None]:
+    """Allow this process so much more address space; gives the function that lifts the limit."""
+    import resource
+
+    with open("/proc/self/statm") as status:
+        used = int(status.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    ceiling = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 2**20, ceiling))
+    return lambda: resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
+
+
+limits_memory = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="reads /proc and limits the address space"
+)
+
+
+class Scan:
+    """y_t = y_{t-1} / 2 + 1 in 600 sequences, which are 19 tiles or more; all memory at hand."""
+
+    def __init__(self) -> None:
+        self.u, self.y = torch.ones(1, 3, 600, 16), torch.empty(1, 3, 600, 16)
+        self.W = torch.eye(16).unsqueeze(0) / 2
+        self.want = torch.tensor([1.0, 1.5, 1.75]).view(1, 3, 1, 1).expand_as(self.u).contiguous()
+
+    def good(self, threads: int) -> bool:
+        self.y.zero_()
+        dispatch.native().linear_scan(self.u, self.u, self.W, None, False, self.y, threads)
+        return torch.equal(self.y, self.want)
+
+
+@needs_fork
+@limits_memory
+def test_fewer_threads_than_asked_for() -> None:
+    """A call whose threads the system will not start runs on those that it has."""
+    scan = Scan()
+
+    def threads() -> int:
+        return len(os.listdir("/proc/self/task"))
+
+    def check() -> bool:
+        torch.set_num_threads(1)  # torch's own pool does not survive a refused thread
+        lift = limited(60)  # 200 stacks of 8 MiB do not fit
+        good, few = scan.good(200), threads()
+        good = good and scan.good(200) and scan.good(1)
+        lift()
+        return good and few < 200 and scan.good(200) and threads() > few
+
+    assert forked(check) == 0
+
+
+@needs_fork
+@limits_memory
+def test_out_of_memory() -> None:
+    """What a worker cannot allocate is a MemoryError of this call and no other."""
+    T, H = 20_000, 64
+    scan, net = Scan(), Net(33, H, torch.float32, 0)
+    out, last = torch.empty_like(net.v), torch.tensor([T - 1])
+    x, h = torch.ones(1, T, 33, 3), torch.full((1, T, 33, H), 0.9)
+    c = torch.zeros(1, 1, 33, 2)
+
+    def product(threads: int) -> None:
+        """Structural damping keeps a tile's tangents of all steps: 160 MB for a worker."""
+        dispatch.native().rnn_gauss_newton(
+            x, h, *net.w, net.v, c, False, last, 0, 1.0, 0.1, 0.0, out, threads
+        )
+
+    def check() -> bool:
+        torch.set_num_threads(1)
+        good = scan.good(3)
+        lift = limited(100)
+        for threads in (1, 2, 3):
+            try:
+                product(threads)
+                good = False
+            except MemoryError:
+                good = good and scan.good(threads)
+        lift()
+        product(2)
+        return good and bool(out.isfinite().all())
+
+    assert forked(check) == 0
 
 
 def _child(net: Net, pipe: Connection) -> None:

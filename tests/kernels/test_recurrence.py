@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -181,15 +181,16 @@ def threads() -> Iterator[Callable[[int], None]]:
 
 
 def tolerance(dtype: torch.dtype, size: Size) -> float:
-    """2·eps·√K against the largest element of a net's result.
+    """4·eps·√K against the largest element of a net's result.
 
     K counts the roundings that add up to one element: T steps, each a sum over [h, h', x] or
     [gt, gs] (2H + n + k terms) and a nonlinearity that rounds to a few ulp, then a gradient sum
     over T·B. Roundings are independent, so they grow like √K; a gain of the recurrence near one
-    neither damps nor amplifies them. The factor 2: in float64 the reference rounds as well.
+    neither damps nor amplifies them. The factor 4: in float64 the reference
+    rounds as well, and terms cancel in sums over few sequences.
     """
     T, B, n, H, k = size
-    return 2 * torch.finfo(dtype).eps * math.sqrt(T * (2 * H + n + k + 8) + T * B)
+    return 4 * torch.finfo(dtype).eps * math.sqrt(T * (2 * H + n + k + 8) + T * B)
 
 
 def assert_close(got: Tensor, want: Tensor, tol: float) -> None:
@@ -264,9 +265,9 @@ def test_reference_forward_is_the_loop(size: Size, e: str, steps: str) -> None:
 def test_reference_backward_is_vjp(size: Size, e: str, steps: str) -> None:
     case = Case(size, nonlinearity=e, steps=steps)
     got = reference.rnn_backward(case.x, case.h, case.w, case.gs, e, case.steps)
-    _, vjp = torch.func.vjp(
+    vjp = torch.func.vjp(
         lambda theta: loop(theta, case.x[0], case.shape, e, case.steps)[1], flat(case.w)
-    )
+    )[1]
     assert_close(got, vjp(case.gs[0])[0].unsqueeze(0), 1e-12)
 
 
@@ -281,8 +282,8 @@ def test_reference_product_is_jvp_then_vjp(size: Size, e: str, steps: str, rank_
     def f(theta: Tensor) -> tuple[Tensor, Tensor]:
         return loop(theta, case.x[0], case.shape, e, case.steps)
 
-    (pre, _), (Rt, Rs) = torch.func.jvp(f, (theta,), (case.v[0],))
-    _, vjp = torch.func.vjp(f, theta)
+    (pre, _), (Rt, Rs) = torch.func.jvp(f, (theta,), (case.v[0],))[:2]
+    vjp = torch.func.vjp(f, theta)[1]
     (Gv,) = vjp((structural * slope(pre, e) * Rt, loss_hessian(case.c[0], Rs, rank_one)))
     got = reference.rnn_gauss_newton(
         case.x, case.h, case.w, case.v, case.c, rank_one, e, case.steps, 0.7, structural, 0.2
@@ -659,7 +660,7 @@ def test_scale_structural_and_damping(size: Size, rank_one: bool) -> None:
 def test_product_is_linear(size: Size) -> None:
     case = Case(size)
     u = case.array("v", case.shape.numel)
-    options = {"rank_one": True, "structural": 0.2, "damping": 0.1}
+    options: dict[str, Any] = {"rank_one": True, "structural": 0.2, "damping": 0.1}
     got = case.product(2 * u - 3 * case.v, **options)
     assert_close(got, 2 * case.product(u, **options) - 3 * case.product(**options), 1e-12)
 
@@ -688,7 +689,7 @@ def assert_same_bits(got: tuple[Tensor, ...], want: tuple[Tensor, ...]) -> None:
         assert torch.equal(a, b)
 
 
-BIT_SIZES = (Size(9, 200, 2, 31, 3), Size(5, 65, 7, 12, 1), Size(1, 33, 1, 1, 1))
+BIT_SIZES = (Size(9, 900, 2, 31, 3), Size(5, 65, 7, 12, 1), Size(1, 33, 1, 1, 1))
 
 
 @pytest.mark.parametrize("group", ["alone", "tangents", "distinct"])
