@@ -3,17 +3,11 @@
 
 #include <cstdint>
 
+#include "kernels/cpu/grouped.h"
+
 namespace hfcore {
 
 enum class Nonlinearity { tanh, logistic, relu };
-
-// An array with a leading group axis; stride 0 shares it among the group.
-template <class T>
-struct Grouped {
-    const T* data = nullptr;
-    std::int64_t stride = 0;
-    const T* at(std::int64_t g) const { return data + g * stride; }
-};
 
 template <class T>
 struct RnnParameters {
