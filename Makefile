@@ -3,10 +3,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check -q -c constraints.txt
-SOURCES := $(shell find kernels bindings -name '*.cpp' -o -name '*.h') CMakeLists.txt pyproject.toml
+SOURCES := $(shell find kernels bindings -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') \
+  CMakeLists.txt pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-full lint types bench bench-peers seeds fuzz clean
+.PHONY: help install train test test-full lint types bench bench-peers seeds fuzz clean \
+  test-gpu bench-gpu sanitize-gpu
 
 help:
 	@echo "make train       teach an RNN the addition problem by Hessian-free optimisation"
@@ -14,6 +16,7 @@ help:
 	@echo "make test-full   the same with the slow tests"
 	@echo "make bench       benchmark table against torch baselines; bench-peers adds other libraries"
 	@echo "make seeds       the table of seeds in the README (hours)"
+	@echo "make test-gpu    the GPU tests, bench-gpu the GPU benchmarks (an NVIDIA GPU, CuPy, Triton)"
 	@echo "make fuzz        10,000 random calls of the compiled module under ASan and UBSan"
 
 # torch first and pinned: a plain `torch` would fetch gigabytes of CUDA libraries.
@@ -30,7 +33,7 @@ $(VENV)/hfcore.stamp: $(VENV)/torch.stamp $(SOURCES) $(shell find hfcore binding
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/hfcore.stamp
-	$(PIP) ".[test,dev]"
+	$(PIP) ".[test,dev,gates]"
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/hfcore.stamp
@@ -40,6 +43,10 @@ $(VENV)/bench.stamp: $(VENV)/hfcore.stamp
 # torch is installed and pinned by now, so torchvision cannot drag in CUDA builds.
 $(VENV)/peers.stamp: $(VENV)/bench.stamp bench/peers-constraints.txt
 	$(PIP) -c bench/peers-constraints.txt ".[peers]"
+	@touch $@
+
+$(VENV)/gpu.stamp: $(VENV)/test.stamp
+	$(PIP) ".[cuda]"
 	@touch $@
 
 install: $(VENV)/hfcore.stamp
@@ -63,6 +70,18 @@ test: lint types
 
 test-full: lint types
 	$(PY) -P -m pytest -m "not gpu"
+
+# With a GPU; each says so and exits where there is none.
+test-gpu: $(VENV)/gpu.stamp
+	$(PY) -P -m pytest -m gpu tests/gpu
+
+bench-gpu: $(VENV)/gpu.stamp $(VENV)/bench.stamp
+	$(PY) -P bench/gpu/run.py
+
+sanitize-gpu: $(VENV)/gpu.stamp
+	for tool in memcheck racecheck synccheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+	  compute-sanitizer --tool $$tool --error-exitcode 9 $(PY) -P -m pytest -m gpu tests/gpu/test_ops.py \
+	  -k "T1-B17 or T5-B65 or group" || exit 1; done
 
 # An installation of its own, so that the ordinary one stays fast.
 SANITIZED := build/sanitize-site

@@ -36,7 +36,7 @@ def describe() -> dict[str, object]:
         "isa": _isa(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {package: _version(package) for package in PACKAGES},
+        "versions": {package: version_of(package) for package in PACKAGES},
     }
 
 
@@ -80,7 +80,8 @@ def _isa() -> str | None:
         return None
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Version of an installed distribution, or None."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # not in its __all__
 
 from hfcore.bindings.checks import check_positive, check_tensor
 from hfcore.bindings.dispatch import choose, native
+from hfcore.bindings.triton_backend import serving
 from hfcore.kernels.conjugate_gradient import reference
 
 
@@ -30,8 +33,15 @@ def cg_update(
     """
     given = {} if preconditioner is None else {"preconditioner": preconditioner}
     _check_vectors(x=x, r=r, z=z, p=p, Ap=Ap, b=b, **given)
-    if choose("conjugate_gradient.cg_update", x) == "reference":
+    backend = choose("conjugate_gradient.cg_update", x)
+    if backend == "reference":
         return reference.cg_update(x, r, z, p, Ap, b, rz, preconditioner)
+    if backend == "cuda":
+        with serving("conjugate_gradient.cg_update", x.device):
+            scalars: tuple[float, float, float] = _triton().cg_update(
+                x, r, z, p, Ap, b, rz, preconditioner
+            )
+            return scalars
     # Capsules: importing a tensor through its __dlpack__ method costs nanobind 2 µs a vector.
     pAp, new_rz, phi = native().cg_update(
         to_dlpack(x),
@@ -50,18 +60,36 @@ def cg_update(
 def cg_direction(p: Tensor, z: Tensor, beta: float) -> None:
     """p = z + β p, in place on flat vectors ``[N]`` that share no memory."""
     _check_vectors(p=p, z=z)
-    if choose("conjugate_gradient.cg_direction", p) == "reference":
+    backend = choose("conjugate_gradient.cg_direction", p)
+    if backend == "reference":
         reference.cg_direction(p, z, beta)
+        return
+    if backend == "cuda":
+        with serving("conjugate_gradient.cg_direction", p.device):
+            _triton().cg_direction(p, z, beta)
         return
     native().cg_direction(to_dlpack(p), to_dlpack(z), beta, torch.get_num_threads())
 
 
 def dot(a: Tensor, b: Tensor) -> float:
-    """aᵀb of flat vectors ``[N]`` in float64, the same bits whatever the number of threads."""
+    """aᵀb of flat vectors ``[N]`` in float64, the same bits whatever the number of threads.
+
+    On a GPU this, like :func:`cg_update`, waits for the device.
+    """
     _check_vectors(a=a, b=b)
-    if choose("conjugate_gradient.dot", a) == "reference":
+    backend = choose("conjugate_gradient.dot", a)
+    if backend == "reference":
         return reference.dot(a, b)
+    if backend == "cuda":
+        with serving("conjugate_gradient.dot", a.device):
+            return float(_triton().dot(a, b))
     return float(native().dot(to_dlpack(a), to_dlpack(b), torch.get_num_threads()))
+
+
+def _triton() -> ModuleType:
+    from hfcore.kernels.conjugate_gradient import gpu_triton  # needs Triton, as CUDA data does
+
+    return gpu_triton
 
 
 def _check_vectors(**vectors: Tensor) -> None:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hfcore.bindings.nvtx import annotate
+
 Argument = Tensor | int | float | None
 Extent = tuple[int, int, int]
 
@@ -84,7 +86,7 @@ def launcher(family: str, device: torch.device) -> Launcher:
 
 def describe(device: torch.device | None = None) -> str:
     """Name, compute capability, memory and shared memory of a device, in words."""
-    p = torch.cuda.get_device_properties(_index(device))
+    p = _properties(_index(device))
     return (
         f"{p.name}, compute capability {p.major}.{p.minor}, {p.total_memory / _MIB:,.0f} MiB, "
         f"{p.multi_processor_count} multiprocessors, "
@@ -105,6 +107,18 @@ def naming_memory(op: str, device: torch.device) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def serving(op: str, family: str, device: torch.device) -> Iterator[Launcher]:
+    """The launcher of an op's family while it runs: its device is current, its range is marked.
+
+    Raises RuntimeError where the family's kernels cannot serve ``device``, torch.OutOfMemoryError
+    naming the op.
+    """
+    launch = launcher(family, device)
+    with torch.cuda.device(device), naming_memory(op, device), annotate(op):
+        yield launch
+
+
 class Launcher:
     """Launches the kernels of one family on one device, on torch's current stream there.
 
@@ -120,7 +134,7 @@ class Launcher:
         self._granted: dict[str, int] = {}
         self._streams: dict[int, Any] = {}
         self._index = index
-        properties = torch.cuda.get_device_properties(index)
+        properties = _properties(index)
         self.shared_limit: int = properties.shared_memory_per_block_optin
         self.multiprocessors: int = properties.multi_processor_count
 
@@ -195,7 +209,7 @@ def _loaded(family: str, index: int) -> tuple[Launcher | None, str | None]:
     path = find_binary(family)
     if path is None:
         return None, f"hfcore.kernels.{family} has no {BINARY}: this install was built without nvcc"
-    properties = torch.cuda.get_device_properties(index)
+    properties = _properties(index)
     capability = (properties.major, properties.minor)
     gpu = f"{properties.name} has compute capability {capability[0]}.{capability[1]}"
     if capability < OLDEST:
@@ -213,6 +227,11 @@ def _loaded(family: str, index: int) -> tuple[Launcher | None, str | None]:
                 ) from error
             return None, f"{path} does not load; {gpu}: {_one_line(error)}"
     return Launcher(module, index), None
+
+
+def _properties(index: int) -> Any:
+    """Of a device; torch's own annotations leave some out."""
+    return torch.cuda.get_device_properties(index)
 
 
 def _index(device: torch.device | None) -> int:

@@ -14,24 +14,31 @@ from typing import Literal, get_args
 
 import torch
 
+from hfcore.bindings import cuda, triton_backend
+
 logger = logging.getLogger("hfcore")
 
 Backend = Literal["reference", "cpu", "cuda"]
 
-# Every op of the package and the backends that implement it today.
+# Every op of the package and the backends that implement it today. On CUDA the recurrence is CUDA
+# C++ launched through CuPy; losses and CG updates are Triton.
+EVERYWHERE: tuple[Backend, ...] = ("reference", "cpu", "cuda")
 OPS: dict[str, tuple[Backend, ...]] = {
-    "recurrence.rnn_forward": ("reference", "cpu"),
-    "recurrence.linear_scan": ("reference", "cpu"),
-    "recurrence.rnn_backward": ("reference", "cpu"),
-    "recurrence.rnn_gauss_newton": ("reference", "cpu"),
-    "loss.loss_value": ("reference", "cpu"),
-    "loss.loss_gradient": ("reference", "cpu"),
-    "loss.loss_curvature": ("reference", "cpu"),
-    "loss.loss_hessian_product": ("reference", "cpu"),
-    "conjugate_gradient.cg_update": ("reference", "cpu"),
-    "conjugate_gradient.cg_direction": ("reference", "cpu"),
-    "conjugate_gradient.dot": ("reference", "cpu"),
+    "recurrence.rnn_forward": EVERYWHERE,
+    "recurrence.linear_scan": EVERYWHERE,
+    "recurrence.rnn_backward": EVERYWHERE,
+    "recurrence.rnn_gauss_newton": EVERYWHERE,
+    "loss.loss_value": EVERYWHERE,
+    "loss.loss_gradient": EVERYWHERE,
+    "loss.loss_curvature": EVERYWHERE,
+    "loss.loss_hessian_product": EVERYWHERE,
+    "conjugate_gradient.cg_update": EVERYWHERE,
+    "conjugate_gradient.cg_direction": EVERYWHERE,
+    "conjugate_gradient.dot": EVERYWHERE,
 }
+
+# Families whose CUDA form is a binary of CUDA C++, in float32 alone; the others are Triton's.
+CUDA_CPP = ("recurrence",)
 
 _native: ModuleType | None = None
 _native_error: str | None = None
@@ -99,35 +106,55 @@ def _why_absent(name: Backend) -> str | None:
     if name == "cpu":
         return _native_error
     if name == "cuda":
-        return "its kernels are not part of this release"
+        return cuda.why_no_device() or next(
+            filter(None, (_why_no_cuda_form(op, None) for op in OPS)), None
+        )
     return None
 
 
-def _why_declined(backend: Backend, op: str, tensor: torch.Tensor) -> str | None:
-    """Why this backend cannot take this call, or None if it can."""
+def _why_no_cuda_form(op: str, device: torch.device | None) -> str | None:
+    """Why the CUDA form of an op cannot serve on a device (None: the current one)."""
+    if _family(op) in CUDA_CPP:
+        return cuda.why_unavailable(_family(op), device)
+    return triton_backend.why_unavailable(device)
+
+
+def _why_declined(
+    backend: Backend, op: str, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """Why this backend cannot take data of this kind, or None if it can."""
     if backend not in OPS[op]:
         return f"{op} has no {backend} form in this release"
-    absent = _why_absent(backend)
+    if backend == "reference":
+        return None
+    if device.type != backend:
+        # The reason that helps: no CUDA at all comes before where the data is.
+        return _why_absent(backend) or f"the data is on {device}"
+    absent = _native_error if backend == "cpu" else _why_no_cuda_form(op, device)
     if absent is not None:
         return absent
-    if backend == "cpu":
-        if tensor.device.type != "cpu":
-            return f"the data is on {tensor.device}"
-        if tensor.dtype not in (torch.float32, torch.float64):
-            return f"it computes in float32 and float64, not {tensor.dtype}"
+    if backend == "cuda" and _family(op) in CUDA_CPP:
+        return None if dtype == torch.float32 else f"it computes in float32, not {dtype}"
+    if dtype not in (torch.float32, torch.float64):
+        return f"it computes in float32 and float64, not {dtype}"
     return None
+
+
+def _family(op: str) -> str:
+    """The folder of ``kernels/`` that an op belongs to."""
+    return op.partition(".")[0]
 
 
 def choose(op: str, tensor: torch.Tensor) -> Backend:
     """The backend that serves ``op`` on data like ``tensor``."""
     forced = _forced.get()
     if forced is not None:
-        reason = _why_declined(forced, op, tensor)
+        reason = _why_declined(forced, op, tensor.device, tensor.dtype)
         if reason is not None:
             raise BackendUnavailable(f"backend {forced!r} was chosen for {op} but {reason}")
         return forced
-    wanted: Backend = "cuda" if tensor.device.type == "cuda" else "cpu"
-    reason = _why_declined(wanted, op, tensor)
+    wanted = _fastest(tensor.device)
+    reason = _why_declined(wanted, op, tensor.device, tensor.dtype)
     if reason is None:
         return wanted
     if (op, reason) not in _already_logged:
@@ -136,19 +163,28 @@ def choose(op: str, tensor: torch.Tensor) -> Backend:
     return "reference"
 
 
+def _fastest(device: torch.device) -> Backend:
+    return "cuda" if device.type == "cuda" else "cpu"
+
+
 def explain(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> tuple[str, str]:
-    """(implementation, reason) that :func:`choose` would give; for ``hfcore info``."""
-    probe = torch.empty(0, dtype=dtype, device=device)
+    """(implementation, reason) of :func:`choose` for data on ``device``; for ``hfcore info``.
+
+    On a machine without a CUDA device nothing serves ``"cuda"``: the implementation is "none".
+    """
+    if device == "cuda" and (reason := cuda.why_no_device()) is not None:
+        return "none", reason
+    there = torch.device(device)
     forced = _forced.get()
+    backend = forced if forced is not None else _fastest(there)
+    declined = _why_declined(backend, op, there, dtype)
     if forced is not None:
-        return forced, "forced by use_backend"
-    wanted: Backend = "cuda" if device == "cuda" else "cpu"
-    reason = _why_declined(wanted, op, probe)
-    if reason is not None:
-        return "reference", reason
-    if wanted == "cpu":
+        return forced, "forced by use_backend" + (f", but {declined}" if declined else "")
+    if declined is not None:
+        return "reference", declined
+    if backend == "cpu":
         return "cpu", f"compiled kernels, {native().isa()} instruction set"
-    return wanted, "fused kernels"
+    return "cuda", "CUDA C++ kernels" if _family(op) in CUDA_CPP else "Triton kernels"
 
 
 def run(op: str, tensor: torch.Tensor, table: dict[Backend, Callable[[], object]]) -> object:

@@ -7,6 +7,8 @@ group. Formulas: ``kernels/loss/reference.py``.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import Tensor
 
@@ -19,6 +21,7 @@ from hfcore.bindings.checks import (
     dense,
 )
 from hfcore.bindings.dispatch import choose, native
+from hfcore.bindings.triton_backend import serving
 from hfcore.kernels.loss import reference
 
 KINDS = (reference.SQUARED, reference.LOGISTIC, reference.SOFTMAX)
@@ -33,9 +36,14 @@ def loss_value(
     """
     _check(kind, s, mask)
     G = _check_targets(kind, s, targets, mask)
-    if choose("loss.loss_value", s) == "reference":
+    backend = choose("loss.loss_value", s)
+    if backend != "cpu":
         _check_values(kind, s, targets, mask)
+    if backend == "reference":
         return reference.loss_value(kind, s, targets, mask, scale).expand(G)
+    if backend == "cuda":
+        with serving("loss.loss_value", s.device):
+            return _triton().loss_value(kind, s, targets, mask, scale).expand(G)  # type: ignore[no-any-return]
     value = torch.empty(G, dtype=torch.float64)
     native().loss_value(
         KINDS.index(kind),
@@ -65,11 +73,19 @@ def loss_gradient(
     _check(kind, s, mask)
     G = _check_targets(kind, s, targets, mask)
     shape = (G, *s.shape[1:])
-    if choose("loss.loss_gradient", s) == "reference":
+    backend = choose("loss.loss_gradient", s)
+    if backend != "cpu":
         _check_values(kind, s, targets, mask)
+    if backend == "reference":
         g = reference.loss_gradient(kind, s, targets, mask, scale)
         return g if out is None else check_out(out, shape, s).copy_(g)
     out = check_out(out, shape, s)
+    if backend == "cuda":
+        with serving("loss.loss_gradient", s.device):
+            g = _triton().loss_gradient(
+                kind, s, targets, mask, scale, _buffer(out, s, targets, mask)
+            )
+            return _filled(out, g)
     native().loss_gradient(
         KINDS.index(kind),
         dense(s),
@@ -91,11 +107,16 @@ def loss_curvature(
     """
     G = _check(kind, s, mask)
     shape = (G, *s.shape[1:])
-    if choose("loss.loss_curvature", s) == "reference":
+    backend = choose("loss.loss_curvature", s)
+    if backend != "cpu":
         _check_values(kind, s, None, mask)
+    if backend == "reference":
         c = reference.loss_curvature(kind, s, mask)
         return c if out is None else check_out(out, shape, s).copy_(c)
     out = check_out(out, shape, s)
+    if backend == "cuda":
+        with serving("loss.loss_curvature", s.device):
+            return _filled(out, _triton().loss_curvature(kind, s, mask, _buffer(out, s, mask)))
     native().loss_curvature(
         KINDS.index(kind),
         dense(s),
@@ -123,14 +144,35 @@ def loss_hessian_product(
     check_positive(T=T, B=B, k=k)
     check_tensor("Rs", Rs, ["G", T, B, k], like=c)
     shape = (check_group(c=c, Rs=Rs), T, B, k)
-    if choose("loss.loss_hessian_product", c) == "reference":
+    backend = choose("loss.loss_hessian_product", c)
+    if backend == "reference":
         g = reference.loss_hessian_product(c, Rs, rank_one, scale)
         return g if out is None else check_out(out, shape, c).copy_(g)
     out = check_out(out, shape, c)
+    if backend == "cuda":
+        with serving("loss.loss_hessian_product", c.device):
+            g = _triton().loss_hessian_product(c, Rs, rank_one, scale, _buffer(out, c, Rs))
+            return _filled(out, g)
     native().loss_hessian_product(
         dense(c), dense(Rs), rank_one, scale, out, torch.get_num_threads()
     )
     return out
+
+
+def _triton() -> ModuleType:
+    from hfcore.kernels.loss import gpu_triton  # needs Triton, which only CUDA data asks for
+
+    return gpu_triton
+
+
+def _buffer(out: Tensor, *arrays: Tensor | None) -> Tensor | None:
+    """``out`` if a kernel can fill it: not where one net is expanded to G and computed once."""
+    distinct = max(1 if a.stride(0) == 0 else a.shape[0] for a in arrays if a is not None)
+    return out if distinct == out.shape[0] else None
+
+
+def _filled(out: Tensor, value: Tensor) -> Tensor:
+    return out if value is out else out.copy_(value)
 
 
 def _check(kind: str, s: Tensor, mask: Tensor | None) -> int:

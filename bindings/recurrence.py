@@ -7,11 +7,15 @@ copied for that). Shapes and formulas are those of ``kernels/recurrence/referenc
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Real
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
+from hfcore.bindings import cuda
 from hfcore.bindings.checks import (
     check_choice,
     check_group,
@@ -21,7 +25,9 @@ from hfcore.bindings.checks import (
     dense,
 )
 from hfcore.bindings.dispatch import choose, native
-from hfcore.kernels.recurrence import RnnShape, RnnWeights, reference, split_flat
+from hfcore.bindings.nvtx import annotate
+from hfcore.bindings.triton_backend import torch_matmul
+from hfcore.kernels.recurrence import RnnShape, RnnWeights, gpu, reference, split_flat
 from hfcore.kernels.recurrence.reference import activation_derivative
 
 __all__ = [
@@ -37,6 +43,11 @@ __all__ = [
 ]
 
 NONLINEARITIES = ("tanh", "logistic", "relu")
+
+gpu.annotate = annotate
+
+# Steps on a device that were found increasing, and for which T: looking again would wait for it.
+_checked_steps = WeakTensorKeyDictionary()
 
 
 def _check_floating(name: str, value: Tensor) -> None:
@@ -83,17 +94,37 @@ def _check_steps(steps: Tensor | None, x: Tensor) -> int:
         raise ValueError(f"steps: is on {steps.device}, need {x.device} like the other arguments")
     if steps.numel() == 0:
         raise ValueError("steps: got no step, need at least one output step")
+    version = None if steps.is_inference() else (steps._version, T)
+    if version is not None and _checked_steps.get(steps) == version:
+        return steps.numel()
     # The compiled module checks order and range again; this gives the reference the same error.
     if int(steps[0]) < 0 or int(steps[-1]) >= T or bool((steps.diff() <= 0).any()):
         given = ",".join(map(str, steps[:8].tolist())) + (",..." if steps.numel() > 8 else "")
         raise ValueError(f"steps: got [{given}], need increasing indices within 0..{T - 1}")
+    if version is not None and steps.device.type != "cpu":
+        _checked_steps[steps] = version
     return steps.numel()
 
 
 def _filled(out: Tensor | None, value: Tensor, G: int) -> Tensor:
-    """What the reference computed, on the whole group, in the caller's buffer if there is one."""
+    """What was computed, on the whole group, in the caller's buffer if there is one."""
+    if value is out:
+        return value
     value = value.expand(G, *value.shape[1:])
     return value if out is None else check_out(out, value.shape, value).copy_(value)
+
+
+@contextmanager
+def _serving(op: str, x: Tensor) -> Iterator[cuda.Launcher]:
+    """The launcher for ``x``'s device; torch's large products inside obey the precision policy."""
+    with cuda.serving(op, "recurrence", x.device) as launch, torch_matmul():
+        yield launch
+
+
+def _whole(out: Tensor | None, G: int, *arrays: Tensor | None) -> Tensor | None:
+    """``out`` if a kernel can fill it: not where one net is expanded to G and computed once."""
+    distinct = max(1 if a.stride(0) == 0 else a.shape[0] for a in arrays if a is not None)
+    return out if distinct == G else None
 
 
 def _dense_steps(steps: Tensor | None) -> Tensor | None:
@@ -122,9 +153,25 @@ def rnn_forward(
     if out is not None and not states:
         raise ValueError("out: got a buffer for the states with states=False, need states=True")
     T, B = x.shape[1:3]
-    if choose("recurrence.rnn_forward", x) == "reference":
+    backend = choose("recurrence.rnn_forward", x)
+    if backend == "reference":
         h, s = reference.rnn_forward(x, w, nonlinearity, steps)
         return (_filled(out, h, G) if states else None), _filled(None, s, G)
+    if backend == "cuda":
+        out = None if out is None else check_out(out, (G, T, B, shape.H), x)
+        with _serving("recurrence.rnn_forward", x) as launch, annotate("forward"):
+            states_or_none, s = gpu.rnn_forward(
+                launch,
+                x,
+                w,
+                nonlinearity,
+                steps,
+                states=states,
+                out=_whole(out, G, x, *w),
+                shared_limit=launch.shared_limit,
+            )
+            h_out = None if states_or_none is None else _filled(out, states_or_none, G)
+            return h_out, _filled(None, s, G)
     h_out = check_out(out, (G, T, B, shape.H), x) if states else None
     s_out = x.new_empty(G, T_out, B, shape.k)
     native().rnn_forward(
@@ -158,8 +205,23 @@ def linear_scan(
     if a is not None:
         check_tensor("a", a, ["G", T, B, H], like=u)
     G = check_group(u=u, d=d, W=W, a=a)
-    if choose("recurrence.linear_scan", u) == "reference":
+    backend = choose("recurrence.linear_scan", u)
+    if backend == "reference":
         return _filled(out, reference.linear_scan(u, d, W, a, reverse), G)
+    if backend == "cuda":
+        out = None if out is None else check_out(out, (G, T, B, H), u)
+        with _serving("recurrence.linear_scan", u) as launch:
+            y = gpu.linear_scan(
+                launch,
+                u,
+                d,
+                W,
+                a,
+                reverse,
+                out=_whole(out, G, u, d, W, a),
+                shared_limit=launch.shared_limit,
+            )
+            return _filled(out, y, G)
     out = check_out(out, (G, T, B, H), u)
     native().linear_scan(
         dense(u),
@@ -185,8 +247,24 @@ def rnn_backward(
 ) -> Tensor:
     """Flat parameter gradient ``[G,N]`` by BPTT from ``gs = ∂L/∂s [G,T_out,B,k]``."""
     shape, G = _check_pass(x, h, w, nonlinearity, steps, gs=gs)
-    if choose("recurrence.rnn_backward", x) == "reference":
+    backend = choose("recurrence.rnn_backward", x)
+    if backend == "reference":
         return _filled(out, reference.rnn_backward(x, h, w, gs, nonlinearity, steps), G)
+    if backend == "cuda":
+        out = None if out is None else check_out(out, (G, shape.numel), x)
+        with _serving("recurrence.rnn_backward", x) as launch:
+            g = gpu.rnn_backward(
+                launch,
+                x,
+                h,
+                w,
+                gs,
+                nonlinearity,
+                steps,
+                out=_whole(out, G, x, h, *w, gs),
+                shared_limit=launch.shared_limit,
+            )
+            return _filled(out, g, G)
     out = check_out(out, (G, shape.numel), x)
     native().rnn_backward(
         dense(x),
@@ -215,22 +293,50 @@ def rnn_gauss_newton(
     structural: float = 0.0,
     damping: float = 0.0,
     out: Tensor | None = None,
+    stop: Tensor | None = None,
 ) -> Tensor:
     """scale·(Jᵀ L'' J + structural·Jᵀ_t D'' J_t) v + damping·v for flat tangents ``v [G,N]``.
 
     ``c [G,T_out,B,k]`` is the diagonal of L'', ``rank_one`` subtracts c cᵀ (softmax);
     ``h [G,T,B,H]`` are the states that :func:`rnn_forward` gave for the same ``x`` and ``w``.
     J_t is the Jacobian of the hidden pre-activations t, D'' = e'(t).
+
+    ``stop``, int32 ``[1]`` on the device, is for solvers that run there: where it is not zero the
+    CUDA kernels do nothing and ``out`` stays as it is. The other backends do not look at it.
     """
     shape, _ = _check_pass(x, h, w, nonlinearity, steps, c=c)
     check_tensor("v", v, ["G", shape.numel], like=x)
     G = check_group(x=x, h=h, **w._asdict(), c=c, v=v)
     _check_factors(scale=scale, structural=structural, damping=damping)
-    if choose("recurrence.rnn_gauss_newton", x) == "reference":
+    if stop is not None:
+        check_tensor("stop", stop, [1], dtype=torch.int32)
+    backend = choose("recurrence.rnn_gauss_newton", x)
+    if backend == "reference":
         g = reference.rnn_gauss_newton(
             x, h, w, v, c, rank_one, nonlinearity, steps, scale, structural, damping
         )
         return _filled(out, g, G)
+    if backend == "cuda":
+        out = None if out is None else check_out(out, (G, shape.numel), x)
+        with _serving("recurrence.rnn_gauss_newton", x) as launch:
+            g = gpu.rnn_gauss_newton(
+                launch,
+                x,
+                h,
+                w,
+                v,
+                c,
+                rank_one,
+                nonlinearity,
+                steps,
+                scale,
+                structural,
+                damping,
+                out=_whole(out, G, x, h, *w, v, c),
+                stop=stop,
+                shared_limit=launch.shared_limit,
+            )
+            return _filled(out, g, G)
     out = check_out(out, (G, shape.numel), x)
     native().rnn_gauss_newton(
         dense(x),

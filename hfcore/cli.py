@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from hfcore import init, presets
-from hfcore.bindings import dispatch
+from hfcore.bindings import cuda, dispatch
 from hfcore.models.rnn import RNN
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.problems import PROBLEMS, Problem, create
@@ -59,18 +59,31 @@ def main() -> None:
 def info() -> None:
     """Show which implementation serves each op on this machine, and why."""
     console = Console()
-    table = Table(Column("op", no_wrap=True), "served by", "why", title="ops on CPU data, float32")
-    for op in dispatch.OPS:
-        table.add_row(op, *dispatch.explain(op))
-    console.print(table)
+    for device in ("cpu", "cuda"):
+        title = f"ops on {device} data, float32"
+        table = Table(Column("op", no_wrap=True), "served by", "why", title=title)
+        for op in dispatch.OPS:
+            table.add_row(op, *dispatch.explain(op, device))
+        console.print(table)
     facts = Table("what", "here", show_header=False)
-    for name in ("hfcore", "torch", "numpy", "numba", "safetensors"):
+    for name in ("hfcore", "torch", "numpy", "numba", "safetensors", "triton"):
         facts.add_row(name, package_version(name))
+    facts.add_row("cupy", package_version("cupy-cuda13x"))
     facts.add_row("python", sys.version.split()[0])
     facts.add_row("threads", str(torch.get_num_threads()))
     facts.add_row("instruction set", instruction_set())
-    facts.add_row("torch sees CUDA", "yes" if torch.cuda.is_available() else "no")
+    facts.add_row("CUDA kernels", _cuda_binaries())
+    facts.add_row("CUDA device", cuda.why_no_device() or cuda.describe())
     console.print(facts)
+
+
+def _cuda_binaries() -> str:
+    """Which families of CUDA C++ kernels this installation brings."""
+    families = dispatch.CUDA_CPP
+    built = [family for family in families if cuda.find_binary(family) is not None]
+    if not built:
+        return "not in this installation: it was built without nvcc"
+    return f"{', '.join(built)}, built ahead of time"
 
 
 @main.command("train")
@@ -80,6 +93,7 @@ def info() -> None:
 @click.option("--hidden", type=click.IntRange(1), default=100, help="Hidden units.")
 @click.option("--nonlinearity", type=click.Choice(["tanh", "logistic", "relu"]), default="tanh")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32")
+@click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda, or cuda:1 and so on.")
 @click.option("--init", "init_name", type=click.Choice(["sparse", "gaussian"]), default="sparse")
 @click.option("--init-scale", type=float, default=1.0, help="Factor on the initial weights.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of initial weights and data.")
@@ -188,13 +202,28 @@ def _model(problem: Problem, options: dict[str, Any]) -> RNN:
         nonlinearity=options["nonlinearity"],
         dtype=getattr(torch, options["dtype"]),
     )
+    # Drawn on the CPU, so that a seed is the same net on every device.
     generator = torch.Generator().manual_seed(options["seed"])
     initialise = {"sparse": init.sparse_, "gaussian": init.gaussian_}[options["init_name"]]
     try:
         initialise(model, generator, scale=options["init_scale"])
     except ValueError as error:
         raise click.UsageError(f"--init-scale: {error}") from error
-    return model
+    return model.to(_device(options["device"]))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise click.BadParameter(
+            f"got {name!r}, need cpu or cuda", param_hint="--device"
+        ) from error
+    if device.type == "cuda" and (reason := cuda.why_no_device()) is not None:
+        raise click.BadParameter(f"got {name!r}, but {reason}", param_hint="--device")
+    if device.type not in ("cpu", "cuda"):
+        raise click.BadParameter(f"got {name!r}, need cpu or cuda", param_hint="--device")
+    return device
 
 
 def _optimizer(

@@ -15,9 +15,19 @@ class Curvature(Protocol):
         """Objective on the curvature data at those parameters."""
 
     def product(
-        self, v: Tensor, *, damping: float = 0.0, structural: float = 0.0, out: Tensor | None = None
+        self,
+        v: Tensor,
+        *,
+        damping: float = 0.0,
+        structural: float = 0.0,
+        out: Tensor | None = None,
+        stop: Tensor | None = None,
     ) -> Tensor:
-        """(B + damping·I + structural·G_S) v for ``v [N]``; B holds the L2 term."""
+        """(B + damping·I + structural·G_S) v for ``v [N]``; B holds the L2 term.
+
+        ``stop`` (int32 ``[1]``, on v's device) is given where ``supports_stop``: where it is not
+        zero nobody reads the product, and kernels exit at once.
+        """
 
 
 class Objective(Protocol):
@@ -28,6 +38,7 @@ class Objective(Protocol):
     """
 
     supports_structural: bool
+    supports_stop: bool
 
     def prepare(self, data: Any) -> Any:
         """Check data once and bring it to the form that the other methods take."""

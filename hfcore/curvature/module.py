@@ -46,6 +46,7 @@ class ModuleObjective:
     """What a closure computes, + ½ l2 ‖θ‖². The closure is the data."""
 
     supports_structural = False
+    supports_stop = False
 
     def __init__(self, model: nn.Module, *, l2: float = 0.0) -> None:
         self.parameters = FlatParameters(model)
@@ -124,8 +125,9 @@ class ModuleCurvature:
         damping: float = 0.0,
         structural: float = 0.0,
         out: Tensor | None = None,
+        stop: Tensor | None = None,
     ) -> Tensor:
-        """(G + l2·I + damping·I) v for ``v [N]``."""
+        """(G + l2·I + damping·I) v for ``v [N]``; autograd cannot be stopped."""
         if structural:
             raise ValueError("structural: needs a model with a structural term, such as hf.RNN")
         flat = self._gauss_newton(v)

@@ -140,6 +140,7 @@ class RnnObjective:
     """
 
     supports_structural = True
+    supports_stop = True
 
     def __init__(
         self,
@@ -265,13 +266,19 @@ class RnnCurvature:
         damping: float = 0.0,
         structural: float = 0.0,
         out: Tensor | None = None,
+        stop: Tensor | None = None,
     ) -> Tensor:
         """(G + l2·I + damping·I + structural·G_S) v for ``v [N]``."""
         grouped = None if out is None else out.unsqueeze(0)
-        return self.products(v.unsqueeze(0), damping, structural, grouped)[0]
+        return self.products(v.unsqueeze(0), damping, structural, grouped, stop)[0]
 
     def products(
-        self, v: Tensor, damping: float = 0.0, structural: float = 0.0, out: Tensor | None = None
+        self,
+        v: Tensor,
+        damping: float = 0.0,
+        structural: float = 0.0,
+        out: Tensor | None = None,
+        stop: Tensor | None = None,
     ) -> Tensor:
         """The same for the rows of ``v [m,N]`` in one pass, on the group axis."""
         objective = self._objective
@@ -290,6 +297,7 @@ class RnnCurvature:
                 structural=structural * objective.structural_factor,
                 damping=damping + objective.l2 if total is None else 0.0,
                 out=out if total is None else None,
+                stop=stop,
             )
             total = one if total is None else total.add_(one)
         assert total is not None

@@ -7,6 +7,7 @@ shape, its derivative and its vmap. Every array has a leading group axis, 1 wher
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,10 +75,17 @@ def _compute_rnn_hidden(
     weights = RnnWeights(
         W_hx, W_hh, W_hh.new_zeros(1, 1, W_hh.shape[1]), b_h, b_init, b_h.new_zeros(1, 1)
     )
-    last = torch.tensor([x.shape[1] - 1], device=x.device)
+    last = _step(x.shape[1] - 1, x.device)
     h, _ = ops.rnn_forward(x, weights, nonlinearity=nonlinearity, steps=last)
     assert h is not None
     return h
+
+
+@functools.lru_cache(maxsize=64)
+def _step(t: int, device: torch.device) -> Tensor:
+    """The index of one step; kept, because making it on a GPU and checking it both wait for it."""
+    with torch.inference_mode(False):
+        return torch.tensor([t], device=device)
 
 
 def _compute_linear_scan(u: Tensor, d: Tensor, W: Tensor, reverse: bool) -> Tensor:

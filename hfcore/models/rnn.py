@@ -89,7 +89,10 @@ class RNN(nn.Module):
         """
         with torch.no_grad():
             for W in (self.W_hx, self.W_hh, self.W_yh):
-                W.normal_(0.0, 1.0 / math.sqrt(W.shape[1]), generator=generator)
+                # A generator draws on its own device, which need not be that of the parameters.
+                device = W.device if generator is None else generator.device
+                draw = W if device == W.device else torch.empty_like(W, device=device)
+                W.copy_(draw.normal_(0.0, 1.0 / math.sqrt(W.shape[1]), generator=generator))
             for b in (self.b_h, self.b_init, self.b_y):
                 b.zero_()
 

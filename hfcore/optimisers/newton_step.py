@@ -24,6 +24,7 @@ from hfcore.optimisers.damping import LevenbergMarquardt, reduction_ratio
 from hfcore.optimisers.line_search import LineSearch
 from hfcore.optimisers.roles import Roles
 from hfcore.optimisers.statistics import Ledger, StepStats
+from hfcore.solvers import device_conjugate_gradient as device
 from hfcore.solvers.conjugate_gradient import NONPOSITIVE, Solution, StopRule, conjugate_gradient
 
 # Failed solves (nothing finite to try) before a step is given up.
@@ -170,16 +171,38 @@ class NewtonStep:
             increase_after=self.rules.increase_after,
         )
         with self.ledger.phase("cg"):
-            solution = conjugate_gradient(
-                lambda v, out: self._product(v, out, damping, self.rules.structural),
-                -self.gradient,
-                start,
-                rule=self.rules.stop,
-                observer=chooser.observe,
-            )
+            run = self._run_on_device if device.serves(self.gradient) else self._run_on_host
+            solution = run(damping, start, chooser)
             if solution.stop == NONPOSITIVE:
                 self._say(f"{NONPOSITIVE}; CG ended after {solution.iterations} iterations")
             return solution, chooser.choose(solution)
+
+    def _run_on_host(self, damping: float, start: Tensor, chooser: IterateChooser) -> Solution:
+        return conjugate_gradient(
+            lambda v, out: self._product(v, out, damping, self.rules.structural),
+            -self.gradient,
+            start,
+            rule=self.rules.stop,
+            observer=chooser.observe,
+        )
+
+    def _run_on_device(self, damping: float, start: Tensor, chooser: IterateChooser) -> Solution:
+        """The same with CG's scalars on the device; iterates are evaluated when the host looks."""
+        stops = self.objective.supports_stop
+        solution, products = device.device_conjugate_gradient(
+            lambda v, out, stop: self._multiply(
+                v, out, damping, self.rules.structural, stop if stops else None
+            ),
+            -self.gradient,
+            start,
+            rule=self.rules.stop,
+            observer=chooser.observe,
+            observe_every=self.rules.evaluate_every,
+            # A product that cannot be stopped costs more than a look.
+            look_every=device.LOOK_EVERY if stops else 1,
+        )
+        self._count_products(products)
+        return solution
 
     def _backtracking_loss(self, p: Tensor) -> float:
         with self.ledger.phase("backtracking"):
@@ -195,10 +218,18 @@ class NewtonStep:
             return reduction_ratio(after - self.curvature.loss, model_change)
 
     def _product(self, v: Tensor, out: Tensor, damping: float, structural: float) -> Tensor:
+        self._count_products(1)
+        return self._multiply(v, out, damping, structural)
+
+    def _count_products(self, count: int) -> None:
+        self.ledger.products += count * self.objective.minibatches(self.roles.curvature)
+
+    def _multiply(
+        self, v: Tensor, out: Tensor, damping: float, structural: float, stop: Tensor | None = None
+    ) -> Tensor:
         with self.ledger.phase("products"):
-            self.ledger.products += self.objective.minibatches(self.roles.curvature)
             return self.curvature.product(
-                v, damping=damping, structural=damping * structural, out=out
+                v, damping=damping, structural=damping * structural, out=out, stop=stop
             )
 
     def _evaluate(self, data: Any, theta: Tensor) -> float:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from hfcore.bindings.nvtx import annotate
+
 
 @dataclass(frozen=True)
 class StepStats:
@@ -66,11 +68,12 @@ class Ledger:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time spent inside goes to ``name``, less what inner phases take."""
+        """Time inside goes to ``name``, less what inner phases take; a profiler sees a range."""
         self._switch()
         self._open.append(name)
         try:
-            yield
+            with annotate(f"hf.{name}"):
+                yield
         finally:
             self._switch()
             self._open.pop()

@@ -80,7 +80,7 @@ def run_config(
             "test_every": settings.test_every,
             "checkpoint_every": settings.checkpoint_every,
         },
-        "environment": describe_environment(),
+        "environment": {**describe_environment(), "device": _device_name(model)},
     }
 
 
@@ -91,6 +91,12 @@ def _model_config(model: torch.nn.Module) -> dict[str, Any]:
     config["parameters"] = {name: list(p.shape) for name, p in model.named_parameters()}
     config["dtype"] = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
     return config
+
+
+def _device_name(model: torch.nn.Module) -> str:
+    """Where the parameters are: cpu, or the GPU's name."""
+    device = next(model.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _optimizer_config(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -149,6 +149,7 @@ class _Run:
         if first is None:
             raise ValueError("model: has no parameters, nothing to train")
         self.model = model
+        self.device = first.device
         self.problem = problem
         self.optimizer = optimizer
         self.settings = settings
@@ -309,9 +310,14 @@ class _Run:
                 "optimizer": self.optimizer.state_dict(),
                 "training_data": self.data.state(),
                 "torch_random": torch.get_rng_state(),
+                "cuda_random": self._cuda_random(),
             },
         )
         self._stored_at = self.at.iteration
+
+    def _cuda_random(self) -> torch.Tensor | None:
+        """State of the generator that a model on a GPU may draw from."""
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
 
     def _restore(self, state: dict[str, Any]) -> None:
         try:
@@ -320,6 +326,8 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
             self.data.load_state(state["training_data"])
             torch.set_rng_state(state["torch_random"])
+            if self.device.type == "cuda" and state.get("cuda_random") is not None:
+                torch.cuda.set_rng_state(state["cuda_random"], self.device)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             assert self.folder is not None
             raise CheckpointError(

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from hfcore import presets
@@ -40,12 +41,15 @@ def test_info_explains_every_op(monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.exit_code == 0
     lines = result.output.splitlines()
     for op in dispatch.OPS:
-        implementation, reason = dispatch.explain(op)
-        (line,) = [text for text in lines if f" {op} " in text]
-        assert implementation in line
-        assert reason.split(",")[0] in line
+        on_each = [text for text in lines if f" {op} " in text]
+        for device, line in zip(("cpu", "cuda"), on_each, strict=True):
+            implementation, reason = dispatch.explain(op, device)
+            assert f" {implementation} " in line
+            assert reason.split(",")[0] in line
     assert "instruction set" in result.output
     assert "threads" in result.output
+    for fact in ("CUDA kernels", "CUDA device", "cupy", "triton"):
+        assert fact in result.output
 
 
 def test_train_reports_and_exits_0_when_the_budget_is_spent(tmp_path: Path) -> None:
@@ -148,6 +152,8 @@ def test_an_option_overrides_the_preset(tmp_path: Path) -> None:
         (["train", "addition", "--damping", "-1"], "damping: got -1.0"),
         (["train", "addition", "--hidden", "0"], "--hidden"),
         (["train", "addition", "--init-scale", "-1"], "--init-scale: scale: got -1.0"),
+        (["train", "addition", "--device", "tpu"], "--device: got 'tpu', need cpu or cuda"),
+        (["train", "addition", "--device", "meta"], "--device: got 'meta', need cpu or cuda"),
         (["train", "addition", "--no-such-option"], "No such option"),
         (["train", "addition", "--resume"], "--resume needs --run-dir"),
         (["fly"], "No such command 'fly'"),
@@ -158,6 +164,13 @@ def test_wrong_usage_is_told_with_code_2(arguments: list[str], message: str) -> 
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_device_that_is_not_there() -> None:
+    result = invoke(*TINY, "--device", "cuda")
+    assert result.exit_code == 2
+    assert "--device: got 'cuda', but torch" in " ".join(result.output.split())
 
 
 def test_run_folder_errors_are_told_with_code_1(tmp_path: Path) -> None:

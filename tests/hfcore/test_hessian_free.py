@@ -327,8 +327,8 @@ class _Broken(RnnObjective):
         inner = super().curvature(data, theta)
         original = inner.product
 
-        def product(v, *, damping=0.0, structural=0.0, out=None):
-            result = original(v, damping=damping, structural=structural, out=out)
+        def product(v, *, damping=0.0, structural=0.0, out=None, stop=None):
+            result = original(v, damping=damping, structural=structural, out=out, stop=stop)
             return result.fill_(float("nan")) if damping < self.threshold else result
 
         inner.product = product  # type: ignore[method-assign]

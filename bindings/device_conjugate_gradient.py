@@ -1,0 +1,132 @@
+"""A CG solve whose scalars stay on the device: buffers, launches and the host's look.
+
+:meth:`DeviceSolve.begin` and :meth:`DeviceSolve.iterate` only enqueue: they allocate nothing and
+wait for nothing, so a CUDA graph can capture them (if the product can be captured). Only
+:meth:`DeviceSolve.look` waits. Kernels and buffers: ``kernels/conjugate_gradient/gpu_triton.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hfcore.bindings.checks import check_positive, check_tensor
+from hfcore.bindings.dispatch import choose
+from hfcore.bindings.triton_backend import serving
+
+# (v, out, stop): out = A v, both [N]; where the int32 flag is not zero nobody reads out.
+StoppableProduct = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+OP = "conjugate_gradient.cg_update"
+
+
+def serves(b: Tensor) -> bool:
+    """Whether CG on vectors like ``b`` is to run with its scalars on the device."""
+    return choose(OP, b) == "cuda"
+
+
+class Look(NamedTuple):
+    """What the host sees: stop flag (0: going on), iterations and products done."""
+
+    stop: int
+    iterations: int
+    products: int
+
+
+class DeviceSolve:
+    """Buffers of a solve of A x = b on vectors like ``b [N]``, for any number of solves.
+
+    ``lookback[i]`` is k of the progress rule at iteration i (0: does not apply), for i up to the
+    maximum of iterations; ``kept`` holds the iterations whose iterate is copied aside.
+    ``preconditioner [N]`` is a positive diagonal. Raises TypeError or ValueError by name.
+    """
+
+    def __init__(
+        self,
+        b: Tensor,
+        *,
+        lookback: Sequence[int],
+        kept: Sequence[int],
+        tolerance: float,
+        residual: float,
+        preconditioner: Tensor | None = None,
+    ) -> None:
+        check_tensor("b", b, ["N"])
+        if b.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"b: got {b.dtype}, need torch.float32 or torch.float64")
+        N = b.shape[0]
+        check_positive(N=N)
+        self.device, self._N = b.device, N
+        # Imported here: it needs Triton.
+        from hfcore.kernels.conjugate_gradient import gpu_triton as kernels
+
+        self._kernels: ModuleType = kernels
+        size = -(-N // kernels.PADDING) * kernels.PADDING
+        M: Tensor | None = None
+        if preconditioner is not None:
+            check_tensor("preconditioner", preconditioner, [N], like=b)
+            M = b.new_ones(size)
+            M[:N] = preconditioner
+        x, r, p, Ap, rhs = (b.new_zeros(size) for _ in range(5))
+        slots = [-1] * len(lookback)
+        self.slot_of = {i: slot for slot, i in enumerate(kept)}
+        for i, slot in self.slot_of.items():
+            slots[i] = slot
+        self._w = kernels.Workspace(
+            x=x,
+            r=r,
+            z=r if M is None else b.new_zeros(size),
+            p=p,
+            Ap=Ap,
+            b=rhs,
+            M=M,
+            snapshots=b.new_empty(len(kept), size),
+            history=b.new_zeros(len(lookback), dtype=torch.float64),
+            lookback=torch.tensor(lookback, dtype=torch.int32, device=b.device),
+            slots=torch.tensor(slots, dtype=torch.int32, device=b.device),
+            partial=b.new_empty(4, kernels.BLOCKS, dtype=torch.float64),
+            scalars=torch.tensor(
+                [0.0, 0.0, tolerance, residual], dtype=torch.float64, device=b.device
+            ),
+            counters=torch.zeros(kernels.COUNTERS, dtype=torch.int32, device=b.device),
+        )
+
+    @property
+    def x(self) -> Tensor:
+        """The present iterate ``[N]``."""
+        return self._w.x[: self._N]
+
+    def snapshot(self, iteration: int) -> Tensor:
+        """The iterate ``[N]`` of a kept iteration that went on to the next."""
+        return self._w.snapshots[self.slot_of[iteration], : self._N]
+
+    def begin(self, product: StoppableProduct, b: Tensor, x0: Tensor) -> None:
+        """Enqueue r = b − A x₀ and what follows from it; a zero x₀ raises the product's flag."""
+        N, w = self._N, self._w
+        with serving(OP, self.device):
+            w.b[:N].copy_(b)
+            w.x[:N].copy_(x0)
+            self._kernels.start(w)
+            product(w.x[:N], w.Ap[:N], w.zero_start)
+            self._kernels.start_residual(w)
+
+    def iterate(self, product: StoppableProduct) -> None:
+        """Enqueue one iteration, which does nothing once the solve has ended."""
+        N, w = self._N, self._w
+        with serving(OP, self.device):
+            product(w.p[:N], w.Ap[:N], w.stop)
+            self._kernels.iterate(w)
+
+    def look(self) -> Look:
+        """Wait for what is enqueued and see how far it came."""
+        k, seen = self._kernels, self._w.counters.tolist()
+        return Look(seen[k.STOP], seen[k.ITERATIONS], seen[k.PRODUCTS])
+
+    def history(self, iterations: int) -> list[float]:
+        """φ after every iteration so far, φ₀ first."""
+        values: list[float] = self._w.history[: iterations + 1].tolist()
+        return values

@@ -1,0 +1,90 @@
+"""CG that does not wait for the host: same rules and results as ``conjugate_gradient.py``.
+
+α, β, φ, the stop test and the copies of iterates to be judged later are made on the device; the
+host looks every few iterations. What is enqueued beyond the end exits at once, so the result does
+not depend on how often it looks, to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from hfcore.bindings.device_conjugate_gradient import DeviceSolve, StoppableProduct, serves
+from hfcore.solvers.conjugate_gradient import (
+    MAX_ITERATIONS,
+    NONFINITE,
+    NONPOSITIVE,
+    OBSERVER,
+    PROGRESS,
+    RESIDUAL,
+    Observer,
+    Solution,
+    StopRule,
+)
+
+__all__ = ["device_conjugate_gradient", "serves"]
+
+# By the value of the stop flag, RUNNING first; the last is an iterate that is not finite itself.
+REASONS = ("", MAX_ITERATIONS, PROGRESS, RESIDUAL, NONPOSITIVE, NONFINITE, NONFINITE)
+BAD_ITERATE = len(REASONS) - 1
+
+LOOK_EVERY = 10
+
+
+def device_conjugate_gradient(
+    product: StoppableProduct,
+    b: Tensor,
+    x0: Tensor,
+    *,
+    rule: StopRule,
+    observer: Observer | None = None,
+    observe_every: int = 1,
+    preconditioner: Tensor | None = None,
+    look_every: int = LOOK_EVERY,
+) -> tuple[Solution, int]:
+    """Solve A x = b ``[N]`` from ``x0`` on their device; gives the solution and the products done.
+
+    ``product(v, out, stop)`` may skip its work where the int32 flag ``stop`` is not zero. The
+    observer sees every ``observe_every``-th iterate, but only when the host looks: where it ends
+    the solve, the later iterations were in vain. Everything else as in
+    :func:`hfcore.solvers.conjugate_gradient.conjugate_gradient`.
+    """
+    for name, every in (("observe_every", observe_every), ("look_every", look_every)):
+        if every < 1:
+            raise ValueError(f"{name}: got {every}, need at least 1")
+    most = rule.max_iterations
+    kept = range(observe_every, most + 1, observe_every) if observer is not None else range(0)
+    solve = DeviceSolve(
+        b,
+        lookback=[lookback(rule, i) for i in range(most + 1)],
+        kept=kept,
+        tolerance=rule.tolerance,
+        residual=rule.residual,
+        preconditioner=preconditioner,
+    )
+    solve.begin(product, b, x0)
+    observed = 0
+    while True:
+        for _ in range(look_every):
+            solve.iterate(product)
+        stop, iterations, products = solve.look()
+        history = solve.history(iterations)
+        # An iterate that is not finite is nobody's candidate.
+        last = iterations - (stop == BAD_ITERATE)
+        for i in (i for i in kept if observed < i <= last):
+            # The flag is raised before the iterate is copied aside: the last one is x itself.
+            x = solve.x if stop and i == iterations else solve.snapshot(i)
+            assert observer is not None
+            if observer(i, x, history[i]):
+                return Solution(x.clone(), OBSERVER, i, history[: i + 1]), products
+        observed = iterations
+        if stop:
+            return Solution(solve.x, REASONS[stop], iterations, history), products
+
+
+def lookback(rule: StopRule, i: int) -> int:
+    """k of the progress rule at iteration i, 0 where it does not apply."""
+    k = max(rule.lookback, math.ceil(rule.lookback_fraction * i))
+    return k if i >= rule.min_iterations and i > k else 0

@@ -1,0 +1,121 @@
+"""Run the CUDA kernels of a .cu file on the CPU, to test them without a GPU."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+from torch import Tensor
+
+HEADER = Path(__file__).parent / "cuda_on_cpu.h"
+SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+
+Order = Literal["forward", "reverse", "shuffled"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+
+# One entry point a file: kernels keep the argument types that the compiler sees.
+_ENTRY = """
+extern "C" const char* emulate(const char* name, const unsigned* grid, const unsigned* block,
+                               unsigned long long shared_bytes, int order, const char* kinds,
+                               void* const* slots) {{
+    const cuda_on_cpu::Launch how{{{{grid[0], grid[1], grid[2]}}, {{block[0], block[1], block[2]}},
+                                  shared_bytes, static_cast<cuda_on_cpu::Order>(order)}};
+    const std::string kernel = name;
+    bool known = false;
+    {cases}
+    if (!known) cuda_on_cpu::block().error = "there is no such kernel";
+    return cuda_on_cpu::block().error.c_str();
+}}
+extern "C" long long barriers() {{ return cuda_on_cpu::block().barriers; }}
+"""
+_CASE = (
+    'if (kernel == "{0}") {{ known = true; cuda_on_cpu::launch(::{0}, how, kinds, slots); }}\n    '
+)
+
+
+def kernel_names(source: Path) -> list[str]:
+    """Names of the ``extern "C"`` kernels that a .cu file defines."""
+    text = source.read_text()
+    found = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\(\w+\)\s+)?(\w+)', text)
+    return list(found)
+
+
+def build(source: Path, folder: Path, *, sanitize: bool = False) -> Path:
+    """Compile the kernels of ``source`` with g++ into a shared library in ``folder``.
+
+    ``sanitize`` adds AddressSanitizer and UndefinedBehaviorSanitizer; such a library loads only
+    where ``LD_PRELOAD`` names libasan. Raises CalledProcessError if the compiler refuses.
+    """
+    cases = "".join(_CASE.format(name) for name in kernel_names(source))
+    wrapper = folder / f"{source.stem}_on_cpu.cpp"
+    wrapper.write_text(
+        f'#include "{HEADER}"\n#include "{source.resolve()}"\n' + _ENTRY.format(cases=cases)
+    )
+    library = folder / f"{source.stem}_on_cpu.so"
+    warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
+    flags = ("-std=c++17", "-O2", "-shared", "-fPIC", *warnings, *(SANITIZE if sanitize else ()))
+    subprocess.run(["g++", *flags, str(wrapper), "-o", str(library)], check=True)
+    return library
+
+
+class EmulationError(RuntimeError):
+    """A kernel could not be run to its end, such as a barrier that not every thread reaches."""
+
+
+class Emulator:
+    """The ``launch`` of gpu.py on CPU tensors, with the threads of a block run in ``order``."""
+
+    def __init__(self, library: Path, order: Order = "forward") -> None:
+        self._library = ctypes.CDLL(str(library))
+        self._library.emulate.restype = ctypes.c_char_p
+        self._library.barriers.restype = ctypes.c_longlong
+        self.order = order
+        self.launches: list[tuple[str, int]] = []
+
+    def launch(
+        self,
+        kernel: str,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        shared_bytes: int,
+        arguments: Sequence[Tensor | int | float | None],
+    ) -> None:
+        """Run a kernel; raises :class:`EmulationError` with what went wrong.
+
+        ``launches`` gets the kernel's name and the barriers that each of its blocks passed.
+        """
+        slots = [_slot(a) for a in arguments]
+        kinds = "".join(kind for kind, _ in slots)
+        addresses = (ctypes.c_void_p * len(slots))(*(ctypes.addressof(s) for _, s in slots))
+        error = self._library.emulate(
+            kernel.encode(),
+            (ctypes.c_uint * 3)(*grid),
+            (ctypes.c_uint * 3)(*block),
+            ctypes.c_ulonglong(shared_bytes),
+            ORDERS.index(self.order),
+            kinds.encode(),
+            addresses,
+        )
+        if error:
+            raise EmulationError(f"{kernel}: {error.decode()}")
+        barriers = int(self._library.barriers())
+        self.launches.append((kernel, barriers // (grid[0] * grid[1] * grid[2])))
+
+
+def _slot(
+    argument: Tensor | int | float | None,
+) -> tuple[str, ctypes.c_void_p | ctypes.c_longlong | ctypes.c_float]:
+    """An argument's kind and storage."""
+    if argument is None:
+        return "p", ctypes.c_void_p(None)
+    if isinstance(argument, Tensor):
+        if not argument.is_contiguous():
+            raise ValueError(f"got strides {argument.stride()}, need a contiguous tensor")
+        return "p", ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, float):
+        return "f", ctypes.c_float(argument)
+    return "i", ctypes.c_longlong(argument)

@@ -1,0 +1,494 @@
+"""Loss ops in Triton. Formulas, shapes and masks: ``reference.py``; signatures too.
+
+A program takes ROWS positions at a time and walks their k outputs in chunks of COLS. Positions
+that the mask drops are not read. A class that is not one of the k outputs makes NaN (the CPU form,
+which sees the data, raises). Every launch is on the current stream of the current device.
+
+Model (memory bound, bytes per element of s in float32): value 8 (s, targets), gradient 12,
+curvature 8, Hessian product 12; softmax classes add 8 a position, and the further sweeps over a row
+of up to COLS elements hit L1. No barrier but the reduction over a row.
+
+The value is summed in float64: a program over the positions of its block, then one program over
+the blocks in order. Blocks depend on T·B and k alone, never on G.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hfcore.kernels.loss.reference import LOGISTIC, SOFTMAX, SQUARED
+from hfcore.kernels.triton_math import exp, float64_bits, from_bits, log1p, logistic, quotient
+from hfcore.kernels.triton_variant import Variant, variant
+
+KINDS = (SQUARED, LOGISTIC, SOFTMAX)
+_SQUARED: tl.constexpr = tl.constexpr(0)
+_LOGISTIC: tl.constexpr = tl.constexpr(1)
+_SOFTMAX: tl.constexpr = tl.constexpr(2)
+
+# Elements of a tile, tiles of a block of the value, partial sums read at once.
+TILE = 1024
+TILES_PER_BLOCK = 8
+FINISH = 1024
+# fp fusion: a*b+c is one FMA as on the CPU (the default flips in Triton 3.10). maxnreg: left alone,
+# ptxas spills a few words to reach the next step of occupancy.
+OPTIONS: dict[str, int | bool] = {"num_warps": 4, "enable_fp_fusion": True, "maxnreg": 255}
+# 4 elements a thread instead of 8: log1p and exp in float64 take many registers.
+VALUE_OPTIONS: dict[str, int | bool] = {**OPTIONS, "num_warps": 8}
+
+
+# ---------------------------------------------------------------------------- device functions
+
+
+@triton.jit
+def _raised(stop, HAS_STOP: tl.constexpr):
+    """Whether the flag that ends a CG solve is raised; an absent one never is."""
+    if HAS_STOP:
+        return tl.load(stop) != 0
+    else:
+        return False
+
+
+@triton.jit
+def _kept(mask, rows, inside, HAS_MASK: tl.constexpr):
+    """Which of the rows count."""
+    if HAS_MASK:
+        return inside & (tl.load(mask + rows, mask=inside, other=0) != 0)
+    else:
+        return inside
+
+
+@triton.jit
+def _row_maximum(s, rows, keep, k, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Largest of each row; NaN may be passed over, s − max is NaN there all the same."""
+    most = tl.full([ROWS], float("-inf"), s.dtype.element_ty)
+    col = 0
+    while col < k:
+        cols = col + tl.arange(0, COLS)
+        here = keep[:, None] & (cols < k)[None, :]
+        x = tl.load(s + rows[:, None] * k + cols[None, :], mask=here, other=float("-inf"))
+        most = tl.maximum(most, tl.max(x, axis=1))
+        col += COLS
+    # A dropped row must not compute −inf − (−inf).
+    return tl.where(keep, most, 0.0)
+
+
+@triton.jit
+def _row_sum_of_exp(s, rows, keep, k, most, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Σ exp(s − most) of each row in float64; the exponentials in most's dtype."""
+    total = tl.zeros([ROWS], tl.float64)
+    col = 0
+    while col < k:
+        cols = col + tl.arange(0, COLS)
+        here = keep[:, None] & (cols < k)[None, :]
+        x = tl.load(s + rows[:, None] * k + cols[None, :], mask=here, other=float("-inf"))
+        e = exp(x.to(most.dtype) - most[:, None]).to(tl.float64)
+        total += tl.sum(tl.where(here, e, 0.0), axis=1)
+        col += COLS
+    return total
+
+
+@triton.jit
+def _row_at_class(s, rows, keep, classes, k):
+    """s at the class of each row, NaN for a class that is not one of the k outputs."""
+    valid = keep & (classes >= 0) & (classes < k)
+    picked = tl.load(s + rows * k + classes, mask=valid, other=0.0)
+    return tl.where(valid, picked, float("nan"))
+
+
+@triton.jit
+def _row_losses(s, targets, rows, keep, k, KIND: tl.constexpr, ROWS: tl.constexpr,
+                COLS: tl.constexpr):  # fmt: skip
+    """Loss of each row in float64; whatever, for rows that are not kept."""
+    if KIND == _SOFTMAX:
+        most = _row_maximum(s, rows, keep, k, ROWS, COLS).to(tl.float64)
+        others = _row_sum_of_exp(s, rows, keep, k, most, ROWS, COLS) - 1.0
+        classes = tl.load(targets + rows, mask=keep, other=0)
+        at = _row_at_class(s, rows, keep, classes, k).to(tl.float64)
+        return log1p(tl.where(keep, others, 0.0)) + (most - at)
+    else:
+        total = tl.zeros([ROWS], tl.float64)
+        col = 0
+        while col < k:
+            cols = col + tl.arange(0, COLS)
+            here = keep[:, None] & (cols < k)[None, :]
+            at = rows[:, None] * k + cols[None, :]
+            x = tl.load(s + at, mask=here, other=0.0).to(tl.float64)
+            y = tl.load(targets + at, mask=here, other=0.0).to(tl.float64)
+            if KIND == _SQUARED:
+                losses = 0.5 * (x - y) * (x - y)
+            else:
+                # softplus(s) − y s, with softplus(s) = max(s, 0) + log1p(exp(−|s|))
+                losses = tl.where(x > 0.0, x, 0.0) - y * x + log1p(exp(-tl.abs(x)))
+            total += tl.sum(tl.where(here, losses, 0.0), axis=1)
+            col += COLS
+        return total
+
+
+# ---------------------------------------------------------------------------- kernels
+
+
+@triton.jit
+def loss_value_partials_kernel(
+    s, targets, mask, partial, P, k, blocks, s_net, targets_net, mask_net,
+    KIND: tl.constexpr, HAS_MASK: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr, TILES: tl.constexpr,
+):  # fmt: skip
+    """partial[g, block] = Σ loss over the positions of one block; grid G·blocks."""
+    task = tl.program_id(0)
+    g = (task // blocks).to(tl.int64)
+    s += g * s_net
+    targets += g * targets_net
+    if HAS_MASK:
+        mask += g * mask_net
+    total = tl.zeros([ROWS], tl.float64)
+    row = (task % blocks).to(tl.int64) * (ROWS * TILES)
+    last = tl.minimum(row + ROWS * TILES, P)
+    while row < last:
+        rows = row + tl.arange(0, ROWS)
+        keep = _kept(mask, rows, rows < P, HAS_MASK)
+        losses = _row_losses(s, targets, rows, keep, k, KIND, ROWS, COLS)
+        total += tl.where(keep, losses, 0.0)
+        row += ROWS
+    tl.store(partial + task, tl.sum(total, axis=0))
+
+
+@triton.jit
+def loss_value_finish_kernel(partial, value, blocks, scale_bits, CHUNK: tl.constexpr):
+    """value[g] = scale · Σ partial[g, :]; grid G."""
+    g = tl.program_id(0).to(tl.int64)
+    total = tl.zeros([CHUNK], tl.float64)
+    at = 0
+    while at < blocks:
+        index = at + tl.arange(0, CHUNK)
+        total += tl.load(partial + g * blocks + index, mask=index < blocks, other=0.0)
+        at += CHUNK
+    tl.store(value + g, tl.sum(total, axis=0) * from_bits(scale_bits))
+
+
+@triton.jit
+def loss_gradient_kernel(
+    s, targets, mask, out, P, k, tiles, s_net, targets_net, mask_net, scale_bits,
+    KIND: tl.constexpr, HAS_MASK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """out = scale·mask·(ŷ − y), one tile of positions a program; grid G·tiles."""
+    task = tl.program_id(0)
+    g = (task // tiles).to(tl.int64)
+    s += g * s_net
+    targets += g * targets_net
+    if HAS_MASK:
+        mask += g * mask_net
+    rows = (task % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = rows < P
+    keep = _kept(mask, rows, inside, HAS_MASK)
+    scale = from_bits(scale_bits).to(s.dtype.element_ty)
+    if KIND == _SOFTMAX:
+        most = _row_maximum(s, rows, keep, k, ROWS, COLS)
+        total = _row_sum_of_exp(s, rows, keep, k, most, ROWS, COLS)
+        inverse = quotient(1.0, tl.where(keep, total, 1.0)).to(s.dtype.element_ty)
+        classes = tl.load(targets + rows, mask=keep, other=0)
+        valid = (classes >= 0) & (classes < k)
+    col = 0
+    while col < k:
+        cols = col + tl.arange(0, COLS)
+        at = rows[:, None] * k + cols[None, :]
+        here = keep[:, None] & (cols < k)[None, :]
+        x = tl.load(s + at, mask=here, other=0.0)
+        if KIND == _SOFTMAX:
+            p = exp(x - most[:, None]) * inverse[:, None]
+            d = tl.where(cols[None, :] == classes[:, None], p - 1.0, p)
+            d = tl.where(valid[:, None], d, float("nan"))
+        else:
+            y = tl.load(targets + at, mask=here, other=0.0)
+            predicted = x
+            if KIND == _LOGISTIC:
+                predicted = logistic(x)
+            d = predicted - y
+        within = inside[:, None] & (cols < k)[None, :]
+        tl.store(out + g * P * k + at, tl.where(here, d * scale, 0.0), mask=within)
+        col += COLS
+
+
+@triton.jit
+def loss_curvature_kernel(
+    s, mask, out, P, k, tiles, s_net, mask_net,
+    KIND: tl.constexpr, HAS_MASK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """out = diagonal of the unscaled L''; grid G·tiles."""
+    task = tl.program_id(0)
+    g = (task // tiles).to(tl.int64)
+    s += g * s_net
+    if HAS_MASK:
+        mask += g * mask_net
+    rows = (task % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = rows < P
+    keep = _kept(mask, rows, inside, HAS_MASK)
+    if KIND == _SOFTMAX:
+        most = _row_maximum(s, rows, keep, k, ROWS, COLS)
+        total = _row_sum_of_exp(s, rows, keep, k, most, ROWS, COLS)
+        inverse = quotient(1.0, tl.where(keep, total, 1.0)).to(s.dtype.element_ty)
+    col = 0
+    while col < k:
+        cols = col + tl.arange(0, COLS)
+        at = rows[:, None] * k + cols[None, :]
+        here = keep[:, None] & (cols < k)[None, :]
+        if KIND == _SQUARED:
+            c = tl.full([ROWS, COLS], 1.0, s.dtype.element_ty)
+        else:
+            x = tl.load(s + at, mask=here, other=0.0)
+            if KIND == _SOFTMAX:
+                c = exp(x - most[:, None]) * inverse[:, None]
+            else:
+                # p(1 − p) without the cancellation of 1 − p
+                e = exp(-tl.abs(x))
+                c = quotient(e, (1.0 + e) * (1.0 + e))
+        within = inside[:, None] & (cols < k)[None, :]
+        tl.store(out + g * P * k + at, tl.where(here, c, 0.0), mask=within)
+        col += COLS
+
+
+@triton.jit
+def loss_hessian_product_kernel(
+    c, Rs, out, stop, P, k, tiles, c_net, Rs_net, scale_bits,
+    RANK_ONE: tl.constexpr, HAS_STOP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+):  # fmt: skip
+    """out = scale·(c ⊙ Rs − [rank one] c (cᵀRs)); grid G·tiles."""
+    if _raised(stop, HAS_STOP):
+        return
+    task = tl.program_id(0)
+    g = (task // tiles).to(tl.int64)
+    c += g * c_net
+    Rs += g * Rs_net
+    rows = (task % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = rows < P
+    scale = from_bits(scale_bits).to(c.dtype.element_ty)
+    total = tl.zeros([ROWS], tl.float64)
+    if RANK_ONE:
+        col = 0
+        while col < k:
+            cols = col + tl.arange(0, COLS)
+            at = rows[:, None] * k + cols[None, :]
+            here = inside[:, None] & (cols < k)[None, :]
+            a = tl.load(c + at, mask=here, other=0.0).to(tl.float64)
+            b = tl.load(Rs + at, mask=here, other=0.0).to(tl.float64)
+            total += tl.sum(a * b, axis=1)
+            col += COLS
+    dot = total.to(c.dtype.element_ty)
+    col = 0
+    while col < k:
+        cols = col + tl.arange(0, COLS)
+        at = rows[:, None] * k + cols[None, :]
+        here = inside[:, None] & (cols < k)[None, :]
+        a = tl.load(c + at, mask=here, other=0.0)
+        b = tl.load(Rs + at, mask=here, other=0.0)
+        tl.store(out + g * P * k + at, a * (b - dot[:, None]) * scale, mask=here)
+        col += COLS
+
+
+# ---------------------------------------------------------------------------- launches
+
+
+class Plan(NamedTuple):
+    """How T·B positions of k outputs are cut: ROWS × COLS a tile, tiles and blocks of a net."""
+
+    P: int
+    k: int
+    rows: int
+    cols: int
+    tiles: int
+    blocks: int
+
+
+def plan(T: int, B: int, k: int) -> Plan:
+    """Whole rows of up to TILE outputs; longer rows are walked in chunks. Independent of G."""
+    cols = min(triton.next_power_of_2(k), TILE)
+    rows = TILE // cols
+    P = T * B
+    return Plan(P, k, rows, cols, -(-P // rows), -(-P // (rows * TILES_PER_BLOCK)))
+
+
+def loss_value(kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """scale·Σ loss over unmasked outputs, ``[G]`` float64."""
+    G, cut = _group(s, targets, mask), plan(*s.shape[1:])
+    s, targets, keep = _dense(s), _dense(targets), _bytes(mask)
+    partial = torch.empty(G * cut.blocks, dtype=torch.float64, device=s.device)
+    value = torch.empty(G, dtype=torch.float64, device=s.device)
+    loss_value_partials_kernel[(G * cut.blocks,)](
+        s, targets, keep, partial, cut.P, cut.k, cut.blocks, _net(s), _net(targets), _net(keep),
+        KIND=KINDS.index(kind), HAS_MASK=keep is not None,
+        ROWS=cut.rows, COLS=cut.cols, TILES=TILES_PER_BLOCK, **VALUE_OPTIONS,
+    )  # fmt: skip
+    loss_value_finish_kernel[(G,)](
+        partial, value, cut.blocks, float64_bits(scale), CHUNK=FINISH, **OPTIONS
+    )
+    return value
+
+
+def loss_gradient(
+    kind: str,
+    s: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    out: Tensor | None = None,
+) -> Tensor:
+    """∂L/∂s ``[G,T,B,k]`` in s's dtype; ``out`` may be ``s`` itself."""
+    G, cut = _group(s, targets, mask), plan(*s.shape[1:])
+    out = _out(out, G, s)
+    s, targets, keep = _dense(s), _dense(targets), _bytes(mask)
+    loss_gradient_kernel[(G * cut.tiles,)](
+        s, targets, keep, out, cut.P, cut.k, cut.tiles, _net(s), _net(targets), _net(keep),
+        float64_bits(scale), KIND=KINDS.index(kind), HAS_MASK=keep is not None,
+        ROWS=cut.rows, COLS=cut.cols, **OPTIONS,
+    )  # fmt: skip
+    return out
+
+
+def loss_curvature(kind: str, s: Tensor, mask: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """Diagonal c ``[G,T,B,k]`` of the unscaled L''; ``out`` may be ``s`` itself."""
+    G, cut = _group(s, mask), plan(*s.shape[1:])
+    out = _out(out, G, s)
+    s, keep = _dense(s), _bytes(mask)
+    loss_curvature_kernel[(G * cut.tiles,)](
+        s, keep, out, cut.P, cut.k, cut.tiles, _net(s), _net(keep),
+        KIND=KINDS.index(kind), HAS_MASK=keep is not None,
+        ROWS=cut.rows, COLS=cut.cols, **OPTIONS,
+    )  # fmt: skip
+    return out
+
+
+def loss_hessian_product(
+    c: Tensor,
+    Rs: Tensor,
+    rank_one: bool,
+    scale: float,
+    out: Tensor | None = None,
+    stop: Tensor | None = None,
+) -> Tensor:
+    """scale·L''Rs ``[G,T,B,k]``; ``out`` may be ``c`` or ``Rs``.
+
+    With ``stop`` (int32 ``[1]``) not zero nothing is read or written.
+    """
+    G, cut = _group(c, Rs), plan(*c.shape[1:])
+    out = _out(out, G, c)
+    c, Rs = _dense(c), _dense(Rs)
+    loss_hessian_product_kernel[(G * cut.tiles,)](
+        c, Rs, out, stop, cut.P, cut.k, cut.tiles, _net(c), _net(Rs), float64_bits(scale),
+        RANK_ONE=rank_one, HAS_STOP=stop is not None, ROWS=cut.rows, COLS=cut.cols, **OPTIONS,
+    )  # fmt: skip
+    return out
+
+
+def _group(*arrays: Tensor | None) -> int:
+    return max(a.shape[0] for a in arrays if a is not None)
+
+
+def _net(array: Tensor | None) -> int:
+    """Elements from one net of the group to the next, 0 where all share one."""
+    return 0 if array is None or array.shape[0] == 1 else array[0].numel()
+
+
+def _dense(array: Tensor) -> Tensor:
+    """Contiguous, a group axis expanded from one net cut back to length 1."""
+    array = array.detach()
+    if array.shape[0] > 1 and array.stride(0) == 0:
+        array = array[:1]
+    return array.contiguous()
+
+
+def _bytes(mask: Tensor | None) -> Tensor | None:
+    """A bool mask as the bytes it is."""
+    if mask is None:
+        return None
+    mask = _dense(mask)
+    return mask.view(torch.uint8) if mask.dtype == torch.bool else mask
+
+
+def _out(out: Tensor | None, G: int, like: Tensor) -> Tensor:
+    if out is not None:
+        return out
+    return torch.empty((G, *like.shape[1:]), dtype=like.dtype, device=like.device)
+
+
+# ---------------------------------------------------------------------------- ahead of time
+
+
+def variants() -> Iterator[Variant]:
+    """Every kernel by kind, dtype, mask and form of the tile, as the launches above ask for it."""
+    yield variant(
+        loss_value_finish_kernel,
+        "loss_value_finish",
+        {"partial": "*fp64", "value": "*fp64", "blocks": "i32", "scale_bits": "i64"},
+        {"CHUNK": FINISH},
+        OPTIONS,
+        quick=True,
+    )
+    for dtype in ("fp32", "fp64"):
+        for k in (1, 3, 200, 3000):
+            cut = plan(8, 1024, k)
+            quick = dtype == "fp32" and k == 3
+            tile = {"ROWS": cut.rows, "COLS": cut.cols}
+            for kind, name in enumerate(KINDS):
+                for mask in (None, "u8", dtype):
+                    yield from _of_kind(kind, name, dtype, mask, k, tile, quick and mask == "u8")
+            for rank_one in (False, True):
+                yield from _of_product(rank_one, dtype, k, tile, quick)
+
+
+def _of_kind(
+    kind: int, name: str, dtype: str, mask: str | None, k: int, tile: dict[str, int], quick: bool
+) -> Iterator[Variant]:
+    label = f"{name}-{dtype}-mask_{mask}-k{k}"
+    masks = {} if mask is None else {"mask": f"*{mask}"}
+    absent = {"mask": None} if mask is None else {}
+    constants = {"KIND": kind, "HAS_MASK": mask is not None, **tile, **absent}
+    sizes = {"P": "i32", "k": "i32", "s_net": "i32", "mask_net": "i32"}
+    targets = {"targets": "*i64" if kind == 2 else f"*{dtype}", "targets_net": "i32"}
+    s, out, scale = {"s": f"*{dtype}"}, {"out": f"*{dtype}", "tiles": "i32"}, {"scale_bits": "i64"}
+    partial = {"partial": "*fp64", "blocks": "i32"}
+    yield variant(
+        loss_value_partials_kernel,
+        f"loss_value_partials-{label}",
+        {**s, **targets, **masks, **sizes, **partial},
+        {**constants, "TILES": TILES_PER_BLOCK},
+        VALUE_OPTIONS,
+        quick=quick,
+    )
+    yield variant(
+        loss_gradient_kernel,
+        f"loss_gradient-{label}",
+        {**s, **targets, **masks, **sizes, **out, **scale},
+        constants,
+        OPTIONS,
+        quick=quick,
+    )
+    yield variant(
+        loss_curvature_kernel,
+        f"loss_curvature-{label}",
+        {**s, **masks, **sizes, **out},
+        constants,
+        OPTIONS,
+        quick=quick,
+    )
+
+
+def _of_product(
+    rank_one: bool, dtype: str, k: int, tile: dict[str, int], quick: bool
+) -> Iterator[Variant]:
+    arrays = {name: f"*{dtype}" for name in ("c", "Rs", "out")}
+    sizes = dict.fromkeys(("P", "k", "tiles", "c_net", "Rs_net"), "i32")
+    for has_stop in (False, True):
+        yield variant(
+            loss_hessian_product_kernel,
+            f"loss_hessian_product-{dtype}-rank_one_{rank_one}-stop_{has_stop}-k{k}",
+            {**arrays, **sizes, "scale_bits": "i64", **({"stop": "*i32"} if has_stop else {})},
+            {"RANK_ONE": rank_one, "HAS_STOP": has_stop, **tile}
+            | ({} if has_stop else {"stop": None}),
+            OPTIONS,
+            quick=quick and has_stop,
+        )

@@ -1,0 +1,47 @@
+// e(t) and e'(t) from h = e(t); the numbers are those of bindings.recurrence.NONLINEARITIES.
+#pragma once
+
+#include "gpu_platform.cuh"
+
+namespace hfcore_gpu {
+
+constexpr long long kTanh = 0;
+constexpr long long kLogistic = 1;
+constexpr long long kRelu = 2;
+// The factor array already holds d; nothing to derive.
+constexpr long long kGiven = 3;
+
+// In place, on what one thread holds; which function it is is asked once.
+template <int kCount>
+__device__ __forceinline__ void activate(float (&t)[kCount], long long nonlinearity) {
+    if (nonlinearity == kTanh) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) t[i] = tanhf(t[i]);
+    } else if (nonlinearity == kLogistic) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) t[i] = 1.0f / (1.0f + expf(-t[i]));
+    } else {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) t[i] = t[i] < 0.0f ? 0.0f : t[i];  // NaN stays
+    }
+}
+
+// d from h, or from d itself.
+template <int kCount>
+__device__ __forceinline__ void differentiate(const float (&h)[kCount], long long nonlinearity,
+                                              float (&d)[kCount]) {
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) d[i] = h[i];
+    if (nonlinearity == kTanh) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) d[i] = 1.0f - h[i] * h[i];
+    } else if (nonlinearity == kLogistic) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) d[i] = h[i] * (1.0f - h[i]);
+    } else if (nonlinearity == kRelu) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) d[i] = h[i] > 0.0f ? 1.0f : 0.0f;
+    }
+}
+
+}  // namespace hfcore_gpu

@@ -1,0 +1,280 @@
+// The recurrence that all three on-chip kernels are: one block takes 8 sequences through time.
+//
+//   pre_t = [carry_t ; hidden_t ; input_t] · [W ; V ; W_input] + u_t + bias (+ initial bias at first)
+//   y_t   = e(pre_t)                          forward pass
+//   y_t   = d_t ⊙ pre_t + coefficient · a_t   R-op, reverse scan
+//
+// W, V and W_input stay in shared memory for the whole sequence and form one K loop. What a step
+// needs from global memory was asked for one step earlier.
+#pragma once
+
+#include "gpu_activation.cuh"
+#include "gpu_platform.cuh"
+#include "gpu_tile.cuh"
+
+namespace hfcore_gpu {
+
+// Bits of `distinct`: which arrays have a group axis; the others are shared. gpu.py has this order.
+enum Distinct : int {
+    kCarryWeights = 0,
+    kHiddenWeights = 1,
+    kInputWeights = 2,
+    kBias = 3,
+    kInitialBias = 4,
+    kInput = 5,
+    kAdded = 6,
+    kFactor = 7,
+    kStructural = 8,
+};
+
+// Null pointers leave their term out. A "slot" is the position of a step in `steps`, or the step
+// itself when `steps` is null. Arrays marked S hold slots only: the result in the forward direction,
+// what comes in when reverse.
+struct Scan {
+    const int* stop;
+    long long distinct;
+    const float* W;              // [G,H,H]
+    const float* V;              // [G,H,H], meets hidden_t = factor_{t-1}
+    const float* input_weights;  // [G,H,m] transposed, else [G,m,H]
+    const float* bias;           // [G,H]
+    const float* initial_bias;   // [G,H]
+    const float* input;          // [G,T,B,m], S when reverse
+    const float* added;          // u: [G,T,B,H], S when reverse
+    const float* factor;         // d, or the h that it is derived from: [G,T,B,H]
+    const float* structural;     // a: [G,T,B,H]
+    const long long* steps;      // increasing
+    float* y;                    // [G,T,B,H], S in the forward direction
+    long long T, B, H, m, slots;
+    long long nonlinearity;
+    float coefficient;
+    long long split;  // slices of K
+};
+
+// Walks the increasing output steps along with the loop over time.
+class Cursor {
+public:
+    __device__ __forceinline__ Cursor(const long long* steps, long long count, bool reverse)
+        : steps_(steps),
+          count_(static_cast<int>(count)),
+          at_(reverse ? count_ - 1 : 0),
+          move_(reverse ? -1 : 1),
+          upcoming_(read()) {}
+
+    // The slot of step t, or -1 where it has none; steps must be asked for in the loop's order.
+    __device__ __forceinline__ int slot(int t) {
+        if (steps_ == nullptr) return t;
+        if (t != upcoming_) return -1;
+        const int found = at_;
+        at_ += move_;
+        upcoming_ = read();
+        return found;
+    }
+
+private:
+    __device__ __forceinline__ int read() const {
+        return steps_ != nullptr && at_ >= 0 && at_ < count_ ? static_cast<int>(steps_[at_]) : -1;
+    }
+
+    const long long* steps_;
+    int count_, at_, move_, upcoming_;
+};
+
+// What one thread finishes in every step: 4 rows of one column; the first 2 H threads have one.
+class Column {
+public:
+    __device__ __forceinline__ explicit Column(const Scan& s)
+        : index(static_cast<int>(threadIdx.x) / 2),
+          row(static_cast<int>(threadIdx.x) % 2 * kTile),
+          exists(index < s.H),
+          H_(static_cast<int>(s.H)) {
+        const long long first = static_cast<long long>(blockIdx.x) * kRows + row;
+        offset_ = first * s.H + index;
+        rows_ = exists ? static_cast<int>(s.B - first) : 0;  // those beyond the batch stay out
+    }
+
+    // `array` points at [B,H] of one step.
+    __device__ __forceinline__ void read(const float* array, float (&value)[kTile]) const {
+        const float* at = array + offset_;
+#pragma unroll
+        for (int r = 0; r < kTile; ++r, at += H_) value[r] = r < rows_ ? *at : 0.0f;
+    }
+
+    __device__ __forceinline__ void write(float* array, const float (&value)[kTile]) const {
+        float* at = array + offset_;
+#pragma unroll
+        for (int r = 0; r < kTile; ++r, at += H_)
+            if (r < rows_) *at = value[r];
+    }
+
+    const int index, row;
+    const bool exists;
+
+private:
+    int H_, rows_;
+    long long offset_;
+};
+
+// This block's net in an array of `size` elements a net.
+__device__ __forceinline__ const float* group(long long distinct, const float* array, Distinct bit,
+                                              long long size) {
+    const bool own = (distinct >> bit & 1) != 0;
+    return array == nullptr || !own ? array : array + blockIdx.y * size;
+}
+
+// What one lane needs from global memory in one step.
+struct Operands {
+    float factor[kTile];
+    float added[kTile];
+    float structural[kTile];
+};
+
+// One element of the 8 input rows for each of the first 8 m threads, which gpu.py sees to.
+class InputElement {
+public:
+    __device__ __forceinline__ explicit InputElement(const Scan& s)
+        : m_(static_cast<int>(s.m)),
+          row_(m_ > 0 ? static_cast<int>(threadIdx.x) / m_ : kRows),
+          column_(m_ > 0 ? static_cast<int>(threadIdx.x) % m_ : 0),
+          words_(s.B * s.m) {
+        const long long b = static_cast<long long>(blockIdx.x) * kRows + row_;
+        reads_ = row_ < kRows && b < s.B;
+        offset_ = b * m_ + column_;
+    }
+
+    __device__ __forceinline__ float read(const float* input, int slot) const {
+        return reads_ && slot >= 0 ? input[slot * words_ + offset_] : 0.0f;
+    }
+
+    __device__ __forceinline__ void store(float* rows, float value) const {
+        if (row_ < kRows) rows[column_ * kRows + row_] = value;
+    }
+
+private:
+    int m_, row_, column_;
+    long long words_, offset_;
+    bool reads_;
+};
+
+// kActivates: forward pass. kHidden: V is on chip. kReverse: from the last step to the first.
+// kTransposed: weights are stored as the net has them, [to, from].
+template <bool kActivates, bool kHidden, bool kReverse, bool kTransposed>
+__device__ __forceinline__ void scan(const Scan& s) {
+    if (s.stop != nullptr && *s.stop != 0) return;
+    HFCORE_DYNAMIC_SHARED(float, shared);
+    const int T = static_cast<int>(s.T), H = static_cast<int>(s.H), m = static_cast<int>(s.m);
+    const int input_from = kHidden ? 2 * H : H;
+    const Extent extent{H, input_from + m, static_cast<int>(s.split)};
+    float* const weights = shared;
+    float* const carry = weights + extent.weight_words();
+    float* const partial = carry + extent.carry_words();
+
+    const long long BH = s.B * s.H, TBH = s.T * BH, SBH = s.slots * BH;
+    const bool kept_only = !kReverse && s.steps != nullptr;
+    // In the forward direction `steps` says what is kept, in reverse what comes in.
+    const long long in_slots = kReverse ? s.slots : s.T;
+    const float* const input = group(s.distinct, s.input, kInput, in_slots * s.B * s.m);
+    const float* const added = group(s.distinct, s.added, kAdded, in_slots * BH);
+    const float* factor = group(s.distinct, s.factor, kFactor, TBH);
+    const float* structural = group(s.distinct, s.structural, kStructural, TBH);
+    float* const y_out = s.y + blockIdx.y * (kept_only ? SBH : TBH);
+
+    for (int i = static_cast<int>(threadIdx.x); i < extent.carry_words();
+         i += static_cast<int>(blockDim.x))
+        carry[i] = 0.0f;
+    load_weights(weights, extent, 0, H, group(s.distinct, s.W, kCarryWeights, s.H * s.H),
+                 kTransposed);
+    if (kHidden)
+        load_weights(weights, extent, H, H, group(s.distinct, s.V, kHiddenWeights, s.H * s.H),
+                     kTransposed);
+    load_weights(weights, extent, input_from, m,
+                 group(s.distinct, s.input_weights, kInputWeights, s.m * s.H), kTransposed);
+    __syncthreads();
+
+    const Column column(s);
+    const float* const bias_of = group(s.distinct, s.bias, kBias, s.H);
+    const float* const initial_of = group(s.distinct, s.initial_bias, kInitialBias, s.H);
+    const float bias = bias_of != nullptr && column.exists ? bias_of[column.index] : 0.0f;
+    const float initial = initial_of != nullptr && column.exists ? initial_of[column.index] : 0.0f;
+
+    const long long* const in_steps = kReverse ? s.steps : nullptr;
+    Cursor input_at(in_steps, s.slots, kReverse), added_at(in_steps, s.slots, kReverse);
+    Cursor kept_at(kept_only ? s.steps : nullptr, s.slots, kReverse);
+    const auto time = [T](int step) { return kReverse ? T - 1 - step : step; };
+    const long long move = kReverse ? -BH : BH;
+    if (factor != nullptr) factor += time(0) * BH;
+    if (structural != nullptr) structural += time(0) * BH;
+    // Called once a step, in order.
+    const auto fetch = [&](int step, Operands& to) {
+        if (factor != nullptr) {
+            column.read(factor, to.factor);
+            factor += move;
+        }
+        if (structural != nullptr) {
+            column.read(structural, to.structural);
+            structural += move;
+        }
+        const int slot = added != nullptr ? added_at.slot(time(step)) : -1;
+#pragma unroll
+        for (int r = 0; r < kTile; ++r) to.added[r] = 0.0f;
+        if (slot >= 0) column.read(added + slot * BH, to.added);
+    };
+
+    const InputElement element(s);
+    float* const input_rows = carry + input_from * kRows;
+    int slot = m > 0 ? input_at.slot(time(0)) : -1;
+    element.store(input_rows, element.read(input, slot));
+    int next_slot = m > 0 && T > 1 ? input_at.slot(time(1)) : -1;
+    float next_input = element.read(input, next_slot);
+    Operands now, next;
+    fetch(0, next);
+    const Tile tile(extent);
+    const Slice with_input = tile.cut(extent, 0, extent.K);
+    const Slice without_input = tile.cut(extent, 0, input_from);
+    // Nothing is carried into the first step.
+    Slice slice = tile.cut(extent, input_from, slot >= 0 ? extent.K : input_from);
+    __syncthreads();
+
+    for (int step = 0; step < T; ++step) {
+        now = next;
+        const float arriving_input = next_input;
+        slot = next_slot;
+        if (step + 1 < T) fetch(step + 1, next);
+        next_slot = m > 0 && step + 2 < T ? input_at.slot(time(step + 2)) : -1;
+        next_input = element.read(input, next_slot);
+
+        float sum[kTile][kTile] = {};
+        multiply(sum, weights, carry, extent, tile, slice);
+        write_partial(partial, extent, tile, sum);
+        __syncthreads();  // partial is complete, and nobody reads the rows of this step any more
+
+        const int t = time(step);
+        const int y_slot = kept_only ? kept_at.slot(t) : t;
+        if (column.exists) {
+            float y[kTile] = {};
+            add_partials(partial, extent, column.index, column.row, y);
+#pragma unroll
+            for (int r = 0; r < kTile; ++r)
+                y[r] += now.added[r] + (step == 0 ? bias + initial : bias);
+            if (kActivates) {
+                activate(y, s.nonlinearity);
+            } else {
+                float d[kTile];
+                differentiate(now.factor, s.nonlinearity, d);
+#pragma unroll
+                for (int r = 0; r < kTile; ++r) y[r] *= d[r];
+                if (structural != nullptr) {
+#pragma unroll
+                    for (int r = 0; r < kTile; ++r) y[r] += s.coefficient * now.structural[r];
+                }
+            }
+            write4(carry + column.index * kRows + column.row, y);
+            if (kHidden) write4(carry + (H + column.index) * kRows + column.row, now.factor);
+            if (y_slot >= 0) column.write(y_out + y_slot * BH, y);
+        }
+        if (slot >= 0) element.store(input_rows, arriving_input);
+        slice = slot >= 0 ? with_input : without_input;
+        __syncthreads();  // the rows of the next step are complete, and partial is free
+    }
+}
+
+}  // namespace hfcore_gpu

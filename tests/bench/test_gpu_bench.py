@@ -1,0 +1,116 @@
+"""The parts of bench-gpu that need no GPU, on made-up measurements; and its refusal without one."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bench_on_the_path() -> Any:
+    sys.path.append(str(ROOT))  # last: an installed hfcore wins over the checkout's
+    yield
+    sys.path.remove(str(ROOT))
+
+
+@pytest.fixture
+def result() -> dict[str, Any]:
+    """A forward pass three times as fast as its graphed reference, and a copy-bound update."""
+    from bench.gpu.measurements import EAGER, GRAPHED, OURS, Aim, Ceilings, Op, Work, as_json
+
+    ceilings = Ceilings(copy=4e12, float32=50e12, tf32=400e12)
+    forward = Op(
+        "rnn_forward",
+        "B1000-T200-H100",
+        Work(bytes=8e7, flops=4e9, steps=200),
+        {OURS: [1e-4, 3e-4, 2e-4], EAGER: [8e-3, 6e-3], GRAPHED: [6e-4]},
+        (
+            Aim("\u00b5s a step", 0.8),
+            Aim(f"times faster than {EAGER}", 20, at_least=True),
+            Aim(f"times faster than {GRAPHED}", 5, at_least=True),
+        ),
+        {"JAX": "not installed"},
+    )
+    update = Op("cg_update", "N1", Work(84e6, 0.0), {OURS: [24e-6]}, (Aim("times the floor", 1.2),))
+    made: dict[str, Any] = as_json([forward, update], ceilings, {"gpu": "Made-up GPU"})
+    return made
+
+
+def test_statistics(result: dict[str, Any]) -> None:
+    forward, update = result["ops"]
+    ours, eager, graphed = forward["rows"]
+    assert ours["median_ms"] == pytest.approx(0.2)
+    assert (ours["low_ms"], ours["high_ms"]) == pytest.approx((0.15, 0.25))
+    assert ours["us_per_step"] == pytest.approx(1.0)
+    # floor: max(8e7 B / 4e12 B/s, 4e9 / 50e12) = 80 microseconds, of the GEMM
+    assert forward["floor_ms"] == pytest.approx(0.08)
+    assert forward["bound_by"] == "float32 GEMM"
+    assert ours["share_of_roofline"] == pytest.approx(0.4)
+    assert eager["times_ours"] == pytest.approx(35.0)
+    assert graphed["times_ours"] == pytest.approx(3.0)
+    assert [aim["met"] for aim in forward["aims"]] == [False, True, False]
+    assert [aim["measured"] for aim in forward["aims"]] == pytest.approx([1.0, 35.0, 3.0])
+    assert update["bound_by"] == "copy"
+    assert update["aims"][0]["measured"] == pytest.approx(24e-6 / 21e-6)
+    assert update["aims"][0]["met"] is True
+    assert update["rows"][0]["us_per_step"] is None
+
+
+def test_table_shows_every_contestant_and_aim(result: dict[str, Any]) -> None:
+    from bench.gpu.measurements import table
+
+    text = table(result)
+    assert text.startswith("Made-up GPU; measured in this run: copy 4.00 TB/s, GEMM 50.0 TFLOP/s")
+    assert (
+        "| rnn_forward | B1000-T200-H100 | hfcore | 0.2000 | 0.1500-0.2500 | 1.00 | 40 % | 1.00 |"
+        in text
+    )
+    assert "| JAX | not run: not installed |" in text
+    assert "times faster than reference, eager \u2265 20 | 35 | yes |" in text
+    assert "\u00b5s a step \u2264 0.8 | 1 | NO |" in text
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("| rnn_forward")}
+    assert widths == {9, 6}
+
+
+def test_aim_of_an_absent_contestant_is_not_judged() -> None:
+    from bench.gpu.measurements import EAGER, OURS, Aim, Ceilings, Op, Work
+
+    op = Op("x", "y", Work(1.0, 1.0), {OURS: [1.0]}, (Aim(f"times faster than {EAGER}", 2, True),))
+    (verdict,) = op.verdicts(Ceilings(1.0, 1.0, 1.0))
+    assert (verdict["measured"], verdict["met"]) == (None, None)
+
+
+def test_json_and_picture(result: dict[str, Any], tmp_path: Path) -> None:
+    from bench.gpu.plot import draw_roofline
+
+    again = json.loads(json.dumps(result, allow_nan=False))
+    assert again["ops"][0]["seconds"]["hfcore"] == [1e-4, 3e-4, 2e-4]
+    assert statistics.median(again["ops"][0]["seconds"]["hfcore"]) == 2e-4
+    path = draw_roofline(again, tmp_path / "new" / "roofline.png")
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert path.stat().st_size > 10_000
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_refuses_in_one_sentence_without_a_gpu() -> None:
+    for command in (
+        ["bench/gpu/run.py"],
+        ["bench/profile/work.py", "fused"],
+        ["-m", "pytest", "-q", "-m", "gpu", "tests/gpu"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-P", *command], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        said = (done.stdout + done.stderr).strip().splitlines()
+        assert done.returncode == 2, said
+        assert sum("needs a CUDA device: torch" in line for line in said) == 1
+        assert "Traceback" not in "".join(said)

@@ -1,0 +1,480 @@
+"""Loading and launching CUDA kernels, on a machine without a GPU: every reason, every refusal.
+
+CuPy and the parts of torch.cuda that ask a driver are stood in for; what the loader decides and
+hands to them is what is tested. The kernels themselves: tests/gates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import hfcore as hf
+from hfcore.bindings import cuda, dispatch, nvtx, triton_backend
+
+FAMILY = "recurrence"
+DEVICE = torch.device("cuda", 0)
+SHARED_LIMIT = 232_448
+
+
+class Kernel:
+    """What CuPy gives for a kernel's name; remembers its launches."""
+
+    def __init__(self, driver: Driver, name: str) -> None:
+        self.driver, self.name = driver, name
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "max_dynamic_shared_size_bytes":
+            self.driver.granted.append((self.name, value))
+        object.__setattr__(self, name, value)
+
+    def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int) -> None:
+        if self.driver.refusal is not None:
+            raise RuntimeError(self.driver.refusal)
+        stream = self.driver.streams[-1]
+        self.driver.launches.append((self.name, grid, block, shared_mem, args, stream))
+
+
+class Driver:
+    """A GPU that does nothing: its properties, and what was asked of it."""
+
+    def __init__(self) -> None:
+        self.capability = (9, 0)
+        self.load_error: str | None = None
+        self.refusal: str | None = None
+        self.loads = 0
+        self.launches: list[tuple[Any, ...]] = []
+        self.granted: list[tuple[str, int]] = []
+        self.streams: list[int] = []
+
+    @property
+    def properties(self) -> SimpleNamespace:
+        major, minor = self.capability
+        return SimpleNamespace(
+            name="Test GPU",
+            major=major,
+            minor=minor,
+            total_memory=2**30,
+            multi_processor_count=132,
+            shared_memory_per_block_optin=SHARED_LIMIT,
+        )
+
+    def module(self, path: str) -> Any:
+        driver = self
+
+        class Module:
+            @property
+            def module(self) -> None:
+                driver.loads += 1
+                if driver.load_error is not None:
+                    raise RuntimeError(driver.load_error)
+
+            def get_function(self, name: str) -> Kernel:
+                return Kernel(driver, name)
+
+        assert path.endswith("gpu.fatbin")
+        return Module()
+
+    def stream(self, torch_stream: Any) -> Any:
+        @contextlib.contextmanager
+        def entered() -> Iterator[None]:
+            self.streams.append(torch_stream.cuda_stream)
+            yield
+            self.streams.pop()
+
+        class Stream:
+            def __enter__(self) -> None:
+                self.context = entered()
+                self.context.__enter__()
+
+            def __exit__(self, *failure: Any) -> None:
+                self.context.__exit__(*failure)
+
+        return Stream()
+
+
+def forget() -> None:
+    cuda.why_no_cupy.cache_clear()
+    cuda._loaded.cache_clear()
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Driver]:
+    """A machine with one GPU, CuPy and a fatbin."""
+    made = Driver()
+    cupy = SimpleNamespace(
+        RawModule=lambda path: made.module(path),
+        cuda=SimpleNamespace(
+            is_available=lambda: True, Stream=SimpleNamespace(from_external=made.stream)
+        ),
+    )
+    stream = SimpleNamespace(
+        cuda_stream=7, synchronize=lambda: None, __cuda_stream__=lambda: (0, 7)
+    )
+    binary = tmp_path / "gpu.fatbin"
+    binary.touch()
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda index=None: stream)
+    monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: made.properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: made.capability)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**20, 8 * 2**20))
+    monkeypatch.setattr(cuda, "find_binary", lambda family: binary)
+    forget()
+    yield made
+    forget()
+
+
+class OnDevice(torch.Tensor):
+    """A tensor that says it lies on cuda:0, at address 0x1000."""
+
+    @staticmethod
+    def __new__(cls, *size: int) -> OnDevice:
+        made: OnDevice = Tensor._make_wrapper_subclass(cls, size, device=DEVICE)
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, *_: Any, **__: Any) -> Any:
+        raise AssertionError("the launcher computed with a tensor")
+
+    def data_ptr(self) -> int:
+        return 0x1000
+
+
+def like(device: str, dtype: torch.dtype = torch.float32) -> Any:
+    """As much of a tensor as dispatch looks at."""
+    return SimpleNamespace(device=torch.device(device), dtype=dtype)
+
+
+# ------------------------------------------------------------------------- why not
+
+
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+
+@needs_no_gpu
+def test_without_a_device_the_reason_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
+    assert cuda.why_no_device() == "torch is built without CUDA"
+    monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
+    assert cuda.why_no_device() == "torch sees no CUDA device"
+    assert cuda.why_unavailable(FAMILY) == "torch sees no CUDA device"
+    with pytest.raises(RuntimeError, match="kernels of recurrence cannot serve cuda:0: torch sees"):
+        cuda.launcher(FAMILY, DEVICE)
+
+
+@needs_no_gpu
+def test_importing_and_computing_touches_neither_cupy_nor_triton() -> None:
+    code = (
+        "import sys, torch, hfcore as hf\n"
+        "m = hf.RNN(2, 3, 1); m(torch.zeros(4, 2, 2)).sum().backward()\n"
+        "hf.GaussNewton(m, hf.losses.SquaredError(), torch.zeros(4, 2, 2), torch.zeros(4, 2, 1))\n"
+        "print([name for name in ('cupy', 'triton') if name in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=300
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+    assert done.stderr == ""
+
+
+def test_cupy_absent_broken_or_blind(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["cupy"].cuda, "is_available", lambda: False)
+    assert cuda.why_unavailable(FAMILY) == "CuPy sees no CUDA device"
+    forget()
+    monkeypatch.setitem(sys.modules, "cupy", None)  # importing it raises ModuleNotFoundError
+    assert cuda.why_unavailable(FAMILY) == "CuPy is not installed (pip install 'hfcore[cuda]')"
+    assert driver.loads == 0
+
+
+def test_no_binary(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "find_binary", lambda family: None)
+    reason = cuda.why_unavailable(FAMILY)
+    assert reason is not None
+    assert "has no gpu.fatbin: this install was built without nvcc" in reason
+
+
+def test_gpu_too_old(driver: Driver) -> None:
+    driver.capability = (7, 5)
+    reason = cuda.why_unavailable(FAMILY)
+    assert reason == (
+        "the kernels need compute capability 8.0, Test GPU has compute capability 7.5"
+    )
+    assert driver.loads == 0
+
+
+def test_binary_that_does_not_load_is_tried_once(driver: Driver) -> None:
+    driver.load_error = "CUDA_ERROR_NO_BINARY_FOR_GPU: no kernel image is available"
+    for _ in range(3):
+        reason = cuda.why_unavailable(FAMILY)
+        assert reason is not None
+        assert "does not load; Test GPU has compute capability 9.0" in reason
+        assert "CUDA_ERROR_NO_BINARY_FOR_GPU" in reason
+    assert driver.loads == 1
+
+
+def test_loading_out_of_memory_raises_and_is_tried_again(driver: Driver) -> None:
+    driver.load_error = "CUDA_ERROR_OUT_OF_MEMORY: out of memory"
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError, match="loading it ran out of memory on cuda:0"):
+            cuda.why_unavailable(FAMILY)
+    driver.load_error = None
+    assert cuda.why_unavailable(FAMILY) is None
+    assert driver.loads == 3
+
+
+def test_installed_binary_is_found() -> None:
+    """Wherever this environment was built with nvcc, wheel or editable."""
+    path = cuda.find_binary(FAMILY)
+    if path is None:
+        pytest.skip("NOT RUN: this install was built without nvcc")
+    assert path.name == "gpu.fatbin"
+    data = path.read_bytes()
+    assert data[:4] == bytes.fromhex("50ed55ba")  # a fatbin's first word, 0xBA55ED50
+    assert b"rnn_forward" in data
+
+
+# ------------------------------------------------------------------------- launching
+
+
+def test_arguments_reach_the_kernel_as_the_protocol_says(driver: Driver) -> None:
+    launch = cuda.launcher(FAMILY, DEVICE)
+    tensor = OnDevice(3)
+    launch("scan", (125, 2, 1), (256, 1, 1), 1000, [tensor, None, 2**40, 0.1, True])
+    ((name, grid, block, shared, arguments, stream),) = driver.launches
+    assert (name, grid, block, shared, stream) == ("scan", (125, 2, 1), (256, 1, 1), 1000, 7)
+    assert [type(a) for a in arguments] == [
+        np.uint64, np.uint64, np.int64, np.float32, np.int64,
+    ]  # fmt: skip
+    assert list(arguments) == [0x1000, 0, 2**40, np.float32(0.1), 1]
+
+
+def test_shared_memory_is_asked_for_when_it_grows(driver: Driver) -> None:
+    launch = cuda.launcher(FAMILY, DEVICE)
+    assert launch.shared_limit == SHARED_LIMIT
+    for shared in (48 * 1024, 100_000, 90_000, SHARED_LIMIT):
+        launch("scan", (1, 1, 1), (32, 1, 1), shared, [])
+    assert driver.granted == [("scan", 100_000), ("scan", SHARED_LIMIT)]
+    with pytest.raises(ValueError, match=r"scan: needs 232449 B .* cuda:0 has 232448 B"):
+        launch("scan", (1, 1, 1), (32, 1, 1), SHARED_LIMIT + 1, [])
+
+
+def test_tensor_on_another_device(driver: Driver) -> None:
+    launch = cuda.launcher(FAMILY, DEVICE)
+    with pytest.raises(ValueError, match="scan: argument 1 is on cpu, need cuda:0"):
+        launch("scan", (1, 1, 1), (32, 1, 1), 0, [1, torch.zeros(2)])
+    assert driver.launches == []
+
+
+def test_what_the_driver_refuses_names_the_kernel(driver: Driver) -> None:
+    launch = cuda.launcher(FAMILY, DEVICE)
+    driver.refusal = "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES:\n too many resources"
+    expected = r"scan: the driver refused grid \(9, 1, 1\), .* CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES: "
+    with pytest.raises(RuntimeError, match=expected):
+        launch("scan", (9, 1, 1), (32, 1, 1), 0, [])
+
+
+def test_running_out_of_memory_names_op_asked_and_free(driver: Driver) -> None:
+    with (
+        pytest.raises(torch.OutOfMemoryError) as raised,
+        cuda.serving("recurrence.rnn_forward", FAMILY, DEVICE),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+    assert str(raised.value) == (
+        "recurrence.rnn_forward: out of memory on cuda:0: 3 of 8 MiB are free; "
+        "CUDA out of memory. Tried to allocate 2.00 GiB. More."
+    )
+
+
+def test_out_of_memory_in_a_step_leaves_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters, λ and the CG start are those of before; the next step goes on."""
+    model = hf.RNN(2, 4, 1, generator=torch.Generator().manual_seed(0))
+    opt = hf.HessianFree(model, hf.losses.SquaredError(), damping=1.0)
+    batch = hf.Batch(torch.rand(5, 8, 2), torch.rand(5, 8, 1))
+    opt.step(batch)
+    before = [p.clone() for p in model.parameters()]
+    state = opt.state_dict()
+    last = state["state"][0]["cg_last"].clone()
+    calls = 0
+
+    def failing(self: Any, *arguments: Any, **options: Any) -> Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
+        return product(self, *arguments, **options)
+
+    from hfcore.curvature.rnn import RnnCurvature
+
+    product = RnnCurvature.product
+    monkeypatch.setattr(RnnCurvature, "product", failing)
+    with pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
+        opt.step(batch)
+    after = opt.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert torch.equal(after["state"][0]["cg_last"], last)
+    assert after["param_groups"] == state["param_groups"]
+    assert opt.step(batch).accepted
+
+
+# ------------------------------------------------------------------------- dispatch
+
+
+@needs_no_gpu
+def test_forced_cuda_without_a_device_says_why() -> None:
+    reason = cuda.why_no_device()
+    assert reason is not None
+    with pytest.raises(hf.BackendUnavailable, match=f"'cuda' was chosen but {reason}"):
+        hf.use_backend("cuda")
+    assert dispatch.forced_backend() is None
+    for op in dispatch.OPS:
+        assert dispatch.explain(op, "cuda") == ("none", reason)
+
+
+@pytest.fixture
+def whole(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Driver:
+    """The same machine with a Triton as well."""
+    monkeypatch.setattr(triton_backend, "why_no_triton", lambda: None)
+    return driver
+
+
+def test_every_op_is_served_by_cuda_where_all_is_there(whole: Driver) -> None:
+    for op in dispatch.OPS:
+        assert dispatch.choose(op, like("cuda:0")) == "cuda"
+        implementation, reason = dispatch.explain(op, "cuda")
+        assert implementation == "cuda"
+        assert ("Triton" in reason) == (not op.startswith("recurrence"))
+    with hf.use_backend("cuda"):
+        assert dispatch.choose("loss.loss_value", like("cuda:0")) == "cuda"
+        with pytest.raises(
+            hf.BackendUnavailable, match=r"for loss\.loss_value but the data is on cpu"
+        ):
+            dispatch.choose("loss.loss_value", torch.zeros(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)
+def test_other_dtypes_go_to_the_reference(whole: Driver, dtype: torch.dtype) -> None:
+    op = "recurrence.rnn_forward"
+    assert dispatch.choose(op, like("cuda:0", dtype)) == "reference"
+    assert dispatch.explain(op, "cuda", dtype)[1] == f"it computes in float32, not {dtype}"
+    with (
+        hf.use_backend("cuda"),
+        pytest.raises(hf.BackendUnavailable, match=f"for {op} but it computes in float32, not"),
+    ):
+        dispatch.choose(op, like("cuda:0", dtype))
+    wide = dtype == torch.float64
+    assert (dispatch.choose("loss.loss_value", like("cuda:0", dtype)) == "cuda") == wide
+
+
+def test_without_cupy_only_the_recurrence_falls_back(
+    whole: Driver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    dispatch._already_logged.clear()
+    with caplog.at_level("INFO", logger="hfcore"):
+        for _ in range(2):
+            assert dispatch.choose("recurrence.linear_scan", like("cuda:0")) == "reference"
+            assert dispatch.choose("loss.loss_value", like("cuda:0")) == "cuda"
+    assert [r.getMessage() for r in caplog.records] == [
+        "recurrence.linear_scan falls back to the reference: "
+        "CuPy is not installed (pip install 'hfcore[cuda]')"
+    ]
+    with pytest.raises(hf.BackendUnavailable, match="CuPy is not installed"):
+        hf.use_backend("cuda")
+
+
+def test_without_triton_only_the_recurrence_is_served(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_backend, "why_no_triton", lambda: "Triton is not installed")
+    assert dispatch.choose("recurrence.linear_scan", like("cuda:0")) == "cuda"
+    assert dispatch.choose("conjugate_gradient.dot", like("cuda:0")) == "reference"
+    with pytest.raises(hf.BackendUnavailable, match="Triton is not installed"):
+        hf.use_backend("cuda")
+
+
+def test_tensors_on_other_devices_go_to_the_reference() -> None:
+    assert dispatch.choose("loss.loss_value", like("meta")) == "reference"
+
+
+# ------------------------------------------------------------------------- ranges
+
+
+def test_ranges_do_nothing_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("NVTX was called")
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda.nvtx, "range_push", fail)
+    with nvtx.annotate("phase"):
+        pass
+
+
+def test_passes_of_a_product_are_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """R-op, reverse scan and gradient products, around what launches in each."""
+    from hfcore.bindings import recurrence
+    from hfcore.kernels.recurrence import gpu
+
+    assert gpu.annotate is nvtx.annotate
+    events: list[str] = []
+
+    @contextlib.contextmanager
+    def annotate(name: str) -> Iterator[None]:
+        events.append(f"<{name}")
+        yield
+        events.append(f"{name}>")
+
+    monkeypatch.setattr(gpu, "annotate", annotate)
+    shape = recurrence.RnnShape(2, 8, 1)
+    w = recurrence.RnnWeights(*(torch.zeros(1, *s) for s in shape.shapes))
+    gpu.rnn_gauss_newton(
+        lambda name, *_: events.append(name),
+        torch.zeros(1, 3, 4, 2),
+        torch.zeros(1, 3, 4, 8),
+        w,
+        torch.zeros(1, shape.numel),
+        torch.ones(1, 3, 4, 1),
+        False,
+        "tanh",
+        None,
+        1.0,
+        0.0,
+        0.0,
+    )
+    assert events == [
+        "<R-op", "rnn_tangent", "R-op>",
+        "<reverse scan", "linear_scan", "reverse scan>",
+        "<gradient products", "scale_and_damp", "gradient products>",
+    ]  # fmt: skip
+
+
+def test_phases_of_a_step_are_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_ranges: list[str] = []
+    seen: set[str] = set()
+
+    def push(name: str) -> None:
+        open_ranges.append(name)
+        seen.add(name)
+
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda.nvtx, "range_push", push)
+    monkeypatch.setattr(torch.cuda.nvtx, "range_pop", lambda: open_ranges.pop())
+    model = hf.RNN(2, 4, 1, generator=torch.Generator().manual_seed(0))
+    opt = hf.HessianFree(model, hf.losses.SquaredError(), damping=1.0)
+    opt.step(hf.Batch(torch.rand(5, 8, 2), torch.rand(5, 8, 1)))
+    assert open_ranges == []
+    wanted = ("prepare", "gradient", "curvature", "products", "cg", "rho", "line_search")
+    assert seen >= {f"hf.{phase}" for phase in wanted}

@@ -1,0 +1,53 @@
+"""Tools of the gates: one that is missing is said aloud, and fails where gates are required."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+# What CI sets, so that a gate cannot pass by not running.
+REQUIRE = "HFCORE_REQUIRE_GATES"
+
+# Tools that are looked for as Python packages; all others are programs.
+PACKAGES = ("triton", "cupy")
+
+
+def find_tool(name: str) -> str | None:
+    """Path of a program or a package's folder, or None. Triton brings CUDA's binary tools along."""
+    if name in PACKAGES:
+        spec = find_spec(name)
+        locations = None if spec is None else spec.submodule_search_locations
+        return next(iter(locations), None) if locations else None
+    found = shutil.which(name)
+    if found is None and name in ("cuobjdump", "nvdisasm") and (triton := find_tool("triton")):
+        bundled = Path(triton) / "backends" / "nvidia" / "bin" / name
+        return str(bundled) if bundled.exists() else None
+    return found
+
+
+def not_run(tool: str) -> None:
+    """Skip with NOT RUN and the tool, or fail where HFCORE_REQUIRE_GATES is 1."""
+    message = f"NOT RUN: {tool}"
+    print(message)
+    if os.environ.get(REQUIRE) == "1":
+        pytest.fail(f"{message} ({REQUIRE}=1 asks for every gate)", pytrace=False)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session")
+def require_tool() -> Callable[[str], str]:
+    """``require_tool("nvcc")`` gives its path; without it the gate does not run, and says so."""
+
+    def require(name: str) -> str:
+        path = find_tool(name)
+        if path is None:
+            not_run(name)
+        assert path is not None
+        return path
+
+    return require

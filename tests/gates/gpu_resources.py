@@ -1,0 +1,144 @@
+"""Compile every .cu with nvcc, spills being errors, and keep kernels/gpu_resources.md.
+
+python -P tests/gates/gpu_resources.py            print the table
+python -P tests/gates/gpu_resources.py --write    replace the committed one
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "kernels" / "gpu_resources.md"
+SOURCES = sorted(path.relative_to(ROOT) for path in (ROOT / "kernels").rglob("*.cu"))
+ARCHITECTURES = (80, 90, 100)
+
+# As CMakeLists.txt compiles them, plus the gate itself: ptxas makes an error of every spill.
+FLAGS = ("-cubin", "-std=c++17", "-O3", "-lineinfo", "-Xptxas=-v,-warn-spills,-Werror")
+
+HEADER = """# What the CUDA kernels ask of a chip
+
+Registers a thread and bytes of static shared memory a block, by `nvcc {version}`; no kernel spills
+or has a stack frame. Dynamic shared memory depends on the shape and is planned in each family's
+`gpu.py`. Written by `python -P tests/gates/gpu_resources.py --write`; the gate
+`tests/gates/test_nvcc.py` fails when a kernel's row changes without this file.
+
+| kernel | source | architecture | registers | static shared |
+| --- | --- | --- | --- | --- |
+"""
+
+_ENTRY = re.compile(
+    r"Compiling entry function '(?P<kernel>\w+)' for 'sm_(?P<arch>\d+)'.*?"
+    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores.*?"
+    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+    re.S,
+)
+
+
+class CompileError(Exception):
+    """nvcc refused a source; the message is what it said."""
+
+
+@dataclass(frozen=True, order=True)
+class Resources:
+    """What one kernel takes on one architecture."""
+
+    kernel: str
+    source: str
+    architecture: int
+    registers: int
+    static_shared: int
+    stack: int
+    spills: int
+
+    def row(self) -> str:
+        return (
+            f"| `{self.kernel}` | {self.source} | sm_{self.architecture} | {self.registers} | "
+            f"{self.static_shared} |"
+        )
+
+
+def version(nvcc: str) -> str:
+    """Release of nvcc, such as 13.0."""
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"release (\d+\.\d+)", said)
+    if found is None:
+        raise CompileError(f"{nvcc} --version says no release: {said}")
+    return found[1]
+
+
+def compile_source(nvcc: str, source: Path, architecture: int) -> list[Resources]:
+    """The kernels of one source; raises :class:`CompileError` for an error, a spill included."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [
+                nvcc,
+                *FLAGS,
+                f"-arch=sm_{architecture}",
+                f"-I{ROOT}",
+                "-o",
+                str(Path(folder) / "kernels.cubin"),
+                str(source),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+    if done.returncode != 0:
+        raise CompileError(f"{source}, sm_{architecture}: {done.stderr.strip()}")
+    relative = source.resolve().relative_to(ROOT)
+    return [_resources(str(relative), entry) for entry in _ENTRY.finditer(done.stderr)]
+
+
+def _resources(source: str, entry: re.Match[str]) -> Resources:
+    shared = re.search(r"(\d+) bytes smem", entry["rest"])
+    return Resources(
+        entry["kernel"],
+        source,
+        int(entry["arch"]),
+        int(entry["registers"]),
+        int(shared[1]) if shared else 0,
+        int(entry["stack"]),
+        int(entry["stores"]),
+    )
+
+
+def rows_in_table(architecture: int) -> list[str]:
+    """The committed rows of one architecture."""
+    mark = f"| sm_{architecture} |"
+    return [line for line in TABLE.read_text(encoding="utf-8").splitlines() if mark in line]
+
+
+def version_in_table() -> str:
+    """Release of the nvcc that the committed table is by."""
+    found = re.search(r"`nvcc (\d+\.\d+)`", TABLE.read_text(encoding="utf-8"))
+    return found[1] if found else "unknown"
+
+
+def render(nvcc: str) -> str:
+    """The whole table, measured now."""
+    measured = [
+        kernel
+        for source in SOURCES
+        for architecture in ARCHITECTURES
+        for kernel in compile_source(nvcc, ROOT / source, architecture)
+    ]
+    rows = "".join(f"{kernel.row()}\n" for kernel in sorted(measured))
+    return HEADER.format(version=version(nvcc)) + rows
+
+
+def main(arguments: list[str]) -> None:
+    table = render("nvcc")
+    if arguments == ["--write"]:
+        TABLE.write_text(table, encoding="utf-8")
+    else:
+        print(table, end="")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,428 @@
+"""Triton kernels against their references on odd shapes; ``test_triton_interpreter.py`` runs it.
+
+Bounds are counted roundings, as in tests/kernels: eps of the dtype times the size of the terms.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hfcore.kernels import triton_math
+from hfcore.kernels.conjugate_gradient import gpu_triton as cg
+from hfcore.kernels.conjugate_gradient import reference as cg_reference
+from hfcore.kernels.loss import gpu_triton as loss
+from hfcore.kernels.loss import reference as loss_reference
+
+sys.path.insert(0, str(Path(__file__).parent))
+from guarded import guarded
+
+assert os.environ.get("TRITON_INTERPRET") == "1"
+
+DTYPES = (torch.float32, torch.float64)
+TORCH_TO_LABEL = {torch.float32: "f32", torch.float64: "f64"}
+
+
+def eps(dtype: torch.dtype) -> float:
+    return float(torch.finfo(dtype).eps)
+
+
+def assert_within(got: Tensor, want: Tensor, bound: Tensor | float) -> None:
+    """|got − want| ≤ bound everywhere; tells the worst element."""
+    assert got.shape == want.shape
+    excess = (got.double() - want.double()).abs() - bound
+    worst = int(excess.argmax())
+    assert not bool((excess > 0).any() | excess.isnan().any()), (
+        f"element {worst}: got {got.flatten()[worst]}, want {want.flatten()[worst]}"
+    )
+
+
+# ---------------------------------------------------------------------------- elementary functions
+
+
+@triton.jit
+def exp_kernel(x, y, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(y + i, triton_math.exp(tl.load(x + i)))
+
+
+@triton.jit
+def logistic_kernel(x, y, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(y + i, triton_math.logistic(tl.load(x + i)))
+
+
+@triton.jit
+def log1p_kernel(x, y, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(y + i, triton_math.log1p(tl.load(x + i)))
+
+
+@triton.jit
+def bits_kernel(y, bits):
+    tl.store(y, triton_math.from_bits(bits))
+
+
+def wide(x: Tensor) -> np.ndarray:
+    return x.numpy().astype(np.longdouble)
+
+
+FUNCTIONS = {
+    "exp": (exp_kernel, lambda x: np.exp(wide(x))),
+    "logistic": (logistic_kernel, lambda x: 1 / (1 + np.exp(-wide(x)))),
+    "log1p": (log1p_kernel, lambda x: np.log1p(wide(x))),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("exp", DTYPES[0]), ("exp", DTYPES[1]), ("logistic", DTYPES[0]), ("logistic", DTYPES[1]),
+     ("log1p", DTYPES[1])],
+    ids=lambda v: TORCH_TO_LABEL.get(v, v),
+)  # fmt: skip
+def test_elementary_functions_in_ulps(name: str, dtype: torch.dtype) -> None:
+    """Within 3 ulp of extended precision, from tiny to where the result leaves the range."""
+    N, kernel, oracle = 8192, *FUNCTIONS[name]
+    limit = {"log1p": 1e18}.get(name, 87.0 if dtype == torch.float32 else 700.0)
+    g = torch.Generator().manual_seed(1)
+    size = torch.empty(N, dtype=torch.float64).uniform_(-40, math.log2(limit), generator=g).exp2()
+    sign = torch.where(torch.rand(N, generator=g) < 0.5, -1.0, 1.0)
+    x = (size if name == "log1p" else size * sign).to(dtype)
+    x[:3] = torch.tensor([0.0, limit, 1.0], dtype=dtype)
+    y = torch.empty_like(x)
+    kernel[(1,)](x, y, N=N)
+    want = oracle(x)
+    ulps = np.abs(wide(y) - want) / np.spacing(np.abs(want).astype(y.numpy().dtype))
+    assert float(ulps.max()) < 3.0
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=TORCH_TO_LABEL.get)
+def test_elementary_functions_at_extremes(dtype: torch.dtype) -> None:
+    inf, nan = float("inf"), float("nan")
+    x = torch.tensor([-inf, -1e4, 1e4, inf, nan, -0.0, 0.0, -1e30], dtype=dtype)
+    exp, logistic = torch.empty_like(x), torch.empty_like(x)
+    exp_kernel[(1,)](x, exp, N=8)
+    logistic_kernel[(1,)](x, logistic, N=8)
+    torch.testing.assert_close(exp, x.exp(), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(logistic, x.sigmoid(), rtol=0, atol=0, equal_nan=True)
+    # Denormal results are rounded, not flushed.
+    low = torch.full_like(x, -100.0 if dtype == torch.float32 else -740.0)
+    exp_kernel[(1,)](low, exp, N=8)
+    assert_within(exp, low.double().exp(), 2.0 ** (-148 if dtype == torch.float32 else -1073))
+
+
+def test_log1p_at_extremes() -> None:
+    x = torch.tensor([0.0, 5e-324, 1e-300, 1e-17, 1e18, float("nan")], dtype=torch.float64)
+    x = torch.cat([x, torch.zeros(2, dtype=torch.float64)])
+    y = torch.empty_like(x)
+    log1p_kernel[(1,)](x, y, N=8)
+    want = torch.tensor([math.log1p(v) for v in x.tolist()], dtype=torch.float64)
+    torch.testing.assert_close(y, want, rtol=1e-15, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.3, -1e-300, 5e-324, 1.0, math.pi, float("inf")])
+def test_float64_argument_arrives_whole(value: float) -> None:
+    y = torch.empty(1, dtype=torch.float64)
+    bits_kernel[(1,)](y, triton_math.float64_bits(value))
+    assert float(y) == value
+
+
+# ---------------------------------------------------------------------------- losses
+
+KINDS = loss.KINDS
+# T, B, k: ones, primes, exactly and around a tile, several tiles, several chunks of a row.
+SHAPES = [(1, 1, 1), (3, 5, 2), (2, 7, 13), (1, 5, 16), (2, 2, 17), (5, 101, 19), (1, 2, 1031)]
+SLOW_SHAPES = [(7, 331, 1), (1, 1, 1024), (1, 3, 1025), (13, 631, 5), (1, 2, 3000), (4, 64, 225)]
+ALL_SHAPES = [*SHAPES, *(pytest.param(s, marks=pytest.mark.slow) for s in SLOW_SHAPES)]
+MASKS = ("none", "bool", "float")
+
+
+class Case(NamedTuple):
+    s: Tensor
+    targets: Tensor
+    mask: Tensor | None
+    Rs: Tensor
+
+
+def make_case(
+    kind: str,
+    dtype: torch.dtype,
+    shape: tuple[int, int, int],
+    mask: str = "none",
+    groups: tuple[int, int, int] = (1, 1, 1),
+) -> Case:
+    """Random outputs, targets and mask whose group axes have the lengths ``groups``."""
+    g = torch.Generator().manual_seed(sum(shape))
+    Gs, Gt, Gm = groups
+    T, B, k = shape
+    s = (2 * torch.randn(Gs, *shape, generator=g, dtype=torch.float64)).to(dtype)
+    if kind == "softmax":
+        targets = torch.randint(k, (Gt, T, B), generator=g)
+    else:
+        targets = torch.rand(Gt, *shape, generator=g, dtype=torch.float64).to(dtype)
+    keep = None if mask == "none" else torch.rand(Gm, T, B, generator=g) < 0.6
+    if keep is not None and mask == "float":
+        keep = keep.to(dtype)
+    Rs = torch.randn(Gs, *shape, generator=g, dtype=torch.float64).to(dtype)
+    return Case(s, targets, keep, Rs)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=TORCH_TO_LABEL.get)
+@pytest.mark.parametrize("shape", ALL_SHAPES, ids=lambda s: "T{}-B{}-k{}".format(*s))
+@pytest.mark.parametrize("kind", KINDS)
+def test_loss_ops(kind: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    """Value, gradient, curvature and product against the reference in float64, by mask."""
+    for mask in MASKS:
+        s, y, keep, Rs = make_case(kind, dtype, shape, mask)
+        big = s.double()
+        targets = y if kind == "softmax" else y.double()
+        keep64 = keep.double() if mask == "float" else keep
+
+        value = loss.loss_value(kind, s, y, keep, 0.3)
+        size = (big**2 + big.abs() + 2 + math.log(shape[2])).sum()
+        want = loss_reference.loss_value(kind, big, targets, keep64, 0.3)
+        assert value.dtype == torch.float64
+        assert_within(value, want, 50 * eps(torch.float64) * size)
+
+        with guarded(s.shape, dtype) as out:
+            assert loss.loss_gradient(kind, s, y, keep, 0.3, out) is out
+        want = loss_reference.loss_gradient(kind, big, targets, keep64, 0.3)
+        assert_within(out, want, 0.3 * 10 * eps(dtype) * (want.abs() / 0.3 + 2))
+
+        with guarded(s.shape, dtype) as c:
+            loss.loss_curvature(kind, s, keep, c)
+        want = loss_reference.loss_curvature(kind, big, keep64)
+        # The reference's p(1 − p) loses eps of float64 absolutely; ours nothing.
+        assert_within(c, want, 10 * eps(dtype) * want + 4 * eps(torch.float64))
+
+        for rank_one in (False, True):
+            with guarded(s.shape, dtype) as out:
+                loss.loss_hessian_product(c, Rs, rank_one, 0.3, out)
+            a, b = c.double(), Rs.double()
+            want = loss_reference.loss_hessian_product(a, b, rank_one, 0.3)
+            size = a * (b.abs() + (a * b.abs()).sum(-1, keepdim=True))
+            assert_within(out, want, 0.3 * 6 * eps(dtype) * size)
+
+
+GROUPS = [(3, 3, 3), (3, 1, 1), (1, 3, 1), (1, 1, 3), (3, 1, 3)]
+
+
+@pytest.mark.parametrize("groups", GROUPS, ids=lambda g: "s{}-y{}-m{}".format(*g))
+@pytest.mark.parametrize("kind", KINDS)
+def test_group_equals_each_net_alone(kind: str, groups: tuple[int, int, int]) -> None:
+    """The same bits in a group and alone, for every axis that may be shared."""
+    s, y, keep, Rs = make_case(kind, torch.float32, (3, 5, 7), "bool", groups)
+    assert keep is not None
+    value, gradient = (
+        loss.loss_value(kind, s, y, keep, 1.0),
+        loss.loss_gradient(kind, s, y, keep, 1.0),
+    )
+    c = loss.loss_curvature(kind, s, keep)
+    product = loss.loss_hessian_product(c, Rs, kind == "softmax", 1.0)
+    assert value.shape == (3,)
+    assert gradient.shape == (3, 3, 5, 7)
+
+    def alone(t: Tensor, g: int) -> Tensor:
+        return t[min(g, t.shape[0] - 1)].unsqueeze(0)
+
+    for g in range(3):
+        s1, y1, m1 = alone(s, g), alone(y, g), alone(keep, g)
+        assert torch.equal(value[g : g + 1], loss.loss_value(kind, s1, y1, m1, 1.0))
+        assert torch.equal(gradient[g : g + 1], loss.loss_gradient(kind, s1, y1, m1, 1.0))
+        c1 = loss.loss_curvature(kind, s1, m1)
+        assert torch.equal(alone(c, g), c1)
+        p1 = loss.loss_hessian_product(c1, alone(Rs, g), kind == "softmax", 1.0)
+        assert torch.equal(alone(product, g), p1)
+
+
+@pytest.mark.parametrize("mask", ["bool", "float"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_masked_garbage_is_ignored_and_nan_shows(kind: str, mask: str) -> None:
+    s, y, keep, _ = make_case(kind, torch.float32, (3, 11, 5), mask)
+    assert keep is not None
+    dropped = ~keep.bool()
+    bad_s, bad_y = s.clone(), y.clone()
+    bad_s[dropped] = float("nan")
+    bad_y[dropped] = -7 if kind == "softmax" else float("nan")
+    for op in (loss.loss_value, loss.loss_gradient):
+        assert torch.equal(op(kind, bad_s, bad_y, keep, 1.0), op(kind, s, y, keep, 1.0))
+    c = loss.loss_curvature(kind, bad_s, keep)
+    assert bool((c[dropped] == 0).all())
+    at = keep.bool().nonzero()[0].tolist()
+    s[at[0], at[1], at[2], 3] = float("nan")
+    assert bool(loss.loss_value(kind, s, y, keep, 1.0).isnan().all())
+    assert bool(loss.loss_gradient(kind, s, y, keep, 1.0)[at[0], at[1], at[2], 3].isnan())
+
+
+@pytest.mark.parametrize("wrong", [-1, 5, 2**40])
+def test_class_out_of_range_is_nan(wrong: int) -> None:
+    s, y, _, _ = make_case("softmax", torch.float32, (3, 11, 5))
+    y[0, 1, 2] = wrong
+    assert bool(loss.loss_value("softmax", s, y, None, 1.0).isnan().all())
+    gradient = loss.loss_gradient("softmax", s, y, None, 1.0)
+    assert bool(gradient[0, 1, 2].isnan().all())
+    assert int(gradient.isnan().sum()) == 5
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=TORCH_TO_LABEL.get)
+@pytest.mark.parametrize("kind", ["logistic", "softmax"])
+def test_large_outputs_stay_finite(kind: str, dtype: torch.dtype) -> None:
+    s = torch.tensor([-1e4, -90.0, -1e-30, 0.0, 1e-30, 90.0, 1e4], dtype=dtype).view(1, 1, 1, 7)
+    y = torch.zeros(1, 1, 1, dtype=torch.int64) if kind == "softmax" else torch.ones_like(s)
+    want = loss_reference.loss_value(kind, s, y, None, 1.0)
+    torch.testing.assert_close(loss.loss_value(kind, s, y, None, 1.0), want, rtol=1e-14, atol=0)
+    bound = {"rtol": 10 * eps(dtype), "atol": 4 * eps(dtype)}
+    want = loss_reference.loss_gradient(kind, s, y, None, 1.0)
+    torch.testing.assert_close(loss.loss_gradient(kind, s, y, None, 1.0), want, **bound)
+    want = loss_reference.loss_curvature(kind, s, None)
+    torch.testing.assert_close(loss.loss_curvature(kind, s, None), want, **bound)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_output_may_be_an_input(kind: str) -> None:
+    s, y, keep, Rs = make_case(kind, torch.float32, (2, 7, 13), "bool")
+    want = loss.loss_gradient(kind, s, y, keep, 0.7)
+    own = s.clone()
+    assert torch.equal(loss.loss_gradient(kind, own, y, keep, 0.7, own), want)
+    c = loss.loss_curvature(kind, s, keep)
+    own = s.clone()
+    assert torch.equal(loss.loss_curvature(kind, own, keep, own), c)
+    want = loss.loss_hessian_product(c, Rs, True, 0.7)
+    for which in (0, 1):
+        pair = [c.clone(), Rs.clone()]
+        assert torch.equal(loss.loss_hessian_product(*pair, True, 0.7, pair[which]), want)
+
+
+def test_stop_flag_ends_the_hessian_product() -> None:
+    c, Rs = torch.rand(2, 3, 5, 7), torch.rand(2, 3, 5, 7)
+    out = torch.full_like(c, 8.0)
+    loss.loss_hessian_product(c, Rs, True, 1.0, out, torch.ones(1, dtype=torch.int32))
+    assert bool((out == 8.0).all())
+    loss.loss_hessian_product(c, Rs, True, 1.0, out, torch.zeros(1, dtype=torch.int32))
+    assert torch.equal(out, loss.loss_hessian_product(c, Rs, True, 1.0))
+
+
+# ---------------------------------------------------------------------------- conjugate gradients
+
+SIZES = [1, 7, 1023, 1025, 5000]
+ALL_SIZES = [*SIZES, *(pytest.param(n, marks=pytest.mark.slow) for n in (16_384, 524_289))]
+
+
+class Vectors(NamedTuple):
+    x: Tensor
+    r: Tensor
+    z: Tensor
+    p: Tensor
+    Ap: Tensor
+    b: Tensor
+
+    def copy(self) -> Vectors:
+        return Vectors(*(v.clone() for v in self))
+
+
+def make_vectors(N: int, dtype: torch.dtype) -> tuple[Vectors, Tensor]:
+    """Vectors with pᵀAp > 0, and a positive diagonal."""
+    g = torch.Generator().manual_seed(N)
+    x, r, z, p, b = (torch.randn(N, generator=g, dtype=torch.float64) for _ in range(5))
+    diagonal = 0.5 + torch.rand(2, N, generator=g, dtype=torch.float64)
+    vectors = Vectors(*(v.to(dtype) for v in (x, r, z, p, diagonal[0] * p, b)))
+    return vectors, diagonal[1].to(dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=TORCH_TO_LABEL.get)
+@pytest.mark.parametrize("N", ALL_SIZES)
+def test_cg_update_and_direction(N: int, dtype: torch.dtype) -> None:
+    old, diagonal = make_vectors(N, dtype)
+    for M, alias in itertools.product((None, diagonal), (False, True)):
+        if M is not None and alias:
+            continue
+        with guarded([N], dtype) as x, guarded([N], dtype) as r, guarded([N], dtype) as z:
+            x.copy_(old.x)
+            r.copy_(old.r)
+            z = r if alias else z
+            pAp, rz, phi = cg.cg_update(x, r, z, old.p, old.Ap, old.b, 0.37, M)
+        w = Vectors(*(v.double() for v in old))
+        M64 = None if M is None else M.double()
+        want = cg_reference.cg_update(*w, 0.37, M64)
+        p, Ap, alpha = old.p.double(), old.Ap.double(), 0.37 / want[0]
+        sums = 8 * eps(torch.float64) * math.sqrt(N)
+        assert pAp == pytest.approx(want[0], abs=sums * float((p * Ap).abs().sum()))
+        u = eps(dtype)
+        assert_within(x, w.x, 2 * u * (w.x.abs() + (alpha * p).abs()))
+        assert_within(r, w.r, 2 * u * (w.r.abs() + (alpha * Ap).abs()))
+        r_size = w.r.abs() + (alpha * Ap).abs()
+        assert_within(z, w.z, 3 * u * r_size / (1 if M64 is None else M64))
+        # The scalars are exact for the vectors that were stored, up to float64 sums.
+        stored = Vectors(*(v.double() for v in (x, r, z, p, Ap, old.b)))
+        bound = sums * float((stored.r * stored.z).abs().sum())
+        assert rz == pytest.approx(cg_reference.dot(stored.r, stored.z), abs=bound)
+        terms = stored.x * (stored.r + stored.b)
+        bound = sums * float((stored.x.abs() * (stored.r.abs() + stored.b.abs())).sum())
+        assert phi == pytest.approx(-0.5 * float(terms.sum()), abs=bound)
+        with guarded([N], dtype) as direction:
+            direction.copy_(old.p)
+            cg.cg_direction(direction, z.clone(), 0.7)
+        assert_within(direction, z.double() + 0.7 * p, 2 * u * (z.double().abs() + p.abs()))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=TORCH_TO_LABEL.get)
+@pytest.mark.parametrize("N", ALL_SIZES)
+def test_dot(N: int, dtype: torch.dtype) -> None:
+    v, _ = make_vectors(N, dtype)
+    terms = v.x.double() * v.b.double()
+    want, got = math.fsum(terms.tolist()), cg.dot(v.x, v.b)
+    assert abs(got - want) <= eps(torch.float64) * math.sqrt(N) * float(terms.abs().sum())
+    assert cg.dot(v.x, v.b) == got
+
+
+Spoil = Callable[[Vectors], Tensor]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "pAp"),
+    [
+        (lambda v: torch.zeros_like(v.p), 0.0),
+        (lambda v: -v.Ap, None),
+        (lambda v: torch.where(torch.arange(1500) == 700, float("nan"), v.Ap), float("nan")),
+        (lambda v: torch.copysign(torch.full_like(v.p, float("inf")), v.p), float("inf")),
+    ],
+    ids=["zero", "negative", "nan", "infinite"],
+)
+def test_bad_curvature_changes_nothing(spoil: Spoil, pAp: float | None) -> None:
+    v, M = make_vectors(1500, torch.float32)
+    v = v._replace(Ap=spoil(v))
+    after = v.copy()
+    got, rz, phi = cg.cg_update(*after, 0.37, M)
+    assert got < 0 if pAp is None else got == pytest.approx(pAp, nan_ok=True)
+    assert rz == 0.37
+    assert math.isnan(phi)
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(after, v, strict=True))
+
+
+def test_nan_in_a_vector_shows_in_the_scalars() -> None:
+    v, M = make_vectors(1100, torch.float32)
+    v.r[1099] = float("nan")
+    pAp, rz, phi = cg.cg_update(*v, 0.37, M)
+    assert pAp > 0
+    assert math.isnan(rz)
+    assert math.isnan(phi)
+
+
+def test_blocks_cover_every_element_once() -> None:
+    for N in (1, 1024, 1025, 524_288, 524_289, 3_000_000, 10**9):
+        blocks, per_block = cg.blocks_of(N)
+        assert blocks <= cg.BLOCKS
+        assert per_block % cg.BLOCK == 0
+        assert (blocks - 1) * per_block < N <= blocks * per_block

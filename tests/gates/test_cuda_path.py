@@ -1,0 +1,269 @@
+"""Gate: everything that CUDA data goes through, end to end, without a GPU.
+
+The bindings' CUDA branches and whole Hessian-free steps run on CPU tensors: the recurrence kernels
+on fibers, the Triton kernels in the interpreter. In a process of its own, because the interpreter
+is chosen when Triton is imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import hfcore as hf
+from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, recurrence
+from hfcore.kernels.recurrence import gpu
+
+HERE = Path(__file__).resolve().parent
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def cases() -> ModuleType:
+    """The random arguments of the recurrence tests."""
+    path = HERE.parent / "kernels" / "test_recurrence.py"
+    spec = importlib.util.spec_from_file_location("hfcore_recurrence_cases", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+if not INTERPRETED:
+
+    def test_in_a_process_of_its_own(require_tool: Callable[[str], str]) -> None:
+        require_tool("g++")
+        require_tool("triton")
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "pytest", "-q", str(Path(__file__).resolve())],
+            cwd=HERE.parents[1],
+            env={**os.environ, "TRITON_INTERPRET": "1"},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+else:
+    of = cases()
+
+    @pytest.fixture(scope="module")
+    def emulator(tmp_path_factory: pytest.TempPathFactory) -> Any:
+        from hfcore.kernels.emulation import Emulator, build
+
+        source = Path(gpu.__file__).with_name("gpu.cu")
+        return Emulator(build(source, tmp_path_factory.mktemp("emulation")))
+
+    @pytest.fixture
+    def as_cuda(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+        """A context in which CPU tensors are served as if they were on a GPU."""
+        device = SimpleNamespace(shared_limit=gpu.SHARED_LIMIT[90], launched=[])
+
+        class Launch:
+            shared_limit = device.shared_limit
+
+            def __call__(self, name: str, *rest: Any) -> None:
+                emulator.launch(name, *rest)
+                device.launched.append(name)
+
+        @contextmanager
+        def serving(op: str, family: str, where: torch.device) -> Iterator[Launch]:
+            yield Launch()
+
+        @contextmanager
+        def served() -> Iterator[Any]:
+            with monkeypatch.context() as patch:
+                patch.setattr(cuda, "serving", serving)
+                patch.setattr(dispatch, "_fastest", lambda device: "cuda")
+                patch.setattr(dispatch, "_why_declined", lambda *_: None)
+                yield device
+
+        return served
+
+    def close(got: Tensor, want: Tensor, tolerance: float) -> None:
+        assert got.shape == want.shape
+        assert bool(torch.isfinite(got).all())
+        worst = float((got.double() - want.double()).abs().max())
+        assert worst <= tolerance * max(float(want.abs().max()), 1e-30)
+
+    @pytest.mark.parametrize("steps", ["all", "last", "scattered"])
+    @pytest.mark.parametrize("group", ["alone", "tangents", "expanded", "all_expanded", "distinct"])
+    def test_recurrence_branches(as_cuda: Callable[[], Any], group: str, steps: str) -> None:
+        """Through the bindings, into buffers and without: shapes and values of the reference."""
+        size = of.Size(5, 9, 3, 20, 2)
+        case = of.Case(size, torch.float32, "tanh", group, steps)
+        T, B, _, H, k = size
+        outputs = T if case.steps is None else case.steps.numel()
+        N = case.shape.numel
+        ops: dict[str, tuple[Callable[[Tensor | None], Any], tuple[int, ...]]] = {
+            "forward": (
+                lambda out: recurrence.rnn_forward(case.x, case.w, steps=case.steps, out=out),
+                (T, B, H),
+            ),
+            "outputs alone": (
+                lambda out: recurrence.rnn_forward(case.x, case.w, steps=case.steps, states=False)[
+                    1
+                ],
+                (outputs, B, k),
+            ),
+            "scan": (
+                lambda out: recurrence.linear_scan(case.u, case.d, case.W, case.a, out=out),
+                (T, B, H),
+            ),
+            "reverse scan": (
+                lambda out: recurrence.linear_scan(case.u, case.d, case.W, reverse=True, out=out),
+                (T, B, H),
+            ),
+            "backward": (
+                lambda out: recurrence.rnn_backward(
+                    case.x, case.h, case.w, case.gs, steps=case.steps, out=out
+                ),
+                (N,),
+            ),
+            "product": (
+                lambda out: case.product(
+                    rank_one=True, structural=0.3, damping=0.2, scale=0.7, out=out
+                ),
+                (N,),
+            ),
+        }
+        for name, (call, shape) in ops.items():
+            with hf.use_backend("reference"):
+                want = call(None)
+            want = want if isinstance(want, tuple) else (want,)
+            buffer = torch.full((want[0].shape[0], *shape), torch.nan)
+            with as_cuda() as device:
+                for out in (None, buffer):
+                    got = call(out)
+                    got = got if isinstance(got, tuple) else (got,)
+                    if out is not None and name != "outputs alone":
+                        assert got[0] is out, name
+                    for g, w in zip(got, want, strict=True):
+                        close(g, w, of.tolerance(torch.float32, size))
+            assert device.launched, name
+
+    @pytest.mark.parametrize("kind", loss.KINDS)
+    @pytest.mark.parametrize("expanded", [False, True], ids=["own", "expanded"])
+    def test_loss_branches(as_cuda: Callable[[], Any], kind: str, expanded: bool) -> None:
+        draw = torch.Generator().manual_seed(0)
+        T, B, k = 3, 5, 4
+        s = torch.randn(1, T, B, k, generator=draw)
+        y = torch.rand(1, T, B, k, generator=draw)
+        if kind == "softmax":
+            y = torch.randint(k, (1, T, B), generator=draw)
+        mask = torch.rand(1, T, B, generator=draw) < 0.7
+        if expanded:
+            s, mask = s.expand(2, T, B, k), mask.expand(2, T, B)
+        c = loss.loss_curvature(kind, s, mask)
+        calls: list[Callable[[Tensor | None], Tensor]] = [
+            lambda out: loss.loss_value(kind, s, y, mask, scale=0.3),
+            lambda out: loss.loss_gradient(kind, s, y, mask, scale=0.3, out=out),
+            lambda out: loss.loss_curvature(kind, s, mask, out=out),
+            lambda out: loss.loss_hessian_product(c, s, rank_one=kind == "softmax", out=out),
+        ]
+        for call in calls:
+            with hf.use_backend("reference"):
+                want = call(None)
+            with as_cuda():
+                close(call(None), want.expand_as(call(None)), 1e-6)
+                buffer = torch.full((s.shape[0], T, B, k), torch.nan)
+                close(call(buffer), want.expand_as(call(None)), 1e-6)
+
+    def test_loss_refuses_the_same(as_cuda: Callable[[], Any]) -> None:
+        s, y = torch.zeros(1, 2, 3, 4), torch.full((1, 2, 3), 4)
+        with as_cuda():
+            for op in (loss.loss_value, loss.loss_gradient):
+                with pytest.raises(ValueError, match=r"targets: got class 4, need 0\.\.3"):
+                    op("softmax", s, y, None)
+                with pytest.raises(ValueError, match=r"mask: got 2\.0+, need 0 or 1"):
+                    op("squared", s, s, torch.full((1, 2, 3), 2.0))
+
+    def test_conjugate_gradient_branches(as_cuda: Callable[[], Any]) -> None:
+        draw = torch.Generator().manual_seed(0)
+        for N in (1, 1025):
+            x, r, p, b, M = (torch.rand(N, generator=draw) + 0.1 for _ in range(5))
+            for preconditioner in (None, M):
+                results = []
+                for served in (False, True):
+                    v = [t.clone() for t in (x, r, p)]
+                    z = v[1] if preconditioner is None else torch.empty(N)
+                    with as_cuda() if served else hf.use_backend("reference"):
+                        rz = conjugate_gradient.dot(v[1], v[1])
+                        scalars = conjugate_gradient.cg_update(
+                            v[0], v[1], z, v[2], p, b, rz, preconditioner
+                        )
+                        conjugate_gradient.cg_direction(v[2], z, 0.5)
+                    results.append((torch.tensor([rz, *scalars], dtype=torch.float64), *v))
+                for want, got in zip(*results, strict=True):
+                    torch.testing.assert_close(got, want, rtol=3e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("problem", ["squared last", "softmax all"])
+    def test_hessian_free_end_to_end(as_cuda: Callable[[], Any], problem: str) -> None:
+        """Three steps take the same decisions as on the CPU backend, and end where it ends."""
+        softmax = problem.startswith("softmax")
+        k = 3 if softmax else 1
+        draw = torch.Generator().manual_seed(1)
+        batches = []
+        for _ in range(3):
+            x = torch.rand(6, 12, 2, generator=draw)
+            y = torch.randint(k, (6, 12), generator=draw) if softmax else x.cumsum(0)[..., :1]
+            mask = None
+            if not softmax:
+                mask = torch.zeros(6, 12, dtype=torch.bool)
+                mask[-1] = True
+            batches.append(hf.Batch(x, y, mask))
+        loss_of = hf.losses.SoftmaxCrossEntropy() if softmax else hf.losses.SquaredError()
+
+        def run() -> tuple[list[hf.StepStats], list[Tensor]]:
+            model = hf.RNN(2, 10, k, generator=torch.Generator().manual_seed(0))
+            options = {**hf.presets.rnn2011, "damping": 1.0, "cg_max_iter": 25}
+            opt = hf.HessianFree(model, loss_of, **options)
+            stats = [opt.step(hf.Batches(gradient=batches)) for _ in range(3)]
+            return stats, [p.detach() for p in model.parameters()]
+
+        want, there = run()
+        with as_cuda() as device:
+            got, here = run()
+        assert {"rnn_forward", "rnn_tangent", "linear_scan"} <= set(device.launched)
+        for a, b in zip(got, want, strict=True):
+            assert (a.accepted, a.cg_stop, a.alpha) == (b.accepted, b.cg_stop, b.alpha)
+            # Not the iterate that was kept: two of them may differ in the eighth digit.
+            assert (a.cg_iterations, a.products) == (b.cg_iterations, b.products)
+            assert a.loss_after == pytest.approx(b.loss_after, rel=1e-3)
+            assert a.rho == pytest.approx(b.rho, rel=2e-2)
+        for p, q in zip(here, there, strict=True):
+            torch.testing.assert_close(p, q, rtol=2e-2, atol=2e-3)
+
+    def test_two_runs_give_the_same_bits(as_cuda: Callable[[], Any]) -> None:
+        draw = torch.Generator().manual_seed(2)
+        batch = hf.Batch(torch.rand(5, 9, 2, generator=draw), torch.rand(5, 9, 1, generator=draw))
+        ends = []
+        for _ in range(2):
+            model = hf.RNN(2, 8, 1, generator=torch.Generator().manual_seed(0))
+            opt = hf.HessianFree(model, hf.losses.SquaredError(), damping=0.5, cg_max_iter=12)
+            with as_cuda():
+                opt.step(batch)
+            ends.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+        assert torch.equal(*ends)
+
+    def test_autograd_of_the_rnn(as_cuda: Callable[[], Any]) -> None:
+        model = hf.RNN(2, 9, 2, generator=torch.Generator().manual_seed(0))
+        x = torch.rand(5, 7, 2, generator=torch.Generator().manual_seed(1))
+        want = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+        with as_cuda() as device:
+            got = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+        assert {"rnn_forward", "linear_scan"} <= set(device.launched)
+        for g, w in zip(got, want, strict=True):
+            torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)

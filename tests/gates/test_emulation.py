@@ -1,0 +1,583 @@
+"""The recurrence kernels of gpu.cu, run on the CPU with every thread as a fiber.
+
+All of gpu.py runs on CPU tensors, in three orders of the threads, against the references in
+float64. Shared memory starts as NaN, and so does every tensor that gpu.py allocates.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from hfcore.kernels.emulation import ORDERS, EmulationError, Emulator, Order, build, kernel_names
+from hfcore.kernels.recurrence import RnnShape, RnnWeights, gpu, reference, split_flat
+
+HERE = Path(__file__).resolve().parent
+SOURCE = Path(gpu.__file__).with_name("gpu.cu")
+PLANTED = HERE / "planted"
+# Set in the subprocess that runs this file again with the sanitizers loaded.
+SANITIZED = os.environ.get("HFCORE_EMULATION_SANITIZED") == "1"
+SEQUENCE_KERNELS = ("rnn_forward", "rnn_tangent", "linear_scan")
+PLENTY = gpu.SHARED_LIMIT[90]
+U = 2.0**-24
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory, require_tool: Callable[[str], str]) -> Path:
+    require_tool("g++")
+    return build(SOURCE, tmp_path_factory.mktemp("emulation"), sanitize=SANITIZED)
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN: an element that nobody writes shows."""
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+class Size(NamedTuple):
+    """Lengths of one case: steps, batch, inputs, hidden units, outputs."""
+
+    T: int
+    B: int
+    n: int
+    H: int
+    k: int
+
+    def __str__(self) -> str:
+        return "-".join(f"{name}{length}" for name, length in zip(self._fields, self, strict=True))
+
+
+# Ones; one less, exactly and one more than a tile (4), the rows of a block (8), a warp (32) and the
+# inputs that the kernel takes itself (32); n, k > H; more slices of K than K needs.
+SIZES = (
+    Size(1, 1, 1, 1, 1),
+    Size(5, 11, 3, 37, 2),
+    Size(2, 8, 2, 4, 3),
+    Size(3, 9, 31, 5, 6),
+    Size(4, 7, 33, 3, 35),
+    Size(3, 17, 1, 64, 1),
+    Size(7, 3, 2, 33, 1),
+    Size(2, 10, 32, 31, 33),
+    Size(2, 5, 2, 100, 1),
+    Size(2, 3, 5, 128, 2),
+    Size(2, 2, 1, 150, 3),
+)
+QUICK_SIZES = SIZES[:5]
+STEPS = ("all", "last", "first", "scattered", "listed")
+GROUPS = ("alone", "tangents", "expanded", "inputs", "weights", "distinct")
+NONLINEARITIES = ("tanh", "logistic", "relu")
+
+
+def pick_steps(kind: str, T: int) -> Tensor | None:
+    chosen = {"last": [T - 1], "first": [0], "scattered": [*range(0, T, 2)], "listed": [*range(T)]}
+    return None if kind == "all" else torch.tensor(chosen[kind])
+
+
+class Case:
+    """Random float32 arguments of the ops, from a seed."""
+
+    def __init__(self, size: Size, group: str = "alone", steps: str = "all") -> None:
+        self.size, self.group = size, group
+        self.random = torch.Generator().manual_seed(5)
+        T, B, n, H, k = size
+        self.shape = RnnShape(n, H, k)
+        self.steps = pick_steps(steps, T)
+        outputs = T if self.steps is None else self.steps.numel()
+        self.w = RnnWeights(
+            *(self.array("w", *s, scale=1 / math.sqrt(s[-1])) for s in self.shape.shapes)
+        )
+        self.x = self.array("x", T, B, n)
+        self.v = self.array("v", self.shape.numel)
+        self.gs = self.array("v", outputs, B, k)
+        self.c = self.array("x", outputs, B, k).abs() / (3 * k)
+        self.u, self.a = self.array("x", T, B, H), self.array("v", T, B, H)
+        self.d = self.array("x", T, B, H).tanh()
+        self.W = self.array("w", H, H, scale=1 / math.sqrt(H))
+
+    def array(self, kind: str, *shape: int, scale: float = 1.0) -> Tensor:
+        axis = {"tangents": "v", "expanded": "v", "inputs": "xv", "weights": "wv"}
+        G = 3 if self.group == "distinct" or kind in axis.get(self.group, "") else 1
+        a = torch.randn(G, *shape, generator=self.random) * scale
+        if self.group == "expanded" and G == 1:
+            return a.expand(3, *shape)
+        return a
+
+    def states(self, nonlinearity: str) -> Tensor:
+        h, _ = reference.rnn_forward(self.x.double(), doubles(self.w), nonlinearity, None)
+        return h.float()
+
+
+def doubles(w: RnnWeights) -> RnnWeights:
+    return RnnWeights(*(p.double() for p in w))
+
+
+def magnitudes(w: RnnWeights) -> RnnWeights:
+    return RnnWeights(*(p.double().abs() for p in w))
+
+
+def assert_within(got: Tensor, want: Tensor, bound: Tensor) -> None:
+    assert got.shape == want.shape
+    assert bool(got.isfinite().all())
+    excess = (got.double() - want).abs() - bound.expand_as(want)
+    worst = int(excess.argmax())
+    assert float(excess.max()) <= 0, (
+        f"element {worst}: got {got.flatten()[worst]}, need {want.flatten()[worst]} within "
+        f"{bound.expand_as(want).flatten()[worst]:.2e}"
+    )
+
+
+# ---- bounds. First order in u: a sum of m products is off by at most (m + 2) u of the sum of their
+# magnitudes, and the recurrences carry that on; so the same ops on magnitudes give the bound.
+
+
+def forward_bound(case: Case, h: Tensor, nonlinearity: str) -> Tensor:
+    _, _, n, H, _ = case.size
+    w, x, h = magnitudes(case.w), case.x.double().abs(), h.double().abs()
+    u = torch.matmul(x, w.W_hx.mT.unsqueeze(1)) + w.b_h[:, None, None]
+    u = u + torch.matmul(torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], 1), w.W_hh.mT[:, None])
+    first = torch.zeros_like(u)
+    first[:, 0] = w.b_init.unsqueeze(1)
+    # The nonlinearities have slopes of at most one and are themselves good to a few ulps.
+    error = (n + H + 4) * U * (u + first) + 8 * U * (h + 1e-30)
+    return reference.linear_scan(error, torch.ones_like(h), w.W_hh.mT, None, False)
+
+
+def scan_bound(case: Case, a: Tensor | None, reverse: bool) -> Tensor:
+    T, _, _, H, _ = case.size
+    u, d, W = (p.double().abs() for p in (case.u, case.d, case.W))
+    a = None if a is None else a.double().abs()
+    return T * (H + 6) * U * reference.linear_scan(u, d, W, a, reverse)
+
+
+def backward_magnitude(
+    case: Case, h: Tensor, gs: Tensor, a: Tensor | None, nonlinearity: str
+) -> Tensor:
+    """Magnitude of the gradient; the caller multiplies by the number of roundings."""
+    x, h, w, gs = case.x.double().abs(), h.double(), magnitudes(case.w), gs.double().abs()
+    d = reference.activation_derivative(h, nonlinearity)
+    u = reference._scatter(case.steps, reference._times(gs, w.W_yh), h.shape[1])
+    gt = reference.linear_scan(u, d, w.W_hh, a, reverse=True)
+    return reference._parameter_gradient(gt, gs, h.abs(), x, case.steps, case.shape)
+
+
+def roundings(case: Case) -> float:
+    """Of one path through R-op, curvature, reverse scan and gradient sums; d costs 4 a step."""
+    T, B, n, H, k = case.size
+    return T * (3 * H + n + k + 24) + 2 * (H + k) + T * B + 16
+
+
+def product_bound(
+    case: Case, h: Tensor, rank_one: bool, nonlinearity: str, factors: tuple[float, float, float]
+) -> Tensor:
+    scale, structural, damping = (abs(f) for f in factors)
+    v = case.v.double().abs()
+    tangent = split_flat(v, case.shape)
+    w, c = magnitudes(case.w), case.c.double()
+    # With h >= 0 the derivative is that of h itself up to its sign, which it does not see.
+    x, magnitude = case.x.double().abs(), h.double().abs()
+    Rh, Rs = reference.rnn_tangent(x, magnitude, w, tangent, nonlinearity, case.steps)
+    gs = c * Rs
+    if rank_one:
+        gs = gs + c * gs.sum(-1, keepdim=True)
+    a = structural * Rh if structural else None
+    g = scale * backward_magnitude(case, h, gs, a, nonlinearity)
+    return roundings(case) * U * g + 4 * U * damping * v
+
+
+# ---- the ops
+
+
+def check_forward(e: Emulator, case: Case, nonlinearity: str, limit: int) -> None:
+    want_h, want_s = reference.rnn_forward(
+        case.x.double(), doubles(case.w), nonlinearity, case.steps
+    )
+    bound = forward_bound(case, want_h, nonlinearity)
+    w = magnitudes(case.w)
+    at = reference._at(case.steps, want_h.abs() * (case.size.H + 4) * U + bound)
+    bound_s = reference._times(at, w.W_yh.mT) + 2 * U * (want_s.abs() + w.b_y[:, None, None])
+    G = max(p.shape[0] for p in (case.x, *case.w))
+    for states in (True, False):
+        h, s = gpu.rnn_forward(
+            e.launch, case.x, case.w, nonlinearity, case.steps, states=states, shared_limit=limit
+        )
+        assert_within(s, want_s.expand(G, *want_s.shape[1:]), bound_s)
+        assert (h is not None) == states
+        if h is not None:
+            assert_within(h, want_h.expand(G, *want_h.shape[1:]), bound)
+
+
+def check_scan(e: Emulator, case: Case, limit: int) -> None:
+    for a, reverse in itertools.product((None, case.a), (False, True)):
+        got = gpu.linear_scan(e.launch, case.u, case.d, case.W, a, reverse, shared_limit=limit)
+        wide = [p.double() for p in (case.u, case.d, case.W)]
+        want = reference.linear_scan(*wide, None if a is None else a.double(), reverse)
+        assert_within(got, want, scan_bound(case, a, reverse))
+
+
+def check_backward(e: Emulator, case: Case, nonlinearity: str, limit: int) -> None:
+    h = case.states(nonlinearity)
+    got = gpu.rnn_backward(
+        e.launch, case.x, h, case.w, case.gs, nonlinearity, case.steps, shared_limit=limit
+    )
+    want = reference.rnn_backward(
+        case.x.double(), h.double(), doubles(case.w), case.gs.double(), nonlinearity, case.steps
+    )
+    bound = backward_magnitude(case, h, case.gs, None, nonlinearity)
+    assert_within(got, want.expand_as(got), roundings(case) * U * bound)
+
+
+def check_product(
+    e: Emulator, case: Case, nonlinearity: str, limit: int, structural: float, rank_one: bool
+) -> None:
+    h = case.states(nonlinearity)
+    factors = (0.3, structural, 0.7)
+    got = gpu.rnn_gauss_newton(
+        e.launch, case.x, h, case.w, case.v, case.c, rank_one, nonlinearity, case.steps, *factors,
+        shared_limit=limit,
+    )  # fmt: skip
+    x, h, v, c = (p.double() for p in (case.x, h, case.v, case.c))
+    want = reference.rnn_gauss_newton(
+        x, h, doubles(case.w), v, c, rank_one, nonlinearity, case.steps, *factors
+    )
+    bound = product_bound(case, h, rank_one, nonlinearity, factors)
+    assert_within(got, want.expand_as(got), bound)
+
+
+def limits(case: Case) -> list[int]:
+    """Shared memory for each form of the rule: all on chip, V on chip, W on chip, nothing."""
+    H, n = case.size.H, case.size.n
+    found = []
+    limit = PLENTY
+    while True:
+        chosen = gpu.plan(H, n, hidden=True, shared_limit=limit)
+        found.append(limit)
+        if not chosen.on_chip:
+            return found
+        limit = chosen.shared_bytes - 1
+
+
+def check_all(e: Emulator, case: Case, nonlinearity: str) -> None:
+    for limit in limits(case):
+        check_forward(e, case, nonlinearity, limit)
+        check_scan(e, case, limit)
+        check_backward(e, case, nonlinearity, limit)
+        for structural, rank_one in ((0.0, False), (0.4, True)):
+            check_product(e, case, nonlinearity, limit, structural, rank_one)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("size", QUICK_SIZES, ids=str)
+def test_quick(library: Path, size: Size, order: Order) -> None:
+    at = QUICK_SIZES.index(size) + ORDERS.index(order)
+    group, steps = GROUPS[at % len(GROUPS)], STEPS[at % len(STEPS)]
+    check_all(Emulator(library, order), Case(size, group, steps), NONLINEARITIES[at % 3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_size_and_group(library: Path, size: Size, group: str) -> None:
+    at = SIZES.index(size) + GROUPS.index(group)
+    steps, order = STEPS[at % len(STEPS)], ORDERS[at % len(ORDERS)]
+    check_all(Emulator(library, order), Case(size, group, steps), NONLINEARITIES[at // 2 % 3])
+
+
+@pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
+@pytest.mark.parametrize("steps", STEPS)
+def test_steps_and_nonlinearities(library: Path, steps: str, nonlinearity: str) -> None:
+    check_all(
+        Emulator(library, "shuffled"), Case(Size(6, 9, 2, 6, 3), "alone", steps), nonlinearity
+    )
+
+
+def test_each_form_is_reached(library: Path) -> None:
+    """The limits that the other tests use do lead through all four forms of the rule."""
+    case = Case(Size(2, 3, 2, 12, 2))
+    forms = [gpu.plan(12, 2, hidden=True, shared_limit=limit)[:3] for limit in limits(case)]
+    on, off = True, False
+    assert forms == [(on, on, on), (on, on, off), (on, off, off), (off, off, off)]
+    ran = []
+    for limit in limits(case):
+        e = Emulator(library)
+        check_product(e, case, "tanh", limit, 0.0, False)
+        ran.append({name for name, _ in e.launches} - {"scale_and_damp"})
+    assert ran[:3] == [{"rnn_tangent", "linear_scan"}] * 3
+    assert ran[3] == {"linear_scan_step"}
+
+
+def test_rule_by_size() -> None:
+    """What the docstring of the rule says."""
+    for capability, H_scan, H_tangent in ((90, 220, 156), (80, 184, 128)):
+        limit = gpu.SHARED_LIMIT[capability]
+        for H, hidden, fits in ((H_scan, False, True), (H_scan + 1, False, False)):
+            assert gpu.plan(H, 0, hidden=hidden, shared_limit=limit).on_chip == fits
+        for H, fits in ((H_tangent, True), (H_tangent + 1, False)):
+            chosen = gpu.plan(H, 0, hidden=True, shared_limit=limit)
+            assert chosen.hidden_on_chip == fits
+            assert chosen.on_chip
+    for H, m, hidden in itertools.product(range(1, 260), (0, 1, 32, 33), (False, True)):
+        chosen = gpu.plan(H, m, hidden=hidden, shared_limit=PLENTY)
+        assert chosen.threads <= gpu.MAX_THREADS
+        assert chosen.threads % 32 == 0
+        assert chosen.shared_bytes <= PLENTY
+        if chosen.on_chip:
+            assert chosen.threads >= 2 * H
+            assert chosen.threads >= chosen.split * 2 * -(-H // 4)
+
+
+def test_two_barriers_a_step(library: Path) -> None:
+    T = 6
+    case = Case(Size(T, 3, 2, 9, 1))
+    e = Emulator(library)
+    check_product(e, case, "tanh", PLENTY, 0.0, False)
+    check_forward(e, case, "tanh", PLENTY)
+    sequences = [barriers for name, barriers in e.launches if name in SEQUENCE_KERNELS]
+    assert sequences == [2 * T + 2] * 4
+
+
+def test_same_bits_in_every_order_and_alone(library: Path) -> None:
+    """Bits depend on the shape only: not on the order of threads, not on the group."""
+    case = Case(Size(4, 11, 3, 22, 2), "distinct")
+    runs = [
+        gpu.rnn_forward(Emulator(library, order).launch, case.x, case.w, "tanh", None)[0]
+        for order in ORDERS
+    ]
+    launch = Emulator(library).launch
+    for g in range(3):
+        w = RnnWeights(*(p[g : g + 1] for p in case.w))
+        alone = gpu.rnn_forward(launch, case.x[g : g + 1], w, "tanh", None)[0]
+        for run in runs:
+            assert alone is not None
+            assert run is not None
+            assert torch.equal(run[g], alone[0])
+
+
+def test_steps_without_outputs_do_no_output_work(library: Path) -> None:
+    """Without structural damping, Rh leaves the R-op at the output steps only."""
+    case = Case(Size(9, 3, 2, 5, 1), "alone", "last")
+    e = Emulator(library)
+    sizes: dict[str, int] = {}
+
+    def launch(kernel: str, *rest: object) -> None:
+        arguments = rest[-1]
+        assert isinstance(arguments, list)
+        if kernel == "rnn_tangent":
+            sizes[kernel] = next(a for a in reversed(arguments) if isinstance(a, Tensor)).shape[1]
+        e.launch(kernel, *rest)  # type: ignore[arg-type]
+
+    h = case.states("tanh")
+    gpu.rnn_gauss_newton(
+        launch, case.x, h, case.w, case.v, case.c, False, "tanh", case.steps, 1.0, 0.0, 0.0
+    )
+    assert sizes == {"rnn_tangent": 1}
+
+
+@pytest.mark.parametrize("limit", [PLENTY, 0])
+def test_stop_leaves_outputs_alone(library: Path, limit: int) -> None:
+    case = Case(Size(3, 9, 2, 6, 2))
+    launch = Emulator(library).launch
+    h = case.states("tanh")
+    N = case.shape.numel
+
+    def run(stop: Tensor) -> list[Tensor]:
+        states, scanned, gradient, product = (
+            torch.full(s, 7.0) for s in ((1, 3, 9, 6), (1, 3, 9, 6), (1, N), (1, N))
+        )
+        rest = {"stop": stop, "shared_limit": limit}
+        gpu.rnn_forward(launch, case.x, case.w, "tanh", None, out=states, **rest)
+        gpu.linear_scan(launch, case.u, case.d, case.W, None, True, out=scanned, **rest)
+        gpu.rnn_backward(launch, case.x, h, case.w, case.gs, "tanh", None, out=gradient, **rest)
+        gpu.rnn_gauss_newton(
+            launch, case.x, h, case.w, case.v, case.c, False, "tanh", None, 1.0, 0.0, 0.0,
+            out=product, **rest,
+        )  # fmt: skip
+        return [states, scanned, gradient, product]
+
+    for untouched in run(torch.tensor([1], dtype=torch.int32)):
+        assert bool((untouched == 7.0).all())
+    for written in run(torch.tensor([0], dtype=torch.int32)):
+        assert bool(written.isfinite().all())
+        assert not bool((written == 7.0).any())
+
+
+def test_nan_stays_in_its_sequence(library: Path) -> None:
+    """A sequence with a NaN spoils itself from that step on, and no other."""
+    case = Case(Size(4, 9, 2, 7, 1))
+    case.x[0, 2, 3, 1] = math.nan
+    for nonlinearity in NONLINEARITIES:
+        h, _ = gpu.rnn_forward(Emulator(library).launch, case.x, case.w, nonlinearity, None)
+        assert h is not None
+        spoilt = h.isnan().any(-1)[0]
+        assert spoilt.nonzero().tolist() == [[2, 3], [3, 3]]
+
+
+def test_float64_is_refused() -> None:
+    case = Case(Size(2, 2, 2, 3, 1))
+    with pytest.raises(TypeError, match=r"got torch\.float64, need torch\.float32"):
+        gpu.linear_scan(
+            lambda *_: None, case.u.double(), case.d.double(), case.W.double(), None, False
+        )
+
+
+def test_too_many_nets_are_refused() -> None:
+    u, W = torch.zeros(65_536, 1, 1, 1), torch.zeros(1, 1, 1)
+    with pytest.raises(ValueError, match="has 65536 nets or tangents, need at most 65535"):
+        gpu.linear_scan(lambda *_: None, u, u, W, None, False)
+
+
+def test_wrong_arguments_are_refused(library: Path) -> None:
+    with pytest.raises(EmulationError, match="got arguments ff, need "):
+        Emulator(library).launch("linear_scan", (1, 1, 1), (32, 1, 1), 0, [1.0, 2.0])
+    with pytest.raises(EmulationError, match="there is no such kernel"):
+        Emulator(library).launch("no_kernel", (1, 1, 1), (32, 1, 1), 0, [])
+
+
+# ---- the gate itself: planted faults must show
+
+
+def mutated(folder: Path, barrier: int) -> Path:
+    """A copy of the kernels without one of its barriers."""
+    for path in SOURCE.parent.glob("gpu*.cu*"):
+        shutil.copy(path, folder)
+    path = folder / "gpu_scan.cuh"
+    parts = path.read_text().split("__syncthreads();")
+    assert 0 < barrier < len(parts)
+    kept = ["__syncthreads();"] * (len(parts) - 1)
+    kept[barrier - 1] = ""
+    path.write_text("".join(itertools.chain(*zip(parts, [*kept, ""], strict=True))))
+    return folder / "gpu.cu"
+
+
+def shows_fault(library: Path) -> bool:
+    for order in ORDERS:
+        try:
+            check_product(Emulator(library, order), Case(SIZES[1]), "tanh", PLENTY, 0.0, False)
+        except AssertionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "barrier",
+    [3, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2, 4))],
+)
+def test_a_barrier_taken_out_shows(tmp_path: Path, library: Path, barrier: int) -> None:
+    assert not shows_fault(library)
+    assert shows_fault(build(mutated(tmp_path, barrier), tmp_path))
+
+
+def run_row(e: Emulator, kernel: str) -> Tensor:
+    row, out = torch.arange(64.0), torch.empty(64)
+    e.launch(kernel, (1, 1, 1), (64, 1, 1), 4 * 64, [row, out])
+    return out
+
+
+def test_planted_missing_barrier_shows(tmp_path: Path, require_tool: Callable[[str], str]) -> None:
+    require_tool("g++")
+    source = PLANTED / "missing_barrier.cu"
+    assert kernel_names(source) == ["reversed", "planted", "divergent"]
+    planted = build(source, tmp_path)
+    want = torch.arange(63.0, -1.0, -1.0)
+    for order in ORDERS:
+        e = Emulator(planted, order)
+        assert torch.equal(run_row(e, "reversed"), want)
+        assert not torch.equal(run_row(e, "planted"), want)
+        with pytest.raises(EmulationError, match="a barrier is not reached by thread 0"):
+            run_row(e, "divergent")
+
+
+# ---- the same under the sanitizers, in a process that has their runtime loaded from the start
+
+ROW = """
+import sys, torch
+from hfcore.kernels.emulation import Emulator
+row, out = torch.arange(64.0), torch.empty(64)
+Emulator(sys.argv[1]).launch(sys.argv[2], (1, 1, 1), (64, 1, 1), 256, [row, out])
+assert torch.equal(out, row.roll(1)), out
+"""
+
+
+def sanitized(*command: str) -> subprocess.CompletedProcess[str]:
+    runtime = [
+        subprocess.run(
+            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
+    env = {
+        **os.environ,
+        "LD_PRELOAD": ":".join(runtime),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "HFCORE_EMULATION_SANITIZED": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-P", *command],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(SANITIZED, reason="starts sanitized processes itself")
+def test_planted_write_out_of_bounds_is_caught(
+    tmp_path: Path, require_tool: Callable[[str], str]
+) -> None:
+    require_tool("g++")
+    planted = build(PLANTED / "out_of_bounds.cu", tmp_path, sanitize=True)
+    clean = sanitized("-c", ROW, str(planted), "shifted")
+    assert clean.returncode == 0, clean.stderr[-3000:]
+    caught = sanitized("-c", ROW, str(planted), "planted")
+    assert caught.returncode != 0
+    assert "heap-buffer-overflow" in caught.stderr
+    assert "out_of_bounds.cu" in caught.stderr
+
+
+LESS_SHARED = """
+import sys, torch
+from hfcore.kernels.emulation import Emulator
+from hfcore.kernels.recurrence import gpu
+launch = Emulator(sys.argv[1]).launch
+def short(kernel, grid, block, shared, arguments):
+    launch(kernel, grid, block, shared - int(sys.argv[2]), arguments)
+a = torch.ones(1, 2, 9, 10)
+gpu.linear_scan(short, a, a, torch.ones(1, 10, 10), None, False)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SANITIZED, reason="starts sanitized processes itself")
+def test_planned_shared_memory_is_exact(tmp_path: Path) -> None:
+    library = build(SOURCE, tmp_path, sanitize=True)
+    clean = sanitized("-c", LESS_SHARED, str(library), "0")
+    assert clean.returncode == 0, clean.stderr[-3000:]
+    caught = sanitized("-c", LESS_SHARED, str(library), "4")
+    assert caught.returncode != 0
+    assert "heap-buffer-overflow" in caught.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SANITIZED, reason="starts sanitized processes itself")
+def test_under_sanitizers(require_tool: Callable[[str], str]) -> None:
+    """The tests above that are not about faults, on a library with AddressSanitizer and UBSan."""
+    require_tool("g++")
+    kept = "test_quick or test_steps or test_stop or test_each_form or test_nan or test_same"
+    done = sanitized("-m", "pytest", "-q", str(Path(__file__)), "-k", kept)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout

@@ -1,0 +1,83 @@
+"""Gate: nvcc compiles every .cu without a spill, and registers are those of the committed table."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def _load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"hfcore_gates_{name}", HERE / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+gate = _load("gpu_resources")
+not_run = _load("conftest").not_run
+
+every_source = pytest.mark.parametrize("source", gate.SOURCES, ids=str)
+every_architecture = pytest.mark.parametrize(
+    "architecture", gate.ARCHITECTURES, ids=lambda a: f"sm_{a}"
+)
+
+
+@pytest.fixture(scope="session")
+def nvcc(require_tool: Callable[[str], str]) -> str:
+    return require_tool("nvcc")
+
+
+def test_there_are_kernels_to_compile() -> None:
+    assert Path("kernels/recurrence/gpu.cu") in gate.SOURCES
+
+
+@every_architecture
+@every_source
+def test_no_spills_and_resources_as_committed(nvcc: str, source: Path, architecture: int) -> None:
+    kernels = gate.compile_source(nvcc, gate.ROOT / source, architecture)
+    assert kernels, f"{source}: nvcc reported no kernel"
+    assert [k.kernel for k in kernels if k.stack or k.spills] == []
+    if gate.version(nvcc) != gate.version_in_table():
+        # Another release may allocate other registers; the spill gate above stands all the same.
+        not_run(f"table of nvcc {gate.version_in_table()}, here is {gate.version(nvcc)}")
+    committed = [r for r in gate.rows_in_table(architecture) if f"| {source} |" in r]
+    measured = [k.row() for k in sorted(kernels)]
+    assert measured == committed, "run: python -P tests/gates/gpu_resources.py --write"
+
+
+@every_architecture
+def test_committed_table_names_no_other_source(architecture: int) -> None:
+    for row in gate.rows_in_table(architecture):
+        assert any(f"| {source} |" in row for source in gate.SOURCES), row
+
+
+@every_architecture
+def test_planted_spill_fails_the_gate(nvcc: str, architecture: int) -> None:
+    with pytest.raises(gate.CompileError, match="spilled to local memory in function 'spill'"):
+        gate.compile_source(nvcc, HERE / "planted" / "spill.cu", architecture)
+
+
+def test_changed_registers_show(nvcc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison bites: a row that differs by one register is not the committed one."""
+    source = gate.SOURCES[0]
+    table = tmp_path / "table.md"
+    text = gate.TABLE.read_text(encoding="utf-8")
+    row = gate.rows_in_table(90)[0]
+    fields = row.split(" | ")
+    fields[3] = str(int(fields[3]) + 1)
+    table.write_text(text.replace(row, " | ".join(fields)), encoding="utf-8")
+    monkeypatch.setattr(gate, "TABLE", table)
+    measured = [k.row() for k in sorted(gate.compile_source(nvcc, gate.ROOT / source, 90))]
+    committed = [r for r in gate.rows_in_table(90) if f"| {source} |" in r]
+    assert measured != committed
+    assert len(measured) == len(committed)

@@ -1,0 +1,256 @@
+"""The ops on CUDA data against their references, on the shapes and groups of the CPU tests."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import hfcore as hf
+from hfcore.bindings import conjugate_gradient, loss, recurrence
+from hfcore.kernels.recurrence import RnnWeights
+
+pytestmark = pytest.mark.gpu
+
+
+def load(name: str) -> ModuleType:
+    path = Path(__file__).resolve().parents[1] / "kernels" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"hfcore_cases_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+of = load("test_recurrence")
+
+# All forms of the rule: inputs on chip or not, V on chip or not, one GEMM a step.
+LARGE = (
+    of.Size(6, 1000, 2, 100, 1),
+    of.Size(5, 130, 2, 128, 3),
+    of.Size(4, 65, 100, 150, 7),
+    of.Size(4, 33, 5, 224, 2),
+    of.Size(3, 40, 3, 300, 5),
+    of.Size(3, 17, 64, 1024, 64),
+)
+
+
+def on_gpu(case: Any) -> Any:
+    """The case's arrays on the GPU, expanded axes still expanded."""
+    for name in ("x", "h", "v", "gs", "c", "u", "d", "a", "W"):
+        setattr(case, name, moved(getattr(case, name)))
+    case.w = RnnWeights(*map(moved, case.w))
+    case.steps = None if case.steps is None else case.steps.cuda()
+    return case
+
+
+def moved(t: Tensor) -> Tensor:
+    if t.shape[0] > 1 and t.stride(0) == 0:
+        return t[:1].cuda().expand(t.shape)
+    return t.cuda()
+
+
+def results(case: Any) -> dict[str, Tensor]:
+    """Every recurrence op on the case, by the backend in force."""
+    x, w, steps, e = case.x, case.w, case.steps, case.nonlinearity
+    h, s = recurrence.rnn_forward(x, w, nonlinearity=e, steps=steps)
+    assert h is not None
+    options = {"rank_one": True, "structural": 0.3, "damping": 0.2, "scale": 0.7}
+    return {
+        "h": h,
+        "s": s,
+        "s alone": recurrence.rnn_forward(x, w, nonlinearity=e, steps=steps, states=False)[1],
+        "scan": recurrence.linear_scan(case.u, case.d, case.W, case.a),
+        "reverse": recurrence.linear_scan(case.u, case.d, case.W, reverse=True),
+        "gradient": recurrence.rnn_backward(x, case.h, w, case.gs, nonlinearity=e, steps=steps),
+        "product": case.product(**options),
+        "plain product": case.product(),
+    }
+
+
+def check(case: Any) -> None:
+    """CUDA against the reference in float64 on the CPU."""
+    size = case.size
+    wide = {name: getattr(case, name) for name in ("x", "h", "v", "gs", "c", "u", "d", "a", "W")}
+    w = case.w
+    for name, value in wide.items():
+        setattr(case, name, value.double())
+    case.w = RnnWeights(*(p.double() for p in w))
+    with hf.use_backend("reference"):
+        want = results(case)
+    for name, value in wide.items():
+        setattr(case, name, value)
+    case.w = w
+    with hf.use_backend("cuda"):
+        got = results(on_gpu(case))
+    for name, value in got.items():
+        of.assert_close(value.cpu(), want[name], of.tolerance(torch.float32, size))
+
+
+@pytest.mark.parametrize("steps", of.STEPS)
+@pytest.mark.parametrize("size", of.SIZES, ids=str)
+def test_every_size(size: Any, steps: str) -> None:
+    check(of.Case(size, torch.float32, "tanh", "alone", steps))
+
+
+@pytest.mark.parametrize("nonlinearity", of.NONLINEARITIES)
+@pytest.mark.parametrize("group", of.GROUPS)
+def test_every_group_and_nonlinearity(group: str, nonlinearity: str) -> None:
+    check(of.Case(of.Size(5, 33, 3, 20, 2), torch.float32, nonlinearity, group, "scattered"))
+
+
+@pytest.mark.parametrize("group", ["alone", "tangents", "distinct"])
+@pytest.mark.parametrize("size", LARGE, ids=str)
+def test_every_form_of_the_rule(size: Any, group: str) -> None:
+    check(of.Case(size, torch.float32, "tanh", group, "last"))
+
+
+def test_strides_and_buffers() -> None:
+    case = on_gpu(of.Case(of.Size(5, 9, 3, 20, 2), torch.float32))
+    want = recurrence.linear_scan(case.u, case.d, case.W)
+    strided = case.u.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)
+    assert torch.equal(recurrence.linear_scan(strided, case.d, case.W), want)
+    out = torch.full_like(want, math.nan)
+    assert recurrence.linear_scan(case.u, case.d, case.W, out=out) is out
+    assert torch.equal(out, want)
+
+
+def test_on_another_stream_and_device() -> None:
+    """Kernels run on torch's current stream: what is enqueued before them is seen."""
+    case = on_gpu(of.Case(of.Size(9, 200, 3, 64, 2), torch.float32))
+    want = recurrence.linear_scan(case.u, case.d, case.W)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        late = torch.zeros_like(case.u)
+        torch.cuda._sleep(10_000_000)
+        late.copy_(case.u)
+        got = recurrence.linear_scan(late, case.d, case.W)
+    side.synchronize()
+    assert torch.equal(got, want)
+    if torch.cuda.device_count() > 1:
+        other = torch.device("cuda", 1)
+        moved_there = (t.to(other) for t in (case.u, case.d, case.W))
+        assert torch.equal(recurrence.linear_scan(*moved_there).cpu(), want.cpu())
+
+
+@pytest.mark.parametrize("k", [1, 3, 100, 3000])
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+@pytest.mark.parametrize("kind", loss.KINDS)
+def test_loss(kind: str, masked: bool, k: int) -> None:
+    draw = torch.Generator().manual_seed(0)
+    T, B = 5, 33
+    s = 3 * torch.randn(2, T, B, k, generator=draw)
+    y = torch.rand(2, T, B, k, generator=draw)
+    if kind == "softmax":
+        y = torch.randint(k, (2, T, B), generator=draw)
+    mask = torch.rand(1, T, B, generator=draw) < 0.7 if masked else None
+    c = loss.loss_curvature(kind, s, mask)
+    soft = kind == "softmax"
+
+    def run(move: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        m = None if mask is None else mask.to(move(s).device)
+        Y = move(y) if y.is_floating_point() else y.to(move(s).device)
+        return [
+            loss.loss_value(kind, move(s), Y, m, scale=0.3),
+            loss.loss_gradient(kind, move(s), Y, m, scale=0.3),
+            loss.loss_curvature(kind, move(s), m),
+            loss.loss_hessian_product(move(c), move(s), rank_one=soft, scale=0.3),
+        ]
+
+    with hf.use_backend("reference"):
+        want = run(lambda t: t.double())
+    with hf.use_backend("cuda"):
+        got = run(lambda t: t.cuda())
+    for a, b in zip(got, want, strict=True):
+        bound = 1e-5 * max(float(b.abs().max()), 1e-30)
+        assert float((a.cpu().double() - b).abs().max()) <= bound
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("N", [1, 1023, 10_501, 3_000_000])
+def test_conjugate_gradient_updates(N: int, dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(0)
+    vectors = [torch.rand(N, generator=draw, dtype=dtype) + 0.1 for _ in range(6)]
+    ends = []
+    for device in ("cpu", "cuda"):
+        x, r, p, Ap, b, M = (v.to(device, copy=True) for v in vectors)
+        z = torch.empty_like(r)
+        rz = conjugate_gradient.dot(r, r)
+        scalars = conjugate_gradient.cg_update(x, r, z, p, Ap, b, rz, M)
+        conjugate_gradient.cg_direction(p, z, 0.5)
+        ends.append((torch.tensor([rz, *scalars], dtype=torch.float64), x, r, z, p))
+    for want, got in zip(*ends, strict=True):
+        torch.testing.assert_close(got.cpu(), want, rtol=2e-5, atol=1e-5)
+
+
+def test_bitwise_repeatable() -> None:
+    case = on_gpu(of.Case(of.Size(20, 1000, 2, 100, 1), torch.float32, steps="last"))
+    first, second = results(case), results(case)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    a, b = torch.randn(3_000_000, device="cuda"), torch.randn(3_000_000, device="cuda")
+    assert len({conjugate_gradient.dot(a, b) for _ in range(5)}) == 1
+
+
+def test_a_raised_stop_flag_leaves_the_result_alone() -> None:
+    case = on_gpu(of.Case(of.Size(5, 33, 2, 40, 1), torch.float32))
+    out = torch.full_like(case.v, math.pi)
+    stop = torch.ones(1, dtype=torch.int32, device="cuda")
+    case.product(out=out, stop=stop)
+    assert bool((out == math.pi).all())
+    stop.zero_()
+    case.product(out=out, stop=stop)
+    assert torch.equal(out, case.product())
+
+
+def test_a_product_is_captured_in_a_graph_and_waits_for_nobody() -> None:
+    case = on_gpu(of.Case(of.Size(9, 100, 2, 64, 1), torch.float32, steps="last"))
+    out = torch.empty_like(case.v)
+    case.product(out=out)  # loads, compiles, and looks at `steps` once
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        case.product(out=out)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    want = out.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        case.product(out=out)
+    out.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, want)
+
+
+def test_refusals() -> None:
+    case = on_gpu(of.Case(of.Size(4, 5, 2, 6, 1), torch.float32))
+    with pytest.raises(ValueError, match="W: is on cpu, need cuda:0 like the other arguments"):
+        recurrence.linear_scan(case.u, case.d, case.W.cpu())
+    with pytest.raises(TypeError, match=r"d: got torch.float64, need torch\.float32"):
+        recurrence.linear_scan(case.u, case.d.double(), case.W)
+    with (
+        hf.use_backend("cuda"),
+        pytest.raises(hf.BackendUnavailable, match=r"computes in float32, not torch\.float64"),
+    ):
+        recurrence.linear_scan(case.u.double(), case.d.double(), case.W.double())
+    with hf.use_backend("cpu"), pytest.raises(hf.BackendUnavailable, match="the data is on cuda"):
+        recurrence.linear_scan(case.u, case.d, case.W)
+
+
+def test_out_of_memory_names_op_asked_and_free() -> None:
+    u = torch.zeros(1, 1, 1, 64, device="cuda").expand(1, 200_000, 20_000, 64)  # a terabyte
+    W = torch.eye(64, device="cuda").unsqueeze(0)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        recurrence.linear_scan(u, u, W)
+    for text in ("recurrence.linear_scan: out of memory on cuda:0", "MiB are free", "allocate"):
+        assert text in str(raised.value)
