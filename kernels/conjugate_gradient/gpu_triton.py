@@ -35,9 +35,11 @@ from hfcore.kernels.triton_math import divide
 from hfcore.kernels.triton_variant import Variant, variant
 
 BLOCK = 1024  # elements that a program takes at once
-BLOCKS = 512  # programs at most: one wave on 132 multiprocessors
-# 8 warps: 4 elements a thread, one 16-byte access in float32. The rest as in kernels/loss.
-OPTIONS: dict[str, int | bool] = {"num_warps": 8, "enable_fp_fusion": True, "maxnreg": 255}
+BLOCKS = 512  # programs at most: 4 for each of 132 multiprocessors
+# 8 warps: 4 elements a thread, one 16-byte access in float32. fp fusion, maxnreg: kernels/loss.
+OPTIONS: dict[str, int | bool] = {"num_warps": 8, "enable_fp_fusion": True, "maxnreg": 128}
+# Where it fits, 64 registers a thread: all 512 programs are resident at once, 4 a multiprocessor.
+LEAN_OPTIONS: dict[str, int | bool] = {**OPTIONS, "maxnreg": 64}
 # Vectors of a multiple of this many elements are moved 16 bytes at a time.
 PADDING = 16
 
@@ -311,6 +313,11 @@ def cg_finish_kernel(
 # ---------------------------------------------------------------------------- single updates
 
 
+def options_of(single: bool, has_z: bool = False) -> dict[str, int | bool]:
+    """How a kernel on vectors is compiled: float64 and a z of its own need more registers."""
+    return LEAN_OPTIONS if single and not has_z else OPTIONS
+
+
 def blocks_of(N: int) -> tuple[int, int]:
     """(blocks, elements of each): at most BLOCKS blocks of whole BLOCKs; depends on N alone."""
     per_block = -(-N // (BLOCKS * BLOCK)) * BLOCK
@@ -353,8 +360,12 @@ def cg_direction(p: Tensor, z: Tensor, beta: float) -> None:
     blocks, per_block = blocks_of(p.numel())
     cg_direction_kernel[(blocks,)](
         p, z, None, None, scalars, None, p.numel(), per_block, 0,
-        IN_SOLVE=False, BLOCK=BLOCK, **OPTIONS,
+        IN_SOLVE=False, BLOCK=BLOCK, **_options(p),
     )  # fmt: skip
+
+
+def _options(v: Tensor, has_z: bool = False) -> dict[str, int | bool]:
+    return options_of(v.dtype == torch.float32, has_z)
 
 
 def _scratch(like: Tensor, *shape: int) -> Tensor:
@@ -365,7 +376,7 @@ def _dot_partials(a: Tensor, b: Tensor, partial: Tensor, stop: Tensor | None) ->
     blocks, per_block = blocks_of(a.numel())
     cg_dot_partials_kernel[(blocks,)](
         a, b, partial, stop, a.numel(), per_block,
-        HAS_STOP=stop is not None, BLOCK=BLOCK, **OPTIONS,
+        HAS_STOP=stop is not None, BLOCK=BLOCK, **_options(a),
     )  # fmt: skip
     return blocks
 
@@ -382,11 +393,12 @@ def _update(
     scalars: Tensor,
     stop: Tensor | None,
 ) -> None:
+    has_z = z.data_ptr() != r.data_ptr()
     blocks, per_block = blocks_of(x.numel())
     cg_update_kernel[(blocks,)](
         x, r, z, p, Ap, b, M, partial, scalars, stop, x.numel(), per_block, blocks,
-        HAS_M=M is not None, HAS_Z=z.data_ptr() != r.data_ptr(), HAS_STOP=stop is not None,
-        BLOCK=BLOCK, **OPTIONS,
+        HAS_M=M is not None, HAS_Z=has_z, HAS_STOP=stop is not None,
+        BLOCK=BLOCK, **_options(x, has_z),
     )  # fmt: skip
 
 
@@ -442,7 +454,7 @@ def start_residual(w: Workspace) -> None:
     blocks, per_block = blocks_of(N)
     cg_start_kernel[(blocks,)](
         w.x, w.r, w.z, w.p, w.Ap, w.b, w.M, w.partial, w.counters, N, per_block,
-        HAS_M=w.M is not None, BLOCK=BLOCK, **OPTIONS,
+        HAS_M=w.M is not None, BLOCK=BLOCK, **_options(w.x, w.M is not None),
     )  # fmt: skip
     cg_start_finish_kernel[(1,)](w.partial, w.scalars, w.counters, w.history, blocks, **OPTIONS)
 
@@ -459,7 +471,7 @@ def iterate(w: Workspace) -> None:
     )  # fmt: skip
     cg_direction_kernel[(blocks,)](
         w.p, w.z, w.x, w.snapshots, w.scalars, w.counters, N, per_block, N,
-        IN_SOLVE=True, BLOCK=BLOCK, **OPTIONS,
+        IN_SOLVE=True, BLOCK=BLOCK, **_options(w.p),
     )  # fmt: skip
 
 
@@ -512,8 +524,9 @@ def _of_vectors(dtype: str, aligned: bool) -> Iterator[Variant]:
     def of(
         kernel: object, name: str, types: dict[str, str], constants: dict[str, object]
     ) -> Variant:
+        options = options_of(dtype == "fp32", "M" in types or constants.get("HAS_Z") is True)
         made = variant(
-            kernel, name, types, constants | {"BLOCK": BLOCK}, OPTIONS, aligned=aligned, quick=quick
+            kernel, name, types, constants | {"BLOCK": BLOCK}, options, aligned=aligned, quick=quick
         )
         if not aligned:
             return made
@@ -531,12 +544,14 @@ def _of_vectors(dtype: str, aligned: bool) -> Iterator[Variant]:
         for has_M in (False, True):
             M, no_M = ({"M": t}, {}) if has_M else ({}, {"M": None})
             arrays = dict.fromkeys(("x", "r", "z", "p", "Ap", "b"), t)
-            yield of(
-                cg_update_kernel,
-                f"cg_update-{label}-stop_{has_stop}-M_{has_M}",
-                {**arrays, **M, "partial": f8, "scalars": f8, **stop, **sizes, "blocks": "i32"},
-                {"HAS_M": has_M, "HAS_Z": has_M, "HAS_STOP": has_stop, **absent, **no_M},
-            )
+            # Outside of a solve z may be a vector of its own without M, too.
+            for has_Z in sorted({has_M, has_M or not has_stop}):
+                yield of(
+                    cg_update_kernel,
+                    f"cg_update-{label}-stop_{has_stop}-M_{has_M}-z_{has_Z}",
+                    {**arrays, **M, "partial": f8, "scalars": f8, **stop, **sizes, "blocks": "i32"},
+                    {"HAS_M": has_M, "HAS_Z": has_Z, "HAS_STOP": has_stop, **absent, **no_M},
+                )
             if not has_stop:
                 yield of(
                     cg_start_kernel,
