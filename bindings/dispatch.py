@@ -7,7 +7,6 @@ back and logs the reason once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from contextvars import ContextVar
 from types import ModuleType, TracebackType
 from typing import Literal, get_args
@@ -185,8 +184,3 @@ def explain(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
     if backend == "cpu":
         return "cpu", f"compiled kernels, {native().isa()} instruction set"
     return "cuda", "CUDA C++ kernels" if _family(op) in CUDA_CPP else "Triton kernels"
-
-
-def run(op: str, tensor: torch.Tensor, table: dict[Backend, Callable[[], object]]) -> object:
-    """Call the implementation of ``op`` that serves ``tensor``."""
-    return table[choose(op, tensor)]()
