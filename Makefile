@@ -45,7 +45,10 @@ $(VENV)/peers.stamp: $(VENV)/bench.stamp bench/peers-constraints.txt
 	$(PIP) -c bench/peers-constraints.txt ".[peers]"
 	@touch $@
 
+# Asked before CuPy is fetched, which is large.
 $(VENV)/gpu.stamp: $(VENV)/test.stamp
+	@$(PY) -P -c "import sys; from hfcore.bindings import cuda; why = cuda.why_no_device(); \
+	  sys.exit(why and f'this target needs a CUDA device: {why}')"
 	$(PIP) ".[cuda]"
 	@touch $@
 
@@ -79,6 +82,8 @@ bench-gpu: $(VENV)/gpu.stamp $(VENV)/bench.stamp
 	$(PY) -P bench/gpu/run.py
 
 sanitize-gpu: $(VENV)/gpu.stamp
+	@command -v compute-sanitizer > /dev/null || \
+	  { echo "sanitize-gpu needs compute-sanitizer of the CUDA toolkit in PATH" >&2; exit 2; }
 	for tool in memcheck racecheck synccheck; do PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
 	  compute-sanitizer --tool $$tool --error-exitcode 9 $(PY) -P -m pytest -m gpu tests/gpu/test_ops.py \
 	  -k "T1-B17 or T5-B65 or group" || exit 1; done

@@ -79,7 +79,7 @@ def make_torch_func_cached(load: Workload) -> Peer:
     f, B = _functional(load), load.case.B
     jvp = torch.func.linearize(f, load.parameters)[1]
     vjp = torch.func.vjp(f, load.parameters)[1]
-    return Peer(lambda: vjp(jvp(load.tangents) / B)[0], _flat_torch)
+    return Peer(lambda: vjp(jvp(load.tangents) / B)[0], flat_torch)
 
 
 def make_torch_func(load: Workload) -> Peer:
@@ -92,7 +92,7 @@ def make_torch_func(load: Workload) -> Peer:
         result: tuple[Tensor, ...] = vjp(tangent / B)[0]
         return result
 
-    return Peer(product, _flat_torch)
+    return Peer(product, flat_torch)
 
 
 def make_torch_by_hand(load: Workload) -> Peer:
@@ -148,7 +148,7 @@ def make_torch_by_hand(load: Workload) -> Peer:
             g_output[:, -1],
         )
 
-    return Peer(product, _flat_torch)
+    return Peer(product, flat_torch)
 
 
 def make_curvlinops(load: Workload) -> Peer:
@@ -178,7 +178,7 @@ def make_backpack(load: Workload) -> Peer:
     loss = 0.5 / case.B * (outputs - (load.y[-1] if case.last else load.y)).square().sum()
     return Peer(
         lambda: ggn_vector_product_from_plist(loss, outputs, parameters, list(load.tangents)),
-        _flat_torch,
+        flat_torch,
     )
 
 
@@ -264,7 +264,7 @@ def _functional(load: Workload) -> Callable[[tuple[Tensor, ...]], Tensor]:
     return lambda parameters: torch_outputs(parameters, load.x, load.case.last)
 
 
-def _flat_torch(result: tuple[Tensor, ...]) -> Tensor:
+def flat_torch(result: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([part.detach().reshape(-1) for part in result])
 
 

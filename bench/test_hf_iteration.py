@@ -52,7 +52,7 @@ class Iteration:
 
     def compute_with(self, objective: type[RnnObjective]) -> Iteration:
         """The same recipe on another implementation of loss, gradient and products."""
-        self.optimizer._rnn_objective = objective(self.model, hf.losses.SquaredError())
+        self.optimizer._objective = objective(self.model, hf.losses.SquaredError())
         return self
 
     def summary(self) -> dict[str, Any]:

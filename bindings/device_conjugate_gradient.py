@@ -7,7 +7,8 @@ wait for nothing, so a CUDA graph can capture them (if the product can be captur
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from hfcore.bindings.checks import check_positive, check_tensor
 from hfcore.bindings.dispatch import choose
+from hfcore.bindings.nvtx import annotate
 from hfcore.bindings.triton_backend import serving
 
 # (v, out, stop): out = A v, both [N]; where the int32 flag is not zero nobody reads out.
@@ -104,21 +106,28 @@ class DeviceSolve:
         """The iterate ``[N]`` of a kept iteration that went on to the next."""
         return self._w.snapshots[self.slot_of[iteration], : self._N]
 
+    @contextmanager
+    def _updating(self) -> Iterator[None]:
+        """Around launches on the vectors of CG: on their device, marked for a profiler."""
+        with serving(OP, self.device), annotate("CG update"):
+            yield
+
     def begin(self, product: StoppableProduct, b: Tensor, x0: Tensor) -> None:
         """Enqueue r = b − A x₀ and what follows from it; a zero x₀ raises the product's flag."""
         N, w = self._N, self._w
-        with serving(OP, self.device):
+        with self._updating():
             w.b[:N].copy_(b)
             w.x[:N].copy_(x0)
             self._kernels.start(w)
-            product(w.x[:N], w.Ap[:N], w.zero_start)
+        product(w.x[:N], w.Ap[:N], w.zero_start)
+        with self._updating():
             self._kernels.start_residual(w)
 
     def iterate(self, product: StoppableProduct) -> None:
         """Enqueue one iteration, which does nothing once the solve has ended."""
         N, w = self._N, self._w
-        with serving(OP, self.device):
-            product(w.p[:N], w.Ap[:N], w.stop)
+        product(w.p[:N], w.Ap[:N], w.stop)
+        with self._updating():
             self._kernels.iterate(w)
 
     def look(self) -> Look:

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 import logging
 from contextvars import ContextVar
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Literal, get_args
 
 import torch
 
 from hfcore.bindings import cuda, triton_backend
+from hfcore.bindings.switch import Switch
 
 logger = logging.getLogger("hfcore")
 
 Backend = Literal["reference", "cpu", "cuda"]
 
 # Every op of the package and the backends that implement it today. On CUDA the recurrence is CUDA
-# C++ launched through CuPy; losses and CG updates are Triton.
+# C++ launched through CuPy; dense layers, losses and CG updates are Triton.
 EVERYWHERE: tuple[Backend, ...] = ("reference", "cpu", "cuda")
 OPS: dict[str, tuple[Backend, ...]] = {
     "recurrence.rnn_forward": EVERYWHERE,
     "recurrence.linear_scan": EVERYWHERE,
     "recurrence.rnn_backward": EVERYWHERE,
     "recurrence.rnn_gauss_newton": EVERYWHERE,
+    "dense.dense_forward": EVERYWHERE,
+    "dense.dense_rforward": EVERYWHERE,
+    "dense.dense_backward": EVERYWHERE,
+    "dense.dense_gradient": EVERYWHERE,
     "loss.loss_value": EVERYWHERE,
     "loss.loss_gradient": EVERYWHERE,
     "loss.loss_curvature": EVERYWHERE,
@@ -63,7 +68,7 @@ def native() -> ModuleType:
     return _native
 
 
-class use_backend:
+class use_backend(Switch[Backend | None]):
     """Force ``"reference"``, ``"cpu"`` or ``"cuda"`` for every op; ``None`` returns to automatic.
 
     Use it as a plain call (lasting) or as a context manager (restores on exit)::
@@ -81,18 +86,7 @@ class use_backend:
             reason = _why_absent(name)
             if reason is not None:
                 raise BackendUnavailable(f"backend {name!r} was chosen but {reason}")
-        self._token = _forced.set(name)
-
-    def __enter__(self) -> use_backend:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        _forced.reset(self._token)
+        super().__init__(_forced, name)
 
 
 def forced_backend() -> Backend | None:

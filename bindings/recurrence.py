@@ -28,12 +28,14 @@ from hfcore.bindings.dispatch import choose, native
 from hfcore.bindings.nvtx import annotate
 from hfcore.bindings.triton_backend import torch_matmul
 from hfcore.kernels.recurrence import RnnShape, RnnWeights, gpu, reference, split_flat
+from hfcore.kernels.recurrence.gpu import Scratch
 from hfcore.kernels.recurrence.reference import activation_derivative
 
 __all__ = [
     "NONLINEARITIES",
     "RnnShape",
     "RnnWeights",
+    "Scratch",
     "activation_derivative",
     "linear_scan",
     "rnn_backward",
@@ -41,6 +43,9 @@ __all__ = [
     "rnn_gauss_newton",
     "split_flat",
 ]
+
+# Bytes of states held at once where a product recomputes them.
+RECOMPUTED_BYTES = 4 << 20
 
 NONLINEARITIES = ("tanh", "logistic", "relu")
 
@@ -106,12 +111,15 @@ def _check_steps(steps: Tensor | None, x: Tensor) -> int:
     return steps.numel()
 
 
-def _filled(out: Tensor | None, value: Tensor, G: int) -> Tensor:
-    """What was computed, on the whole group, in the caller's buffer if there is one."""
+def _filled(out: Tensor | None, value: Tensor, G: int, accumulate: bool = False) -> Tensor:
+    """What was computed, on the whole group, in (or added to) the caller's buffer if any."""
     if value is out:
         return value
     value = value.expand(G, *value.shape[1:])
-    return value if out is None else check_out(out, value.shape, value).copy_(value)
+    if out is None:
+        return value
+    check_out(out, value.shape, value)
+    return out.add_(value) if accumulate else out.copy_(value)
 
 
 @contextmanager
@@ -281,7 +289,7 @@ def rnn_backward(
 
 def rnn_gauss_newton(
     x: Tensor,
-    h: Tensor,
+    h: Tensor | None,
     w: RnnWeights,
     v: Tensor,
     c: Tensor,
@@ -293,13 +301,20 @@ def rnn_gauss_newton(
     structural: float = 0.0,
     damping: float = 0.0,
     out: Tensor | None = None,
+    accumulate: bool = False,
     stop: Tensor | None = None,
+    scratch: Scratch | None = None,
 ) -> Tensor:
     """scale·(Jᵀ L'' J + structural·Jᵀ_t D'' J_t) v + damping·v for flat tangents ``v [G,N]``.
 
     ``c [G,T_out,B,k]`` is the diagonal of L'', ``rank_one`` subtracts c cᵀ (softmax);
     ``h [G,T,B,H]`` are the states that :func:`rnn_forward` gave for the same ``x`` and ``w``.
-    J_t is the Jacobian of the hidden pre-activations t, D'' = e'(t).
+    J_t is the Jacobian of the hidden pre-activations t, D'' = e'(t). Without ``h`` the states are
+    recomputed and never held whole: the compiled CPU kernel keeps windows and checkpoints of the
+    sequences it works on, the others all steps of a few sequences.
+
+    ``accumulate`` adds the result to ``out``. With a ``scratch`` kept between calls of one shape
+    the CUDA kernels allocate in the first call only.
 
     ``stop``, int32 ``[1]`` on the device, is for solvers that run there: where it is not zero the
     CUDA kernels do nothing and ``out`` stays as it is. The other backends do not look at it.
@@ -310,14 +325,36 @@ def rnn_gauss_newton(
     _check_factors(scale=scale, structural=structural, damping=damping)
     if stop is not None:
         check_tensor("stop", stop, [1], dtype=torch.int32)
+    if accumulate and out is None:
+        raise ValueError("out: got None, need a buffer to accumulate in")
     backend = choose("recurrence.rnn_gauss_newton", x)
+    if h is None and backend != "cpu":
+        return _recomputed(
+            x,
+            w,
+            v,
+            c,
+            rank_one,
+            nonlinearity,
+            steps,
+            scale,
+            structural,
+            damping,
+            out,
+            accumulate,
+            stop,
+            scratch,
+        )
     if backend == "reference":
+        assert h is not None
         g = reference.rnn_gauss_newton(
             x, h, w, v, c, rank_one, nonlinearity, steps, scale, structural, damping
         )
-        return _filled(out, g, G)
+        return _filled(out, g, G, accumulate)
     if backend == "cuda":
+        assert h is not None
         out = None if out is None else check_out(out, (G, shape.numel), x)
+        whole = _whole(out, G, x, h, *w, v, c)
         with _serving("recurrence.rnn_gauss_newton", x) as launch:
             g = gpu.rnn_gauss_newton(
                 launch,
@@ -332,15 +369,18 @@ def rnn_gauss_newton(
                 scale,
                 structural,
                 damping,
-                out=_whole(out, G, x, h, *w, v, c),
+                out=whole,
+                accumulate=accumulate and whole is not None,
                 stop=stop,
+                scratch=scratch,
                 shared_limit=launch.shared_limit,
             )
-            return _filled(out, g, G)
-    out = check_out(out, (G, shape.numel), x)
+            return _filled(out, g, G, accumulate)
+    total = check_out(out, (G, shape.numel), x) if accumulate else None
+    out = check_out(None if accumulate else out, (G, shape.numel), x)
     native().rnn_gauss_newton(
         dense(x),
-        dense(h),
+        None if h is None else dense(h),
         *map(dense, w),
         dense(v),
         dense(c),
@@ -353,12 +393,59 @@ def rnn_gauss_newton(
         out,
         torch.get_num_threads(),
     )
-    return out
+    return out if total is None else total.add_(out)
+
+
+def _recomputed(
+    x: Tensor,
+    w: RnnWeights,
+    v: Tensor,
+    c: Tensor,
+    rank_one: bool,
+    nonlinearity: str,
+    steps: Tensor | None,
+    scale: float,
+    structural: float,
+    damping: float,
+    out: Tensor | None,
+    accumulate: bool,
+    stop: Tensor | None,
+    scratch: Scratch | None,
+) -> Tensor:
+    """:func:`rnn_gauss_newton` on chunks of sequences whose states are made and dropped."""
+    _check_input(x)
+    shape = _check_weights(w, x)
+    check_tensor("c", c, ["G", "T_out", x.shape[2], shape.k], like=x)
+    total: Tensor | None = None
+    one = check_group(x=x, **w._asdict()) * x.shape[1] * shape.H * x.element_size()
+    size = max(1, RECOMPUTED_BYTES // one)
+    for start in range(0, x.shape[2], size):
+        cases = slice(start, start + size)
+        h, _ = rnn_forward(x[:, :, cases], w, nonlinearity=nonlinearity, steps=steps)
+        total = rnn_gauss_newton(
+            x[:, :, cases],
+            h,
+            w,
+            v,
+            c[:, :, cases],
+            rank_one=rank_one,
+            nonlinearity=nonlinearity,
+            steps=steps,
+            scale=scale,
+            structural=structural,
+            damping=damping if total is None else 0.0,
+            out=out if total is None else total,
+            accumulate=accumulate or total is not None,
+            stop=stop,
+            scratch=scratch,
+        )
+    assert total is not None
+    return total
 
 
 def _check_pass(
     x: Tensor,
-    h: Tensor,
+    h: Tensor | None,
     w: RnnWeights,
     nonlinearity: str,
     steps: Tensor | None,
@@ -369,7 +456,8 @@ def _check_pass(
     check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
     _, T, B, _ = x.shape
     shape = _check_weights(w, x)
-    check_tensor("h", h, ["G", T, B, shape.H], like=x)
+    if h is not None:
+        check_tensor("h", h, ["G", T, B, shape.H], like=x)
     T_out = _check_steps(steps, x)
     for name, value in at_outputs.items():
         check_tensor(name, value, ["G", T_out, B, shape.k], like=x)

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from importlib import import_module
-from types import TracebackType
 from typing import Literal, get_args
 
 import torch
 
 from hfcore.bindings import cuda
+from hfcore.bindings.nvtx import annotate
+from hfcore.bindings.switch import Switch
 
 # The oldest Triton and GPU that the kernels are tested for (tests/gates/test_triton_aot.py).
 OLDEST_TRITON = (3, 6)
@@ -55,7 +56,7 @@ def why_unavailable(device: torch.device | None = None) -> str | None:
 
 @contextmanager
 def serving(op: str, device: torch.device) -> Iterator[None]:
-    """Launches inside go to ``device``, not to the one that happens to be current.
+    """Launches inside go to ``device``, not to the one that happens to be current, in a range.
 
     What Triton refuses (more shared memory or registers than the chip has) becomes a RuntimeError
     that names the op; running out of memory names the size asked and the size free. A CPU device
@@ -66,7 +67,7 @@ def serving(op: str, device: torch.device) -> Iterator[None]:
         return
     from triton.runtime.errors import OutOfResources
 
-    with torch.cuda.device(device), cuda.naming_memory(op, device):
+    with torch.cuda.device(device), cuda.naming_memory(op, device), annotate(op):
         try:
             yield
         except OutOfResources as error:
@@ -81,13 +82,19 @@ MatmulPrecision = Literal["ieee", "tf32x3", "tf32"]
 _precision: ContextVar[MatmulPrecision] = ContextVar("hfcore_matmul_precision", default="ieee")
 
 
-class set_matmul_precision:
-    """How float32 matrix products are computed on CUDA: a lasting call or a context manager.
+class set_matmul_precision(Switch[MatmulPrecision]):
+    """How float32 matrix products are computed on CUDA; :func:`matmul_precision` tells.
 
     ``"ieee"`` (the default) is true float32, what CG needs; ``"tf32x3"`` three TF32 products with
     nearly float32 accuracy, where a kernel has that form, and ``"ieee"`` elsewhere; ``"tf32"`` one,
-    with 10 bits of mantissa. CPU and float64 products are not affected. Raises ValueError for
-    another name.
+    with 10 bits of mantissa. CPU and float64 products are not affected, nor is a recurrence whose
+    weights fit on chip: its kernels are true float32. Use it as a plain call (lasting) or as a
+    context manager (restores on exit)::
+
+        hf.set_matmul_precision("tf32")
+        with hf.set_matmul_precision("tf32x3"): ...
+
+    Raises ValueError for another name.
     """
 
     def __init__(self, precision: MatmulPrecision) -> None:
@@ -96,22 +103,11 @@ class set_matmul_precision:
                 f"precision: got {precision!r}, need one of "
                 f"{', '.join(map(repr, get_args(MatmulPrecision)))}"
             )
-        self._token = _precision.set(precision)
-
-    def __enter__(self) -> set_matmul_precision:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        _precision.reset(self._token)
+        super().__init__(_precision, precision)
 
 
 def matmul_precision() -> MatmulPrecision:
-    """The present policy: ``input_precision`` of a kernel's ``tl.dot``."""
+    """What :class:`set_matmul_precision` set last: ``input_precision`` of a kernel's ``tl.dot``."""
     return _precision.get()
 
 

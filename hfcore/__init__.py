@@ -9,32 +9,47 @@ if _find_spec("hfcore.bindings") is None:
         "with `python -P`."
     )
 
-from hfcore import init, losses, presets, problems
+from hfcore import data, init, losses, minibatches, presets, problems, schedules
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.dispatch import BackendUnavailable, use_backend
+from hfcore.bindings.triton_backend import matmul_precision, set_matmul_precision
+from hfcore.curvature.fisher import EmpiricalFisher
 from hfcore.curvature.gauss_newton import GaussNewton
+from hfcore.curvature.hessian import Hessian
+from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
 from hfcore.objective import Objective
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.statistics import StepStats
 from hfcore.training import Callback, TrainResult, TrainState, train
+from hfcore.verify import check_curvature
 
 __all__ = [
+    "MLP",
     "RNN",
+    "Autoencoder",
     "BackendUnavailable",
     "Batch",
     "Batches",
     "Callback",
+    "EmpiricalFisher",
     "GaussNewton",
+    "Hessian",
     "HessianFree",
     "Objective",
     "StepStats",
     "TrainResult",
     "TrainState",
+    "check_curvature",
+    "data",
     "init",
     "losses",
+    "matmul_precision",
+    "minibatches",
     "presets",
     "problems",
+    "schedules",
+    "set_matmul_precision",
     "train",
     "use_backend",
 ]

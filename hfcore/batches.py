@@ -10,8 +10,12 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Sequences of one length: ``inputs [T,B,n]``, ``targets [T,B,k]`` (classes ``[T,B]``),
-    ``mask [T,B]`` of the outputs that count, or None for all."""
+    """Cases with their targets, and a mask of the outputs that count, or None for all.
+
+    hf.RNN: sequences of one length, ``inputs [T,B,n]``, ``targets [T,B,k]`` (classes ``[T,B]``),
+    ``mask [T,B]``. hf.MLP: ``inputs [B,n]``, ``targets [B,k]`` (classes ``[B]``). Any other
+    module: what it takes, cases along the objective's batch dimension.
+    """
 
     inputs: Tensor
     targets: Tensor

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 class FlatParameters:
     """The trainable parameters of a module as one vector, in the order of ``parameters()``.
 
-    Tied parameters appear once. Nothing is cached: ``.to()`` and ``load_state_dict`` between two
-    calls are seen.
+    An iterable of parameters serves in the module's place. Tied parameters appear once. Nothing
+    is cached: ``.to()`` and ``load_state_dict`` between two calls are seen.
 
     Raises ValueError without trainable parameters or with mixed dtypes or devices, TypeError for
     parameters that are not real floating point.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    def __init__(self, module: nn.Module | Iterable[nn.Parameter]) -> None:
+        named = [(name, p) for name, p in _named(module) if p.requires_grad]
         if not named:
             raise ValueError("model: has no trainable parameters")
         first = named[0][1]
@@ -80,3 +80,14 @@ class FlatParameters:
             if not bool(torch.isfinite(part).all()):
                 return name
         return None
+
+
+def _named(module: nn.Module | Iterable[nn.Parameter]) -> list[tuple[str, nn.Parameter]]:
+    if isinstance(module, nn.Module):
+        return list(module.named_parameters())
+    unique: dict[int, nn.Parameter] = {}
+    for i, p in enumerate(module):
+        if not isinstance(p, nn.Parameter):
+            raise TypeError(f"model: item {i} is {type(p).__name__}, need torch.nn.Parameter")
+        unique.setdefault(id(p), p)
+    return [(str(i), p) for i, p in enumerate(unique.values())]

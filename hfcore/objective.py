@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
+
+CurvatureKind = Literal["ggn", "hessian", "hessian_fd", "fisher"]
+CURVATURE_KINDS = ("ggn", "hessian", "hessian_fd", "fisher")
 
 
 class Curvature(Protocol):
@@ -29,16 +33,29 @@ class Curvature(Protocol):
         zero nobody reads the product, and kernels exit at once.
         """
 
+    def products(self, V: Tensor, damping: float = 0.0, structural: float = 0.0) -> Tensor:
+        """The same for the rows of ``V [m,N]``."""
+
+    def diagonal(
+        self, probes: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """diag(G) ``[N]`` of the Gauss-Newton matrix without L2 and damping.
+
+        With ``probes`` an unbiased estimate from that many probes a case (M&S 2012, section
+        20.11.4; Chapelle & Erhan 2011); None: exact, at one probe per output.
+        """
+
 
 class Objective(Protocol):
-    """f(θ) = mean loss over data + ½ l2 ‖θ‖², its gradient and its curvature.
+    """f(θ) = mean loss over cases + ½ l2 ‖θ‖², its gradient and its curvature.
 
-    ``data`` is whatever :meth:`prepare` gave; ``theta [N]`` is a flat parameter vector, which need
+    ``data`` is what :meth:`prepare` gave; ``theta [N]`` is a flat parameter vector, which need
     not be what the model holds.
     """
 
     supports_structural: bool
     supports_stop: bool
+    l2: float
 
     def prepare(self, data: Any) -> Any:
         """Check data once and bring it to the form that the other methods take."""
@@ -52,5 +69,11 @@ class Objective(Protocol):
     def gradient(self, data: Any, theta: Tensor) -> tuple[float, Tensor]:
         """f(θ) and ∇f(θ) ``[N]`` on the data."""
 
-    def curvature(self, data: Any, theta: Tensor) -> Curvature:
-        """The curvature at θ on the data, activations cached."""
+    def curvature(self, data: Any, theta: Tensor, kind: CurvatureKind = "ggn") -> Curvature:
+        """The curvature at θ on the data, activations cached.
+
+        Raises ValueError with the reason for a kind that is not served.
+        """
+
+    def squared_gradients(self, data: Any, theta: Tensor) -> Tensor:
+        """Mean over cases of the squared gradient of each ``[N]``, without the L2 term."""

@@ -52,10 +52,8 @@ def quotient(a, b):
 
 
 @triton.jit
-def _exp32(x):
-    # Comparisons keep NaN on the unclamped side; outside, the result is infinite or 0.
-    x = tl.where(x > 89.0, 89.0, x)
-    x = tl.where(x < -104.0, -104.0, x)
+def _reduced_exp32(x):
+    """p and integer k of eˣ = 2ᵏ (1 + p), |p| < 0.42."""
     # 1.5·2²³: adding it leaves the rounded integer in the low mantissa bits.
     shifted = x * 1.44269502162933349609 + 12582912.0
     n = shifted - 12582912.0
@@ -66,8 +64,15 @@ def _exp32(x):
     q = q * r + 0.041666464925285905
     q = q * r + 0.16666666681623231
     q = q * r + 0.50000000134658092
-    p = r + r * r * q
-    k = shifted.to(tl.int32, bitcast=True) - 0x4B400000
+    return r + r * r * q, shifted.to(tl.int32, bitcast=True) - 0x4B400000
+
+
+@triton.jit
+def _exp32(x):
+    # Comparisons keep NaN on the unclamped side; outside, the result is infinite or 0.
+    x = tl.where(x > 89.0, 89.0, x)
+    x = tl.where(x < -104.0, -104.0, x)
+    p, k = _reduced_exp32(x)
     # Two factors: the result may be denormal or infinite where 2ᵏ alone is not a number.
     half = k >> 1
     low = ((half + 127) << 23).to(tl.float32, bitcast=True)
@@ -76,9 +81,7 @@ def _exp32(x):
 
 
 @triton.jit
-def _exp64(x):
-    x = tl.where(x > 710.0, 710.0, x)
-    x = tl.where(x < -746.0, -746.0, x)
+def _reduced_exp64(x):
     shifted = x * 1.4426950408889634074 + 6755399441055744.0
     n = shifted - 6755399441055744.0
     r = (x - n * 0.69314718036912381649) - n * 1.9082149292705877e-10
@@ -91,8 +94,14 @@ def _exp64(x):
     q = q * r + 0.041666666666624127873
     q = q * r + 0.16666666666666667453
     q = q * r + 0.50000000000000010221
-    p = r + r * r * q
-    k = shifted.to(tl.int64, bitcast=True) - 0x4338000000000000
+    return r + r * r * q, shifted.to(tl.int64, bitcast=True) - 0x4338000000000000
+
+
+@triton.jit
+def _exp64(x):
+    x = tl.where(x > 710.0, 710.0, x)
+    x = tl.where(x < -746.0, -746.0, x)
+    p, k = _reduced_exp64(x)
     half = k >> 1
     low = ((half + 1023) << 52).to(tl.float64, bitcast=True)
     high = ((k - half + 1023) << 52).to(tl.float64, bitcast=True)
@@ -113,6 +122,24 @@ def logistic(x):
     """1/(1 + e⁻ˣ) in x's dtype, without overflow on either side."""
     e = exp(-tl.abs(x))
     return quotient(tl.where(x < 0.0, e, 1.0), 1.0 + e)
+
+
+@triton.jit
+def tanh(x):
+    """tanh x in x's dtype."""
+    # u/(u + 2) with u = e²ᵃ − 1 = 2ᵏ p + (2ᵏ − 1), a = |x|: no cancellation near zero.
+    a = tl.abs(x)
+    if x.dtype == tl.float32:
+        a = tl.where(a > 10.0, 10.0, a)
+        p, k = _reduced_exp32(a + a)
+        scale = ((k + 127) << 23).to(tl.float32, bitcast=True)
+    else:
+        a = tl.where(a > 20.0, 20.0, a)
+        p, k = _reduced_exp64(a + a)
+        scale = ((k + 1023) << 52).to(tl.float64, bitcast=True)
+    u = scale * p + (scale - 1.0)
+    t = quotient(u, u + 2.0)
+    return tl.where(x < 0.0, -t, t)
 
 
 @triton.jit

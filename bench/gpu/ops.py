@@ -5,6 +5,7 @@ Bytes and flops are the least an op needs: every array once, float32, products a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,9 @@ from torch import Tensor
 import hfcore as hf
 from bench.gpu.measurements import EAGER, GRAPHED, OURS, Aim, Work
 from bench.gpu.timing import Call, graphed
-from hfcore.bindings import loss, recurrence
+from hfcore.bindings import dense, loss, recurrence
+from hfcore.bindings.triton_backend import torch_matmul
+from hfcore.kernels.dense import reference as dense_reference
 from hfcore.kernels.loss import reference as loss_reference
 from hfcore.kernels.recurrence import RnnShape, RnnWeights, gpu, reference
 
@@ -105,6 +108,7 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
     out = torch.empty(1, T, B, H, device="cuda")
     g = torch.empty(1, net.shape.numel, device="cuda")
     x, h, w, c, v, gs, steps = net.x, net.h, net.w, net.c, net.v, net.gs, net.steps
+    scratch = recurrence.Scratch()
     on_addition = (B, H) == (1000, 100)
 
     def aims(*wanted: Aim) -> tuple[Aim, ...]:
@@ -166,7 +170,17 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
             ),
             against_reference(
                 lambda: recurrence.rnn_gauss_newton(
-                    x, h, w, v, c, steps=steps, scale=1 / B, structural=0.03, damping=0.1, out=g
+                    x,
+                    h,
+                    w,
+                    v,
+                    c,
+                    steps=steps,
+                    scale=1 / B,
+                    structural=0.03,
+                    damping=0.1,
+                    out=g,
+                    scratch=scratch,
                 ),
                 lambda: reference.rnn_gauss_newton(
                     x, h, w, v, c, False, "tanh", steps, 1 / B, 0.03, 0.1
@@ -177,6 +191,68 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
         ),
     ]
     return benches
+
+
+def dense_ops(*, compiled: bool, B: int = 5000, n: int = 784, m: int = 400) -> list[Bench]:
+    """The widest layer of the CURVES autoencoder, in true float32 and in TF32.
+
+    The aim is the rate of cuBLAS: the floor is the float32 GEMM that was measured in this run.
+    """
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(1, *size, generator=draw).to("cuda")
+
+    a, Ra, W, V, b = normal(B, n), normal(B, n), normal(m, n) / n**0.5, normal(m, n), normal(m)
+    delta, e = normal(B, m), "logistic"
+    y = dense.dense_forward(a, W, b, activation=e)
+    above, below = torch.empty_like(y), torch.empty_like(a)
+    g, scratch = (torch.empty_like(W), torch.empty_like(b)), dense.Scratch()
+    flops, weights = 2.0 * B * n * m, 4.0 * n * m
+    calls: dict[str, tuple[Work, Call, Call]] = {
+        "dense_forward": (
+            Work(4.0 * B * (n + m) + weights, flops),
+            lambda: dense.dense_forward(a, W, b, activation=e, out=above),
+            lambda: dense_reference.dense_forward(a, W, b, e),
+        ),
+        "dense_rforward": (
+            Work(8.0 * B * (n + m) + 2 * weights, 2 * flops),
+            lambda: dense.dense_rforward(a, Ra, W, V, b, y, activation=e, out=above),
+            lambda: dense_reference.dense_rforward(a, Ra, W, V, b, y, e),
+        ),
+        "dense_backward": (
+            Work(4.0 * B * (m + 2 * n) + weights, flops),
+            lambda: dense.dense_backward(delta, W, a, activation=e, out=below),
+            lambda: dense_reference.dense_backward(delta, W, a, e, None),
+        ),
+        "dense_gradient": (
+            Work(4.0 * B * (n + m) + weights, flops),
+            lambda: dense.dense_gradient(delta, a, out=g, scratch=scratch),
+            lambda: dense_reference.dense_gradient(delta, a, 1.0, False),
+        ),
+    }
+
+    def in_tf32(call: Call) -> Call:
+        def run() -> object:
+            with hf.set_matmul_precision("tf32"), torch_matmul():
+                return call()
+
+        return run
+
+    return [
+        Bench(
+            name,
+            f"B{B}-n{n}-m{m}-{e}",
+            work,
+            against_reference(ours, plain, compiled=compiled)
+            | {
+                "hfcore, TF32": lambda ours=ours: _warm(in_tf32(ours)),  # type: ignore[misc]
+                "reference, TF32": lambda plain=plain: _warm(in_tf32(plain)),  # type: ignore[misc]
+            },
+            (Aim("times the floor", 1.25),),
+        )
+        for name, (work, ours, plain) in calls.items()
+    ]
 
 
 def loss_ops(*, compiled: bool, T: int = 100, B: int = 1000, k: int = 100) -> list[Bench]:
@@ -264,34 +340,40 @@ def cg_ops(N: int = 3_000_000) -> list[Bench]:
     ]
 
 
+# Aims of a product's kernels on the addition net, in µs a step.
+KERNEL_AIMS = {"rnn_tangent": 1.2, "linear_scan": 0.8}
+
+
 def kernels_of_a_product(net: Net, rounds: int) -> dict[str, list[float]]:
     """Seconds of every kernel inside one whole product, by CUDA events around each launch.
 
-    ``rnn_tangent`` is the R-op with V, ``linear_scan`` the reverse scan; the gradient products
-    and the work at the outputs are what is left of the whole.
+    ``rnn_tangent`` is the R-op with V, ``linear_scan`` the reverse scan; a kernel that is launched
+    again is numbered.
     """
     from hfcore.bindings import cuda
 
     launch = cuda.launcher("recurrence", torch.device("cuda", torch.cuda.current_device()))
     spans: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
-
-    def timed(name: str, *rest: Any) -> None:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        launch(name, *rest)
-        end.record()
-        spans.setdefault(name, []).append((start, end))
-
+    scratch = recurrence.Scratch()
     for _ in range(rounds + 1):
+        seen: Counter[str] = Counter()
+
+        def timed(name: str, *rest: Any, seen: Counter[str] = seen) -> None:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            launch(name, *rest)
+            end.record()
+            seen[name] += 1
+            label = name if seen[name] == 1 else f"{name} #{seen[name]}"
+            spans.setdefault(label, []).append((start, end))
+
         gpu.rnn_gauss_newton(
             timed, net.x, net.h, net.w, net.v, net.c, False, "tanh", net.steps, 1.0, 0.03, 0.1,
-            shared_limit=launch.shared_limit,
+            scratch=scratch, shared_limit=launch.shared_limit,
         )  # fmt: skip
     torch.cuda.synchronize()
-    return {
-        name: [1e-3 * a.elapsed_time(b) for a, b in pairs[len(pairs) // (rounds + 1) :]]
-        for name, pairs in spans.items()
-    }
+    # The first round warms up.
+    return {name: [1e-3 * a.elapsed_time(b) for a, b in pairs[1:]] for name, pairs in spans.items()}
 
 
 def _agreeing(ours: Call, plain: Call) -> Call:

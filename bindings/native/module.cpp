@@ -21,23 +21,29 @@ Isa widest_isa() {
     return Isa::baseline;
 }
 
-// HFCORE_ISA=avx2 or baseline asks for a narrower set than the machine has, for tests.
-Isa chosen_isa() {
-    const Isa widest = widest_isa();
-    const char* asked = std::getenv("HFCORE_ISA");
-    if (asked == nullptr) return widest;
-    if (std::strcmp(asked, "baseline") == 0) return Isa::baseline;
-    if (std::strcmp(asked, "avx2") == 0 && widest != Isa::baseline) return Isa::avx2;
-    return widest;
-}
-
-const char* isa_name() {
-    switch (active_isa()) {
+const char* name_of(Isa isa) {
+    switch (isa) {
         case Isa::avx512: return "avx512";
         case Isa::avx2: return "avx2";
         default: return "baseline";
     }
 }
+
+// HFCORE_ISA asks for a narrower set than the machine has, for tests; it must be one that it has.
+Isa chosen_isa() {
+    const Isa widest = widest_isa();
+    const char* asked = std::getenv("HFCORE_ISA");
+    if (asked == nullptr || *asked == '\0') return widest;
+    std::string served;
+    for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
+        if (isa > widest) break;
+        if (std::strcmp(asked, name_of(isa)) == 0) return isa;
+        served += (served.empty() ? "" : ", ") + std::string(name_of(isa));
+    }
+    value_error(std::string("HFCORE_ISA: got '") + asked + "', this machine serves " + served);
+}
+
+const char* isa_name() { return name_of(active_isa()); }
 
 }  // namespace
 
@@ -90,6 +96,7 @@ NB_MODULE(_native, m) {
     m.def("release_scratch", &hfcore::release_scratch, "Give that memory back.");
     hfcore::bind_recurrence(m);
     hfcore::bind_loss(m);
+    hfcore::bind_dense(m);
     hfcore::bind_conjugate_gradient(m);
     hfcore::bind_math(m);
 }

@@ -16,11 +16,13 @@ namespace nb = nanobind;
 
 enum class Isa { baseline, avx2, avx512 };
 
-// The widest set that this machine has and this build contains.
+// The widest set that this machine has and this build contains, or the one that HFCORE_ISA asks for;
+// ValueError for one that is not served here.
 Isa active_isa();
 
 void bind_recurrence(nb::module_& m);
 void bind_loss(nb::module_& m);
+void bind_dense(nb::module_& m);
 void bind_conjugate_gradient(nb::module_& m);
 void bind_math(nb::module_& m);
 
@@ -76,7 +78,7 @@ void with_float_type(const char* name, const Array& a, F&& f) {
      : ::hfcore::active_isa() == ::hfcore::Isa::avx2 ? avx2::call        \
                                                      : baseline::call)
 #else
-#define HFCORE_PICK(call) (baseline::call)
+#define HFCORE_PICK(call) (static_cast<void>(::hfcore::active_isa()), baseline::call)
 #endif
 
 }  // namespace hfcore

@@ -166,7 +166,7 @@ void rnn_backward(const Array& x, const Array& h, const Array& W_hx, const Array
     });
 }
 
-void rnn_gauss_newton(const Array& x, const Array& h, const Array& W_hx, const Array& W_hh,
+void rnn_gauss_newton(const Array& x, const MaybeArray& h, const Array& W_hx, const Array& W_hh,
                       const Array& W_yh, const Array& b_h, const Array& b_init, const Array& b_y,
                       const Array& v, const Array& c, bool rank_one, const MaybeArray& steps,
                       int nonlinearity, double scale, double structural, double damping,
@@ -174,23 +174,23 @@ void rnn_gauss_newton(const Array& x, const Array& h, const Array& W_hx, const A
     const WeightArrays w{W_hx, W_hh, W_yh, b_h, b_init, b_y};
     const int64_t G = group_of("out", out);
     const RnnDims d = check_net(x, w, steps, nonlinearity, G, threads);
-    check_grouped("h", h, G, {d.T, d.B, d.H});
+    if (h) check_grouped("h", *h, G, {d.T, d.B, d.H});
     check_grouped("v", v, G, {d.numel()});
     check_grouped("c", c, G, {d.T_out, d.B, d.k});
     check_shape("out", out, {G, d.numel()});
-    check_apart({"out", &out}, {{"x", &x}, {"h", &h}, {"v", &v}, {"c", &c}});
+    check_apart({"out", &out}, {{"x", &x}, {"h", h ? &*h : nullptr}, {"v", &v}, {"c", &c}});
     check_apart_from_weights({"out", &out}, w);
     with_float_type("x", x, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         const RnnParameters<T> p = parameters<T>(w);
-        check_dtype<T>("h", h), check_dtype<T>("v", v), check_dtype<T>("c", c);
-        check_dtype<T>("out", out);
+        if (h) check_dtype<T>("h", *h);
+        check_dtype<T>("v", v), check_dtype<T>("c", c), check_dtype<T>("out", out);
         const Curvature<T> curvature{grouped<T>(c), rank_one, static_cast<T>(scale),
                                      static_cast<T>(structural), static_cast<T>(damping)};
         nb::gil_scoped_release release;
         HFCORE_PICK(recurrence_kernels<T>())
-            .rnn_gauss_newton(d, grouped<T>(x), grouped<T>(h), p, grouped<T>(v), curvature,
-                              static_cast<T*>(out.data()));
+            .rnn_gauss_newton(d, grouped<T>(x), h ? grouped<T>(*h) : Grouped<T>{}, p,
+                              grouped<T>(v), curvature, static_cast<T*>(out.data()));
     });
 }
 
@@ -209,7 +209,7 @@ void bind_recurrence(nb::module_& m) {
     m.def("rnn_backward", &rnn_backward, array("x"), array("h"), array("W_hx"), array("W_hh"),
           array("W_yh"), array("b_h"), array("b_init"), array("b_y"), array("gs"),
           maybe("steps"), "nonlinearity"_a, array("out"), "threads"_a);
-    m.def("rnn_gauss_newton", &rnn_gauss_newton, array("x"), array("h"), array("W_hx"),
+    m.def("rnn_gauss_newton", &rnn_gauss_newton, array("x"), maybe("h"), array("W_hx"),
           array("W_hh"), array("W_yh"), array("b_h"), array("b_init"), array("b_y"), array("v"),
           array("c"), "rank_one"_a, maybe("steps"), "nonlinearity"_a, "scale"_a, "structural"_a,
           "damping"_a, array("out"), "threads"_a);

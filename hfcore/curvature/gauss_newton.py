@@ -2,44 +2,39 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hfcore.batches import Batch
-from hfcore.bindings.checks import check_tensor
-from hfcore.curvature.rnn import Normalize, RnnObjective, StructuralDistance
-from hfcore.flat import FlatParameters
-from hfcore.losses import Loss
-from hfcore.models.rnn import RNN
+from hfcore.curvature import estimators
+from hfcore.curvature.operator import AnyLoss, AnyModel, CurvatureOperator
+from hfcore.curvature.rnn import Normalize, StructuralDistance
 
 
-def check_nonnegative(name: str, value: float) -> float:
-    """Check a damping-like number: finite and not negative. Raises ValueError."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name}: got {value}, need a finite number that is not negative")
-    return float(value)
-
-
-class GaussNewton:
+class GaussNewton(CurvatureOperator):
     """A = G_f + damping·(I + structural·G_S) at the model's present parameters.
 
-    G_f = JᵀL''J of the mean loss over ``inputs [T,B,n]`` (Martens & Sutskever 2011, Algorithm 1)
-    and G_S the Gauss-Newton matrix of the structural distance between hidden states, whose
-    D'' = e'(t) (for tanh 1 − h²) is not masked. ``damping`` is λ and ``structural`` is μ. Vectors
-    are flat ``[N]``, in the order of ``model.parameters()``; activations are cached once, so an
-    operator outlives later changes of the parameters and stays at the old ones.
+    G_f = JᵀL''J of the mean loss over the cases of ``inputs`` (Schraudolph 2002; for recurrent nets
+    Martens & Sutskever 2011, Algorithm 1) and G_S the Gauss-Newton matrix of a structural distance
+    between hidden units. ``damping`` is λ. Products, SciPy, trace, diagonal and eigenvalues are
+    those of :class:`hfcore.curvature.operator.CurvatureOperator`.
 
     Parameters
     ----------
-    model : hf.RNN
-    loss : a loss of ``hf.losses`` that matches the output nonlinearity
-    inputs, targets, mask : as in :class:`hfcore.Batch`
-    normalize : ``"sequences"`` divides sums by B (the paper), ``"outputs"`` by the number of
-        unmasked outputs (the original release)
-    structural_distance : ``"matching"`` or ``"quarter"`` (the release's 0.25·(1 − h²))
+    model : hf.RNN or hf.MLP (fused), or any torch module
+    loss : a loss of ``hf.losses`` that matches the output nonlinearity; any module also takes a
+        callable (outputs, targets) → scalar mean loss
+    inputs, targets, mask : as in :class:`hfcore.Batch`; or, with ``targets`` left out, ``inputs``
+        is a list of batches, or for a module (loss None) a closure () → (loss, outputs)
+    structural : μ (hf.RNN: its hidden state, D'' = e'(t), for tanh 1 − h², not masked; hf.MLP: its
+        hidden layers), or ``{"submodule": D or (D, μ)}`` for hf.MLP and modules
+    normalize : hf.RNN: ``"sequences"`` divides sums by B (the paper), ``"outputs"`` by the number
+        of unmasked outputs (the original release)
+    structural_distance : hf.RNN: ``"matching"`` or ``"quarter"`` (the release's 0.25·(1 − h²))
+    options : further keywords of the model's objective: ``l2``, for a module ``batch_dim``,
+        ``strategy``, ``chunk_size``
 
     Raises TypeError or ValueError naming what is wrong with the data, the parameters (NaN or Inf)
     or an option.
@@ -47,91 +42,42 @@ class GaussNewton:
 
     def __init__(
         self,
-        model: RNN,
-        loss: Loss,
-        inputs: Tensor,
-        targets: Tensor,
+        model: AnyModel,
+        loss: AnyLoss,
+        inputs: Any,
+        targets: Any = None,
         *,
         mask: Tensor | None = None,
         damping: float = 0.0,
-        structural: float = 0.0,
+        structural: float | Mapping[str, Any] = 0.0,
         normalize: Normalize = "sequences",
         structural_distance: StructuralDistance = "matching",
+        **options: Any,
     ) -> None:
-        if not isinstance(model, RNN):
-            raise TypeError(
-                f"model: got {type(model).__name__}, need an hf.RNN; for other modules "
-                "hf.HessianFree takes a closure"
-            )
-        self.damping = check_nonnegative("damping", damping)
-        self.structural = check_nonnegative("structural", structural)
-        objective = RnnObjective(
-            model, loss, normalize=normalize, structural_distance=structural_distance
-        )
-        parameters = FlatParameters(model)
-        theta = parameters.read()
-        bad = parameters.first_bad(theta)
-        if bad is not None:
-            raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
-        data = objective.prepare(Batch(inputs, targets, mask))
-        self._curvature = objective.curvature(data, theta)
-        self._like = theta
-        self.loss = self._curvature.loss
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(N, N) for N parameters."""
-        return (self._like.numel(), self._like.numel())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._like.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._like.device
-
-    def matvec(self, v: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """A v for ``v [N]``; with ``out [N]`` nothing is allocated. ``out`` must not be ``v``."""
-        check_tensor("v", v, [self.shape[1]], like=self._like)
-        return self._curvature.product(
-            v, damping=self.damping, structural=self.damping * self.structural, out=out
+        super().__init__(
+            "ggn",
+            model,
+            loss,
+            inputs,
+            targets,
+            mask,
+            damping=damping,
+            structural=structural,
+            normalize=normalize,
+            structural_distance=structural_distance,
+            **options,
         )
 
-    def matmat(self, V: Tensor) -> Tensor:
-        """A V for ``V [N,m]``, all m vectors in one pass over the data."""
-        check_tensor("V", V, [self.shape[1], "m"], like=self._like)
-        if V.shape[1] == 0:
-            return torch.empty_like(V)
-        rows = V.mT.contiguous()
-        return self._curvature.products(rows, self.damping, self.damping * self.structural).mT
+    def diagonal(
+        self, probes: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """diag A ``[N]``: exact for ``probes`` None, else an unbiased estimate.
 
-    def __matmul__(self, v: Tensor) -> Tensor:
-        if isinstance(v, Tensor) and v.ndim == 2:
-            return self.matmat(v)
-        return self.matvec(v)
-
-    def to_scipy(self) -> Any:
-        """A ``scipy.sparse.linalg.LinearOperator`` on NumPy vectors of the same dtype."""
-        from scipy.sparse.linalg import LinearOperator
-
-        numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-
-        def apply(V: Any) -> Any:
-            tensor = torch.as_tensor(V, dtype=self.dtype, device=self.device)
-            return (self @ tensor).cpu().numpy()
-
-        return LinearOperator(
-            self.shape,
-            matvec=lambda v: apply(v.reshape(-1)),
-            rmatvec=lambda v: apply(v.reshape(-1)),
-            matmat=apply,
-            rmatmat=apply,
-            dtype=numpy_dtype,
-        )
-
-    def __repr__(self) -> str:
-        return (
-            f"GaussNewton(shape={self.shape}, dtype={self.dtype}, damping={self.damping}, "
-            f"structural={self.structural})"
-        )
+        Without structural damping from that many backward passes a case (Martens & Sutskever 2012,
+        section 20.11.4), one per output where exact; with it, or from a closure, from products.
+        """
+        estimators.check_probes(probes)
+        if self.damping * self._mu or callable(self._data):
+            return super().diagonal(probes, generator)
+        own = self._curvature.diagonal(probes, generator)
+        return own + (self.damping + self._objective.l2)

@@ -1,85 +1,322 @@
-"""Objective and Gauss-Newton curvature of any torch module, through a closure and autograd."""
+"""Objective and curvature of any torch module, through autograd and torch.func."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeGuard
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from hfcore.batches import Batch
+from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
-from hfcore.flat import FlatParameters
-
-Closure = Callable[[], tuple[Tensor, Tensor]]
-
-SCALAR_CLOSURE = (
-    "closure: returned a scalar loss alone; Hessian-free needs (loss, outputs), because the "
-    "Gauss-Newton matrix JᵀL''J is split at the model's outputs"
+from hfcore.curvature.module_cases import CaseSquares
+from hfcore.curvature.module_checks import check_repeatable, differentiable_kernels
+from hfcore.curvature.module_data import BatchPart, Closure, call_closure, check_part
+from hfcore.curvature.module_losses import MeanLoss, second_of, split_loss
+from hfcore.curvature.module_strategies import (
+    NO_DEPENDENCE,
+    RECOMPUTING,
+    STRATEGIES,
+    Choice,
+    Gradients,
+    Graph,
+    Measurement,
+    Parts,
+    Rebuilt,
+    Split,
+    Strategy,
+    Traced,
+    make_strategy,
 )
+from hfcore.curvature.module_structural import Held, Term, structural_terms
+from hfcore.flat import FlatParameters
+from hfcore.losses import Loss
+
+__all__ = ["Closure", "ModuleCurvature", "ModuleObjective", "call_closure"]
+
+logger = logging.getLogger("hfcore")
+
+KINDS = ("ggn", "hessian", "fisher")
+
+# Curvature products in a step for which "auto" chooses: CG takes tens to a few hundred.
+EXPECTED_PRODUCTS = 50
+
+ModuleData = Closure | Sequence[BatchPart]
 
 
-def _is_pair(result: object) -> TypeGuard[tuple[Tensor, Tensor]]:
-    return (
-        isinstance(result, (tuple, list))
-        and len(result) == 2
-        and all(isinstance(r, Tensor) for r in result)
-    )
+class Evaluation(NamedTuple):
+    """The model at some parameters: mean loss (a scalar), outputs, outputs of held submodules
+    and the structural term of each."""
 
-
-def call_closure(closure: Closure) -> tuple[Tensor, Tensor]:
-    """Call the closure and check that it gives (scalar loss, outputs)."""
-    result: Any = closure()
-    if isinstance(result, Tensor):
-        raise TypeError(SCALAR_CLOSURE)
-    if not _is_pair(result):
-        raise TypeError(
-            f"closure: returned {type(result).__name__}, need a pair of tensors (loss, outputs)"
-        )
-    loss, outputs = result
-    if loss.numel() != 1:
-        raise ValueError(f"closure: loss has shape {list(loss.shape)}, need a scalar")
-    return loss, outputs
+    loss: Tensor
+    outputs: Tensor
+    held: list[Tensor]
+    terms: list[Term]
 
 
 class ModuleObjective:
-    """What a closure computes, + ½ l2 ‖θ‖². The closure is the data."""
+    """Mean loss of any module over cases, + ½ l2 ‖θ‖², by autograd.
 
-    supports_structural = False
+    Data is a closure () → (loss, outputs), or what :meth:`prepare` makes of batches ``(inputs,
+    targets[, mask])``, whose mean weighted by their number of cases is the objective.
+
+    Parameters
+    ----------
+    model : a module, or an iterable of parameters (closures only, at the parameters' own values)
+    loss : for batches: a loss of ``hf.losses`` on outputs ``[…,k]`` before their nonlinearity,
+        summed over a case's outputs (probabilities cannot always be told from them); or any
+        callable (outputs, targets) → scalar mean over cases
+    structural : ``{"submodule": D or (D, μ)}``: structural damping of what the submodule returns
+        (its first tensor), at every call; D is ``"identity"`` or the matching nonlinearity that
+        follows, ``"tanh"``, ``"logistic"`` or ``"softmax"``; μ is 1 if left out
+    batch_dim : axis of cases in inputs, outputs and targets, or (of inputs, of outputs and targets)
+    strategy : of :mod:`hfcore.curvature.module_strategies`; ``"auto"`` measures at the first
+        curvature of a kind and keeps the cheapest for ``expected_products`` products. Results agree
+        up to rounding; name one where runs must repeat bit for bit
+    chunk_size : most cases whose activations are held at once; None holds all. With more cases than
+        that every product runs the forward pass again, chunk by chunk
+
+    Parameters that do not affect the loss are legal: their rows of the curvature are zero. Refused
+    (ValueError): dropout and batch normalisation in train mode, see ``module_checks.py``.
+    """
+
     supports_stop = False
 
-    def __init__(self, model: nn.Module, *, l2: float = 0.0) -> None:
-        self.parameters = FlatParameters(model)
+    def __init__(
+        self,
+        model: nn.Module | Iterable[nn.Parameter],
+        loss: Loss | MeanLoss | None = None,
+        *,
+        l2: float = 0.0,
+        structural: Mapping[str, Any] | None = None,
+        batch_dim: int | tuple[int, int] = 0,
+        strategy: str = "auto",
+        expected_products: int = EXPECTED_PRODUCTS,
+        chunk_size: int | None = None,
+    ) -> None:
+        check_choice("strategy", strategy, ("auto", *STRATEGIES))
+        for name, value in (("chunk_size", chunk_size), ("expected_products", expected_products)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: got {value}, need at least 1")
+        # The eager module inside a compiled one: compiled graphs are differentiated once only.
+        self.module: nn.Module | None = None
+        if isinstance(model, nn.Module):
+            self.module = getattr(model, "_orig_mod", model)
+        self.parameters = FlatParameters(model if self.module is None else self.module)
+        self._input_dim, self.case_dim = (
+            batch_dim if isinstance(batch_dim, tuple) else (batch_dim, batch_dim)
+        )
+        self.loss_function = None if loss is None else split_loss(loss, self.case_dim)
+        self._loss_kind = loss.kind if isinstance(loss, Loss) else None
         self.l2 = l2
+        self.terms = structural_terms(self.module, structural)
+        self.supports_structural = bool(self.terms)
+        self.strategy = strategy
+        self.expected_products = expected_products
+        self.chunk_size = chunk_size
+        # What "auto" chose, by kind of curvature.
+        self.choices: dict[str, Choice] = {}
 
-    def prepare(self, data: Closure) -> Closure:
-        return data
+    # -------------------------------------------------------------------------------- data
 
-    def minibatches(self, data: Closure) -> int:
-        return 1
+    def prepare(self, data: Any) -> ModuleData:
+        """Check a batch or a list of batches; a closure passes through."""
+        if callable(data):
+            closure: Closure = data
+            return closure
+        if self.loss_function is None or self.module is None:
+            what = "loss" if self.module is not None else "module"
+            raise TypeError(f"data: batches need a {what}; without one give a closure")
+        if _is_one_batch(data):
+            data = [data]
+        parts = [batch if isinstance(batch, BatchPart) else self._check(batch) for batch in data]
+        if not parts:
+            raise ValueError("data: got no batch, need at least one")
+        return parts
+
+    def _check(self, batch: Any) -> BatchPart:
+        return check_part(
+            batch,
+            like=self.parameters.tensors[0],
+            input_dim=self._input_dim,
+            target_dim=self.case_dim,
+            loss_kind=self._loss_kind,
+        )
+
+    def minibatches(self, data: ModuleData) -> int:
+        return 1 if callable(data) else len(data)
+
+    def pieces(self, data: ModuleData) -> Iterator[tuple[Closure | BatchPart, float]]:
+        """What is evaluated at once, with its share of the cases."""
+        if callable(data):
+            if self.chunk_size is not None:
+                raise ValueError("chunk_size: a closure cannot be cut; give batches")
+            yield data, 1.0
+            return
+        cases = sum(part.count for part in data)
+        for part in data:
+            for chunk in part.chunks(self.chunk_size or part.count):
+                yield chunk, chunk.count / cases
+
+    # -------------------------------------------------------------------------- evaluation
+
+    def evaluate(self, piece: Closure | BatchPart, parameters: Parts | None = None) -> Evaluation:
+        """The model on a piece of the data, at ``parameters`` or at its own."""
+        with self._kernels(), self._holding_outputs() as held:
+            if callable(piece):
+                loss, outputs = self._call(lambda: call_closure(piece), parameters)
+            else:
+                outputs = self.outputs(piece, parameters)
+                assert self.loss_function is not None
+                loss = self.loss_function.mean(outputs, piece)
+        return Evaluation(loss, outputs, held.tensors(), held.terms())
+
+    def outputs(self, part: BatchPart, parameters: Parts | None = None) -> Tensor:
+        """The model's outputs on a batch, checked against the targets."""
+        module, loss = self.module, self.loss_function
+        assert module is not None
+        assert loss is not None
+        outputs = self._call(lambda: module(part.inputs), parameters)
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"outputs: the model returned {type(outputs).__name__}, need one tensor; wrap it "
+                "in a module that returns what the loss is computed from"
+            )
+        if outputs.ndim <= self.case_dim or outputs.shape[self.case_dim] != part.count:
+            raise ValueError(
+                f"outputs: got shape {list(outputs.shape)}, need {part.count} cases along axis "
+                f"{self.case_dim}; batch_dim says where they are"
+            )
+        loss.check(outputs, part)
+        return outputs
+
+    def _call(self, function: Callable[[], Any], parameters: Parts | None) -> Any:
+        if parameters is None:
+            return function()
+        assert self.module is not None
+        named = dict(zip(self.parameters.names, parameters, strict=True))
+        caller = _Caller(self.module, function)
+        return functional_call(caller, {f"module.{name}": p for name, p in named.items()}, ())
+
+    @contextmanager
+    def _kernels(self) -> Iterator[None]:
+        if self.module is not None:
+            check_repeatable(self.module)
+        with differentiable_kernels(self.module):
+            yield
+
+    @contextmanager
+    def _holding_outputs(self) -> Iterator[Held]:
+        held = Held(self.terms)
+        with held if self.terms else nullcontext():
+            yield held
 
     def regulariser(self, theta: Tensor) -> float:
         return 0.5 * self.l2 * dot(theta, theta) if self.l2 else 0.0
 
-    def loss(self, data: Closure, theta: Tensor) -> float:
-        with self.parameters.holding(theta), torch.no_grad():
-            loss, _ = call_closure(data)
-        return float(loss) + self.regulariser(theta)
+    def value(self, piece: Closure | BatchPart, evaluation: Evaluation) -> float:
+        """The mean loss of a piece as a float."""
+        if callable(piece) or self.loss_function is None:
+            return float(evaluation.loss.detach())
+        with torch.no_grad():
+            return self.loss_function.value(evaluation.outputs.detach(), piece)
 
-    def gradient(self, data: Closure, theta: Tensor) -> tuple[float, Tensor]:
+    def loss(self, data: ModuleData, theta: Tensor) -> float:
+        total = 0.0
+        with self.parameters.holding(theta), torch.no_grad():
+            for piece, share in self.pieces(data):
+                total += share * self.value(piece, self.evaluate(piece))
+        return total + self.regulariser(theta)
+
+    def gradient(self, data: ModuleData, theta: Tensor) -> tuple[float, Tensor]:
+        total, flat = 0.0, torch.zeros_like(theta)
         with self.parameters.holding(theta), torch.enable_grad():
-            loss, _ = call_closure(data)
-            grads = torch.autograd.grad(loss, self.parameters.tensors, allow_unused=True)
-        flat = _flatten(grads, self.parameters.tensors)
+            for piece, share in self.pieces(data):
+                evaluation = self.evaluate(piece)
+                grads = torch.autograd.grad(
+                    evaluation.loss, self.parameters.tensors, allow_unused=True
+                )
+                total += share * self.value(piece, evaluation)
+                flat.add_(_flatten(grads, self.parameters.tensors), alpha=share)
         if self.l2:
             flat.add_(theta, alpha=self.l2)
-        return float(loss.detach()) + self.regulariser(theta), flat
+        return total + self.regulariser(theta), flat
 
-    def curvature(self, data: Closure, theta: Tensor) -> ModuleCurvature:
-        return ModuleCurvature(self, data, theta)
+    def squared_gradients(self, data: ModuleData, theta: Tensor) -> Tensor:
+        """Mean over cases of the squared gradient of each ``[N]``, without L2. Needs batches."""
+        return self._over_cases(
+            "squared_gradients", data, theta, lambda squares, part: squares.gradients(part)
+        )
+
+    def diagonal(
+        self,
+        data: ModuleData,
+        theta: Tensor,
+        probes: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """diag(G) ``[N]`` as in :class:`hfcore.objective.Curvature`. Needs batches."""
+        return self._over_cases(
+            "diagonal", data, theta, lambda squares, part: squares.diagonal(part, probes, generator)
+        )
+
+    def _over_cases(
+        self,
+        name: str,
+        data: ModuleData,
+        theta: Tensor,
+        sums: Callable[[CaseSquares, BatchPart], Tensor],
+    ) -> Tensor:
+        if callable(data) or self.loss_function is None:
+            raise ValueError(f"{name}: needs batches; a closure has no cases")
+        squares = CaseSquares(
+            self.outputs, self.loss_function, self.parameters.split(theta.clone())
+        )
+        assert self.module is not None
+        check_repeatable(self.module)
+        total = torch.zeros_like(theta)
+        for part in data:
+            for chunk in part.chunks(self.chunk_size or part.count):
+                total += sums(squares, chunk)
+        return total / sum(part.count for part in data)
+
+    def curvature(self, data: ModuleData, theta: Tensor, kind: str = "ggn") -> ModuleCurvature:
+        """The curvature at θ: ``"ggn"``, ``"hessian"`` or (batches only) ``"fisher"``.
+
+        Products stay at θ when the model moves on, except for a closure of bare parameters, whose
+        products end where the parameters change. Raises ValueError for a kind not served.
+        """
+        check_choice("kind", kind, KINDS)
+        if kind == "fisher" and callable(data):
+            raise ValueError("kind: the empirical Fisher needs batches; a closure has no cases")
+        return ModuleCurvature(self, data, theta, kind)
 
 
-def _flatten(grads: tuple[Tensor | None, ...], like: list[nn.Parameter]) -> Tensor:
+class _Caller(nn.Module):
+    """Calls a function while functional_call holds other parameters in ``module``."""
+
+    def __init__(self, module: nn.Module, function: Callable[[], Any]) -> None:
+        super().__init__()
+        self.module = module
+        self._function = function
+
+    def forward(self) -> Any:
+        return self._function()
+
+
+def _is_one_batch(data: Any) -> bool:
+    """A batch (inputs, targets[, mask]) and not a list of batches."""
+    if isinstance(data, (Batch, BatchPart)):
+        return True
+    return isinstance(data, (tuple, list)) and len(data) > 0 and isinstance(data[0], Tensor)
+
+
+def _flatten(grads: Gradients, like: Sequence[Tensor]) -> Tensor:
     """Gradients as one vector; None (a parameter that did not take part) counts as zero."""
     return torch.cat(
         [
@@ -89,34 +326,141 @@ def _flatten(grads: tuple[Tensor | None, ...], like: list[nn.Parameter]) -> Tens
     )
 
 
-class ModuleCurvature:
-    """JᵀL''J on one retained graph: Jv by differentiating Jᵀu in u, then L'', then Jᵀ.
+class _Graphs:
+    """Builds the graphs of a curvature at θ. Holds none, so that they die with their strategy."""
 
-    Autograd refuses a graph whose leaves were written to, so products end where the model's
-    parameters change; evaluating the objective elsewhere in between is fine.
+    def __init__(self, objective: ModuleObjective, theta: Tensor, kind: str) -> None:
+        self._objective = objective
+        self._theta = theta
+        self._kind = kind
+
+    def value(self, piece: Closure | BatchPart) -> float:
+        """The mean loss of a piece."""
+        with torch.no_grad():
+            return self._objective.value(piece, self._objective.evaluate(piece, self._leaves()))
+
+    def _leaves(self) -> Parts | None:
+        if self._objective.module is None:
+            return None
+        return [p.detach() for p in self._objective.parameters.split(self._theta)]
+
+    def build(self, piece: Closure | BatchPart) -> tuple[Graph, float]:
+        """The graph of a piece, and its mean loss."""
+        objective, leaves = self._objective, self._leaves()
+        with torch.enable_grad():
+            if leaves is not None:
+                leaves = [p.requires_grad_() for p in leaves]
+            evaluation = objective.evaluate(piece, leaves)
+            main = self._main(piece, evaluation)
+        if self._kind != "hessian" and not main[0].tensor.requires_grad:
+            raise ValueError(NO_DEPENDENCE)
+        needs = [z.requires_grad for z in evaluation.held]
+
+        def splits_at(at: Parts, structural: bool) -> tuple[Tensor, ...]:
+            moved = objective.evaluate(piece, at)
+            tensors = [split.tensor for split in self._main(piece, moved, seconds=False)]
+            if structural:
+                tensors += [z for z, need in zip(moved.held, needs, strict=True) if need]
+            return tuple(tensors)
+
+        functional = leaves is not None
+        graph = Graph(
+            objective.parameters.tensors if leaves is None else leaves,  # type: ignore[arg-type]
+            evaluation.loss,
+            main,
+            self._held(evaluation),
+            self._kind == "hessian",
+            splits_at if functional else None,
+            (lambda at: objective.evaluate(piece, at).loss) if functional else None,
+        )
+        return graph, objective.value(piece, evaluation)
+
+    def _main(
+        self, piece: Closure | BatchPart, at: Evaluation, seconds: bool = True
+    ) -> list[Split]:
+        """Where the kind of curvature is split, and the second derivative there."""
+        loss = self._objective.loss_function
+        if self._kind == "hessian":
+            return []
+        if callable(piece):
+            second = second_of(at.loss, at.outputs) if seconds else torch.zeros_like
+            return [Split(at.outputs, second)]
+        assert loss is not None
+        if self._kind == "fisher":
+            return [Split(loss.cases(at.outputs, piece), lambda R: R / piece.count)]
+        second = loss.second(at.outputs.detach(), piece) if seconds else torch.zeros_like
+        return [Split(at.outputs, second)]
+
+    def _held(self, at: Evaluation) -> list[Split]:
+        """The structural splits; what no parameter moves is left out."""
+        if not at.held:
+            return []
+        cases = at.outputs.shape[self._objective.case_dim]
+        return [
+            Split(z, term.second(z.detach(), cases))
+            for term, z in zip(at.terms, at.held, strict=True)
+            if z.requires_grad
+        ]
+
+
+class ModuleCurvature:
+    """A curvature matrix of a module at fixed parameters and data.
+
+    ``strategy`` names how its products are computed.
     """
 
-    def __init__(self, objective: ModuleObjective, data: Closure, theta: Tensor) -> None:
+    def __init__(
+        self, objective: ModuleObjective, data: ModuleData, theta: Tensor, kind: str
+    ) -> None:
         self._objective = objective
-        self._parameters = objective.parameters
-        if not torch.equal(self._parameters.read(), theta):
-            raise ValueError("theta: the curvature of a module is taken at the model's own values")
-        with torch.enable_grad():
-            self._loss, self._outputs = call_closure(data)
-            (self._loss_gradient,) = torch.autograd.grad(
-                self._loss, (self._outputs,), create_graph=True, allow_unused=True
+        self._data = data
+        self._theta = theta.clone()
+        self._kind = kind
+        if objective.module is None and not torch.equal(objective.parameters.read(), theta):
+            raise ValueError("theta: bare parameters have a curvature at their own values only")
+        self._graphs = _Graphs(objective, self._theta, kind)
+        self.loss = objective.regulariser(theta)
+        self.strategy = objective.strategy
+        pieces = list(objective.pieces(data))
+        self._recompute = objective.chunk_size is not None and len(pieces) > 1
+        self._strategies: list[tuple[Strategy, float]] = []
+        for piece, share in pieces:
+            strategy, value = self._start(piece)
+            self._strategies.append((strategy, share))
+            self.loss += share * value
+
+    def _start(self, piece: Closure | BatchPart) -> tuple[Strategy, float]:
+        """The strategy of one piece, chosen by measurement the first time, and its mean loss."""
+
+        def build() -> Graph:
+            return self._graphs.build(piece)[0]
+
+        if self.strategy == "auto":
+            choices, key = self._objective.choices, self._key()
+            if key not in choices:
+                measured = Measurement(
+                    build, self._objective.expected_products, recompute=self._recompute
+                )
+                choices[key], strategy = measured.run()
+                self.strategy = choices[key].name
+                return strategy, self._graphs.value(piece)
+            self.strategy = choices[key].name
+        if not self._recompute:
+            graph, value = self._graphs.build(piece)
+            return make_strategy(self.strategy, graph), value
+        if self.strategy not in RECOMPUTING:
+            raise ValueError(
+                f"strategy: {self.strategy!r} keeps what chunk_size is there to free; need one "
+                f"of {', '.join(map(repr, RECOMPUTING))} or 'auto'"
             )
-            if self._loss_gradient is None:
-                raise ValueError("closure: the loss was not computed from the outputs it returned")
-            self._dummy = torch.zeros_like(self._outputs, requires_grad=True)
-            self._transposed = torch.autograd.grad(
-                self._outputs,
-                self._parameters.tensors,
-                self._dummy,
-                create_graph=True,
-                allow_unused=True,
-            )
-        self.loss = float(self._loss.detach()) + objective.regulariser(theta)
+        return Rebuilt(build, self.strategy), self._graphs.value(piece)
+
+    def _key(self) -> str:
+        """What a choice of strategy holds for."""
+        structural = "+structural" if self._objective.terms else ""
+        return self._kind + structural + ("+chunks" if self._recompute else "")
+
+    # ----------------------------------------------------------------------------- products
 
     def product(
         self,
@@ -127,35 +471,53 @@ class ModuleCurvature:
         out: Tensor | None = None,
         stop: Tensor | None = None,
     ) -> Tensor:
-        """(G + l2·I + damping·I) v for ``v [N]``; autograd cannot be stopped."""
-        if structural:
-            raise ValueError("structural: needs a model with a structural term, such as hf.RNN")
-        flat = self._gauss_newton(v)
-        flat.add_(v, alpha=damping + self._objective.l2)
+        """(B + damping·I + structural·G_S) v for ``v [N]``; autograd cannot be stopped."""
+        self._check_structural(structural)
+        flat = v * (damping + self._objective.l2)
+        parts = self._objective.parameters.split(v)
+        for strategy, share in self._strategies:
+            flat.add_(_flatten(strategy.apply(parts, structural), parts), alpha=share)
         return flat if out is None else out.copy_(flat)
 
-    def _gauss_newton(self, v: Tensor) -> Tensor:
-        Jv = self._jacobian_product(v)
-        if not self._loss_gradient.requires_grad:  # a loss linear in the outputs
-            return torch.zeros_like(v)
-        (HJv,) = torch.autograd.grad(
-            self._loss_gradient, (self._outputs,), Jv, retain_graph=True, materialize_grads=True
-        )
-        grads = torch.autograd.grad(
-            self._outputs,
-            self._parameters.tensors,
-            HJv,
-            retain_graph=True,
-            allow_unused=True,
-        )
-        return _flatten(grads, self._parameters.tensors)
+    def products(self, V: Tensor, damping: float = 0.0, structural: float = 0.0) -> Tensor:
+        """The same for the rows of ``V [m,N]``: all at once where a traced product can be vmapped,
+        else one after the other."""
+        self._check_structural(structural)
+        if all(isinstance(strategy, Traced) for strategy, _ in self._strategies):
+            try:
+                return self._rows(V, damping, structural)
+            except (RuntimeError, NotImplementedError) as error:
+                logger.info("products one after the other, since vmap fails: %s", error)
+        return torch.stack([self.product(v, damping=damping, structural=structural) for v in V])
 
-    def _jacobian_product(self, v: Tensor) -> Tensor:
-        parts = self._parameters.split(v)
-        used = [(g, p) for g, p in zip(self._transposed, parts, strict=True) if g is not None]
-        if not used:
-            raise ValueError("closure: the outputs do not depend on the model's parameters")
-        (Jv,) = torch.autograd.grad(
-            [g for g, _ in used], (self._dummy,), [p for _, p in used], retain_graph=True
-        )
-        return Jv
+    def _rows(self, V: Tensor, damping: float, structural: float) -> Tensor:
+        result = V * (damping + self._objective.l2)
+        parts = [
+            p.unflatten(1, like.shape)
+            for p, like in zip(
+                V.split([t.numel() for t in self._objective.parameters.tensors], dim=1),
+                self._objective.parameters.tensors,
+                strict=True,
+            )
+        ]
+        for strategy, share in self._strategies:
+            assert isinstance(strategy, Traced)
+            rows = strategy.apply_rows(parts, structural)
+            filled = [
+                torch.zeros_like(p) if g is None else g for g, p in zip(rows, parts, strict=True)
+            ]
+            result.add_(torch.cat([g.reshape(len(V), -1) for g in filled], 1), alpha=share)
+        return result
+
+    def diagonal(
+        self, probes: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """diag(G) ``[N]`` of the Gauss-Newton matrix, as in :class:`hfcore.objective.Curvature`."""
+        return self._objective.diagonal(self._data, self._theta, probes, generator)
+
+    def _check_structural(self, structural: float) -> None:
+        if structural and not self._objective.supports_structural:
+            raise ValueError(
+                'structural: needs the objective\'s structural={"submodule": D}, which names what '
+                "is held"
+            )

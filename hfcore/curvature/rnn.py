@@ -12,14 +12,17 @@ from torch import Tensor
 from hfcore.batches import Batch
 from hfcore.bindings import loss as loss_ops
 from hfcore.bindings import recurrence as ops
-from hfcore.bindings.checks import check_choice, check_tensor
+from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.recurrence import RnnWeights, split_flat
+from hfcore.curvature.rnn_passes import States, backward, case_squares
 from hfcore.losses import Loss
 from hfcore.models.rnn import RNN
+from hfcore.objective import Curvature, CurvatureKind
 
 Normalize = Literal["sequences", "outputs"]
 StructuralDistance = Literal["matching", "quarter"]
+Memory = Literal["cached", "recompute"]
 
 # D'' of the structural term in units of e'(t). Note 1: the paper derives D'' = 1 − h² for tanh; the
 # original release multiplies by 0.25, so that the same μ is four times weaker there.
@@ -27,6 +30,8 @@ STRUCTURAL_FACTOR: dict[str, float] = {"matching": 1.0, "quarter": 0.25}
 
 # Sequences whose states are held at once while a gradient is accumulated.
 GRADIENT_CHUNK = 1024
+# Bytes of states that the probes of a diagonal fill at once, on the group axis.
+PROBE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,21 @@ class Sequences:
 
     def chunks(self, size: int) -> Iterator[Sequences]:
         """The same data in pieces of at most ``size`` sequences."""
+        return (part for part, _ in self.pieces(size))
+
+    def pieces(self, size: int) -> Iterator[tuple[Sequences, slice]]:
+        """The same, each with the sequences it holds."""
         if self.count <= size:
-            yield self
+            yield self, slice(0, self.count)
             return
         for at in range(0, self.count, size):
-            part = slice(at, at + size)
+            part = slice(at, min(at + size, self.count))
             mask = None if self.mask is None else self.mask[:, :, part]
-            yield Sequences(
-                self.x[:, :, part], self.steps, self.targets[:, :, part], mask, self.outputs
+            yield (
+                Sequences(
+                    self.x[:, :, part], self.steps, self.targets[:, :, part], mask, self.outputs
+                ),
+                part,
             )
 
 
@@ -137,6 +149,9 @@ class RnnObjective:
     ``normalize="sequences"``: sums over a sequence's unmasked outputs, averaged over sequences
     (Martens & Sutskever 2011). ``"outputs"``: averaged over unmasked outputs, as the original
     release does.
+
+    ``memory="cached"`` keeps all hidden states of the curvature's data; ``"recompute"`` rebuilds
+    them inside every product, to the same result.
     """
 
     supports_structural = True
@@ -150,13 +165,16 @@ class RnnObjective:
         l2: float = 0.0,
         normalize: Normalize = "sequences",
         structural_distance: StructuralDistance = "matching",
+        memory: Memory = "cached",
     ) -> None:
         check_choice("normalize", normalize, ("sequences", "outputs"))
+        check_choice("memory", memory, ("cached", "recompute"))
         check_choice("structural_distance", structural_distance, tuple(STRUCTURAL_FACTOR))
         self.model = model
         self.loss_function = loss
         self.l2 = l2
         self.normalize = normalize
+        self.memory = memory
         self.structural_factor = STRUCTURAL_FACTOR[structural_distance]
 
     def prepare(self, data: Batch | Sequence[Batch]) -> list[Sequences]:
@@ -211,8 +229,52 @@ class RnnObjective:
             gradient.add_(theta, alpha=self.l2)
         return total + self.regulariser(theta), gradient
 
-    def curvature(self, data: list[Sequences], theta: Tensor) -> RnnCurvature:
-        return RnnCurvature(self, data, theta)
+    def squared_gradients(self, data: list[Sequences], theta: Tensor) -> Tensor:
+        """Mean over sequences of the squared gradient of each ``[N]``, without the L2 term.
+
+        A sequence's gradient is summed over time before it is squared.
+        """
+        w = self.weights(theta)
+        total = torch.zeros_like(theta)
+        for whole in data:
+            for part in whole.chunks(GRADIENT_CHUNK):
+                at, s = self.states_and_outputs(part, w)
+                gs = self.output_gradient(part, s)
+                total += case_squares(at, backward(at, gs), gs)
+        return total.mul_(self.square_scale(data))
+
+    def square_scale(self, data: list[Sequences]) -> float:
+        """What a sum of squared gradients of single sequences (summed losses) is multiplied by.
+
+        f is the mean of the sequences' losses, each of them sum·scale·count.
+        """
+        return self.scale(data) ** 2 * sum(part.count for part in data)
+
+    def curvature(
+        self, data: list[Sequences], theta: Tensor, kind: CurvatureKind = "ggn"
+    ) -> Curvature:
+        """``kind`` is "ggn", "hessian" (R-op) or "fisher"."""
+        check_choice("kind", kind, ("ggn", "hessian", "fisher"))
+        if kind == "ggn":
+            return RnnCurvature(self, data, theta)
+        from hfcore.curvature.rnn_exact import RnnFisher, RnnHessian
+
+        return (RnnHessian if kind == "hessian" else RnnFisher)(self, data, theta)
+
+    def states_and_outputs(self, part: Sequences, w: RnnWeights) -> tuple[States, Tensor]:
+        h, s = self.forward(part, w, states=True)
+        return self.states(part, w, h), s
+
+    def states(self, part: Sequences, w: RnnWeights, h: Tensor | None) -> States:
+        """What the passes of ``rnn_passes`` take; ``h`` None is recomputed."""
+        if h is None:
+            h, _ = self.forward(part, w, states=True)
+        assert h is not None
+        return States(part.x, h, w, self.model.nonlinearity, part.steps)
+
+    def output_gradient(self, part: Sequences, s: Tensor) -> Tensor:
+        """∂L/∂s, unscaled."""
+        return loss_ops.loss_gradient(self.loss_function.kind, s, part.targets, part.mask)
 
     def forward(
         self, part: Sequences, w: RnnWeights, *, states: bool, out: Tensor | None = None
@@ -233,28 +295,33 @@ class RnnObjective:
         return float(value)
 
 
+def _blocks(rows: int, size: int) -> Iterator[slice]:
+    for start in range(0, rows, size):
+        yield slice(start, min(start + size, rows))
+
+
 @dataclass(frozen=True)
 class _Linearisation:
-    """What a product needs of one batch: inputs, cached states and the diagonal of L''."""
+    """What a product needs of one batch: inputs, states (None: recomputed), the diagonal of L''."""
 
     part: Sequences
-    h: Tensor
+    h: Tensor | None
     c: Tensor
 
 
 class RnnCurvature:
-    """Gauss-Newton matrix of an RNN at fixed parameters and data; activations cached."""
+    """Gauss-Newton matrix of an RNN at fixed parameters and data."""
 
     def __init__(self, objective: RnnObjective, data: list[Sequences], theta: Tensor) -> None:
         self._objective = objective
         self._w = objective.weights(theta)
         self._scale = objective.scale(data)
         self._parts: list[_Linearisation] = []
+        self._scratch = ops.Scratch()
         kind = objective.loss_function.kind
         total = 0.0
         for part in data:
-            h, s = objective.forward(part, self._w, states=True)
-            assert h is not None
+            h, s = objective.forward(part, self._w, states=objective.memory == "cached")
             total += objective.loss_at(part, s, self._scale)
             self._parts.append(_Linearisation(part, h, loss_ops.loss_curvature(kind, s, part.mask)))
         self.loss = total + objective.regulariser(theta)
@@ -284,7 +351,7 @@ class RnnCurvature:
         objective = self._objective
         total: Tensor | None = None
         for lin in self._parts:
-            one = ops.rnn_gauss_newton(
+            total = ops.rnn_gauss_newton(
                 lin.part.x,
                 lin.h,
                 self._w,
@@ -296,9 +363,64 @@ class RnnCurvature:
                 scale=self._scale,
                 structural=structural * objective.structural_factor,
                 damping=damping + objective.l2 if total is None else 0.0,
-                out=out if total is None else None,
+                out=out if total is None else total,
+                accumulate=total is not None,
                 stop=stop,
+                # Kept for CG alone: for many tangents at once it would hold as many times more.
+                scratch=self._scratch if len(v) == 1 else None,
             )
-            total = one if total is None else total.add_(one)
         assert total is not None
         return total
+
+    def diagonal(
+        self, probes: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """diag(G) ``[N]`` without L2 and damping; see :class:`hfcore.Objective`.
+
+        A case is a sequence: its backpropagated probe is summed over time before it is squared.
+        Probes are ±1 over the outputs of each sequence, drawn from ``generator`` (None: torch's
+        global one). ``probes=None`` takes one backward pass for each of a sequence's outputs.
+        """
+        if probes is not None:
+            check_positive(probes=probes)
+        scale = self._scale if probes is None else self._scale / probes
+        total = self._w.W_hh.new_zeros(self._objective.model.shape.numel)
+        for lin in self._parts:
+            for at, c in self._chunks(lin):
+                _, T_out, B, k = c.shape
+                count = T_out * k if probes is None else probes
+                size = max(1, PROBE_BYTES // (at.h.numel() * at.h.element_size()))
+                for rows in _blocks(count, size):
+                    if probes is None:
+                        u = _unit_probes(rows, c)
+                    else:
+                        u = random_signs((rows.stop - rows.start, T_out, B, k), c, generator)
+                    gs = loss_root(c, u, self._objective.loss_function.rank_one)
+                    total += scale * case_squares(at, backward(at, gs), gs)
+        return total
+
+    def _chunks(self, lin: _Linearisation) -> Iterator[tuple[States, Tensor]]:
+        """Chunks of a batch's sequences with their states and c."""
+        for part, cases in lin.part.pieces(GRADIENT_CHUNK):
+            h = None if lin.h is None else lin.h[:, :, cases]
+            yield self._objective.states(part, self._w, h), lin.c[:, :, cases]
+
+
+def _unit_probes(rows: slice, c: Tensor) -> Tensor:
+    """Unit vectors over the T_out·k outputs of a sequence, the same for all B."""
+    _, T_out, B, k = c.shape
+    eye = torch.eye(T_out * k, dtype=c.dtype, device=c.device)[rows]
+    return eye.view(-1, T_out, 1, k).expand(-1, -1, B, -1)
+
+
+def random_signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """±1 with equal odds; a generator draws on its own device."""
+    device = like.device if generator is None else generator.device
+    bits = torch.randint(2, shape, generator=generator, device=device)
+    return bits.to(device=like.device, dtype=like.dtype).mul_(2).sub_(1)
+
+
+def loss_root(c: Tensor, u: Tensor, rank_one: bool) -> Tensor:
+    """S u with S Sᵀ = L'': √c ⊙ u, for softmax √c ⊙ u − c (√cᵀ u)."""
+    rooted = c.sqrt() * u
+    return rooted - c * rooted.sum(-1, keepdim=True) if rank_one else rooted

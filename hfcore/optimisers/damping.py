@@ -1,21 +1,44 @@
-"""The Levenberg-Marquardt rule for λ (Martens 2010, section 4.1; M&S 2012, section 20.8.5)."""
+"""How λ and the trust radius follow the reduction ratio ρ.
+
+Levenberg-Marquardt: Martens 2010, section 4.1; M&S 2012, section 20.8.5. Trust region: M&S 2012,
+section 20.8.6, with the radius rule of Nocedal & Wright, algorithm 4.1.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 RHO_CONVENTIONS = ("damped", "undamped")
+
+# The published conventions by name, as options of hf.HessianFree. Martens 2010 leaves the damping
+# out of ρ's model, the RNN release of 2011 keeps it in; Chapelle & Erhan 2011 move λ by 2 and
+# quadruple it after a failed step.
+DAMPING_RULES: dict[str, dict[str, Any]] = {
+    "martens2010": {"rho": "undamped", "damping_up": 3 / 2, "damping_down": 2 / 3},
+    "rnn2011": {"rho": "damped", "damping_up": 3 / 2, "damping_down": 2 / 3},
+    "chapelle2011": {
+        "rho": "undamped",
+        "damping_up": 2.0,
+        "damping_down": 1 / 2,
+        "damping_failed": 4.0,
+    },
+}
 
 
 @dataclass(frozen=True)
 class LevenbergMarquardt:
-    """ρ < low or ρ not a number: λ·up; ρ > high: λ·down. Published: ¼, ¾, 3/2, 2/3."""
+    """ρ < low or ρ not a number: λ·up; ρ > high: λ·down. Published: ¼, ¾, 3/2, 2/3.
+
+    ``failed`` takes the place of ``up`` after a rejected step; None: no difference.
+    """
 
     low: float = 0.25
     high: float = 0.75
     up: float = 3 / 2
     down: float = 2 / 3
+    failed: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high:
@@ -24,12 +47,31 @@ class LevenbergMarquardt:
             raise ValueError(
                 f"damping_up, damping_down: got {self.up}, {self.down}, need up ≥ 1 ≥ down > 0"
             )
+        if self.failed is not None and not self.failed >= 1:
+            raise ValueError(f"damping_failed: got {self.failed}, need at least 1 or None")
 
-    def next(self, damping: float, rho: float) -> float:
+    def next(self, damping: float, rho: float, *, accepted: bool = True) -> float:
         """λ for the next step."""
+        if not accepted and self.failed is not None:
+            return damping * self.failed
         if math.isnan(rho) or rho < self.low:
             return damping * self.up
         return damping * self.down if rho > self.high else damping
+
+
+@dataclass(frozen=True)
+class TrustRadius:
+    """ρ < ¼ or not a number: radius ¼‖p‖; ρ > ¾ on the boundary: twice the radius."""
+
+    low: float = 0.25
+    high: float = 0.75
+
+    def next(self, radius: float, rho: float, step_norm: float) -> float:
+        """The radius of the next step; ``step_norm`` is ‖p‖ before the line search, 0 for none."""
+        if math.isnan(rho) or rho < self.low:
+            return 0.25 * (step_norm if step_norm > 0 else radius)
+        on_boundary = step_norm > 0.99 * radius  # p is there but for rounding
+        return 2.0 * radius if rho > self.high and on_boundary else radius
 
 
 def reduction_ratio(change: float, model_change: float) -> float:

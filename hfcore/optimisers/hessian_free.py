@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,23 @@ from torch import Tensor, nn
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
-from hfcore.curvature.gauss_newton import check_nonnegative
 from hfcore.curvature.module import Closure, ModuleObjective
-from hfcore.curvature.rnn import Normalize, RnnObjective, StructuralDistance
+from hfcore.curvature.objectives import curvature_of, objective_for
+from hfcore.curvature.operator import check_nonnegative
+from hfcore.curvature.rnn import Normalize, StructuralDistance
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 from hfcore.models.rnn import RNN
-from hfcore.objective import Objective
-from hfcore.optimisers.damping import RHO_CONVENTIONS, LevenbergMarquardt
-from hfcore.optimisers.line_search import LineSearch
+from hfcore.objective import CURVATURE_KINDS, Curvature, CurvatureKind, Objective
+from hfcore.optimisers.backtracking import BACKTRACKING, Backtracking, Schedule
+from hfcore.optimisers.damping import (
+    DAMPING_RULES,
+    RHO_CONVENTIONS,
+    LevenbergMarquardt,
+)
+from hfcore.optimisers.line_search import FixedStep, LineSearch
 from hfcore.optimisers.newton_step import NewtonStep, Rules
+from hfcore.optimisers.preconditioner import EXPONENTS, DiagonalRule, Preconditioner
 from hfcore.optimisers.roles import Roles, as_batches, first_length, prepare_roles
 from hfcore.optimisers.statistics import Ledger, StepStats
 from hfcore.solvers.conjugate_gradient import StopRule
@@ -31,30 +38,58 @@ StepData = tuple[Tensor, ...] | Batch | Sequence[Batch] | Batches | Closure
 # λ0 = 0.1·T when none is given: a comment in the original RNN release, and the supplement of
 # M&S 2011 as it is remembered.
 DAMPING_PER_STEP = 0.1
+# λ0 of everything else.
+DAMPING_ELSEWHERE = 1.0
+# D = (diag(G) + κ)^0.75 of scale-sensitive damping: the preconditioner's exponent (M&S 2012 leave
+# the choice open).
+SCALE_EXPONENT = 0.75
 
 
 class HessianFree(torch.optim.Optimizer):
-    """Truncated-Newton steps on the damped Gauss-Newton quadratic, λ by Levenberg-Marquardt.
+    """Truncated-Newton steps on a damped curvature quadratic, λ by Levenberg-Marquardt.
 
     Parameters
     ----------
-    model : hf.RNN (fused kernels, all of the recipe) or any module (steps by closure)
-    loss : a matching loss of ``hf.losses``; None when every step brings a closure
-    damping : λ₀ (Tikhonov); ``"auto"`` is 0.1·T at the first step (1.0 for a closure)
-    structural : μ of structural damping, weight λμ (M&S 2011); RNN only
+    model : hf.RNN or hf.MLP (fused kernels), any module, or an iterable of parameters (then every
+        step brings a closure)
+    loss : a matching loss of ``hf.losses``; any module also takes a callable (outputs, targets) →
+        mean loss; None when every step brings a closure
+    curvature : ``"ggn"``, ``"hessian"`` (R-op), ``"hessian_fd"`` (finite differences of the
+        gradient) or ``"fisher"`` (empirical)
+    damping : λ₀; ``"auto"`` is 0.1·T at the first step of an hf.RNN, 1 elsewhere
+    damping_window : (low, high): the first step doubles or halves λ₀ until its ρ is inside;
+        the author's tuning rule is (0.75, 0.95)
+    damping_rule : ``"martens2010"``, ``"rnn2011"`` or ``"chapelle2011"``: sets ``rho`` and the
+        factors below that are not given
+    scale_damping : κ; damps by λ(diag(G) + κ)^0.75 in place of λI (M&S 2012, section 20.8.3);
+        None: off
+    structural : μ of structural damping, weight λμ (M&S 2011); or a mapping from the names of
+        submodules to ``"identity"``, the matching nonlinearity of that output (``"tanh"``,
+        ``"logistic"``, ``"softmax"``), or a pair of it and μ
+    trust_radius : first radius of a trust region in place of λ's (M&S 2012, section 20.8.6); None
     l2 : weight decay ½·l2·‖θ‖², biases included
-    cg_max_iter, cg_tolerance, cg_lookback : CG's stop rules (Martens 2010, section 4.4)
+    cg_max_iter, cg_tolerance, cg_lookback, cg_residual : CG's stop rules (Martens 2010, section
+        4.4); a tolerance of 0 leaves the count alone
     cg_decay : factor on the previous final iterate that starts CG; 0 starts at zero
-    cg_evaluate_every : CG iterations between evaluations of the true objective
+    cg_evaluate_every : CG iterations between iterates that may be chosen; ``"geometric"``:
+        ⌈5·1.3^j⌉ (Martens 2010)
     cg_backtracking : ``"best"`` keeps the best evaluated iterate (RNN release), ``"walk"`` walks
-        back from the last while the objective does not get worse (Martens 2010)
+        back from the last while the objective does not get worse (Martens 2010), ``"last"`` takes
+        the last
     cg_loss_increase_after : stop CG when an evaluation is worse than the one before, from this
         iteration on; None never does (the release's guard of 299)
+    preconditioner : None, ``"fisher"``, ``"ggn_diagonal"`` or ``"jacobi"``, see
+        ``optimisers/preconditioner.py``; ``preconditioner_exponent`` None is the published one
+    diagonal_probes : probes a case where diag(G) is estimated
     rho : ``"damped"``: ρ's model includes the damping terms (RNN release); ``"undamped"``: it does
         not (Martens 2010), which costs one more product
-    rho_low, rho_high, damping_up, damping_down : the Levenberg-Marquardt rule
+    rho_low, rho_high, damping_up, damping_down, damping_failed : the Levenberg-Marquardt rule;
+        ``damping_failed`` is the factor after a rejected step
+    step_size : None: the line search; ε: a fixed step (Sutskever et al. 2013, appendix A.6)
     line_search_decay, line_search_armijo, line_search_max : the line search
-    normalize, structural_distance : as in :class:`hfcore.GaussNewton`
+    normalize, structural_distance : as in :class:`hfcore.GaussNewton`; hf.RNN only
+    seed : of the probes
+    options : further keywords of the model's objective, such as ``memory``
 
     The mutable state (λ, CG start, counters) is in ``state_dict()`` and comes back bitwise.
     Raises ValueError or TypeError naming the option that is wrong.
@@ -62,82 +97,106 @@ class HessianFree(torch.optim.Optimizer):
 
     def __init__(
         self,
-        model: nn.Module,
-        loss: Loss | None = None,
+        model: nn.Module | Iterable[nn.Parameter],
+        loss: Any = None,
         *,
+        curvature: CurvatureKind = "ggn",
         damping: float | Literal["auto"] = "auto",
-        structural: float = 0.0,
+        damping_window: tuple[float, float] | None = None,
+        damping_rule: str = "rnn2011",
+        scale_damping: float | None = None,
+        structural: float | Mapping[str, Any] = 0.0,
+        trust_radius: float | None = None,
         l2: float = 0.0,
         cg_max_iter: int = 300,
         cg_tolerance: float = 5e-4,
         cg_lookback: int = 10,
+        cg_residual: float = 1e-10,
         cg_decay: float = 0.95,
-        cg_evaluate_every: int = 10,
-        cg_backtracking: Literal["best", "walk"] = "best",
+        cg_evaluate_every: Schedule = 10,
+        cg_backtracking: Backtracking = "best",
         cg_loss_increase_after: int | None = None,
-        rho: Literal["damped", "undamped"] = "damped",
+        preconditioner: Preconditioner | None = None,
+        preconditioner_exponent: float | None = None,
+        diagonal_probes: int = 1,
+        rho: Literal["damped", "undamped"] | None = None,
         rho_low: float = 0.25,
         rho_high: float = 0.75,
-        damping_up: float = 3 / 2,
-        damping_down: float = 2 / 3,
+        damping_up: float | None = None,
+        damping_down: float | None = None,
+        damping_failed: float | None = None,
+        step_size: float | None = None,
         line_search_decay: float = 0.8,
         line_search_armijo: float = 0.0,
         line_search_max: int = 50,
         normalize: Normalize = "sequences",
         structural_distance: StructuralDistance = "matching",
+        seed: int = 0,
+        **options: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise TypeError(f"model: got {type(model).__name__}, need a torch.nn.Module")
-        if loss is not None and not isinstance(loss, Loss):
-            raise TypeError(f"loss: got {type(loss).__name__}, need a loss of hf.losses")
-        if damping != "auto":
-            check_nonnegative("damping", damping)
-        for name, value in (("structural", structural), ("l2", l2), ("cg_decay", cg_decay)):
-            check_nonnegative(name, value)
-        if cg_evaluate_every < 1:
-            raise ValueError(f"cg_evaluate_every: got {cg_evaluate_every}, need at least 1")
-        check_choice("cg_backtracking", cg_backtracking, ("best", "walk"))
-        check_choice("rho", rho, RHO_CONVENTIONS)
-        self._parameters = FlatParameters(model)
-        defaults = {
-            "damping": damping if damping == "auto" else float(damping),
-            "structural": float(structural),
+            model = _parameters(model)
+        if not (loss is None or callable(loss) or isinstance(loss, Loss)):
+            raise TypeError(
+                f"loss: got {type(loss).__name__}, need a loss of hf.losses or a callable"
+            )
+        check_choice("damping_rule", damping_rule, tuple(DAMPING_RULES))
+        rule = DAMPING_RULES[damping_rule]
+        defaults: dict[str, Any] = {
+            "curvature": curvature,
+            "damping": damping if damping == "auto" else check_nonnegative("damping", damping),
+            "damping_window": None if damping_window is None else tuple(damping_window),
+            "scale_damping": scale_damping,
+            "structural": dict(structural) if isinstance(structural, Mapping) else structural,
+            "trust_radius": trust_radius,
+            "l2": check_nonnegative("l2", l2),
             "cg_max_iter": cg_max_iter,
             "cg_tolerance": cg_tolerance,
             "cg_lookback": cg_lookback,
-            "cg_decay": cg_decay,
+            "cg_residual": cg_residual,
+            "cg_decay": check_nonnegative("cg_decay", cg_decay),
             "cg_evaluate_every": cg_evaluate_every,
             "cg_backtracking": cg_backtracking,
             "cg_loss_increase_after": cg_loss_increase_after,
-            "rho": rho,
+            "preconditioner": preconditioner,
+            "preconditioner_exponent": preconditioner_exponent,
+            "diagonal_probes": diagonal_probes,
+            "rho": rule["rho"] if rho is None else rho,
             "rho_low": rho_low,
             "rho_high": rho_high,
-            "damping_up": damping_up,
-            "damping_down": damping_down,
+            "damping_up": rule["damping_up"] if damping_up is None else damping_up,
+            "damping_down": rule["damping_down"] if damping_down is None else damping_down,
+            "damping_failed": rule.get("damping_failed")
+            if damping_failed is None
+            else damping_failed,
+            "step_size": step_size,
             "line_search_decay": line_search_decay,
             "line_search_armijo": line_search_armijo,
             "line_search_max": line_search_max,
+            "seed": seed,
             # fixed once the objective is built; here so that a run folder records and compares them
-            "l2": float(l2),
             "normalize": normalize,
             "structural_distance": structural_distance,
+            **options,
         }
+        _check_options(defaults)
+        self._parameters = FlatParameters(model)
         super().__init__(self._parameters.tensors, defaults)
-        self._rules()  # refuses impossible numbers now, not at the first step
-        self._module_objective = ModuleObjective(model, l2=l2)
-        self._rnn_objective: RnnObjective | None = None
-        if isinstance(model, RNN) and loss is not None:
-            if len(self._parameters.tensors) != len(list(model.parameters())):
-                raise ValueError(
-                    "model: some parameters of the RNN are frozen; the fused path trains all six"
-                )
-            self._rnn_objective = RnnObjective(
-                model,
-                loss,
-                l2=l2,
-                normalize=normalize,
-                structural_distance=structural_distance,
-            )
+        self._rules(first=True)  # refuses impossible numbers now, not at the first step
+        named = structural if isinstance(structural, Mapping) else None
+        self._module_objective = ModuleObjective(model, l2=l2, structural=named)
+        self._objective: Objective | None = None
+        if loss is not None:
+            if not isinstance(model, nn.Module):
+                raise TypeError("model: got parameters alone, need a module to go with a loss")
+            if isinstance(model, RNN):
+                options = {
+                    "normalize": normalize,
+                    "structural_distance": structural_distance,
+                    **options,
+                }
+            self._objective = objective_for(model, loss, l2=l2, structural=structural, **options)
+        self._needs_rnn = isinstance(model, RNN)
 
     # ------------------------------------------------------------------------------ state
 
@@ -147,25 +206,53 @@ class HessianFree(torch.optim.Optimizer):
         value: float | Literal["auto"] = self.param_groups[0]["damping"]
         return value
 
-    def _rules(self) -> Rules:
+    @property
+    def steps(self) -> int:
+        """Steps taken, rejected ones included."""
+        return int(self.state[self._parameters.tensors[0]].get("steps", 0))
+
+    def _rules(self, *, first: bool) -> Rules:
         o = self.param_groups[0]
+        search: LineSearch | FixedStep = LineSearch(
+            o["line_search_decay"], o["line_search_armijo"], o["line_search_max"]
+        )
+        if o["step_size"] is not None:
+            search = FixedStep(o["step_size"])
+        structural = o["structural"]
         return Rules(
-            structural=o["structural"],
+            # With named submodules every μ is in the objective.
+            structural=1.0 if isinstance(structural, dict) else structural,
             stop=StopRule(
                 max_iterations=o["cg_max_iter"],
                 tolerance=o["cg_tolerance"],
                 lookback=o["cg_lookback"],
+                residual=o["cg_residual"],
             ),
             damping=LevenbergMarquardt(
-                o["rho_low"], o["rho_high"], o["damping_up"], o["damping_down"]
+                o["rho_low"],
+                o["rho_high"],
+                o["damping_up"],
+                o["damping_down"],
+                o["damping_failed"],
             ),
-            line_search=LineSearch(
-                o["line_search_decay"], o["line_search_armijo"], o["line_search_max"]
-            ),
+            line_search=search,
             evaluate_every=o["cg_evaluate_every"],
             backtracking=o["cg_backtracking"],
             increase_after=o["cg_loss_increase_after"],
             rho=o["rho"],
+            preconditioner=self._diagonal_rule(),
+            scale_floor=o["scale_damping"],
+            damping_window=o["damping_window"] if first else None,
+            radius=math.inf if o["trust_radius"] is None else o["trust_radius"],
+        )
+
+    def _diagonal_rule(self) -> DiagonalRule | None:
+        o = self.param_groups[0]
+        source, exponent = o["preconditioner"], o["preconditioner_exponent"]
+        if source is None:
+            return None
+        return DiagonalRule(
+            source, EXPONENTS[source] if exponent is None else exponent, o["diagonal_probes"]
         )
 
     def _cg_start(self, theta: Tensor) -> Tensor:
@@ -209,34 +296,111 @@ class HessianFree(torch.optim.Optimizer):
                 f"objective: loss {loss}, gradient norm {norm} at the present parameters, "
                 "need finite values"
             )
+        options = self.param_groups[0]
         with ledger.phase("curvature"):
-            curvature = objective.curvature(roles.curvature, theta)
+            curvature = curvature_of(objective, roles.curvature, theta, options["curvature"])
             ledger.objective_evaluations += objective.minibatches(roles.curvature)
-        step = NewtonStep(objective, roles, theta, gradient, curvature, self._rules(), ledger)
+        rules = self._rules(first=self.steps == 0)
+        with ledger.phase("preconditioner"):
+            diagonal, scale = self._diagonals(objective, roles, theta, curvature, rules)
+        step = NewtonStep(
+            objective,
+            roles,
+            theta,
+            gradient,
+            curvature,
+            rules,
+            ledger,
+            diagonal=diagonal,
+            scale=scale,
+        )
         outcome = step.run(damping, self._cg_start(theta))
         if outcome.move is not None:
             self._parameters.write(theta.add_(outcome.move))
         self._keep_cg(outcome.cg_last)
-        self.param_groups[0]["damping"] = outcome.damping_next
+        options["damping"] = outcome.damping_next
+        if options["trust_radius"] is not None:
+            options["trust_radius"] = outcome.radius_next
         return outcome.report(loss, norm, ledger)
+
+    def _diagonals(
+        self,
+        objective: Objective,
+        roles: Roles,
+        theta: Tensor,
+        curvature: Curvature,
+        rules: Rules,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(the preconditioner's diagonal, D of scale-sensitive damping), each if asked for."""
+        options = self.param_groups[0]
+        # A generator of its own for every step: nothing to store, the same on a resume.
+        generator = torch.Generator(theta.device).manual_seed(options["seed"] * 2**32 + self.steps)
+        diagonal, scale = None, None
+        if rules.preconditioner is not None:
+            diagonal = rules.preconditioner.diagonal(
+                objective, roles.gradient, theta, curvature, generator
+            )
+        if rules.scale_floor is not None:
+            estimate = curvature.diagonal(options["diagonal_probes"], generator)
+            scale = (estimate + rules.scale_floor).pow_(SCALE_EXPONENT)
+        return diagonal, scale
 
     def _present_damping(self, objective: Objective, data: StepData) -> float:
         """λ of this step, resolved at the first."""
         options = self.param_groups[0]
         if options["structural"] and not objective.supports_structural:
             raise ValueError(
-                "structural: needs an hf.RNN and batches; a closure has no hidden states"
+                "structural: a number needs an hf.RNN or hf.MLP and batches, whose hidden units "
+                "it damps; for another module name its submodules"
             )
-        if options["damping"] == "auto":
-            return 1.0 if callable(data) else DAMPING_PER_STEP * first_length(data)
-        return float(options["damping"])
+        if options["damping"] != "auto":
+            return float(options["damping"])
+        if callable(data) or not self._needs_rnn:
+            return DAMPING_ELSEWHERE
+        return DAMPING_PER_STEP * first_length(data)
 
     def _prepare(self, data: StepData) -> tuple[Objective, Roles]:
+        l2 = self.param_groups[0]["l2"]
         if callable(data):
+            self._module_objective.l2 = l2
             return self._module_objective, Roles(data, data, data, data)
-        if self._rnn_objective is None:
+        if self._objective is None:
             raise TypeError(
-                "step: batches need an hf.RNN and a loss of hf.losses; for any other module give "
-                "a closure that returns (loss, outputs)"
+                "step: batches need a module and a loss; without a loss give a closure that "
+                "returns (loss, outputs)"
             )
-        return self._rnn_objective, prepare_roles(self._rnn_objective, as_batches(data))
+        self._objective.l2 = l2
+        return self._objective, prepare_roles(self._objective, as_batches(data))
+
+
+def _parameters(model: Any) -> list[nn.Parameter]:
+    if isinstance(model, Tensor | str) or not isinstance(model, Iterable):
+        raise TypeError(
+            f"model: got {type(model).__name__}, need a torch.nn.Module or its parameters"
+        )
+    return list(model)
+
+
+def _check_options(o: dict[str, Any]) -> None:
+    """What no rule's own class checks."""
+    check_choice("curvature", o["curvature"], CURVATURE_KINDS)
+    check_choice("cg_backtracking", o["cg_backtracking"], BACKTRACKING)
+    check_choice("rho", o["rho"], RHO_CONVENTIONS)
+    if o["preconditioner"] is not None:
+        check_choice("preconditioner", o["preconditioner"], tuple(EXPONENTS))
+    if not isinstance(o["structural"], dict):
+        check_nonnegative("structural", o["structural"])
+    for name in ("scale_damping", "preconditioner_exponent"):
+        if o[name] is not None:
+            check_nonnegative(name, o[name])
+    radius = o["trust_radius"]
+    if radius is not None and not (math.isfinite(radius) and radius > 0):
+        raise ValueError(f"trust_radius: got {radius}, need a positive finite number or None")
+    every = o["cg_evaluate_every"]
+    if every != "geometric" and every < 1:
+        raise ValueError(f"cg_evaluate_every: got {every}, need at least 1 or 'geometric'")
+    if o["diagonal_probes"] < 1:
+        raise ValueError(f"diagonal_probes: got {o['diagonal_probes']}, need at least 1")
+    window = o["damping_window"]
+    if window is not None and not (len(window) == 2 and 0 < window[0] < window[1]):
+        raise ValueError(f"damping_window: got {window}, need 0 < low < high")

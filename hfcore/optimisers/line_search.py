@@ -1,4 +1,4 @@
-"""Backtracking line search along a CG step."""
+"""How far to go along a CG step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LineSearch:
-    """Try α = 1, decay, decay², … at most ``max_evaluations`` times.
+    """Backtracking: try α = 1, decay, decay², … at most ``max_evaluations`` times.
 
     Accepts f(α) ≤ f(0) + armijo·α·slope with slope = ∇fᵀp; ``armijo=0`` accepts any decrease, as
     the RNN release does (0.8^i, i < 50). Martens 2010: decay 0.8, armijo 0.01, 60 reductions.
@@ -36,3 +36,19 @@ class LineSearch:
                 return alpha, value
             alpha *= self.decay
         return 0.0, f0
+
+
+@dataclass(frozen=True)
+class FixedStep:
+    """α = ε whatever f does, as long as it stays finite (Sutskever et al. 2013, appendix A.6)."""
+
+    size: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.size) and self.size > 0):
+            raise ValueError(f"step_size: got {self.size}, need a positive finite number or None")
+
+    def search(self, f: Callable[[float], float], f0: float, slope: float) -> tuple[float, float]:
+        """(ε, f(ε)); (0, f0) if that is not finite."""
+        value = f(self.size)
+        return (self.size, value) if math.isfinite(value) else (0.0, f0)

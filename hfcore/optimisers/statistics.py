@@ -46,6 +46,7 @@ PHASES = (
     "prepare",
     "gradient",
     "curvature",
+    "preconditioner",
     "products",
     "cg",
     "backtracking",

@@ -22,6 +22,7 @@ RESIDUAL = "residual below tolerance"
 NONPOSITIVE = "pᵀAp ≤ 0: no positive curvature along the direction"
 NONFINITE = "curvature product not finite"
 OBSERVER = "true objective got worse"
+BOUNDARY = "trust region's boundary reached"
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class StopRule:
     def __post_init__(self) -> None:
         if self.max_iterations < 1:
             raise ValueError(f"cg_max_iter: got {self.max_iterations}, need at least 1")
-        if self.tolerance < 0:
-            raise ValueError(f"cg_tolerance: got {self.tolerance}, need at least 0")
+        for name in ("tolerance", "residual"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"cg_{name}: got {getattr(self, name)}, need at least 0")
 
     def reason(self, history: list[float], residual_norm: float) -> str | None:
         """Why to stop after the iterations whose φ is in ``history`` (φ_0 first), or None."""
@@ -77,8 +79,13 @@ def conjugate_gradient(
     rule: StopRule,
     observer: Observer | None = None,
     preconditioner: Tensor | None = None,
+    radius: float = math.inf,
 ) -> Solution:
     """Solve A x = b from ``x0`` (``[N]``, not changed); ``preconditioner [N]`` is a diagonal M.
+
+    With a ``radius`` the solve ends where its path leaves the ball ‖x‖ ≤ radius, on the boundary,
+    also along a direction of negative curvature (Steihaug 1983, there in M's norm); ``x0`` must
+    lie inside.
 
     ``observer(i, x, φ)`` sees the iterate after every iteration and may end the solve. x is reused
     between calls: an observer that wants to keep it copies it. pᵀAp that is not positive or not
@@ -102,8 +109,14 @@ def conjugate_gradient(
         curvature, rz_new, phi = ops.cg_update(x, r, z, direction, p_image, b, rz, preconditioner)
         if not math.isfinite(curvature):
             return Solution(x, NONFINITE, len(history) - 1, history)
-        if curvature <= 0.0:
+        if curvature <= 0.0 and math.isinf(radius):
             return Solution(x, NONPOSITIVE, len(history) - 1, history)
+        if not math.isinf(radius) and (curvature <= 0.0 or ops.dot(x, x) >= radius * radius):
+            if curvature > 0.0:  # back to where this iteration began
+                x.add_(direction, alpha=-rz / curvature)
+            tau = _to_boundary(x, direction, radius)
+            history.append(history[-1] - tau * rz + 0.5 * tau * tau * curvature)
+            return Solution(x.add_(direction, alpha=tau), BOUNDARY, len(history) - 1, history)
         history.append(phi)
         if not (math.isfinite(phi) and math.isfinite(rz_new)):
             return Solution(x, NONFINITE, len(history) - 1, history)
@@ -115,3 +128,12 @@ def conjugate_gradient(
             return Solution(x, stop, len(history) - 1, history)
         ops.cg_direction(direction, z, rz_new / rz)
         rz = rz_new
+
+
+def _to_boundary(x: Tensor, p: Tensor, radius: float) -> float:
+    """τ ≥ 0 with ‖x + τp‖ = radius, for x inside."""
+    pp, xp = ops.dot(p, p), ops.dot(x, p)
+    inside = max(radius * radius - ops.dot(x, x), 0.0)
+    root = math.sqrt(xp * xp + pp * inside)
+    # The form without cancellation.
+    return inside / (xp + root) if xp > 0 else (root - xp) / pp

@@ -8,6 +8,7 @@ not depend on how often it looks, to the last bit.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
@@ -40,22 +41,21 @@ def device_conjugate_gradient(
     *,
     rule: StopRule,
     observer: Observer | None = None,
-    observe_every: int = 1,
+    observe_at: Sequence[int] | None = None,
     preconditioner: Tensor | None = None,
     look_every: int = LOOK_EVERY,
 ) -> tuple[Solution, int]:
     """Solve A x = b ``[N]`` from ``x0`` on their device; gives the solution and the products done.
 
     ``product(v, out, stop)`` may skip its work where the int32 flag ``stop`` is not zero. The
-    observer sees every ``observe_every``-th iterate, but only when the host looks: where it ends
-    the solve, the later iterations were in vain. Everything else as in
+    observer sees the iterates in ``observe_at`` (ascending; None: all), but only when the host
+    looks: where it ends the solve, the later iterations were in vain. Everything else as in
     :func:`hfcore.solvers.conjugate_gradient.conjugate_gradient`.
     """
-    for name, every in (("observe_every", observe_every), ("look_every", look_every)):
-        if every < 1:
-            raise ValueError(f"{name}: got {every}, need at least 1")
+    if look_every < 1:
+        raise ValueError(f"look_every: got {look_every}, need at least 1")
     most = rule.max_iterations
-    kept = range(observe_every, most + 1, observe_every) if observer is not None else range(0)
+    kept = _kept(observe_at, most) if observer is not None else []
     solve = DeviceSolve(
         b,
         lookback=[lookback(rule, i) for i in range(most + 1)],
@@ -88,3 +88,12 @@ def lookback(rule: StopRule, i: int) -> int:
     """k of the progress rule at iteration i, 0 where it does not apply."""
     k = max(rule.lookback, math.ceil(rule.lookback_fraction * i))
     return k if i >= rule.min_iterations and i > k else 0
+
+
+def _kept(observe_at: Sequence[int] | None, most: int) -> list[int]:
+    """The iterations whose iterate is copied aside for the observer."""
+    if observe_at is None:
+        return list(range(1, most + 1))
+    if any(i < 1 for i in observe_at):
+        raise ValueError(f"observe_at: got {list(observe_at)}, need iterations from 1 on")
+    return [i for i in observe_at if i <= most]

@@ -70,8 +70,8 @@ def run_config(
         data["gradient_batches"] = settings.gradient_batches
     return {
         "problem": problem.config(),
-        "model": _model_config(model),
-        "optimizer": _optimizer_config(optimizer),
+        "model": model_config(model),
+        "optimizer": optimizer_config(optimizer),
         "data": data,
         "notes": dict(notes),
         "run": {
@@ -80,11 +80,12 @@ def run_config(
             "test_every": settings.test_every,
             "checkpoint_every": settings.checkpoint_every,
         },
-        "environment": {**describe_environment(), "device": _device_name(model)},
+        "environment": {**describe_environment(), "device": device_name(model)},
     }
 
 
-def _model_config(model: torch.nn.Module) -> dict[str, Any]:
+def model_config(model: torch.nn.Module) -> dict[str, Any]:
+    """Class, shapes and dtypes."""
     config: dict[str, Any] = {"name": type(model).__name__}
     if hasattr(model, "nonlinearity"):
         config["nonlinearity"] = str(model.nonlinearity)
@@ -93,13 +94,13 @@ def _model_config(model: torch.nn.Module) -> dict[str, Any]:
     return config
 
 
-def _device_name(model: torch.nn.Module) -> str:
+def device_name(model: torch.nn.Module) -> str:
     """Where the parameters are: cpu, or the GPU's name."""
     device = next(model.parameters()).device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _optimizer_config(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def optimizer_config(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Hyperparameters of each group at the start of the run; one group is written flat."""
     groups = [
         {key: _setting(value) for key, value in group.items() if key != "params"}

@@ -7,7 +7,7 @@ from importlib import metadata
 
 import torch
 
-from hfcore.bindings import dispatch
+from hfcore.bindings import dispatch, triton_backend
 
 
 def package_version(name: str) -> str:
@@ -27,7 +27,7 @@ def instruction_set() -> str:
 
 
 def describe_environment() -> dict[str, str]:
-    """What can change the bits of a run: versions, instruction set, forced backend."""
+    """What can change the bits of a run: versions, instruction set, backend, precision."""
     return {
         "hfcore": package_version("hfcore"),
         "torch": torch.__version__,
@@ -36,4 +36,5 @@ def describe_environment() -> dict[str, str]:
         "machine": platform.machine(),
         "instruction_set": instruction_set(),
         "backend": dispatch.forced_backend() or "automatic",
+        "matmul_precision": triton_backend.matmul_precision(),
     }

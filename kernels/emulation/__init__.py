@@ -40,7 +40,9 @@ _CASE = (
 def kernel_names(source: Path) -> list[str]:
     """Names of the ``extern "C"`` kernels that a .cu file defines."""
     text = source.read_text()
-    found = re.findall(r'extern "C" __global__ void\s+(?:__launch_bounds__\(\w+\)\s+)?(\w+)', text)
+    found = re.findall(
+        r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)', text
+    )
     return list(found)
 
 

@@ -5,7 +5,8 @@
 //   curvature      gs_t = L''·(W_yh Rh_t + V_yh h_t + v_by)            only at output steps
 //   BPTT           gt_t = e'(t_t) ⊙ (W_hhᵀ gt_{t+1} + W_yhᵀ gs_t) + structural·Rh_t
 //   gradient       [∂W_hh | ∂W_hx | ∂b_h | ∂b_init] += gt_tᵀ·[h_{t-1} | x_t | 1 | t=0]
-// DRAM is read once a pass for h and x. The partial sum of each tile is added to the result in the
+// DRAM is read once a pass for h and x. Without cached h a tile makes its own states as the R-op goes
+// and holds a window of them; BPTT rebuilds earlier windows from checkpoints. The partial sum of each tile is added to the result in the
 // order of the tiles, so the bits depend on the shape alone.
 #include "kernels/recurrence/cpu.h"
 
@@ -18,6 +19,9 @@ namespace {
 
 // Steps whose gradient products are summed in registers before the buffer is touched.
 constexpr int chunk_steps = 4;
+
+// Bytes of recomputed states that a tile holds at once, in windows of no fewer than √T steps.
+constexpr int64_t window_bytes = int64_t{8} << 20;
 
 // Not the standard ones: shared template code must not be compiled for one instruction set and
 // linked into another.
@@ -32,6 +36,10 @@ inline T larger(T a, T b) {
 template <class T>
 inline void fill(T* from, T* to, T value) {
     for (; from != to; ++from) *from = value;
+}
+template <class T>
+inline void copy(T* to, const T* from, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
 }
 
 // Hands out consecutive aligned pieces; with a null base it only measures.
@@ -163,6 +171,16 @@ struct ForwardPack {
           first(arena.take(d.H)) {}
 };
 
+// h_t = e([W_hh | W_hx]·[h_{t-1}; x_t] + bias) in lanes; without `back` it is the first step.
+template <class T>
+void state_step(const RnnDims& d, int V, T* now, const T* back, const T* x_lanes, const T* weights,
+                const T* bias) {
+    const Segment<T> segments[] = {{back, d.H, 0}, {x_lanes, d.n, d.H}};
+    const int skip = back == nullptr;
+    lane_product<T>(V, now, d.H, bias, weights, d.H + d.n, segments + skip, 2 - skip);
+    activate(now, d.H * V * simd<T>::lanes, d.e);
+}
+
 template <class T>
 void forward_tile(const RnnDims& d, const Tile<T>& tile, const T* x, const RnnParameters<T>& w,
                   const ForwardPack<T>& pack, void* scratch, T* h_out, T* s_out,
@@ -185,11 +203,8 @@ void forward_tile(const RnnDims& d, const Tile<T>& tile, const T* x, const RnnPa
         copy_rows(x_rows, x_stride, x + (t * B + tile.b0) * n, n, tile.sequences, n);
         rows_to_lanes<T>(tile.V, x_lanes, x_rows, x_stride, n);
         T* now = h[t % 2];
-        const Segment<T> segments[] = {{h[(t + 1) % 2], H, 0}, {x_lanes, n, H}};
-        const int skip = t == 0;
-        lane_product<T>(tile.V, now, H, t == 0 ? pack.first : w.b_h.at(tile.g), pack.hidden,
-                        H + n, segments + skip, 2 - skip);
-        activate(now, H * L, d.e);
+        state_step<T>(d, tile.V, now, t == 0 ? nullptr : h[(t + 1) % 2], x_lanes, pack.hidden,
+                      t == 0 ? pack.first : w.b_h.at(tile.g));
         if (h_out != nullptr)
             lanes_to_rows<T>(tile.V, h_out + (t * B + tile.b0) * H, H, now, H, tile.sequences);
         if (o < d.T_out && (step == nullptr || step[o] == t)) {
@@ -291,14 +306,20 @@ void linear_scan(const ScanDims& d, Grouped<T> u, Grouped<T> derivative, Grouped
 // Packed weights of one net for the R-op, its outputs and the reverse pass.
 template <class T>
 struct ProductPack {
-    T* hidden;   // [W_hh | V_hh | V_hx]
-    T* output;   // [W_yh | V_yh]
-    T* reverse;  // [W_hhᵀ | W_yhᵀ]
-    T* first;    // v_bh + v_binit
-    ProductPack(Arena<T>& arena, const RnnDims& d, bool tangent)
+    T* hidden;       // [W_hh | V_hh | V_hx]
+    T* output;       // [W_yh | V_yh]
+    T* reverse;      // [W_hhᵀ | W_yhᵀ]
+    T* first;        // v_bh + v_binit
+    T* state;        // [W_hh | W_hx], to recompute states
+    T* state_first;  // b_h + b_init
+    T* state_bias;   // b_h
+    ProductPack(Arena<T>& arena, const RnnDims& d, bool tangent, bool recompute)
         : hidden(arena.take(tangent ? d.H * (2 * d.H + d.n) : 0)),
           output(arena.take(tangent ? d.k * 2 * d.H : 0)),
-          reverse(arena.take(d.H * (d.H + d.k))), first(arena.take(tangent ? d.H : 0)) {}
+          reverse(arena.take(d.H * (d.H + d.k))), first(arena.take(tangent ? d.H : 0)),
+          state(arena.take(recompute ? d.H * (d.H + d.n) : 0)),
+          state_first(arena.take(recompute ? d.H : 0)),
+          state_bias(arena.take(recompute ? d.H : 0)) {}
 };
 
 // A tangent or a gradient as flat vector, in the order of the parameters.
@@ -309,6 +330,25 @@ struct Flat {
         : W_hx(p), W_hh(W_hx + d.H * d.n), W_yh(W_hh + d.H * d.H), b_h(W_yh + d.k * d.H),
           b_init(b_h + d.H), b_y(b_init + d.H) {}
 };
+
+// How states that are not cached come back: windows of `steps`, the last one ending at T, each but
+// the last rebuilt from the checkpoint before it. No steps: the states are cached.
+struct Windows {
+    int64_t T, steps;
+    int64_t checkpoints() const { return steps == 0 ? 0 : (T - 1) / steps; }
+    // Whether a window begins behind step t, and the number of its checkpoint.
+    bool at_checkpoint(int64_t t) const { return t + 1 < T && (T - t - 1) % steps == 0; }
+    int64_t checkpoint(int64_t t) const { return (T - t - 1) / steps - 1; }
+};
+
+template <class T>
+Windows windows_of(const RnnDims& d, bool recompute) {
+    if (!recompute) return {d.T, 0};
+    int64_t root = 1;
+    while (root * root < d.T) ++root;
+    const int64_t fit = window_bytes / (Tiles<T>::full * d.H * static_cast<int64_t>(sizeof(T)));
+    return {d.T, smaller(d.T, larger(root, fit))};
+}
 
 // Scratch memory of one worker.
 template <class T>
@@ -328,10 +368,17 @@ struct Workspace {
     T* gb_y;             // [k]
     unsigned char* active;  // [T_out] whether any sequence of the tile has curvature there
 
+    Windows windows;
+    T* window;           // rows [steps][full][H] of the states from window_start on
+    T* checkpoints;      // [.][H][L] the state before each window
+    T* spare;            // [H][L]
+    int64_t window_start;
+
     std::size_t bytes;
 
-    Workspace(void* base, const RnnDims& d, bool tangent, bool keep_Rh)
-        : z_stride(round_up<T>(d.H + d.n + 2)), y_stride(round_up<T>(d.H)) {
+    Workspace(void* base, const RnnDims& d, bool tangent, bool keep_Rh, const Windows& windows_)
+        : z_stride(round_up<T>(d.H + d.n + 2)), y_stride(round_up<T>(d.H)), windows(windows_),
+          window_start(d.T - windows_.steps) {
         const int64_t full = Tiles<T>::full;
         Arena<T> arena(base);
         for (T*& rows_at : z) rows_at = arena.take(full * z_stride);
@@ -347,6 +394,9 @@ struct Workspace {
         gb_y = arena.take(d.k);
         active = reinterpret_cast<unsigned char*>(
             arena.take(static_cast<int64_t>((d.T_out + sizeof(T) - 1) / sizeof(T))));
+        window = arena.take(full * d.H * windows.steps);
+        checkpoints = arena.take(full * d.H * windows.checkpoints());
+        spare = arena.take(windows.steps > 0 ? full * d.H : 0);
         bytes = arena.bytes();
     }
 };
@@ -361,8 +411,41 @@ struct Pass {
     const ProductPack<T>& pack;
     Workspace<T>& ws;
 
-    const T* h_rows(int64_t t) const { return h + (t * d.B + tile.b0) * d.H; }
+    const T* h_rows(int64_t t) const {
+        if (h == nullptr) return ws.window + (t - ws.window_start) * Tiles<T>::full * d.H;
+        return h + (t * d.B + tile.b0) * d.H;
+    }
     const T* x_rows(int64_t t) const { return x + (t * d.B + tile.b0) * d.n; }
+
+    void load_x(int64_t t) const {
+        const int64_t stride = round_up<T>(d.n);
+        copy_rows(ws.rows, stride, x_rows(t), d.n, tile.sequences, d.n);
+        rows_to_lanes<T>(tile.V, ws.x, ws.rows, stride, d.n);
+    }
+
+    // h_t in lanes from h_{t-1} and the loaded x_t, and into the window if it is there.
+    void make_state(int64_t t, T* now, const T* back) const {
+        state_step<T>(d, tile.V, now, t == 0 ? nullptr : back, ws.x, pack.state,
+                      t == 0 ? pack.state_first : pack.state_bias);
+        if (t >= ws.window_start)
+            lanes_to_rows<T>(tile.V, ws.window + (t - ws.window_start) * Tiles<T>::full * d.H, d.H,
+                             now, d.H, tile.sequences);
+    }
+
+    // Rebuilds the window that ends where the present one starts.
+    void previous_window() const {
+        const int64_t end = ws.window_start, elements = d.H * tile.L;
+        ws.window_start = larger<int64_t>(0, end - ws.windows.steps);
+        const T* back = ws.window_start == 0
+                            ? nullptr
+                            : ws.checkpoints + ws.windows.checkpoint(ws.window_start - 1) * elements;
+        for (int64_t t = ws.window_start; t < end; ++t) {
+            T* now = t % 2 ? ws.spare : ws.h[1];
+            load_x(t);
+            make_state(t, now, back);
+            back = now;
+        }
+    }
 
     // z rows of step t: [h_{t-1} | x_t | 1 | t=0]; t = T holds h_{T-1} alone.
     void load_z(T* z, int64_t t) const {
@@ -384,17 +467,22 @@ template <class T>
 void tangent_pass(const Pass<T>& p, Flat<const T> v, const T* c, bool rank_one, bool keep_Rh) {
     const RnnDims& d = p.d;
     Workspace<T>& ws = p.ws;
-    const int64_t H = d.H, n = d.n, k = d.k, L = p.tile.L, x_stride = round_up<T>(n);
+    const int64_t H = d.H, n = d.n, k = d.k, L = p.tile.L;
     const int64_t k_stride = round_up<T>(k), m = p.tile.sequences;
     const int V = p.tile.V;
     T* z = ws.z[0];
     int64_t o = 0;
     for (int64_t t = 0; t < d.T; ++t) {
-        copy_rows(z, ws.z_stride, p.h_rows(t), H, m, H);
-        rows_to_lanes<T>(V, ws.h[t % 2], z, ws.z_stride, H);
-        if (t + 1 < d.T) prefetch_rows(p.h_rows(t + 1), m * H);
-        copy_rows(ws.rows, x_stride, p.x_rows(t), n, m, n);
-        rows_to_lanes<T>(V, ws.x, ws.rows, x_stride, n);
+        p.load_x(t);
+        if (p.h == nullptr) {
+            p.make_state(t, ws.h[t % 2], ws.h[(t + 1) % 2]);
+            if (ws.windows.at_checkpoint(t))
+                copy(ws.checkpoints + ws.windows.checkpoint(t) * H * L, ws.h[t % 2], H * L);
+        } else {
+            copy_rows(z, ws.z_stride, p.h_rows(t), H, m, H);
+            rows_to_lanes<T>(V, ws.h[t % 2], z, ws.z_stride, H);
+            if (t + 1 < d.T) prefetch_rows(p.h_rows(t + 1), m * H);
+        }
         T* Rh = ws.Rh + (keep_Rh ? t : t % 2) * H * L;
         const T* back = t == 0 ? nullptr : ws.Rh + (keep_Rh ? t - 1 : (t + 1) % 2) * H * L;
         const Segment<T> hidden[] = {
@@ -454,8 +542,9 @@ void reverse_pass(const Pass<T>& p, T structural) {
     for (int64_t t = d.T - 1; t >= 0; --t) {
         T* gt = ws.gt[t % slots];
         T* z = ws.z[t % slots];
+        if (p.h == nullptr && t > 0 && t - 1 < ws.window_start) p.previous_window();
         p.load_z(z, t);
-        if (t > 1) prefetch_rows(p.h_rows(t - 2), m * H);
+        if (p.h != nullptr && t > 1) prefetch_rows(p.h_rows(t - 2), m * H);
         const bool at_output = o >= 0 && (d.steps == nullptr || d.steps[o] == t);
         const bool active = at_output && ws.active[o];
         const T* gs = ws.gs + larger<int64_t>(o, 0) * k * L;
@@ -513,21 +602,23 @@ void for_each_tile(Region& region, const RnnDims& d, Grouped<T> x, Grouped<T> h,
                    bool keep_Rh, T scale, T* out,
                    const PackFunction& pack_of, const PassFunction& pass) {
     const Tiles<T> tiles(d.B);
-    const std::size_t bytes = Workspace<T>(nullptr, d, tangent, keep_Rh).bytes;
+    const Windows windows = windows_of<T>(d, h.data == nullptr);
+    const std::size_t bytes = Workspace<T>(nullptr, d, tangent, keep_Rh, windows).bytes;
     region.run_ordered(
         d.G * tiles.per_net,
         [&](int64_t task, int worker) {
             const Tile<T> tile(tiles, task);
-            Workspace<T> ws(region.scratch(worker, bytes), d, tangent, keep_Rh);
+            Workspace<T> ws(region.scratch(worker, bytes), d, tangent, keep_Rh, windows);
             for (T* z : ws.z) fill(z, z + tile.L * ws.z_stride, T(0));
             const int64_t widest = larger(round_up<T>(d.k), round_up<T>(d.n));
             fill(ws.rows, ws.rows + tile.L * widest, T(0));
             const ProductPack<T> packed = pack_of(tile.g);
-            pass(Pass<T>{d, tile, x.at(tile.g), h.at(tile.g), packed, ws});
+            const T* states = h.data == nullptr ? nullptr : h.at(tile.g);
+            pass(Pass<T>{d, tile, x.at(tile.g), states, packed, ws});
         },
         [&](int64_t task, int worker) {
             const Tile<T> tile(tiles, task);
-            const Workspace<T> ws(region.scratch(worker, bytes), d, tangent, keep_Rh);
+            const Workspace<T> ws(region.scratch(worker, bytes), d, tangent, keep_Rh, windows);
             add_partial(d, ws, scale, out + tile.g * d.numel());
         });
 }
@@ -544,11 +635,11 @@ void rnn_backward(const RnnDims& d, Grouped<T> x, Grouped<T> h, const RnnParamet
                   Grouped<T> gs, T* out) {
     Region region(d.threads);
     Arena<T> measure(nullptr);
-    (void)ProductPack<T>(measure, d, false);
+    (void)ProductPack<T>(measure, d, false, false);
     char* packs = static_cast<char*>(region.shared(measure.bytes() * d.G));
     const auto pack_of = [&](int64_t g) {
         Arena<T> arena(packs + g * measure.bytes());
-        return ProductPack<T>(arena, d, false);
+        return ProductPack<T>(arena, d, false, false);
     };
     region.run(d.G, [&](int64_t g, int) { pack_reverse(pack_of(g), d, w, g); });
     fill(out, out + d.G * d.numel(), T(0));
@@ -561,15 +652,15 @@ void rnn_backward(const RnnDims& d, Grouped<T> x, Grouped<T> h, const RnnParamet
 template <class T>
 void rnn_gauss_newton(const RnnDims& d, Grouped<T> x, Grouped<T> h, const RnnParameters<T>& w,
                       Grouped<T> v, const Curvature<T>& curvature, T* out) {
-    const bool keep_Rh = curvature.structural != T(0);
+    const bool keep_Rh = curvature.structural != T(0), recompute = h.data == nullptr;
     const int64_t H = d.H, n = d.n, width = 2 * H + n;
     Region region(d.threads);
     Arena<T> measure(nullptr);
-    (void)ProductPack<T>(measure, d, true);
+    (void)ProductPack<T>(measure, d, true, recompute);
     char* packs = static_cast<char*>(region.shared(measure.bytes() * d.G));
     const auto pack_of = [&](int64_t g) {
         Arena<T> arena(packs + g * measure.bytes());
-        return ProductPack<T>(arena, d, true);
+        return ProductPack<T>(arena, d, true, recompute);
     };
     region.run(d.G, [&](int64_t g, int) {
         const ProductPack<T> p = pack_of(g);
@@ -581,6 +672,12 @@ void rnn_gauss_newton(const RnnDims& d, Grouped<T> x, Grouped<T> h, const RnnPar
         pack(p.output, d.k, 2 * H, H, tangent.W_yh, H, H, 1);
         pack_reverse(p, d, w, g);
         for (int64_t j = 0; j < H; ++j) p.first[j] = tangent.b_h[j] + tangent.b_init[j];
+        if (recompute) {
+            pack(p.state, H, H + n, 0, w.W_hh.at(g), H, H, 1);
+            pack(p.state, H, H + n, H, w.W_hx.at(g), n, n, 1);
+            copy(p.state_bias, w.b_h.at(g), H);
+            for (int64_t j = 0; j < H; ++j) p.state_first[j] = w.b_h.at(g)[j] + w.b_init.at(g)[j];
+        }
         const T* from = v.at(g);
         T* to = out + g * d.numel();
         for (int64_t i = 0; i < d.numel(); ++i) to[i] = curvature.damping * from[i];

@@ -37,7 +37,8 @@ struct Curvature {
     T scale, structural, damping;
 };
 
-// All arrays contiguous behind their group axis; h and s may be null in rnn_forward.
+// All arrays contiguous behind their group axis; h and s may be null in rnn_forward. With a null h
+// rnn_gauss_newton recomputes the states in windows.
 template <class T>
 struct RecurrenceKernels {
     void (*rnn_forward)(const RnnDims&, Grouped<T> x, const RnnParameters<T>& w, T* h, T* s);

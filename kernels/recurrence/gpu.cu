@@ -21,8 +21,9 @@
 //   linear_scan  20   80    625   1275     900    1425          0.72          0.8  0.25 (h, Rh, gt)
 //
 // At 1.98 GHz; 13 % more at 1.755 GHz. Loading a matrix of weights once costs about 2 µs. A whole
-// product at T=200 is then 0.37 ms of kernels and 4 GFLOP of gradient GEMM (0.06 ms at the full
-// rate of the chip, 0.1 at the usual 60 %).
+// product at T=200, output at the last step, is then 0.37 ms of the chain, 0.10 of the gradient sums,
+// and 0.01 to 0.02 of the outputs and the flat result: 0.49 ms of the aim of 0.5.
+#include "gpu_product.cuh"
 #include "gpu_scan.cuh"
 
 using namespace hfcore_gpu;
@@ -135,14 +136,187 @@ extern "C" __global__ void linear_scan_step(const int* stop, long long distinct,
     y[g * T * B * H + at] = value;
 }
 
-// out [G,N] = scale · g [1 or G,N] + damping · v [1 or G,N]; v may be null. Bytes 4·3·N.
-extern "C" __global__ void scale_and_damp(const int* stop, long long distinct, const float* g,
-                                          const float* v, float* out, long long N, float scale,
-                                          float damping) {
+// ---- Products over all steps at once, on either side of the chain (gpu_product.cuh).
+
+// y [G,S,B,columns] = (a A + h V + bias) ⊙ factor; both operands may be absent from it, h with a width
+// of 0. FLOP 2·S·B·columns·(a_width + h_width), bytes 4·S·B·(widths + columns, twice with factor), two
+// barriers a chunk of 32 k.
+// 83 instructions for 4 k (64 FFMA, 8 LDS.128). Outputs of the R-op at H=100, k=1: at every step of
+// T=200, B=1000 160 MB, 0.04 ms; at the last step seven chunks of about 1 µs, waiting for DRAM.
+extern "C" __global__ void __launch_bounds__(256)
+    rows_product(const int* stop, long long distinct, const float* a, const float* A,
+                 const float* h, const float* V, const float* bias, const float* factor,
+                 const long long* steps, float* y, long long S, long long T, long long B,
+                 long long a_width, long long h_width, long long columns, long long a_place,
+                 long long h_place, long long transposed, long long groups) {
     if (stop != nullptr && *stop != 0) return;
-    const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
-    if (i >= N) return;
-    float value = scale * group(distinct, g, kFactor, N)[i];
-    if (v != nullptr) value += damping * group(distinct, v, kAdded, N)[i];
-    out[blockIdx.y * N + i] = value;
+    HFCORE_DYNAMIC_SHARED(float, shared);
+    const RowTile tile(shared, static_cast<int>(groups));
+    const int j = static_cast<int>(columns);
+    const int tiles = (j + tile.columns() - 1) / tile.columns();
+    const long long rows = S * B;
+    const RowTask task{steps,
+                       static_cast<long long>(blockIdx.x) / tiles * kRowTile,
+                       rows,
+                       B,
+                       static_cast<int>(blockIdx.x) % tiles * tile.columns(),
+                       j,
+                       transposed != 0};
+    const auto of_net = [&](const float* array, Distinct bit, long long place, long long width) {
+        return group(distinct, array, bit, (place == kAtStep ? T : S) * B * width);
+    };
+    float sum[kTile][kTile] = {};
+    add_product(sum, tile, task,
+                {of_net(a, kInput, a_place, a_width),
+                 group(distinct, A, kInputWeights, a_width * columns), static_cast<int>(a_width),
+                 static_cast<int>(a_place)});
+    add_product(sum, tile, task,
+                {of_net(h, kFactor, h_place, h_width),
+                 group(distinct, V, kHiddenWeights, h_width * columns), static_cast<int>(h_width),
+                 static_cast<int>(h_place)});
+    __syncthreads();  // the chunks make room for the sums
+#pragma unroll
+    for (int r = 0; r < kTile; ++r) {
+        const float row[kTile] = {sum[0][r], sum[1][r], sum[2][r], sum[3][r]};
+        write4(tile.sums + (tile.slice * kRowTile + tile.row + r) * tile.columns() + tile.column,
+               row);
+    }
+    __syncthreads();
+    const float* const bias_of = group(distinct, bias, kBias, columns);
+    const float* const factor_of = group(distinct, factor, kAdded, rows * columns);
+    const int elements = kRowTile * tile.columns();
+    for (int i = static_cast<int>(threadIdx.x); i < elements; i += kProductThreads) {
+        const long long row = task.first_row + i / tile.columns();
+        const int column = task.first_column + i % tile.columns();
+        if (row >= rows || column >= j) continue;
+        float value = bias_of != nullptr ? bias_of[column] : 0.0f;
+        for (int slice = 0; slice < tile.slices; ++slice) value += tile.sums[slice * elements + i];
+        const long long at = row * columns + column;
+        if (factor_of != nullptr) value *= factor_of[at];
+        y[blockIdx.y * rows * columns + at] = value;
+    }
+}
+
+// y [G,rows,k] -= c [1 or G,rows,k] · Σ_k y; one warp a row. Bytes 4·4·rows·k, no barrier.
+extern "C" __global__ void __launch_bounds__(256)
+    subtract_rank_one(const int* stop, long long distinct, const float* c, float* y,
+                      long long rows, long long k) {
+    if (stop != nullptr && *stop != 0) return;
+    const long long row = static_cast<long long>(blockIdx.x) * (kProductThreads / 32) +
+                          static_cast<int>(threadIdx.x) / 32;
+    if (row >= rows) return;
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    const float* const factor = group(distinct, c, kFactor, rows * k) + row * k;
+    float* const values = y + blockIdx.y * rows * k + row * k;
+    float sum = 0.0f;
+    for (long long i = lane; i < k; i += 32) sum += values[i];
+#pragma unroll
+    for (int apart = 16; apart > 0; apart /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, apart);
+    for (long long i = lane; i < k; i += 32) values[i] -= factor[i] * sum;
+}
+
+// partial [G,splits,I,J]: Σ over a split's rows of left ⊗ [x | h | 1 (| first step)], J columns.
+// FLOP 2·S·B·I·J, bytes 4·S·B·(I + J) and 4·splits·I·J, one barrier a chunk of 8 rows or more.
+// At H=100, n=2: 264 blocks of 758 rows, two a multiprocessor; 6 of 8 warps multiply, 3 a scheduler.
+//   issue      a chunk of 8 rows: 549 instructions for 512 FFMA in the SASS of sm_90 (32 LDS.128),
+//              and 114 for every warp to fetch and store
+//   cycles     95 chunks · (3 · 549 + 4 · 114) = 200,000
+//   predicted  0.10 ms at T=200, B=1000 and 1.98 GHz, 41 TFLOP/s
+extern "C" __global__ void __launch_bounds__(256, 2)
+    outer_partials(const int* stop, long long distinct, const float* left, const float* x,
+                   const float* h, const long long* steps, float* partial, long long S,
+                   long long T, long long B, long long I, long long n, long long H,
+                   long long previous, long long split_rows, long long splits, long long high,
+                   long long wide) {
+    if (stop != nullptr && *stop != 0) return;
+    HFCORE_DYNAMIC_SHARED(float, shared);
+    const int J = static_cast<int>(n + H) + (previous != 0 ? 2 : 1);
+    const int tiles_j = (J + static_cast<int>(wide) * kOuter - 1) / (static_cast<int>(wide) * kOuter);
+    const int split = static_cast<int>(blockIdx.x % splits);
+    const int tile = static_cast<int>(blockIdx.x / splits);
+    const int first_i = tile / tiles_j * static_cast<int>(high) * kOuter;
+    const int first_j = tile % tiles_j * static_cast<int>(wide) * kOuter;
+    const int rows = static_cast<int>(S * B), begin = split * static_cast<int>(split_rows);
+    const int end = rows - begin < split_rows ? rows : begin + static_cast<int>(split_rows);
+    const Outer o{group(distinct, left, kAdded, S * B * I),
+                  group(distinct, x, kInput, T * B * n),
+                  group(distinct, h, kFactor, T * B * H),
+                  steps,
+                  static_cast<int>(I),
+                  static_cast<int>(n),
+                  static_cast<int>(H),
+                  static_cast<int>(B),
+                  begin,
+                  end,
+                  previous != 0};
+    float sum[kOuter][kOuter] = {};
+    sum_outer(o, shared, static_cast<int>(high), static_cast<int>(wide), first_i, first_j, sum);
+    const int thread = outer_thread();
+    if (thread >= high * wide) return;
+    const int i_at = first_i + thread / static_cast<int>(wide) * kOuter;
+    const int j_at = first_j + thread % static_cast<int>(wide) * kTile;
+    float* const to = partial + (blockIdx.y * splits + split) * I * J;
+#pragma unroll
+    for (int a = 0; a < kOuter; ++a) {
+        const int i = i_at + a;
+        if (i >= I) continue;
+#pragma unroll
+        for (int b = 0; b < kOuter; ++b) {
+            const int j = j_at + b % kTile + b / kTile * kTile * static_cast<int>(wide);
+            if (j < J) to[static_cast<long long>(i) * J + j] = sum[a][b];
+        }
+    }
+}
+
+// out [G,N] (+)= scale · gradient + damping · v [1 or G,N], v may be null. The gradient is the sum of
+// the partials hidden [1 or G,splits,H,n+H+2] and outputs [1 or G,output_splits,k,H+1]; 8 threads an
+// element. Bytes 4·splits·H·(n+H+2), mostly from L2; one barrier. At H=100: 11 MB, 5 µs.
+extern "C" __global__ void __launch_bounds__(256)
+    finish_gradient(const int* stop, long long distinct, const float* hidden, const float* outputs,
+                    const float* v, float* out, long long n, long long H, long long k,
+                    long long splits, long long output_splits, float scale, float damping,
+                    long long accumulate) {
+    if (stop != nullptr && *stop != 0) return;
+    HFCORE_DYNAMIC_SHARED(float, shared);
+    constexpr int kElements = 32, kAdders = kProductThreads / kElements;
+    const long long N = H * n + H * H + k * H + 2 * H + k;
+    const int lane = static_cast<int>(threadIdx.x) % kElements;
+    const int sharer = static_cast<int>(threadIdx.x) / kElements;
+    const long long element = static_cast<long long>(blockIdx.x) * kElements + lane;
+    // The element as one of W_hx, W_hh, W_yh, b_h, b_init, b_y, and where it is in the partials.
+    const long long J = n + H + 2;
+    const float* from = group(distinct, hidden, kFactor, splits * H * J);
+    long long size = H * J, count = splits;
+    const auto of_outputs = [&](long long at) {
+        from = group(distinct, outputs, kInput, output_splits * k * (H + 1)) + at;
+        size = k * (H + 1);
+        count = output_splits;
+    };
+    long long at = element;
+    if (at < H * n) {
+        from += at / n * J + at % n;
+    } else if ((at -= H * n) < H * H) {
+        from += at / H * J + n + at % H;
+    } else if ((at -= H * H) < k * H) {
+        of_outputs(at / H * (H + 1) + at % H);
+    } else if ((at -= k * H) < 2 * H) {
+        from += at % H * J + n + H + at / H;
+    } else {
+        of_outputs((at - 2 * H) * (H + 1) + H);
+    }
+    float sum = 0.0f;
+    if (element < N) {
+#pragma unroll 4
+        for (long long split = sharer; split < count; split += kAdders) sum += from[split * size];
+    }
+    shared[threadIdx.x] = sum;
+    __syncthreads();
+    if (sharer != 0 || element >= N) return;
+    sum = 0.0f;
+#pragma unroll
+    for (int i = 0; i < kAdders; ++i) sum += shared[i * kElements + lane];
+    float value = scale * sum;
+    if (v != nullptr) value += damping * group(distinct, v, kAdded, N)[element];
+    float* const to = out + blockIdx.y * N + element;
+    *to = accumulate != 0 ? *to + value : value;
 }

@@ -114,3 +114,20 @@ def test_refuses_in_one_sentence_without_a_gpu() -> None:
         assert done.returncode == 2, said
         assert sum("needs a CUDA device: torch" in line for line in said) == 1
         assert "Traceback" not in "".join(said)
+
+
+def test_table_of_kernels(result: dict[str, Any]) -> None:
+    from bench.gpu.run import kernel_table
+
+    result["kernels_of_a_product"] = {
+        "B1000": {
+            "rnn_tangent": {"median_us": 230.0, "steps": 200, "aim_us_a_step": 1.2},
+            "linear_scan": {"median_us": 180.0, "steps": 200, "aim_us_a_step": 0.8},
+            "outer_partials": {"median_us": 100.0, "steps": 200},
+        }
+    }
+    assert kernel_table(result).splitlines()[2:] == [
+        "| B1000 | `rnn_tangent` | 230.0 | 1.15 | 1.2 met |",
+        "| B1000 | `linear_scan` | 180.0 | 0.90 | 0.8 missed |",
+        "| B1000 | `outer_partials` | 100.0 | 0.50 |  |",
+    ]

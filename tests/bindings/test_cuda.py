@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfcore as hf
-from hfcore.bindings import cuda, dispatch, nvtx, triton_backend
+from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, nvtx, triton_backend
 
 FAMILY = "recurrence"
 DEVICE = torch.device("cuda", 0)
@@ -410,6 +411,57 @@ def test_tensors_on_other_devices_go_to_the_reference() -> None:
     assert dispatch.choose("loss.loss_value", like("meta")) == "reference"
 
 
+def test_triton_names_what_it_refuses(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chip with too little shared memory for a kernel, and one without free memory."""
+
+    class OutOfResources(Exception):
+        pass
+
+    errors = SimpleNamespace(OutOfResources=OutOfResources)
+    for name in ("triton", "triton.runtime", "triton.runtime.errors"):
+        monkeypatch.setitem(sys.modules, name, errors)  # type: ignore[arg-type]
+    op = "loss.loss_value"
+    expected = rf"{op}: its kernel does not fit cuda:0: shared memory, Required: 300000"
+    with pytest.raises(RuntimeError, match=expected), triton_backend.serving(op, DEVICE):
+        raise OutOfResources("shared memory, Required: 300000")
+    expected = rf"{op}: out of memory on cuda:0: 3 of 8 MiB are free; Tried to allocate 2 GiB"
+    with pytest.raises(torch.OutOfMemoryError, match=expected), triton_backend.serving(op, DEVICE):
+        raise torch.OutOfMemoryError("Tried to allocate 2 GiB")
+
+
+def test_triton_or_gpu_too_old(whole: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole.capability = (7, 5)
+    reason = "the GPU has compute capability 7.5, need 8.0"
+    assert triton_backend.why_unavailable(DEVICE) == reason
+    assert dispatch.choose("conjugate_gradient.dot", like("cuda:0")) == "reference"
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "triton", SimpleNamespace(__version__="3.5.1"))  # type: ignore[arg-type]
+    triton_backend.why_no_triton.cache_clear()
+    assert triton_backend.why_no_triton() == "Triton 3.5.1 is too old, need 3.6"
+    triton_backend.why_no_triton.cache_clear()
+
+
+def test_tensors_on_two_devices_are_refused_by_name() -> None:
+    """By the ops that serve CUDA data, before any implementation is chosen."""
+    s, v = torch.rand(1, 2, 3, 4), torch.rand(5)
+    there = v.to("meta")
+    calls: list[tuple[str, Any]] = [
+        ("targets", lambda: loss.loss_value("squared", s, s.to("meta"), None)),
+        ("mask", lambda: loss.loss_gradient("squared", s, s, torch.ones(1, 2, 3).to("meta"))),
+        ("mask", lambda: loss.loss_curvature("squared", s, torch.ones(1, 2, 3).to("meta"))),
+        ("Rs", lambda: loss.loss_hessian_product(s, s.to("meta"))),
+        ("out", lambda: loss.loss_hessian_product(s, s, out=s.to("meta"))),
+        ("b", lambda: conjugate_gradient.dot(v, there)),
+        ("Ap", lambda: conjugate_gradient.cg_update(v, v, v, v, there, v, 1.0)),
+        ("z", lambda: conjugate_gradient.cg_direction(v, there, 0.5)),
+        ("targets", lambda: hf.GaussNewton(hf.RNN(4, 3, 4), hf.losses.SquaredError(),
+                                           s[0], s[0].to("meta"))),
+    ]  # fmt: skip
+    for name, call in calls:
+        with pytest.raises(ValueError, match=f"^{name}: is on meta, need cpu"):
+            call()
+
+
 # ------------------------------------------------------------------------- ranges
 
 
@@ -455,9 +507,10 @@ def test_passes_of_a_product_are_ranges(monkeypatch: pytest.MonkeyPatch) -> None
         0.0,
     )
     assert events == [
-        "<R-op", "rnn_tangent", "R-op>",
+        "<R-op", "rnn_tangent", "rows_product", "R-op>",
         "<reverse scan", "linear_scan", "reverse scan>",
-        "<gradient products", "scale_and_damp", "gradient products>",
+        "<gradient products", "outer_partials", "outer_partials", "finish_gradient",
+        "gradient products>",
     ]  # fmt: skip
 
 
@@ -478,3 +531,79 @@ def test_phases_of_a_step_are_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     assert open_ranges == []
     wanted = ("prepare", "gradient", "curvature", "products", "cg", "rho", "line_search")
     assert seen >= {f"hf.{phase}" for phase in wanted}
+
+
+# ------------------------------------------------------------------------- what a graph can capture
+
+
+class Recorder(TorchDispatchMode):
+    """The names of torch ops that ran."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(str(func.overloadpacket))
+        return func(*args, **(kwargs or {}))
+
+
+VIEWS = {"aten.slice", "aten.select", "aten.view", "aten.alias", "aten.detach", "aten.unsqueeze"}
+VIEWS |= {"aten.split_with_sizes", "aten.expand"}
+
+
+@pytest.mark.parametrize("outputs", ["last", "all"])
+@pytest.mark.parametrize("inputs", [2, 40])
+@pytest.mark.parametrize("hidden", [20, 140, 200])
+def test_a_product_is_kernels_and_views(
+    monkeypatch: pytest.MonkeyPatch, hidden: int, inputs: int, outputs: str
+) -> None:
+    """From the second product on torch makes views only: no allocation, no kernel of its own.
+
+    For all forms of the rule whose W_hh fits on chip; two batches, structural damping.
+    """
+    from hfcore.bindings import recurrence
+    from hfcore.curvature.rnn import RnnObjective
+    from hfcore.kernels.recurrence import gpu
+
+    T, B = 3, 5
+    mask = torch.zeros(T, B, dtype=torch.bool)
+    mask[-1] = True
+    model = hf.RNN(inputs, hidden, 2)
+    batches = [
+        hf.Batch(
+            torch.rand(T, b, inputs),
+            torch.randint(2, (T, b)),
+            mask[:, :b] if outputs == "last" else None,
+        )
+        for b in (B, B - 1)
+    ]
+    objective = RnnObjective(model, hf.losses.SoftmaxCrossEntropy())
+    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    curvature = objective.curvature(objective.prepare(batches), theta)
+    launched: list[str] = []
+
+    class Launch:
+        shared_limit = gpu.SHARED_LIMIT[90]
+
+        def __call__(self, name: str, *_: object) -> None:
+            launched.append(name)
+
+    @contextlib.contextmanager
+    def serving(op: str, family: str, device: torch.device) -> Iterator[Launch]:
+        yield Launch()
+
+    monkeypatch.setattr(cuda, "serving", serving)
+    monkeypatch.setattr(dispatch, "choose", lambda *_: "cuda")
+    monkeypatch.setattr(recurrence, "choose", lambda *_: "cuda")
+    # Looked at once on a device; on the CPU, where looking is free, every time.
+    monkeypatch.setattr(recurrence, "_check_steps", lambda steps, x: T if steps is None else 1)
+    v, out = torch.zeros_like(theta), torch.zeros_like(theta)
+    stop = torch.zeros(1, dtype=torch.int32)
+    for count in range(2):
+        with Recorder() as recorder:
+            curvature.product(v, damping=0.1, structural=0.2, out=out, stop=stop)
+        allocates = "aten.new_empty" in recorder.names or "aten.empty" in recorder.names
+        assert allocates == (count == 0)
+    assert recorder.names <= VIEWS
+    assert {"rnn_tangent", "linear_scan", "outer_partials", "finish_gradient"} <= set(launched)

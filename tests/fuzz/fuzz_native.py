@@ -198,11 +198,69 @@ def dot(d: Sizes) -> Arguments:
     return {**flat_vectors(d, "a", "b"), "threads": d.threads}
 
 
+def flat_layer(d: Sizes) -> tuple[Tensor, Tensor]:
+    """Weights ``[G,H,n]`` and biases ``[G,H]``, cut from the second element of ``[G,N]`` on."""
+    flat, size = d.array(d.H * (d.n + 1) + 3), d.H * d.n
+    return flat[:, 1 : 1 + size].view(-1, d.H, d.n), flat[:, 1 + size : 1 + size + d.H]
+
+
+def dense_forward(d: Sizes) -> Arguments:
+    W, b = flat_layer(d)
+    out = d.out(d.B, d.H)
+    a = d.array(d.B, d.n)
+    return {"a": a, "W": W, "b": b, "activation": d.kind, "out": out, "threads": d.threads}
+
+
+def dense_rforward(d: Sizes) -> Arguments:
+    W, _ = flat_layer(d)
+    V, v_b = flat_layer(d)
+    return {
+        "a": d.array(d.B, d.n),
+        "Ra": d.array(d.B, d.n) if d.optional else None,
+        "W": W,
+        "V": V,
+        "v_b": v_b,
+        "y": d.array(d.B, d.H).tanh(),
+        "activation": d.kind + 1,
+        "out": d.out(d.B, d.H),
+        "threads": d.threads,
+    }
+
+
+def dense_backward(d: Sizes) -> Arguments:
+    return {
+        "delta": d.array(d.B, d.H),
+        "W": flat_layer(d)[0],
+        "y": d.array(d.B, d.n).tanh(),
+        "activation": d.kind,
+        "add": d.array(d.B, d.n) if d.optional else None,
+        "out": d.out(d.B, d.n),
+        "threads": d.threads,
+    }
+
+
+def dense_gradient(d: Sizes) -> Arguments:
+    flat, size = d.out(d.H * (d.n + 1)), d.H * d.n
+    return {
+        "delta": d.array(d.B, d.H),
+        "a": d.array(d.B, d.n),
+        "scale": 0.5,
+        "squared": d.flag,
+        "gW": flat[:, :size].view(-1, d.H, d.n),
+        "gb": flat[:, size:],
+        "threads": d.threads,
+    }
+
+
 RECIPES = (
     rnn_forward,
     linear_scan,
     rnn_backward,
     rnn_gauss_newton,
+    dense_forward,
+    dense_rforward,
+    dense_backward,
+    dense_gradient,
     loss_value,
     loss_gradient,
     loss_curvature,

@@ -12,6 +12,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "kernels" / "gpu_resources.md"
@@ -75,24 +76,59 @@ def version(nvcc: str) -> str:
 def compile_source(nvcc: str, source: Path, architecture: int) -> list[Resources]:
     """The kernels of one source; raises :class:`CompileError` for an error, a spill included."""
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [
-                nvcc,
-                *FLAGS,
-                f"-arch=sm_{architecture}",
-                f"-I{ROOT}",
-                "-o",
-                str(Path(folder) / "kernels.cubin"),
-                str(source),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=600,
-        )
+        said = _compile(nvcc, source, architecture, Path(folder) / "kernels.cubin")
+    relative = source.resolve().relative_to(ROOT)
+    return [_resources(str(relative), entry) for entry in _ENTRY.finditer(said)]
+
+
+def _compile(nvcc: str, source: Path, architecture: int, cubin: Path) -> str:
+    """What nvcc and ptxas say."""
+    done = subprocess.run(
+        [nvcc, *FLAGS, f"-arch=sm_{architecture}", f"-I{ROOT}", "-o", str(cubin), str(source)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     if done.returncode != 0:
         raise CompileError(f"{source}, sm_{architecture}: {done.stderr.strip()}")
-    relative = source.resolve().relative_to(ROOT)
-    return [_resources(str(relative), entry) for entry in _ENTRY.finditer(done.stderr)]
+    return done.stderr
+
+
+class Loop(NamedTuple):
+    """Instructions of one round of a loop in machine code."""
+
+    fma: int
+    shared_loads: int  # of 16 bytes
+    all: int
+
+
+def hottest_loops(nvcc: str, cuobjdump: str, source: Path, architecture: int) -> dict[str, Loop]:
+    """Of every kernel's innermost loops the one with most float32 multiply-adds."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernels.cubin"
+        _compile(nvcc, source, architecture, cubin)
+        command = [cuobjdump, "-sass", str(cubin)]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    kernels = re.split(r"Function : ", listing)[1:]
+    loops = {kernel.split()[0]: _inner_loops(kernel) for kernel in kernels}
+    return {name: max(found) for name, found in loops.items() if found}
+
+
+def _inner_loops(sass: str) -> list[Loop]:
+    """Backward branches that no other one lies within."""
+    code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", sass)]
+    branches = [(at, re.search(r"BRA (?:\S+ )?0x([0-9a-f]+)", text)) for at, text in code]
+    spans = [(int(to[1], 16), at) for at, to in branches if to and int(to[1], 16) < at]
+    inner = [
+        (begin, end)
+        for begin, end in spans
+        if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in spans)
+    ]
+    bodies = [[text for at, text in code if begin <= at <= end] for begin, end in inner]
+    return [
+        Loop(sum("FFMA" in t for t in body), sum("LDS.128" in t for t in body), len(body))
+        for body in bodies
+    ]
 
 
 def _resources(source: str, entry: re.Match[str]) -> Resources:

@@ -23,6 +23,8 @@ from torch import Tensor
 from hfcore.kernels import triton_math
 from hfcore.kernels.conjugate_gradient import gpu_triton as cg
 from hfcore.kernels.conjugate_gradient import reference as cg_reference
+from hfcore.kernels.dense import gpu_triton as dense
+from hfcore.kernels.dense import reference as dense_reference
 from hfcore.kernels.loss import gpu_triton as loss
 from hfcore.kernels.loss import reference as loss_reference
 
@@ -65,6 +67,12 @@ def logistic_kernel(x, y, N: tl.constexpr):
 
 
 @triton.jit
+def tanh_kernel(x, y, N: tl.constexpr):
+    i = tl.arange(0, N)
+    tl.store(y + i, triton_math.tanh(tl.load(x + i)))
+
+
+@triton.jit
 def log1p_kernel(x, y, N: tl.constexpr):
     i = tl.arange(0, N)
     tl.store(y + i, triton_math.log1p(tl.load(x + i)))
@@ -82,6 +90,7 @@ def wide(x: Tensor) -> np.ndarray:
 FUNCTIONS = {
     "exp": (exp_kernel, lambda x: np.exp(wide(x))),
     "logistic": (logistic_kernel, lambda x: 1 / (1 + np.exp(-wide(x)))),
+    "tanh": (tanh_kernel, lambda x: np.tanh(wide(x))),
     "log1p": (log1p_kernel, lambda x: np.log1p(wide(x))),
 }
 
@@ -89,7 +98,7 @@ FUNCTIONS = {
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [("exp", DTYPES[0]), ("exp", DTYPES[1]), ("logistic", DTYPES[0]), ("logistic", DTYPES[1]),
-     ("log1p", DTYPES[1])],
+     ("tanh", DTYPES[0]), ("tanh", DTYPES[1]), ("log1p", DTYPES[1])],
     ids=lambda v: TORCH_TO_LABEL.get(v, v),
 )  # fmt: skip
 def test_elementary_functions_in_ulps(name: str, dtype: torch.dtype) -> None:
@@ -112,9 +121,11 @@ def test_elementary_functions_in_ulps(name: str, dtype: torch.dtype) -> None:
 def test_elementary_functions_at_extremes(dtype: torch.dtype) -> None:
     inf, nan = float("inf"), float("nan")
     x = torch.tensor([-inf, -1e4, 1e4, inf, nan, -0.0, 0.0, -1e30], dtype=dtype)
-    exp, logistic = torch.empty_like(x), torch.empty_like(x)
+    exp, logistic, tanh = (torch.empty_like(x) for _ in range(3))
     exp_kernel[(1,)](x, exp, N=8)
     logistic_kernel[(1,)](x, logistic, N=8)
+    tanh_kernel[(1,)](x, tanh, N=8)
+    torch.testing.assert_close(tanh, x.tanh(), rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(exp, x.exp(), rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(logistic, x.sigmoid(), rtol=0, atol=0, equal_nan=True)
     # Denormal results are rounded, not flushed.
@@ -312,6 +323,185 @@ def test_stop_flag_ends_the_hessian_product() -> None:
     assert bool((out == 8.0).all())
     loss.loss_hessian_product(c, Rs, True, 1.0, out, torch.zeros(1, dtype=torch.int32))
     assert torch.equal(out, loss.loss_hessian_product(c, Rs, True, 1.0))
+
+
+# ---------------------------------------------------------------------------- dense layers
+
+# B, n, m: ones, primes, tiles of 16, 32, 64 and 128 and one more, several splits of the gradient.
+LAYERS = [(1, 1, 1), (16, 16, 16), (17, 33, 18), (67, 17, 65), (270, 5, 7)]
+SLOW_LAYERS = [(129, 64, 63), (128, 128, 64), (600, 31, 130), (1000, 65, 33), (64, 257, 16)]
+QUICK_CASES = [(e, (5, 3, 2)) for e in dense.ACTIVATIONS] + [("tanh", shape) for shape in LAYERS]
+SLOW_CASES = [
+    case
+    for case in itertools.product(dense.ACTIVATIONS, [*LAYERS, *SLOW_LAYERS])
+    if case not in QUICK_CASES
+]
+CASES = [*QUICK_CASES, *(pytest.param(*c, marks=pytest.mark.slow) for c in SLOW_CASES)]
+
+
+class Layer:
+    """A layer with cached activations, tangents and errors; weights off every alignment."""
+
+    def __init__(
+        self, shape: tuple[int, int, int], dtype: torch.dtype, nets: int = 1, tangents: int = 1
+    ) -> None:
+        g = torch.Generator().manual_seed(sum(shape))
+        self.B, self.n, self.m = B, n, m = shape
+        self.G, self.dtype = max(nets, tangents), dtype
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=g, dtype=torch.float64).to(dtype)
+
+        def flat(G: int) -> tuple[Tensor, Tensor]:
+            v = normal(G, m * n + m + 3)
+            return v[:, 1 : 1 + m * n].view(G, m, n), v[:, 1 + m * n : 1 + m * n + m]
+
+        self.a, self.y = normal(nets, B, n), normal(nets, B, m)
+        self.W, self.b = flat(nets)
+        self.V, self.v_b = flat(tangents)
+        self.Ra, self.add, self.delta = (
+            normal(tangents, B, n), normal(tangents, B, n), normal(tangents, B, m)
+        )  # fmt: skip
+
+    def alone(self, g: int) -> Layer:
+        """Net g by itself."""
+        own = Layer((self.B, self.n, self.m), self.dtype)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(own, name, value[min(g, value.shape[0] - 1)].unsqueeze(0))
+        return own
+
+    def results(self, e: str, scale: float, precision: str = "ieee") -> dict[str, Tensor]:
+        """Every op in every form, in guarded buffers."""
+        B, n, m, G, dtype = self.B, self.n, self.m, self.G, self.dtype
+        a, Ra, W, V, y, delta = self.a, self.Ra, self.W, self.V, self.y, self.delta
+        found = {}
+        with guarded([G, B, m], dtype) as out:
+            found["y"] = dense.dense_forward(a, W, self.b, e, out, precision)
+        for name, moved in (("Ry", Ra), ("first Ry", None)):
+            with guarded([G, B, m], dtype) as out:
+                dense.dense_rforward(a, moved, W, V, self.v_b, y, e, out, None, precision)
+            found[name] = out
+        for name, add in (("below", None), ("below + add", self.add)):
+            with guarded([G, B, n], dtype) as out:
+                dense.dense_backward(delta, W, a, e, add, out, None, precision)
+            found[name] = out
+        for squared in (False, True):
+            with guarded([G, m * n + m + 3], dtype) as flat:
+                gW, gb = flat[:, 1 : 1 + m * n].view(G, m, n), flat[:, -2 - m : -2]
+                dense.dense_gradient(delta, a, scale, squared, gW, gb, None, precision)
+                around = torch.cat([flat[:, :1], flat[:, -2:]], 1)
+                assert bool(around.isnan().all()), "wrote outside of its buffers"
+            found[f"gW {squared}"], found[f"gb {squared}"] = gW, gb
+        return found
+
+    def wanted(self, e: str, scale: float) -> dict[str, tuple[Tensor, Tensor]]:
+        """The reference in float64, and the size of its terms for the bound."""
+        a, Ra, W, b, V, v_b, y, add, delta = (
+            t.double() for t in (self.a, self.Ra, self.W, self.b, self.V, self.v_b, self.y,
+                                 self.add, self.delta)
+        )  # fmt: skip
+
+        def size(op: Callable[..., Tensor], *arrays: Tensor | None) -> Tensor:
+            return op(*(None if t is None else t.abs() for t in arrays))
+
+        # With "linear" the references of absolute values are Σ|terms|, before any φ'.
+        forward = size(lambda a, W, b: dense_reference.dense_forward(a, W, b, "linear"), a, W, b)
+        want = {"y": (dense_reference.dense_forward(a, W, b, e), forward + 1)}
+        for name, moved in (("Ry", Ra), ("first Ry", None)):
+            terms = size(
+                lambda *t: dense_reference.dense_rforward(*t, "linear"), a, moved, W, V, v_b, y
+            )
+            slope = 1 + y.square()
+            got = dense_reference.dense_rforward(a, moved, W, V, v_b, y, e)
+            want[name] = got, terms * slope
+        for name, more in (("below", None), ("below + add", add)):
+            terms = delta.abs() @ W.abs() * (1 + a.square())
+            got = dense_reference.dense_backward(delta, W, a, e, more)
+            want[name] = got, terms + (0 if more is None else more.abs())
+        for squared in (False, True):
+            sums = dense_reference.dense_gradient(delta, a, scale, squared)
+            terms = dense_reference.dense_gradient(delta.abs(), a.abs(), scale, squared)
+            for name, got, bound in zip(("gW", "gb"), sums, terms, strict=True):
+                want[f"{name} {squared}"] = got, bound
+        return want
+
+
+def check_layer(layer: Layer, e: str, precision: str = "ieee") -> None:
+    """As in tests/kernels/test_dense.py: √K roundings of Σ|terms| and a few around them."""
+    K = max(layer.B, 2 * layer.n, layer.m)
+    want = layer.wanted(e, 0.3)
+    for name, got in layer.results(e, 0.3, precision).items():
+        exact, terms = want[name]
+        bound = (8 + 2 * math.sqrt(K)) * eps(layer.dtype) * terms
+        assert_within(got, exact.expand_as(got), bound.expand_as(got))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=TORCH_TO_LABEL.get)
+@pytest.mark.parametrize(("e", "shape"), CASES, ids=str)
+def test_dense_ops(e: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    check_layer(Layer(shape, dtype), e)
+
+
+@pytest.mark.parametrize("precision", dense.PRECISIONS[1:])
+def test_dense_tiles_of_tensor_cores(precision: str) -> None:
+    """Their other tiles; the interpreter itself computes in float32."""
+    check_layer(Layer((130, 35, 66), torch.float32), "tanh", precision)
+
+
+@pytest.mark.parametrize(("nets", "tangents"), [(3, 3), (1, 3), (3, 1)])
+def test_dense_group_equals_each_net_alone(
+    nets: int, tangents: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits in a group and alone, with the gradient in three splits."""
+    monkeypatch.setattr(dense, "SPLIT_CASES", 8)
+    assert dense.splits_of(20, 1) == (3, 7)
+    layer = Layer((20, 5, 7), torch.float32, nets, tangents)
+    together = layer.results("logistic", 0.7)
+    for g in range(3):
+        for name, own in layer.alone(g).results("logistic", 0.7).items():
+            assert torch.equal(together[name][g], own[0]), name
+
+
+def test_dense_stop_flag_ends_every_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dense, "SPLIT_CASES", 8)
+    layer = Layer((20, 5, 7), torch.float32)
+    a, W, delta = layer.a, layer.W, layer.delta
+    buffers = [torch.full(s, 8.0) for s in ((1, 20, 7), (1, 20, 5), (1, 7, 5), (1, 7))]
+    Ry, below, gW, gb = buffers
+
+    def run(stop: Tensor) -> None:
+        dense.dense_rforward(a, layer.Ra, W, layer.V, layer.v_b, layer.y, "tanh", Ry, stop)
+        dense.dense_backward(delta, W, a, "tanh", layer.add, below, stop)
+        dense.dense_gradient(delta, a, 0.3, False, gW, gb, stop)
+
+    run(torch.ones(1, dtype=torch.int32))
+    assert all(bool((t == 8.0).all()) for t in buffers)
+    run(torch.zeros(1, dtype=torch.int32))
+    want = layer.results("tanh", 0.3)
+    for got, name in zip(buffers, ("Ry", "below + add", "gW False", "gb False"), strict=True):
+        assert torch.equal(got, want[name])
+
+
+def test_dense_nan_stays_in_its_row() -> None:
+    layer = Layer((17, 5, 19), torch.float32)
+    clean = layer.results("tanh", 1.0)
+    layer.a[0, 3, 2] = float("nan")
+    found = layer.results("tanh", 1.0)
+    row = (torch.arange(17) == 3)[None, :, None]
+    for name in ("y", "Ry", "first Ry"):
+        assert torch.equal(found[name].isnan(), row.expand_as(found[name]))
+    column = (torch.arange(5) == 2).expand(1, 19, 5)
+    assert torch.equal(found["gW False"].isnan(), column)
+    assert torch.equal(found["gb False"], clean["gb False"])
+
+
+def test_splits_cover_every_case_once() -> None:
+    for B in (1, 255, 256, 257, 5000, 100_000):
+        for tiles in (1, 3, 91, 1000):
+            splits, per_split = dense.splits_of(B, tiles)
+            assert (splits - 1) * per_split < B <= splits * per_split
+            assert splits == 1 or per_split >= dense.SPLIT_CASES // 2
 
 
 # ---------------------------------------------------------------------------- conjugate gradients

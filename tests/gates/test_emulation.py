@@ -21,7 +21,14 @@ import torch
 from torch import Tensor
 
 from hfcore.kernels.emulation import ORDERS, EmulationError, Emulator, Order, build, kernel_names
-from hfcore.kernels.recurrence import RnnShape, RnnWeights, gpu, reference, split_flat
+from hfcore.kernels.recurrence import (
+    RnnShape,
+    RnnWeights,
+    gpu,
+    gpu_products,
+    reference,
+    split_flat,
+)
 
 HERE = Path(__file__).resolve().parent
 SOURCE = Path(gpu.__file__).with_name("gpu.cu")
@@ -314,8 +321,9 @@ def test_each_form_is_reached(library: Path) -> None:
     for limit in limits(case):
         e = Emulator(library)
         check_product(e, case, "tanh", limit, 0.0, False)
-        ran.append({name for name, _ in e.launches} - {"scale_and_damp"})
-    assert ran[:3] == [{"rnn_tangent", "linear_scan"}] * 3
+        ran.append({name for name, _ in e.launches} - {"finish_gradient"})
+    on_chip = {"rnn_tangent", "rows_product", "linear_scan", "outer_partials"}
+    assert ran[:3] == [on_chip] * 3
     assert ran[3] == {"linear_scan_step"}
 
 
@@ -349,21 +357,182 @@ def test_two_barriers_a_step(library: Path) -> None:
     assert sequences == [2 * T + 2] * 4
 
 
-def test_same_bits_in_every_order_and_alone(library: Path) -> None:
-    """Bits depend on the shape only: not on the order of threads, not on the group."""
-    case = Case(Size(4, 11, 3, 22, 2), "distinct")
-    runs = [
-        gpu.rnn_forward(Emulator(library, order).launch, case.x, case.w, "tanh", None)[0]
-        for order in ORDERS
+def test_barriers_of_the_products(library: Path) -> None:
+    """As the models beside the kernels say: two a chunk of 32 k, one a chunk of rows."""
+    case = Case(Size(6, 23, 2, 37, 1))  # 138 rows: splits of 64, chunks of 16 (hidden) and 16 rows
+    e = Emulator(library)
+    check_product(e, case, "tanh", PLENTY, 0.0, False)
+    cut = [gpu_products.plan_outer(6 * 23, i, J) for i, J in ((37, 41), (1, 38))]
+    chunks = [
+        sum(-(-min(c.split_rows, 138 - at) // 16) for at in range(0, 138, c.split_rows))
+        for c in cut
     ]
-    launch = Emulator(library).launch
-    for g in range(3):
-        w = RnnWeights(*(p[g : g + 1] for p in case.w))
-        alone = gpu.rnn_forward(launch, case.x[g : g + 1], w, "tanh", None)[0]
-        for run in runs:
-            assert alone is not None
-            assert run is not None
-            assert torch.equal(run[g], alone[0])
+    assert [c.shared_bytes for c in cut] == [2 * 16 * 256 * 4] * 2
+    found = {name: barriers for name, barriers in e.launches}
+    assert found["rows_product"] == 2 * (2 + 2) + 2
+    assert found["finish_gradient"] == 1
+    assert [b for name, b in e.launches if name == "outer_partials"] == [
+        (c.splits + count) // c.splits for c, count in zip(cut, chunks, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("steps", ["all", "scattered"])
+def test_same_bits_in_every_order_and_alone(library: Path, steps: str) -> None:
+    """Bits depend on the shape only: not on the order of threads, not on the group."""
+    # More than one split of the rows; inputs on chip and not.
+    for size, limit in ((Size(4, 41, 3, 22, 2), PLENTY), (Size(3, 23, 40, 9, 35), 4000)):
+        case = Case(size, "distinct", steps)
+        h = case.states("tanh")
+
+        def run(e: Emulator, part: slice, case: Case = case, h: Tensor = h) -> list[Tensor]:
+            w = RnnWeights(*(p[part] for p in case.w))
+            rest = {"shared_limit": limit}  # noqa: B023
+            states, s = gpu.rnn_forward(e.launch, case.x[part], w, "tanh", case.steps, **rest)
+            assert states is not None
+            product = gpu.rnn_gauss_newton(
+                e.launch, case.x[part], h[part], w, case.v[part], case.c[part], True, "tanh",
+                case.steps, 0.3, 0.4, 0.7, **rest,
+            )  # fmt: skip
+            return [states, s, product]
+
+        together = [run(Emulator(library, order), slice(0, 3)) for order in ORDERS]
+        for g in range(3):
+            alone = run(Emulator(library), slice(g, g + 1))
+            for results in together:
+                for whole, one in zip(results, alone, strict=True):
+                    assert torch.equal(whole[g], one[0])
+
+
+# ---- the products over all steps by themselves
+
+
+class Wide(NamedTuple):
+    """Lengths of a product: slots, steps, sequences, widths of both operands, columns."""
+
+    S: int
+    T: int
+    B: int
+    a: int
+    h: int
+    columns: int
+
+
+# Columns of every number of slices and of two tiles; widths about a chunk of 32; rows about a tile.
+WIDE = (
+    Wide(1, 1, 1, 1, 1, 1),
+    Wide(2, 5, 32, 31, 33, 4),
+    Wide(3, 4, 21, 64, 5, 7),
+    Wide(2, 2, 33, 1, 32, 9),
+    Wide(1, 3, 65, 40, 1, 33),
+    Wide(3, 3, 43, 3, 70, 65),
+)
+
+
+@pytest.mark.parametrize("size", WIDE, ids=str)
+def test_rows_product(library: Path, size: Wide) -> None:
+    """Every place of a row, both layouts of the weights, terms absent, nets of their own."""
+    S, T, B, a_width, h_width, columns = size
+    random = torch.Generator().manual_seed(3)
+
+    def array(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=random)
+
+    steps = torch.randperm(T, generator=random)[:S].sort().values
+    forms = itertools.product((True, False), (1, 2), ("slot", "step", "previous"))
+    for at, (transposed, G, place) in enumerate(forms):
+        slots = T if place == "previous" else S
+        a = array(G, slots, B, a_width)
+        A, V = (
+            array(G, columns, w) if transposed else array(G, w, columns) for w in (a_width, h_width)
+        )
+        h = array(3 - G, T if place != "slot" else S, B, h_width)
+        bias = array(1, columns) if at % 2 else None
+        factor = array(G, slots, B, columns) if at % 3 else None
+        code = {
+            "slot": gpu_products.AT_SLOT,
+            "step": gpu_products.AT_STEP,
+            "previous": gpu_products.AT_PREVIOUS,
+        }[place]
+        run = gpu.Run(Emulator(library, ORDERS[at % 3]).launch, None, PLENTY, gpu.Scratch())
+        got = gpu_products._rows_product(
+            run, "y", (a, A), (h, V), (gpu_products.AT_SLOT, code), slots,
+            bias=bias, factor=factor, steps=steps,
+            transposed=transposed,
+        )  # fmt: skip
+        rows = h.double()
+        if place == "step":
+            rows = rows[:, steps]
+        if place == "previous":
+            rows = torch.cat([torch.zeros_like(rows[:, :1]), rows[:, :-1]], 1)
+        right = [W.double().mT if transposed else W.double() for W in (A, V)]
+
+        def terms(x: Tensor, y: Tensor, W: list[Tensor], b: Tensor | None) -> Tensor:
+            total = x @ W[0][:, None] + y @ W[1][:, None]
+            return total if b is None else total + b.double()[:, None, None]
+
+        want = terms(a.double(), rows, right, bias)
+        b = None if bias is None else bias.abs()
+        size_of = terms(a.double().abs(), rows.abs(), [W.abs() for W in right], b)
+        if factor is not None:
+            want, size_of = want * factor, size_of * factor.abs()
+        assert_within(got, want, (a_width + h_width + 4) * U * size_of)
+
+
+# Rows of one split and of several, and so many that splits grow; tiles of one thread, cut evenly,
+# and two by two; columns that two threads fetch and one does.
+GRADIENTS = (
+    (Size(1, 1, 1, 1, 1), "all"),
+    (Size(5, 27, 2, 20, 3), "scattered"),
+    (Size(3, 43, 130, 5, 1), "last"),
+    (Size(2, 9, 3, 130, 129), "all"),
+    (Size(7, 9, 40, 3, 2), "listed"),
+)
+
+
+@pytest.mark.parametrize(("size", "steps"), GRADIENTS, ids=str)
+@pytest.mark.parametrize("group", ["alone", "distinct"])
+def test_parameter_gradient(
+    library: Path, monkeypatch: pytest.MonkeyPatch, size: Size, steps: str, group: str
+) -> None:
+    """Own kernels and torch's GEMMs; into a buffer and added to it."""
+    case = Case(size, group, steps)
+    h, gt = case.states("tanh"), case.u
+    N, G = case.shape.numel, case.v.shape[0]
+    wide = [t.double() for t in (gt, case.gs, h, case.x)]
+    want = reference._parameter_gradient(*wide, case.steps, case.shape)
+    bound = reference._parameter_gradient(*(t.abs() for t in wide), case.steps, case.shape)
+    bound = (size.T * size.B + 12) * U * (bound + case.v.double().abs() + 1)
+    for at, (own, most) in enumerate(((True, 264), (True, 2), (False, 264))):
+        monkeypatch.setattr(gpu_products, "SPLITS", most)
+        run = gpu.Run(Emulator(library, ORDERS[at]).launch, None, PLENTY, gpu.Scratch())
+        for accumulate in (False, True):
+            out = torch.full((G, N), 0.5 if accumulate else math.nan)
+            got = gpu_products.parameter_gradient(
+                run, own, gt, case.gs, h, case.x, case.steps, case.v, (0.3, 0.7), out, accumulate
+            )
+            assert got is out
+            total = 0.3 * want + 0.7 * case.v.double() + (0.5 if accumulate else 0.0)
+            assert_within(got, total, bound)
+
+
+def test_rows_that_an_int_cannot_count_are_refused() -> None:
+    run = gpu.Run(lambda *_: None, None, PLENTY, gpu.Scratch())
+    left = torch.zeros(1, 1, 1, 1).expand(1, 2**16, 2**15, 1)
+    with pytest.raises(ValueError, match="got 65536 steps of 32768 sequences, need at most"):
+        gpu_products._outer_partials(run, "hidden", left, left, left, None)
+
+
+def test_plan_of_the_outer_products() -> None:
+    for rows, i, J in itertools.product((1, 63, 64, 200_000), (1, 8, 100, 129), (2, 103, 400)):
+        cut = gpu_products.plan_outer(rows, i, J)
+        assert cut.splits * cut.split_rows >= rows > (cut.splits - 1) * cut.split_rows
+        assert cut.high * cut.wide <= gpu_products.THREADS
+        assert 8 * (cut.high + cut.wide) <= gpu_products.CHUNK_STRIDE
+        down = -(-i // (8 * cut.high))
+        assert cut.tiles == down * -(-J // (8 * cut.wide))
+        assert cut.shared_bytes <= 48 * 1024
+    # What the model in gpu.cu says of the addition net.
+    assert gpu_products.plan_outer(200_000, 100, 104)[1:5] == (13, 13, 760, 264)
 
 
 def test_steps_without_outputs_do_no_output_work(library: Path) -> None:
@@ -414,6 +583,27 @@ def test_stop_leaves_outputs_alone(library: Path, limit: int) -> None:
         assert not bool((written == 7.0).any())
 
 
+def test_every_kernel_of_a_product_looks_at_the_flag(library: Path) -> None:
+    """None writes its part once the flag is raised, in each form with the weights on chip."""
+    case = Case(Size(3, 9, 35, 12, 34), steps="scattered")
+    h = case.states("tanh")
+    for limit in limits(case)[:-1]:
+        e, scratch = Emulator(library), gpu.Scratch()
+        for stop in (0, 1):
+            gpu.rnn_gauss_newton(
+                e.launch, case.x, h, case.w, case.v, case.c, True, "tanh", case.steps, 1.0, 0.3,
+                0.0, stop=torch.tensor([stop], dtype=torch.int32), scratch=scratch,
+                shared_limit=limit,
+            )  # fmt: skip
+            if stop == 0:
+                assert {"u", "Rh", "gs", "gt", "hidden", "outputs"} == set(scratch._kept)
+                for buffer in scratch._kept.values():
+                    assert bool(buffer.isfinite().all())
+                    buffer.fill_(7.0)
+        for name, buffer in scratch._kept.items():
+            assert bool((buffer == 7.0).all()), name
+
+
 def test_nan_stays_in_its_sequence(library: Path) -> None:
     """A sequence with a NaN spoils itself from that step on, and no other."""
     case = Case(Size(4, 9, 2, 7, 1))
@@ -449,13 +639,17 @@ def test_wrong_arguments_are_refused(library: Path) -> None:
 # ---- the gate itself: planted faults must show
 
 
-def mutated(folder: Path, barrier: int) -> Path:
-    """A copy of the kernels without one of its barriers."""
+# Where the barriers are: file and how many.
+BARRIERS = {"gpu_scan.cuh": 4, "gpu_product.cuh": 4, "gpu.cu": 3}
+
+
+def mutated(folder: Path, file: str, barrier: int) -> Path:
+    """A copy of the kernels without one of a file's barriers."""
     for path in SOURCE.parent.glob("gpu*.cu*"):
         shutil.copy(path, folder)
-    path = folder / "gpu_scan.cuh"
+    path = folder / file
     parts = path.read_text().split("__syncthreads();")
-    assert 0 < barrier < len(parts)
+    assert len(parts) - 1 == BARRIERS[file]
     kept = ["__syncthreads();"] * (len(parts) - 1)
     kept[barrier - 1] = ""
     path.write_text("".join(itertools.chain(*zip(parts, [*kept, ""], strict=True))))
@@ -463,21 +657,27 @@ def mutated(folder: Path, barrier: int) -> Path:
 
 
 def shows_fault(library: Path) -> bool:
+    """Whether any order of the threads gives a wrong product; chunks follow one another in both."""
     for order in ORDERS:
-        try:
-            check_product(Emulator(library, order), Case(SIZES[1]), "tanh", PLENTY, 0.0, False)
-        except AssertionError:
-            return True
+        for size in (SIZES[1], Size(3, 43, 70, 5, 40)):
+            try:
+                check_product(Emulator(library, order), Case(size), "tanh", PLENTY, 0.0, False)
+            except AssertionError:
+                return True
     return False
 
 
 @pytest.mark.parametrize(
-    "barrier",
-    [3, *(pytest.param(i, marks=pytest.mark.slow) for i in (1, 2, 4))],
+    ("file", "barrier"),
+    [
+        pytest.param(file, i, marks=[] if i == 3 else pytest.mark.slow)
+        for file, count in BARRIERS.items()
+        for i in range(1, count + 1)
+    ],
 )
-def test_a_barrier_taken_out_shows(tmp_path: Path, library: Path, barrier: int) -> None:
+def test_a_barrier_taken_out_shows(tmp_path: Path, library: Path, file: str, barrier: int) -> None:
     assert not shows_fault(library)
-    assert shows_fault(build(mutated(tmp_path, barrier), tmp_path))
+    assert shows_fault(build(mutated(tmp_path, file, barrier), tmp_path))
 
 
 def run_row(e: Emulator, kernel: str) -> Tensor:
@@ -578,6 +778,7 @@ def test_under_sanitizers(require_tool: Callable[[str], str]) -> None:
     """The tests above that are not about faults, on a library with AddressSanitizer and UBSan."""
     require_tool("g++")
     kept = "test_quick or test_steps or test_stop or test_each_form or test_nan or test_same"
+    kept += " or test_rows_product or test_parameter_gradient"
     done = sanitized("-m", "pytest", "-q", str(Path(__file__)), "-k", kept)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout

@@ -55,6 +55,32 @@ def test_no_spills_and_resources_as_committed(nvcc: str, source: Path, architect
     assert measured == committed, "run: python -P tests/gates/gpu_resources.py --write"
 
 
+# What the models beside the kernels count on in one round of the loop that multiplies: 4 k of a
+# thread's tile on the chain and in rows_product, 8 rows of a gradient.
+MODELS = {
+    "rnn_forward": (64, 8, 77),
+    "rnn_tangent": (64, 8, 77),
+    "linear_scan": (64, 8, 77),
+    "rows_product": (64, 8, 83),
+    "outer_partials": (512, 32, 549),
+}
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(a, marks=[] if a == 90 else pytest.mark.slow) for a in gate.ARCHITECTURES],
+)
+def test_loops_are_those_of_the_models(
+    nvcc: str, require_tool: Callable[[str], str], architecture: int
+) -> None:
+    source = gate.ROOT / "kernels" / "recurrence" / "gpu.cu"
+    loops = gate.hottest_loops(nvcc, require_tool("cuobjdump"), source, architecture)
+    for kernel, (fma, shared_loads, instructions) in MODELS.items():
+        assert loops[kernel][:2] == (fma, shared_loads), kernel
+        if gate.version(nvcc) == gate.version_in_table():
+            assert loops[kernel].all <= instructions + 3, kernel
+
+
 @every_architecture
 def test_committed_table_names_no_other_source(architecture: int) -> None:
     for row in gate.rows_in_table(architecture):

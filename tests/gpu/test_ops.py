@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import hfcore as hf
-from hfcore.bindings import conjugate_gradient, loss, recurrence
+from hfcore.bindings import conjugate_gradient, dense, loss, recurrence
 from hfcore.kernels.recurrence import RnnWeights
 
 pytestmark = pytest.mark.gpu
@@ -33,6 +33,7 @@ def load(name: str) -> ModuleType:
 
 
 of = load("test_recurrence")
+layers = load("test_dense")
 
 # All forms of the rule: inputs on chip or not, V on chip or not, one GEMM a step.
 LARGE = (
@@ -144,6 +145,70 @@ def test_on_another_stream_and_device() -> None:
         assert torch.equal(recurrence.linear_scan(*moved_there).cpu(), want.cpu())
 
 
+def layer_on_gpu(case: Any) -> Any:
+    """The layer's arrays on the GPU; weights keep their odd offsets and group strides."""
+    for name in ("a", "z", "y", "Ra", "add", "delta"):
+        setattr(case, name, getattr(case, name).cuda())
+    for weights, biases in (("W", "b"), ("V", "v_b")):
+        G, size = getattr(case, weights).shape[0], case.m * case.n
+        flat = torch.empty(G, size + case.m + 3, device="cuda", dtype=case.dtype)
+        W, b = flat[:, 1 : 1 + size].view(G, case.m, case.n), flat[:, 1 + size : -2]
+        setattr(case, weights, W.copy_(getattr(case, weights)))
+        setattr(case, biases, b.copy_(getattr(case, biases)))
+    case.device = "cuda"
+    return case
+
+
+def check_layer(case: Any, eps: float) -> None:
+    """CUDA within the bounds of the CPU tests, for products of this rounding."""
+    want = layers.oracle(case)
+    with hf.use_backend("cuda"):
+        found = layers.all_results(layer_on_gpu(case))
+    K = max(case.B, 2 * case.n, case.m)
+    for name, got in found.items():
+        exact, terms = (t[: got.shape[0]] for t in want[name])
+        excess = (got.cpu().double() - exact).abs() - (8 + 2 * math.sqrt(K)) * eps * terms
+        assert not bool((excess > 0).any() | excess.isnan().any()), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [*layers.SHAPES, (1000, 400, 130)], ids=str)
+@pytest.mark.parametrize("e", layers.ACTIVATIONS)
+def test_dense(e: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    check_layer(layers.Case(shape, dtype, e), float(torch.finfo(dtype).eps))
+
+
+@pytest.mark.parametrize("group", layers.GROUPS)
+def test_dense_group(group: str) -> None:
+    check_layer(layers.Case((300, 17, 33), torch.float32, "tanh", group), 1.2e-7)
+
+
+@pytest.mark.parametrize(("precision", "eps"), [("tf32x3", 4e-7), ("tf32", 2.0**-10)])
+def test_dense_on_tensor_cores(precision: Any, eps: float) -> None:
+    with hf.set_matmul_precision(precision):
+        check_layer(layers.Case((300, 130, 70), torch.float32, "logistic"), eps)
+
+
+def test_dense_is_repeatable_stops_and_allocates_nothing() -> None:
+    case = layer_on_gpu(layers.Case((600, 65, 33), torch.float32, "tanh"))
+    scratch = dense.Scratch()
+    out = torch.empty_like(case.W), torch.empty_like(case.b)
+
+    def run(stop: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return dense.dense_gradient(case.delta, case.a, out=out, scratch=scratch, stop=stop)
+
+    want = [t.clone() for t in run()]
+    before = allocations()
+    assert all(torch.equal(a, b) for a, b in zip(run(), want, strict=True))
+    assert allocations() == before
+    for t in out:
+        t.fill_(math.pi)
+    run(torch.ones(1, dtype=torch.int32, device="cuda"))
+    assert all(bool((t == math.pi).all()) for t in out)
+    run(torch.zeros(1, dtype=torch.int32, device="cuda"))
+    assert all(torch.equal(a, b) for a, b in zip(out, want, strict=True))
+
+
 @pytest.mark.parametrize("k", [1, 3, 100, 3000])
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 @pytest.mark.parametrize("kind", loss.KINDS)
@@ -202,6 +267,20 @@ def test_bitwise_repeatable() -> None:
     assert len({conjugate_gradient.dot(a, b) for _ in range(5)}) == 1
 
 
+@pytest.mark.parametrize("size", LARGE[:3], ids=str)
+def test_a_net_of_a_group_has_the_bits_that_it_has_alone(size: Any) -> None:
+    """Wherever W_hh fits on chip, the gradient products included."""
+    case = on_gpu(of.Case(size, torch.float32, "tanh", "distinct", "all"))
+    G = max(p.shape[0] for p in case.w)
+    together = case.product(rank_one=True, structural=0.3)
+    for g in range(G):
+        part = [t[g : g + 1] if t.shape[0] == G else t for t in (case.x, case.h, case.v, case.c)]
+        x, h, v, c = part
+        w = RnnWeights(*(p[g : g + 1] if p.shape[0] == G else p for p in case.w))
+        alone = recurrence.rnn_gauss_newton(x, h, w, v, c, rank_one=True, structural=0.3)
+        assert torch.equal(alone[0], together[g])
+
+
 def test_a_raised_stop_flag_leaves_the_result_alone() -> None:
     case = on_gpu(of.Case(of.Size(5, 33, 2, 40, 1), torch.float32))
     out = torch.full_like(case.v, math.pi)
@@ -213,19 +292,26 @@ def test_a_raised_stop_flag_leaves_the_result_alone() -> None:
     assert torch.equal(out, case.product())
 
 
+def allocations() -> int:
+    count: int = torch.cuda.memory_stats()["allocation.all.allocated"]
+    return count
+
+
 def test_a_product_is_captured_in_a_graph_and_waits_for_nobody() -> None:
     case = on_gpu(of.Case(of.Size(9, 100, 2, 64, 1), torch.float32, steps="last"))
-    out = torch.empty_like(case.v)
-    case.product(out=out)  # loads, compiles, and looks at `steps` once
+    out, scratch = torch.empty_like(case.v), recurrence.Scratch()
+    case.product(out=out, scratch=scratch)  # loads, compiles, and looks at `steps` once
+    before = allocations()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        case.product(out=out)
+        case.product(out=out, scratch=scratch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert allocations() == before
     want = out.clone()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        case.product(out=out)
+        case.product(out=out, scratch=scratch)
     out.zero_()
     graph.replay()
     torch.cuda.synchronize()

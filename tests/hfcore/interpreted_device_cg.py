@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfcore as hf
+from hfcore.bindings import device_conjugate_gradient as bindings
 from hfcore.bindings.device_conjugate_gradient import DeviceSolve
 from hfcore.kernels.conjugate_gradient import gpu_triton
 from hfcore.optimisers.newton_step import device as hook
@@ -151,7 +153,7 @@ def test_bits_do_not_depend_on_the_looks(N: int) -> None:
             x0,
             rule=StopRule(max_iterations=11, tolerance=0.0),
             observer=lambda i, x, phi, seen=seen: bool(seen.append((i, x.clone(), phi))),
-            observe_every=3,
+            observe_at=range(3, 300, 3),
             look_every=look_every,
         )
         results.append((solution, products, seen))
@@ -207,7 +209,7 @@ def test_snapshots_are_the_iterates() -> None:
         torch.zeros_like(b),
         rule=StopRule(max_iterations=9, tolerance=0.0),
         observer=lambda i, x, phi: bool(seen.append((i, x.clone(), phi))),
-        observe_every=4,
+        observe_at=[4, 8, 12],
     )
     assert [i for i, _, _ in seen] == [4, 8]
     for i, x, phi in seen:
@@ -256,6 +258,31 @@ def test_a_solve_allocates_nothing_and_waits_for_nothing(monkeypatch: pytest.Mon
     views = {"aten.slice", "aten.select", "aten.view", "aten.alias", "aten.detach"}
     assert recorder.names - views == {"aten.copy_", "aten.zero_", "aten.mv"}
     assert Launches.count == 4 + 3 * 4
+
+
+def test_updates_are_marked_for_a_profiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In ranges of their own, beside the product's."""
+    events: list[str] = []
+
+    @contextmanager
+    def annotate(name: str) -> Iterator[None]:
+        events.append(f"<{name}")
+        yield
+        events.append(f"{name}>")
+
+    monkeypatch.setattr(bindings, "annotate", annotate)
+    A, b = spd(4)
+
+    def multiply(v: Tensor, out: Tensor, stop: Tensor) -> Tensor:
+        events.append("product")
+        return torch.mv(A, v, out=out)
+
+    solve = DeviceSolve(b, lookback=[0] * 3, kept=[], tolerance=0.0, residual=0.0)
+    solve.begin(multiply, b, torch.ones_like(b))
+    update = ["<CG update", "CG update>"]
+    assert events == [*update, "product", *update]
+    solve.iterate(multiply)
+    assert events[5:] == ["product", *update]
 
 
 # ---------------------------------------------------------------------------- every reason to stop
@@ -374,7 +401,7 @@ def test_observer_ends_the_solve(look_every: int) -> None:
         torch.zeros_like(b),
         rule=StopRule(tolerance=0.0),
         observer=lambda i, x, phi: i == 6,
-        observe_every=3,
+        observe_at=range(3, 300, 3),
         look_every=look_every,
     )
     want = conjugate_gradient(
@@ -398,7 +425,7 @@ def test_observer_comes_before_the_rule_at_the_last_iterate() -> None:
         torch.zeros_like(b),
         rule=StopRule(max_iterations=6),
         observer=lambda i, x, phi: i == 6,
-        observe_every=3,
+        observe_at=range(3, 300, 3),
     )
     assert solution.stop == host.OBSERVER
 
@@ -408,7 +435,7 @@ def test_refuses_by_name() -> None:
     zero = torch.zeros_like(b)
     for options, text in (
         ({"look_every": 0}, "look_every: got 0"),
-        ({"observe_every": 0}, "observe_every: got 0"),
+        ({"observe_at": [0, 3], "observer": lambda i, x, phi: False}, "observe_at: got"),
         ({"preconditioner": torch.ones(5)}, "preconditioner: got shape"),
     ):
         with pytest.raises(ValueError, match=text):

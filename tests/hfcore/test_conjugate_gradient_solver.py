@@ -142,3 +142,32 @@ def test_impossible_rules_are_refused() -> None:
         StopRule(max_iterations=0)
     with pytest.raises(ValueError, match="cg_tolerance: got -1"):
         StopRule(tolerance=-1)
+
+
+@pytest.mark.parametrize("preconditioned", [False, True])
+@pytest.mark.parametrize("shift", [0.0, 5.0], ids=["positive", "indefinite"])
+@pytest.mark.parametrize("radius", [1e-3, 0.3, 1.0])
+def test_trust_region_ends_on_its_boundary(preconditioned, shift, radius) -> None:
+    A, b = spd(15)
+    A = A - shift * torch.eye(15, dtype=A.dtype)
+    M = torch.linspace(1, 3, 15, dtype=A.dtype) if preconditioned else None
+    solution = conjugate_gradient(
+        product(A), b, torch.zeros_like(b), rule=EXACT, preconditioner=M, radius=radius
+    )
+    assert solution.stop == cg.BOUNDARY
+    assert float(solution.x.norm()) == pytest.approx(radius, rel=1e-12)
+    phi = [float(0.5 * x @ A @ x - b @ x) for x in (torch.zeros_like(b), solution.x)]
+    assert solution.history[-1] == pytest.approx(phi[1], rel=1e-9)
+    if M is None:
+        # No worse than the Cauchy point: the best of the steepest descent inside the ball.
+        alphas = torch.linspace(0, radius / float(b.norm()), 1001, dtype=A.dtype)
+        along = 0.5 * alphas**2 * (b @ A @ b) - alphas * (b @ b)
+        assert phi[1] <= float(along.min()) + 1e-12
+
+
+def test_wide_trust_region_changes_nothing() -> None:
+    A, b = spd(9)
+    free = conjugate_gradient(product(A), b, torch.zeros_like(b), rule=EXACT)
+    held = conjugate_gradient(product(A), b, torch.zeros_like(b), rule=EXACT, radius=1e6)
+    assert torch.equal(free.x, held.x)
+    assert free.stop == held.stop

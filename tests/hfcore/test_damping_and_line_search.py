@@ -6,8 +6,14 @@ import math
 
 import pytest
 
-from hfcore.optimisers.damping import LevenbergMarquardt, reduction_ratio
-from hfcore.optimisers.line_search import LineSearch
+from hfcore.optimisers.backtracking import evaluation_points
+from hfcore.optimisers.damping import (
+    DAMPING_RULES,
+    LevenbergMarquardt,
+    TrustRadius,
+    reduction_ratio,
+)
+from hfcore.optimisers.line_search import FixedStep, LineSearch
 
 
 @pytest.mark.parametrize(
@@ -86,3 +92,44 @@ def test_line_search_refuses_impossible_numbers() -> None:
     for bad in ({"decay": 1.0}, {"decay": 0.0}, {"armijo": 1.0}, {"max_evaluations": 0}):
         with pytest.raises(ValueError, match="line_search_"):
             LineSearch(**bad)
+
+
+def test_named_conventions() -> None:
+    assert set(DAMPING_RULES) == {"martens2010", "rnn2011", "chapelle2011"}
+    chapelle = DAMPING_RULES["chapelle2011"]
+    rule = LevenbergMarquardt(
+        up=chapelle["damping_up"],
+        down=chapelle["damping_down"],
+        failed=chapelle["damping_failed"],
+    )
+    assert rule.next(1.0, 0.1) == 2.0
+    assert rule.next(1.0, 0.9) == 0.5
+    assert rule.next(1.0, 0.9, accepted=False) == 4.0
+    assert LevenbergMarquardt().next(1.0, -math.inf, accepted=False) == 1.5
+    with pytest.raises(ValueError, match=r"damping_failed: got 0\.5"):
+        LevenbergMarquardt(failed=0.5)
+
+
+def test_trust_radius_follows_rho() -> None:
+    rule = TrustRadius()
+    assert rule.next(2.0, 0.9, 2.0) == 4.0
+    assert rule.next(2.0, 0.9, 1.0) == 2.0  # inside: the radius did not bind
+    assert rule.next(2.0, 0.5, 2.0) == 2.0
+    assert rule.next(2.0, 0.1, 1.0) == 0.25
+    assert rule.next(2.0, math.nan, 0.0) == 0.5
+    assert rule.next(2.0, -math.inf, 2.0) == 0.5
+
+
+def test_fixed_step_is_taken_where_the_objective_is_finite() -> None:
+    assert FixedStep(0.5).search(lambda a: 10.0 + a, 1.0, -1.0) == (0.5, 10.5)
+    assert FixedStep(0.5).search(lambda a: math.nan, 1.0, -1.0) == (0.0, 1.0)
+    for size in (0.0, -1.0, math.inf):
+        with pytest.raises(ValueError, match="step_size: got"):
+            FixedStep(size)
+
+
+def test_evaluation_points_of_martens_2010() -> None:
+    published = [5, 7, 9, 11, 15, 19, 25, 32, 41, 54, 69, 90, 117, 152, 197]
+    assert evaluation_points("geometric", 250) == published
+    assert evaluation_points(10, 35) == [10, 20, 30]
+    assert evaluation_points("geometric", 4) == []

@@ -6,6 +6,7 @@ imported, so they run in a process of their own.
 
 from __future__ import annotations
 
+import contextvars
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import hfcore as hf
 from hfcore.bindings import device_conjugate_gradient, triton_backend
 
 CASES = Path(__file__).with_name("interpreted_device_cg.py")
@@ -75,15 +77,26 @@ def test_absence_is_explained() -> None:
 
 
 def test_precision_is_restored() -> None:
-    assert triton_backend.matmul_precision() == "ieee"
-    with triton_backend.set_matmul_precision("tf32x3"):
-        assert triton_backend.matmul_precision() == "tf32x3"
-        with triton_backend.set_matmul_precision("tf32"):
-            assert triton_backend.matmul_precision() == "tf32"
-        assert triton_backend.matmul_precision() == "tf32x3"
-    assert triton_backend.matmul_precision() == "ieee"
+    assert hf.matmul_precision() == "ieee"
+    with hf.set_matmul_precision("tf32x3"):
+        assert hf.matmul_precision() == "tf32x3"
+        with hf.set_matmul_precision("tf32"):
+            assert hf.matmul_precision() == "tf32"
+        assert hf.matmul_precision() == "tf32x3"
+    assert hf.matmul_precision() == "ieee"
     with pytest.raises(ValueError, match="precision: got 'fast', need one of 'ieee'"):
-        triton_backend.set_matmul_precision("fast")
+        hf.set_matmul_precision("fast")
+    assert hf.matmul_precision() == "ieee"
+
+
+def test_precision_lasts_where_it_is_called() -> None:
+    def called() -> str:
+        hf.set_matmul_precision("tf32")
+        return hf.matmul_precision()
+
+    # A context of its own, so that the other tests do not inherit it.
+    assert contextvars.copy_context().run(called) == "tf32"
+    assert hf.matmul_precision() == "ieee"
 
 
 @pytest.mark.parametrize("outside", ["none", "ieee", "tf32"])
@@ -93,7 +106,7 @@ def test_torch_products_obey_whatever_the_process_has_set(outside: str) -> None:
     try:
         switch.fp32_precision = outside
         for policy, wanted in (("ieee", "ieee"), ("tf32x3", "ieee"), ("tf32", "tf32")):
-            with triton_backend.set_matmul_precision(policy):
+            with hf.set_matmul_precision(policy):
                 with triton_backend.torch_matmul():
                     assert switch.fp32_precision == wanted
                 assert switch.fp32_precision == outside

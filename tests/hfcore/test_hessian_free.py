@@ -340,7 +340,7 @@ def test_curvature_that_is_not_finite_raises_damping(threshold, monkeypatch) -> 
     model, batches = problem()
     monkeypatch.setattr(_Broken, "threshold", threshold)
     opt = hf.HessianFree(model, hf.losses.SquaredError(), damping=0.5)
-    opt._rnn_objective = _Broken(model, hf.losses.SquaredError())
+    opt._objective = _Broken(model, hf.losses.SquaredError())
     before = flat(model)
     stats = opt.step(batches)
     assert any(NONFINITE in m for m in stats.messages)
@@ -399,7 +399,7 @@ def test_bad_arguments_are_named() -> None:
         opt.step(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="step: got a tuple of 1"):
         opt.step((batches[0].inputs,))
-    with pytest.raises(TypeError, match="batches need an hf"):
+    with pytest.raises(TypeError, match="batches need a module and a loss"):
         hf.HessianFree(nn.Linear(1, 1)).step((batches[0].inputs, batches[0].targets))
     with pytest.raises(ValueError, match="structural: needs"):
         hf.HessianFree(nn.Linear(1, 1), structural=0.1).step(lambda: None)  # type: ignore
@@ -451,7 +451,7 @@ def test_short_addition_is_solved(backend, one_thread) -> None:
 def test_backtracking_picks_the_right_iterate(mode, best) -> None:
     """Objective values along CG are scripted; the iterate with the lowest must be kept."""
     values = {i: abs(i - best) + 1.0 for i in range(1, 11)}
-    chooser = IterateChooser(lambda p: values[int(p[0])], every=1, mode=mode)
+    chooser = IterateChooser(lambda p: values[int(p[0])], points=range(1, 100), mode=mode)
     for i in values:
         assert not chooser.observe(i, torch.tensor([float(i)]), -float(i))
     kept = chooser.choose(Solution(torch.tensor([10.0]), "end", 10, [-float(i) for i in range(11)]))
@@ -464,7 +464,7 @@ def test_walk_stops_at_the_first_rise_and_best_does_not() -> None:
     values = {1: 0.5, 2: 3.0, 3: 1.0, 4: 2.0}
     chosen = {}
     for mode in ("walk", "best"):
-        chooser = IterateChooser(lambda p: values[int(p[0])], every=1, mode=mode)
+        chooser = IterateChooser(lambda p: values[int(p[0])], points=range(1, 100), mode=mode)
         for i in values:
             chooser.observe(i, torch.tensor([float(i)]), 0.0)
         kept = chooser.choose(Solution(torch.tensor([4.0]), "end", 4, [0.0] * 5))
@@ -474,6 +474,8 @@ def test_walk_stops_at_the_first_rise_and_best_does_not() -> None:
 
 def test_loss_increase_stop_waits_for_its_iteration() -> None:
     values = {10: 1.0, 20: 2.0, 30: 3.0, 40: 4.0}
-    chooser = IterateChooser(lambda p: values[int(p[0])], every=10, mode="best", increase_after=30)
+    chooser = IterateChooser(
+        lambda p: values[int(p[0])], points=range(10, 300, 10), mode="best", increase_after=30
+    )
     stops = [chooser.observe(i, torch.tensor([float(i)]), 0.0) for i in values]
     assert stops == [False, False, True, True]

@@ -45,6 +45,27 @@ def test_narrower_instruction_set(isa: str) -> None:
     assert " passed" in done.stdout
 
 
+@pytest.mark.parametrize("asked", ["sse9", "AVX2", "avx512 "])
+def test_unknown_instruction_set_is_an_error(asked: str) -> None:
+    """At the first use of the compiled kernels, and of hfcore info in one line."""
+    served = ", ".join(ORDER[: ORDER.index(dispatch.native().isa()) + 1])
+    want = f"HFCORE_ISA: got '{asked}', this machine serves {served}"
+    for code in (
+        "import torch, hfcore as hf\nhf.RNN(2, 3, 1)(torch.zeros(2, 2, 2))",
+        "from hfcore.cli import main\nmain(['info'])",
+    ):
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", code],
+            env={**os.environ, "HFCORE_ISA": asked},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[-1].split(": ", 1)[1] == want
+
+
 def object_files(isa: str) -> list[Path]:
     folder = f"hfcore_cpu_{isa}.dir"
     return [

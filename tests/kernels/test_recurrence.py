@@ -411,6 +411,20 @@ def check_product(case: Case, rank_one: bool, structural: float) -> None:
     assert_close(got, want, tolerance(case.dtype, case.size))
 
 
+@pytest.mark.parametrize("group", ["alone", "distinct", "expanded"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_accumulates(backend: str, group: str) -> None:
+    """What is in the buffer stays, and the result is added; in full only once."""
+    case = Case(Size(3, 4, 2, 5, 2), torch.float64, group=group, steps="last")
+    with hf.use_backend(backend):
+        one = case.product(structural=0.3, damping=0.2)
+        out = torch.full(one.shape, 0.5, dtype=one.dtype)
+        assert case.product(structural=0.3, damping=0.2, out=out, accumulate=True) is out
+        torch.testing.assert_close(out, one + 0.5)
+        with pytest.raises(ValueError, match="out: got None, need a buffer to accumulate in"):
+            case.product(accumulate=True)
+
+
 def rotating(sizes: tuple[Size, ...] = SIZES) -> Iterator[tuple[Size, str, str, bool, float]]:
     """Every size with two group forms and step choices, so that each pair of options meets."""
     options = itertools.cycle(itertools.product(GROUPS, STEPS))

@@ -1,27 +1,20 @@
-"""The command line: ``hfcore train`` and ``hfcore info``."""
+"""``hfcore train``: one training run on a problem."""
 
 from __future__ import annotations
 
-import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 from click.core import ParameterSource
-from rich.console import Console
-from rich.table import Column, Table
 
 from hfcore import init, presets
-from hfcore.bindings import cuda, dispatch
+from hfcore.cli.options import INTERRUPTED, check_resume, device_of, new_run_dir
 from hfcore.models.rnn import RNN
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.problems import PROBLEMS, Problem, create
 from hfcore.training import RunFolderError, TrainResult, train
-from hfcore.training.environment import instruction_set, package_version
-
-INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
 
 FIRST_ORDER = {
     name.lower(): value
@@ -49,44 +42,7 @@ FIRST_ORDER_OPTIONS = {
 }
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.version_option(package_version("hfcore"), prog_name="hfcore")
-def main() -> None:
-    """Hessian-free and first-order training of recurrent nets."""
-
-
-@main.command()
-def info() -> None:
-    """Show which implementation serves each op on this machine, and why."""
-    console = Console()
-    for device in ("cpu", "cuda"):
-        title = f"ops on {device} data, float32"
-        table = Table(Column("op", no_wrap=True), "served by", "why", title=title)
-        for op in dispatch.OPS:
-            table.add_row(op, *dispatch.explain(op, device))
-        console.print(table)
-    facts = Table("what", "here", show_header=False)
-    for name in ("hfcore", "torch", "numpy", "numba", "safetensors", "triton"):
-        facts.add_row(name, package_version(name))
-    facts.add_row("cupy", package_version("cupy-cuda13x"))
-    facts.add_row("python", sys.version.split()[0])
-    facts.add_row("threads", str(torch.get_num_threads()))
-    facts.add_row("instruction set", instruction_set())
-    facts.add_row("CUDA kernels", _cuda_binaries())
-    facts.add_row("CUDA device", cuda.why_no_device() or cuda.describe())
-    console.print(facts)
-
-
-def _cuda_binaries() -> str:
-    """Which families of CUDA C++ kernels this installation brings."""
-    families = dispatch.CUDA_CPP
-    built = [family for family in families if cuda.find_binary(family) is not None]
-    if not built:
-        return "not in this installation: it was built without nvcc"
-    return f"{', '.join(built)}, built ahead of time"
-
-
-@main.command("train")
+@click.command("train")
 @click.argument("problem", metavar="PROBLEM")
 @click.option("--length", type=int, default=50, help="Sequence length T of the problem.")
 @click.option("--optimizer", default="hf", metavar="NAME", help="hf, or one of torch.optim.")
@@ -144,15 +100,14 @@ def train_command(
     **options: Any,
 ) -> None:
     """Train a recurrent net on PROBLEM (addition)."""
-    if resume and run_dir is None:
-        raise click.UsageError("--resume needs --run-dir, the run folder to continue")
+    check_resume(resume, run_dir)
     if threads is not None:
         torch.set_num_threads(threads)
     task = _problem(problem, length)
     model = _model(task, options)
     chosen = _optimizer(context, optimizer, model, task)
     if run_dir is None:
-        run_dir = _new_run_dir(f"{problem}-T{length}-{optimizer}-seed{options['seed']}")
+        run_dir = new_run_dir(f"{problem}-T{length}-{optimizer}-seed{options['seed']}")
     try:
         result = train(
             model,
@@ -209,21 +164,7 @@ def _model(problem: Problem, options: dict[str, Any]) -> RNN:
         initialise(model, generator, scale=options["init_scale"])
     except ValueError as error:
         raise click.UsageError(f"--init-scale: {error}") from error
-    return model.to(_device(options["device"]))
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise click.BadParameter(
-            f"got {name!r}, need cpu or cuda", param_hint="--device"
-        ) from error
-    if device.type == "cuda" and (reason := cuda.why_no_device()) is not None:
-        raise click.BadParameter(f"got {name!r}, but {reason}", param_hint="--device")
-    if device.type not in ("cpu", "cuda"):
-        raise click.BadParameter(f"got {name!r}, need cpu or cuda", param_hint="--device")
-    return device
+    return model.to(device_of(options["device"]))
 
 
 def _optimizer(
@@ -256,12 +197,6 @@ def _given(
             raise click.UsageError(f"{flag} has no meaning with --optimizer {optimizer}")
     values = {keyword: context.params[name] for name, keyword in mine.items()}
     return {keyword: value for keyword, value in values.items() if value is not None}
-
-
-def _new_run_dir(name: str) -> Path:
-    """``runs/<name>``, numbered if that is taken."""
-    candidates = (f"{name}-{i}" if i > 1 else name for i in itertools.count(1))
-    return next(p for p in (Path("runs") / c for c in candidates) if not p.exists())
 
 
 def _report(result: TrainResult) -> None:

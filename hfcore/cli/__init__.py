@@ -1,0 +1,22 @@
+"""The command line, one file a command."""
+
+from __future__ import annotations
+
+import click
+
+from hfcore.cli.check_curvature import check_command
+from hfcore.cli.data import data_commands
+from hfcore.cli.info import info_command
+from hfcore.cli.reproduce import reproduce_commands
+from hfcore.cli.train import train_command
+from hfcore.training.environment import package_version
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_version("hfcore"), prog_name="hfcore")
+def main() -> None:
+    """Hessian-free and first-order training."""
+
+
+for command in (info_command, train_command, check_command, data_commands, reproduce_commands):
+    main.add_command(command)

@@ -1,0 +1,48 @@
+"""``hfcore info``: which implementation serves each op on this machine, and why."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Column, Table
+
+from hfcore.bindings import cuda, dispatch
+from hfcore.training.environment import instruction_set, package_version
+
+
+@click.command("info")
+def info_command() -> None:
+    """Show which implementation serves each op on this machine, and why."""
+    try:
+        chosen = instruction_set()
+    except ValueError as error:  # HFCORE_ISA asks for one that is not served here
+        raise click.ClickException(str(error)) from error
+    console = Console()
+    for device in ("cpu", "cuda"):
+        title = f"ops on {device} data, float32"
+        table = Table(Column("op", no_wrap=True), "served by", "why", title=title)
+        for op in dispatch.OPS:
+            table.add_row(op, *dispatch.explain(op, device))
+        console.print(table)
+    facts = Table("what", "here", show_header=False)
+    for name in ("hfcore", "torch", "numpy", "numba", "safetensors", "triton"):
+        facts.add_row(name, package_version(name))
+    facts.add_row("cupy", package_version("cupy-cuda13x"))
+    facts.add_row("python", sys.version.split()[0])
+    facts.add_row("threads", str(torch.get_num_threads()))
+    facts.add_row("instruction set", chosen)
+    facts.add_row("CUDA kernels", _cuda_binaries())
+    facts.add_row("CUDA device", cuda.why_no_device() or cuda.describe())
+    console.print(facts)
+
+
+def _cuda_binaries() -> str:
+    """Which families of CUDA C++ kernels this installation brings."""
+    families = dispatch.CUDA_CPP
+    built = [family for family in families if cuda.find_binary(family) is not None]
+    if not built:
+        return "not in this installation: it was built without nvcc"
+    return f"{', '.join(built)}, built ahead of time"

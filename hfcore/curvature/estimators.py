@@ -1,0 +1,85 @@
+"""Trace, diagonal and largest eigenvalues of a symmetric matrix known by its products alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Matmat = Callable[[Tensor], Tensor]
+
+# Columns of one product with many vectors.
+BLOCK = 32
+
+
+def check_probes(probes: int | None) -> None:
+    """Raise ValueError for a number of probes below 1."""
+    if probes is not None and probes < 1:
+        raise ValueError(f"probes: got {probes}, need at least 1, or None for the exact value")
+
+
+def trace(
+    matmat: Matmat, like: Tensor, probes: int | None, generator: torch.Generator | None
+) -> float:
+    """E[vᵀAv] over random signs v (Hutchinson 1990), or with ``probes`` None Σⱼ eⱼᵀAeⱼ."""
+    total, count = 0.0, 0
+    for V in _blocks(like, probes, generator):
+        total += float((V * matmat(V)).double().sum())
+        count += V.shape[1]
+    return total if probes is None else total / count
+
+
+def diagonal(
+    matmat: Matmat, like: Tensor, probes: int | None, generator: torch.Generator | None
+) -> Tensor:
+    """E[v ⊙ Av] over random signs v (Bekas et al. 2007), or with ``probes`` None from every eⱼ."""
+    total, count = torch.zeros_like(like), 0
+    for V in _blocks(like, probes, generator):
+        total += (V * matmat(V)).sum(1)
+        count += V.shape[1]
+    return total if probes is None else total / count
+
+
+def _blocks(
+    like: Tensor, probes: int | None, generator: torch.Generator | None
+) -> Iterator[Tensor]:
+    """Columns ``[N,≤BLOCK]``: random signs, or unit vectors for ``probes`` None."""
+    N = like.numel()
+    total = N if probes is None else probes
+    for at in range(0, total, BLOCK):
+        width = min(BLOCK, total - at)
+        if probes is None:
+            V = like.new_zeros(N, width)
+            V[torch.arange(at, at + width), torch.arange(width)] = 1
+        else:
+            device = like.device if generator is None else generator.device
+            bits = torch.randint(2, (width, N), generator=generator, device=device)
+            V = (2 * bits - 1).to(like.device, like.dtype).mT
+        yield V
+
+
+def eigenvalues(operator: Any, k: int, which: str, tolerance: float) -> Tensor:
+    """The k largest eigenvalues, descending, by SciPy's Lanczos; dense where k is all but one.
+
+    ``operator`` is a LinearOperator; ``which`` is ``"LA"`` (algebraically), ``"SA"`` (the k
+    smallest, ascending) or ``"LM"`` (in magnitude).
+    """
+    import numpy as np
+    from scipy.sparse.linalg import eigsh
+
+    N = operator.shape[0]
+    if not 1 <= k <= N:
+        raise ValueError(f"k: got {k}, need 1 to {N}")
+    if which not in ("LA", "SA", "LM"):
+        raise ValueError(f"which: got {which!r}, need 'LA', 'SA' or 'LM'")
+    if k >= N - 1:
+        values = np.linalg.eigvalsh(operator @ np.eye(N, dtype=operator.dtype))
+    else:
+        start = np.random.default_rng(0).standard_normal(N).astype(operator.dtype)
+        values = eigsh(
+            operator, k=k, which=which, v0=start, tol=tolerance, return_eigenvectors=False
+        )
+    order = {"LA": -values, "SA": values, "LM": -np.abs(values)}[which]
+    return torch.from_numpy(np.ascontiguousarray(values[np.argsort(order)][:k]))

@@ -1,0 +1,83 @@
+"""What a torch module must and must not do while its curvature is taken."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+RANDOM = (
+    "draws a new mask in every evaluation, so that loss, gradient and curvature products would not "
+    "belong to one function"
+)
+BATCH = (
+    "normalises by the statistics of the batch, so that cases have no loss of their own, and in "
+    "train mode every evaluation moves its running statistics"
+)
+
+
+def check_repeatable(module: nn.Module) -> None:
+    """Raise ValueError naming a submodule whose evaluations are not one function of θ per case.
+
+    Dropout and its kin in train mode, and batch normalisation by the statistics of the batch, are
+    refused. Randomness in a forward of one's own cannot be seen here (``hf.check_curvature`` does).
+    """
+    for name, part in module.named_modules():
+        reason = _why_not(part)
+        if reason is not None:
+            where = f"{type(part).__name__} {name!r}" if name else type(part).__name__
+            raise ValueError(f"model: {where} {reason}; call .eval() on it or on the model")
+
+
+def _why_not(part: nn.Module) -> str | None:
+    if isinstance(part, _NormBase):
+        statistics = part.running_mean is None if isinstance(part, _BatchNorm) else False
+        tracked = part.training and part.track_running_stats
+        batch_norm = isinstance(part, _BatchNorm) and part.training
+        return BATCH if batch_norm or statistics or tracked else None
+    if not part.training:
+        return None
+    if isinstance(part, _DropoutNd) and part.p > 0:
+        return RANDOM
+    if isinstance(part, nn.RNNBase) and part.dropout > 0 and part.num_layers > 1:
+        return RANDOM
+    if isinstance(part, nn.MultiheadAttention) and part.dropout > 0:
+        return RANDOM
+    return RANDOM if isinstance(part, nn.RReLU) else None
+
+
+@contextmanager
+def differentiable_kernels(module: nn.Module | None) -> Iterator[None]:
+    """Torch picks kernels that can be differentiated twice and forward inside.
+
+    Fused attention, the fast path of nn.MultiheadAttention, the LSTM and GRU kernels of oneDNN and
+    cuDNN, and compiled graphs (``torch.compile``: the eager module is run in their place) cannot.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    recurrent = module is None or any(isinstance(m, nn.RNNBase) for m in module.modules())
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if recurrent:
+            stack.enter_context(_without_onednn())
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        torch.backends.mha.set_fastpath_enabled(False)
+        yield
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    """Like torch.backends.mkldnn.flags(enabled=False), which also sets, and warns of, TF32."""
+    before = torch.backends.mkldnn.set_flags(False, None, None, None)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(before[0], None, None, None)

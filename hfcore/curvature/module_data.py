@@ -1,0 +1,175 @@
+"""The data of a module's objective: a closure, or batches of cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+Closure = Callable[[], tuple[Tensor, Tensor]]
+
+SCALAR_CLOSURE = (
+    "closure: returned a scalar loss alone; Hessian-free needs (loss, outputs), because the "
+    "Gauss-Newton matrix JᵀL''J is split at the model's outputs"
+)
+
+
+@dataclass(frozen=True)
+class BatchPart:
+    """A checked batch of ``count`` cases, which lie along ``input_dim`` and ``target_dim``.
+
+    ``inputs`` goes to the model as it is: a tensor, or a tuple, list or dict of tensors.
+    ``mask`` is bool or None.
+    """
+
+    inputs: Any
+    targets: Any
+    mask: Tensor | None
+    count: int
+    input_dim: int
+    target_dim: int
+
+    def chunks(self, size: int) -> Iterator[BatchPart]:
+        """The same cases in pieces of at most ``size``."""
+        if self.count <= size:
+            yield self
+            return
+        for at in range(0, self.count, size):
+            yield self._narrow(at, min(size, self.count - at))
+
+    def _narrow(self, at: int, count: int) -> BatchPart:
+        def cut(dim: int) -> Callable[[Any], Any]:
+            return lambda t: t.narrow(dim, at, count) if isinstance(t, Tensor) else t
+
+        return replace(
+            self,
+            inputs=tree_map(cut(self.input_dim), self.inputs),
+            targets=tree_map(cut(self.target_dim), self.targets),
+            mask=None if self.mask is None else self.mask.narrow(self.target_dim, at, count),
+            count=count,
+        )
+
+    def columns(self, dim: int) -> tuple[Any, Any]:
+        """The targets and their vmap dimensions."""
+        return self.targets, tree_map(
+            lambda t: dim if isinstance(t, Tensor) else None, self.targets
+        )
+
+    def restore(self, targets: Any, dim: int) -> Any:
+        """One case's targets with the axis of cases that vmap took away."""
+        return tree_map(lambda t: t.unsqueeze(dim) if isinstance(t, Tensor) else t, targets)
+
+
+def check_part(
+    batch: Any, *, like: Tensor, input_dim: int, target_dim: int, loss_kind: str | None
+) -> BatchPart:
+    """Check ``(inputs, targets[, mask])`` once.
+
+    Raises TypeError or ValueError naming the argument: no tensor, another device than the
+    parameters', no case, numbers of cases that differ, NaN or Inf in inputs or counted targets.
+    """
+    inputs, targets, mask = _unpack(batch)
+    leaves = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+    if not leaves:
+        raise TypeError(f"inputs: got {type(inputs).__name__}, need a tensor or a tuple of tensors")
+    for name, tensors in (("inputs", leaves), ("targets", tree_leaves(targets))):
+        for t in tensors:
+            if isinstance(t, Tensor) and t.device != like.device:
+                raise ValueError(f"{name}: is on {t.device}, need {like.device} like the model")
+    count = _count("inputs", leaves[0], input_dim)
+    columns = [t for t in tree_leaves(targets) if isinstance(t, Tensor)]
+    if columns and _count("targets", columns[0], target_dim) != count:
+        raise ValueError(
+            f"targets: got {columns[0].shape[target_dim]} cases along axis {target_dim}, need "
+            f"{count} like the inputs along axis {input_dim}"
+        )
+    mask = _check_mask(mask, like)
+    if any(t.is_floating_point() and not bool(torch.isfinite(t).all()) for t in leaves):
+        raise ValueError("inputs: holds NaN or Inf, need finite values")
+    if loss_kind is not None:
+        targets = _check_targets(targets, mask, loss_kind)
+    return BatchPart(inputs, targets, mask, count, input_dim, target_dim)
+
+
+def _unpack(batch: Any) -> tuple[Any, Any, Any]:
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        what = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
+        raise TypeError(f"batch: got {what}, need (inputs, targets) or (inputs, targets, mask)")
+    return batch[0], batch[1], batch[2] if len(batch) == 3 else None
+
+
+def _count(name: str, tensor: Tensor, dim: int) -> int:
+    if tensor.ndim <= dim:
+        raise ValueError(f"{name}: got shape {list(tensor.shape)}, need cases along axis {dim}")
+    if tensor.shape[dim] == 0:
+        raise ValueError(f"{name}: got shape {list(tensor.shape)}, need at least one case")
+    return tensor.shape[dim]
+
+
+def _check_mask(mask: Any, like: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"mask: got {type(mask).__name__}, need a torch.Tensor or None")
+    if mask.device != like.device:
+        raise ValueError(f"mask: is on {mask.device}, need {like.device} like the model")
+    if mask.dtype != torch.bool:
+        if mask.dtype != like.dtype:
+            raise TypeError(f"mask: got {mask.dtype}, need torch.bool or {like.dtype}")
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError("mask: holds values other than 0 and 1")
+        mask = mask.bool()
+    if not bool(mask.any()):
+        raise ValueError("mask: masks every output, need at least one that counts")
+    checked: Tensor = mask
+    return checked
+
+
+def _check_targets(targets: Any, mask: Tensor | None, kind: str) -> Tensor:
+    """Targets of a loss of hf.losses; those that are masked become 0, whatever they held."""
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"targets: got {type(targets).__name__}, need a torch.Tensor")
+    values: Tensor = targets
+    if mask is not None:
+        if mask.ndim > targets.ndim or mask.shape != targets.shape[: mask.ndim]:
+            raise ValueError(
+                f"mask: got shape {list(mask.shape)}, need the leading axes of the targets' "
+                f"{list(targets.shape)}"
+            )
+        keep = mask.reshape(mask.shape + (1,) * (targets.ndim - mask.ndim))
+        values = torch.where(keep, targets, torch.zeros_like(targets))
+    if values.is_floating_point():
+        bad = ~torch.isfinite(values)
+        if kind == "logistic":
+            bad |= (values < 0) | (values > 1)
+        if bool(bad.any()):
+            need = "values in [0,1]" if kind == "logistic" else "finite values"
+            raise ValueError(f"targets: an unmasked target is {values[bad][0].item()}, need {need}")
+    return values
+
+
+def _is_pair(result: object) -> TypeGuard[tuple[Tensor, Tensor]]:
+    return (
+        isinstance(result, (tuple, list))
+        and len(result) == 2
+        and all(isinstance(r, Tensor) for r in result)
+    )
+
+
+def call_closure(closure: Closure) -> tuple[Tensor, Tensor]:
+    """Call the closure and check that it gives (scalar loss, outputs)."""
+    result: Any = closure()
+    if isinstance(result, Tensor):
+        raise TypeError(SCALAR_CLOSURE)
+    if not _is_pair(result):
+        raise TypeError(
+            f"closure: returned {type(result).__name__}, need a pair of tensors (loss, outputs)"
+        )
+    loss, outputs = result
+    if loss.numel() != 1:
+        raise ValueError(f"closure: loss has shape {list(loss.shape)}, need a scalar")
+    return loss.reshape(()), outputs

@@ -1,0 +1,83 @@
+"""One factory: the objective that serves a model, fused where a fused one exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
+from hfcore.curvature.mlp import MlpObjective
+from hfcore.curvature.module import ModuleObjective
+from hfcore.curvature.rnn import Normalize, RnnObjective, StructuralDistance
+from hfcore.losses import Loss
+from hfcore.models.mlp import MLP
+from hfcore.models.rnn import RNN
+from hfcore.objective import Curvature, CurvatureKind, Objective
+
+# Sequences of hf.RNN are counted along its second axis.
+RNN_BATCH_DIM = 1
+
+Structural = float | Mapping[str, Any]
+
+
+def objective_for(
+    model: nn.Module | Iterable[nn.Parameter],
+    loss: Loss | Callable[..., Tensor] | None = None,
+    *,
+    l2: float = 0.0,
+    structural: Structural = 0.0,
+    normalize: Normalize = "sequences",
+    structural_distance: StructuralDistance = "matching",
+    **module_options: Any,
+) -> Objective:
+    """The fused objective of an :class:`hfcore.RNN` or :class:`hfcore.MLP` with a loss of
+    ``hf.losses``, :class:`hfcore.curvature.module.ModuleObjective` for everything else.
+
+    ``structural``: μ (RNN: of the hidden state; MLP: of every hidden layer; the product takes it,
+    this only says that it is wanted) or a mapping ``{"submodule": D or (D, μ)}`` (MLP and modules).
+    ``normalize`` and ``structural_distance`` speak to the RNN; ``module_options`` are the further
+    keywords of the objective: ``memory`` of RNN and MLP, those of the module.
+    Raises ValueError or TypeError for what the model cannot serve, with the reason.
+    """
+    if isinstance(model, RNN) and isinstance(loss, Loss):
+        if isinstance(structural, Mapping):
+            raise ValueError(
+                "structural: got a mapping; the hidden state of an hf.RNN is damped by a number μ"
+            )
+        if not all(p.requires_grad for p in model.parameters()):
+            raise ValueError(
+                "model: some parameters of the RNN are frozen; the fused path trains all six"
+            )
+        return RnnObjective(
+            model,
+            loss,
+            l2=l2,
+            normalize=normalize,
+            structural_distance=structural_distance,
+            **module_options,
+        )
+    if isinstance(model, MLP) and isinstance(loss, Loss):
+        return MlpObjective(model, loss, l2=l2, structural=structural, **module_options)
+    if isinstance(structural, Mapping):
+        module_options["structural"] = structural
+    elif structural:
+        raise ValueError(
+            "structural: got a number; a module needs a mapping from submodule names, such as "
+            '{"encoder.0": "tanh"}'
+        )
+    if isinstance(model, RNN):
+        module_options.setdefault("batch_dim", RNN_BATCH_DIM)
+    return ModuleObjective(model, loss, l2=l2, **module_options)
+
+
+def curvature_of(
+    objective: Objective, data: Any, theta: Tensor, kind: CurvatureKind = "ggn"
+) -> Curvature:
+    """The curvature of any kind; ``"hessian_fd"`` needs nothing but the objective's gradient."""
+    if kind == "hessian_fd":
+        return FiniteDifferenceHessian(objective, data, theta)
+    if kind == "ggn":  # an objective of one's own may know no other
+        return objective.curvature(data, theta)
+    return objective.curvature(data, theta, kind)

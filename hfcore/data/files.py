@@ -1,0 +1,113 @@
+"""Where data files come from: a folder, HFCORE_DATA, or a verified download kept in the cache.
+
+A folder holds the files either directly or under the sub-folder of their set (``mnist/``,
+``olivetti/``). A folder that is named, by argument or by HFCORE_DATA, is binding: a file that is
+missing there is an error, not a download.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from hfcore.training.atomic import write_atomic
+from hfcore.training.errors import RunFolderError, cannot_write
+
+VARIABLE = "HFCORE_DATA"
+TIMEOUT = 60.0  # seconds without an answer
+
+Folder = str | os.PathLike[str] | None
+
+
+class DataFileError(RuntimeError):
+    """A data file is missing, damaged or another one; the message says what to put where."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One known file: ``name`` of the set ``group``, its size in bytes and SHA-256."""
+
+    group: str
+    name: str
+    size: int
+    sha256: str
+    url: str
+
+    def read(self, folder: Folder = None) -> bytes:
+        """The verified bytes, from ``folder``, else HFCORE_DATA, else the cache or a download.
+
+        Raises :class:`DataFileError`.
+        """
+        named = folder if folder is not None else os.environ.get(VARIABLE) or None
+        if named is None:
+            return self._from_cache()
+        path = self.find(Path(named))
+        if path is None:
+            raise DataFileError(f"{Path(named) / self.name}: is not there; {self._remedy()}")
+        return self._verified(path)
+
+    def find(self, folder: Path) -> Path | None:
+        """Where the file is under ``folder``, or None."""
+        places = (folder / self.group / self.name, folder / self.name)
+        return next((path for path in places if path.is_file()), None)
+
+    def _verified(self, path: Path) -> bytes:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataFileError(f"{path}: cannot be read: {error.strerror}") from error
+        reason = self._damage(data)
+        if reason is not None:
+            raise DataFileError(f"{path}: {reason}; {self._remedy()}")
+        return data
+
+    def _damage(self, data: bytes) -> str | None:
+        """Why these are not the file's bytes, or None."""
+        if len(data) < self.size:
+            return f"is truncated, {len(data)} of {self.size} bytes"
+        digest = hashlib.sha256(data).hexdigest()
+        if digest != self.sha256:
+            return f"is damaged or another file, its SHA-256 begins {digest[:12]}"
+        return None
+
+    def _remedy(self) -> str:
+        return (
+            f"put {self.name} ({self.size} bytes, SHA-256 {self.sha256[:12]}…, from {self.url}) "
+            f"into a folder and name it as folder or in {VARIABLE}"
+        )
+
+    def _from_cache(self) -> bytes:
+        path = cache_folder() / self.group / self.name
+        if path.is_file() and self._damage(path.read_bytes()) is None:
+            return path.read_bytes()
+        data = self._download()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataFileError(str(cannot_write(path.parent, error))) from error
+        try:
+            write_atomic(path, data)
+        except RunFolderError as error:
+            raise DataFileError(str(error)) from error
+        return data
+
+    def _download(self) -> bytes:
+        try:
+            with urllib.request.urlopen(self.url, timeout=TIMEOUT) as answer:
+                data = bytes(answer.read(self.size + 1))  # never more than what is known
+        except (OSError, ValueError) as error:  # URLError and timeouts are OSErrors
+            raise DataFileError(
+                f"{self.name}: cannot be downloaded ({error}); {self._remedy()}"
+            ) from error
+        reason = self._damage(data)
+        if reason is not None:
+            raise DataFileError(f"{self.url}: what it serves {reason}; {self._remedy()}")
+        return data
+
+
+def cache_folder() -> Path:
+    """``hfcore`` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfcore"

@@ -1,0 +1,53 @@
+"""Diagonal preconditioners of CG (Martens 2010, section 4.7; M&S 2012, section 20.11).
+
+M = (d + damping + l2)^exponent, with d from one of
+
+- ``"fisher"``: the mean of the squared gradients of the cases in the gradient data;
+- ``"ggn_diagonal"``: an unbiased estimate of diag(G) on the curvature data;
+- ``"jacobi"``: diag(G) itself, at one backward pass per output.
+
+The published exponent for the Fisher diagonal is 0.75 (Martens 2010), for the estimated diagonal
+1 (Chapelle & Erhan 2011), for Jacobi 1 by definition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hfcore.objective import Curvature, Objective
+
+Preconditioner = Literal["fisher", "ggn_diagonal", "jacobi"]
+EXPONENTS: dict[str, float] = {"fisher": 0.75, "ggn_diagonal": 1.0, "jacobi": 1.0}
+
+
+@dataclass(frozen=True)
+class DiagonalRule:
+    """Which diagonal, to which power, from how many probes a case."""
+
+    source: Preconditioner
+    exponent: float
+    probes: int
+
+    def diagonal(
+        self,
+        objective: Objective,
+        gradient_data: Any,
+        theta: Tensor,
+        curvature: Curvature,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """d ``[N]`` at θ."""
+        if self.source == "fisher":
+            return objective.squared_gradients(gradient_data, theta)
+        probes = self.probes if self.source == "ggn_diagonal" else None
+        return curvature.diagonal(probes, generator)
+
+    def matrix(self, diagonal: Tensor, damping: Tensor | float, l2: float) -> Tensor:
+        """M ``[N]``; ``damping`` is λ, or λD ``[N]`` under scale-sensitive damping."""
+        M = (diagonal + (damping + l2)).pow_(self.exponent)
+        # A parameter without curvature or damping is left unscaled.
+        return M.masked_fill_(M == 0, 1.0)

@@ -1,0 +1,55 @@
+"""Figures from the papers and their authors' logs; where there is none there is None.
+
+Errors are Σ over pixels of squared differences, averaged over images, whatever the loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Published:
+    """What is known of one data set of Martens (2010)."""
+
+    initial_loss: float
+    """At a fresh sparse initialisation, over 1000 cases; draws differ."""
+    initial_error: float
+    train_error: float | None
+    test_error: float | None
+    """RAND+HF: Hessian-free from a random start."""
+    source: str
+    autoencoder_test_error: float
+    """Hinton & Salakhutdinov (2006): pretrained, with nonlinear conjugate gradients."""
+
+
+PUBLISHED: dict[str, Published] = {
+    "curves": Published(
+        941.3, 279.3, 0.1253, 0.1832, "the log of the author's demo, iteration 300", 1.44
+    ),
+    "mnist": Published(870.3, 260.7, None, None, "not in the sources of this project", 3.00),
+    "faces": Published(1957.7, 3914.9, 12.9, None, "as quoted by Sutskever et al. (2013)", 126.0),
+}
+
+
+# The CURVES log of Martens' demo: iteration to error on the training set after it.
+CURVES_LOG: dict[int, float] = {
+    1: 107.2,
+    2: 42.9,
+    3: 24.2,
+    5: 17.48,
+    10: 16.90,
+    20: 16.78,
+    40: 15.11,
+    50: 12.21,
+    60: 8.54,
+    75: 1.98,
+    100: 0.383,
+    150: 0.171,
+    200: 0.138,
+    300: 0.1253,
+}
+CURVES_LOG_DAMPING: dict[int, float] = {1: 45.0, 15: 0.23, 26: 20.0, 130: 2e-5, 300: 2e-18}
+CURVES_LOG_END = 300
+CURVES_LOG_CROSS_ENTROPY = 54.70  # at the end
+CURVES_LOG_CG = 60_221  # CG steps in all

@@ -1,0 +1,226 @@
+"""Curvature checked against finite differences, as Martens & Sutskever (2012) advise a newcomer.
+
+J by central differences of the outputs before their nonlinearity, JᵀL''J/n compared with the
+products G eⱼ of the implementation; everything in float64.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from hfcore.batches import Batch
+from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
+from hfcore.curvature.module import ModuleObjective
+from hfcore.curvature.module_data import BatchPart
+from hfcore.curvature.module_losses import second_of
+from hfcore.curvature.module_strategies import DoubleVjp
+from hfcore.curvature.objectives import RNN_BATCH_DIM, objective_for
+from hfcore.losses import Loss
+from hfcore.models.rnn import RNN
+
+# The step of the finite differences (the author's own check of his 2010 code).
+STEP = 1e-6
+# Relative errors that a right implementation stays below in float64.
+BY_DIFFERENCES = 1e-5
+BY_ALGEBRA = 1e-9
+
+
+@dataclass(frozen=True)
+class Check:
+    """One comparison: its relative error and what it must not exceed."""
+
+    name: str
+    error: float
+    limit: float
+
+    @property
+    def right(self) -> bool:
+        return self.error <= self.limit  # False for NaN
+
+
+@dataclass(frozen=True)
+class CurvatureReport:
+    """The checks of one model; ``right`` if all are."""
+
+    checks: Sequence[Check]
+
+    @property
+    def right(self) -> bool:
+        return all(check.right for check in self.checks)
+
+    def __str__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        lines = [f"{'check':{width}s}  relative error     limit"]
+        for check in self.checks:
+            verdict = "right" if check.right else "WRONG"
+            lines.append(
+                f"{check.name:{width}s}  {check.error:14.1e}  {check.limit:8.0e}  {verdict}"
+            )
+        return "\n".join(lines)
+
+
+def check_curvature(
+    model: nn.Module,
+    loss: Loss | Callable[..., Tensor],
+    inputs: Any,
+    targets: Any,
+    *,
+    mask: Tensor | None = None,
+    coordinates: int = 2,
+    directions: int = 3,
+    seed: int = 0,
+    l2: float = 0.0,
+    structural: float | Mapping[str, Any] = 0.0,
+    **options: Any,
+) -> CurvatureReport:
+    """Check gradient, R-op, Gauss-Newton and Hessian products of a model on a batch.
+
+    A float64 copy of the model is checked, by the implementation that trains it (fused for hf.RNN
+    and hf.MLP). ``coordinates`` of every parameter and ``directions`` random vectors are compared;
+    ``options`` go to the objective, as in :class:`hfcore.GaussNewton`. A kink (ReLU, max) nearer
+    than 1e-6 to a preactivation shows as an error of the finite differences.
+    """
+    wide = copy.deepcopy(model).double()
+    options = {"l2": l2, "structural": structural, **options}
+    objective = objective_for(wide, loss, **options)
+    batch = Batch(_double(inputs), _double(targets), _double(mask))
+    data = objective.prepare(batch)
+    dim = RNN_BATCH_DIM if isinstance(model, RNN) else options.get("batch_dim", 0)
+    net = ModuleObjective(wide, loss, batch_dim=dim, strategy="double_vjp")
+    (part,) = net.prepare([batch])  # type: ignore[misc]
+    checker = _Checker(objective, data, net, part, seed)
+    return CurvatureReport(checker.run(coordinates, directions))
+
+
+def _double(value: Any) -> Any:
+    return tree_map(
+        lambda t: t.double() if isinstance(t, Tensor) and t.is_floating_point() else t, value
+    )
+
+
+class _Checker:
+    """The comparisons; ``net`` is the same model through plain autograd, for its outputs alone."""
+
+    def __init__(
+        self, objective: Any, data: Any, net: ModuleObjective, part: BatchPart, seed: int
+    ) -> None:
+        self._objective = objective
+        self._data = data
+        self._net = net
+        self._part = part
+        self._theta = net.parameters.read()
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def run(self, coordinates: int, directions: int) -> list[Check]:
+        where = self._coordinates(coordinates)
+        V = [self._direction() for _ in range(directions)]
+        first, second = (self._objective.loss(self._data, self._theta) for _ in range(2))
+        G = self._objective.curvature(self._data, self._theta)
+        products = [G.product(v) for v in V]
+        return [
+            Check("loss, evaluated twice", abs(first - second) / abs(first or 1.0), BY_ALGEBRA),
+            Check("gradient: differences of the loss", self._gradient(where, V), BY_DIFFERENCES),
+            Check("J v: differences of the outputs", self._rop(V), BY_DIFFERENCES),
+            Check("G e_j: JᵀL''J/n by differences", self._columns(G, where), BY_DIFFERENCES),
+            Check("H v: differences of the gradient", self._hessian(V), BY_DIFFERENCES),
+            Check("G symmetric: uᵀGv = vᵀGu", _asymmetry(V, products), BY_ALGEBRA),
+            Check("G positive: −vᵀGv", _negativity(V, products), BY_ALGEBRA),
+        ]
+
+    def _direction(self) -> Tensor:
+        v = torch.randn(len(self._theta), generator=self._generator, dtype=torch.float64)
+        return v.to(self._theta.device)
+
+    def _coordinates(self, each: int) -> list[int]:
+        """Some of every parameter."""
+        chosen, at = [], 0
+        for p in self._net.parameters.tensors:
+            picks = torch.randperm(p.numel(), generator=self._generator)[:each]
+            chosen += [at + int(i) for i in picks]
+            at += p.numel()
+        return chosen
+
+    def _unit(self, j: int) -> Tensor:
+        e = torch.zeros_like(self._theta)
+        e[j] = 1
+        return e
+
+    def _outputs(self, theta: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._net.evaluate(self._part, self._net.parameters.split(theta)).outputs
+
+    def _output_difference(self, v: Tensor) -> Tensor:
+        ahead, behind = (self._outputs(self._theta + sign * STEP * v) for sign in (1, -1))
+        return (ahead - behind) / (2 * STEP)
+
+    def _gradient(self, where: list[int], V: list[Tensor]) -> float:
+        gradient = self._objective.gradient(self._data, self._theta)[1]
+        got: list[float] = []
+        want: list[float] = []
+        for v in [*map(self._unit, where), *V]:
+            ahead, behind = (
+                self._objective.loss(self._data, self._theta + sign * STEP * v) for sign in (1, -1)
+            )
+            got.append(float(gradient @ v))
+            want.append((ahead - behind) / (2 * STEP))
+        return _relative(
+            torch.tensor(got, dtype=torch.float64), torch.tensor(want, dtype=torch.float64)
+        )
+
+    def _rop(self, V: list[Tensor]) -> float:
+        (strategy, _), *_ = self._net.curvature([self._part], self._theta)._strategies
+        assert isinstance(strategy, DoubleVjp)
+        got = [strategy.push(self._net.parameters.split(v)) for v in V]
+        return _relative(torch.stack(got), torch.stack([self._output_difference(v) for v in V]))
+
+    def _columns(self, G: Any, where: list[int]) -> float:
+        """The rows and columns ``where`` of G, against JᵀL''J with J by differences."""
+        s = self._outputs(self._theta).requires_grad_()
+        with torch.enable_grad():
+            assert self._net.loss_function is not None
+            second = second_of(self._net.loss_function.mean(s, self._part), s)
+        J = [self._output_difference(self._unit(j)) for j in where]
+        LJ = torch.stack([second(column).reshape(-1) for column in J])
+        want = torch.stack([column.reshape(-1) for column in J]) @ LJ.T
+        want += self._objective.l2 * torch.eye(len(where), dtype=want.dtype, device=want.device)
+        got = torch.stack([G.product(self._unit(j))[where] for j in where])
+        return _relative(got, want)
+
+    def _hessian(self, V: list[Tensor]) -> float:
+        exact = self._objective.curvature(self._data, self._theta, "hessian")
+        differences = FiniteDifferenceHessian(self._objective, self._data, self._theta)
+        got = torch.stack([exact.product(v) for v in V])
+        return _relative(got, torch.stack([differences.product(v) for v in V]))
+
+
+def _relative(got: Tensor, want: Tensor) -> float:
+    size = float(want.norm())
+    error = float((got.double() - want).norm())
+    return error / size if size else error
+
+
+def _asymmetry(V: list[Tensor], products: list[Tensor]) -> float:
+    """The largest |uᵀGv − vᵀGu| against ‖u‖‖Gv‖."""
+    errors = [
+        abs(float(u @ Gv - v @ Gu)) / (float(u.norm() * Gv.norm()) or 1.0)
+        for i, (u, Gu) in enumerate(zip(V, products, strict=True))
+        for v, Gv in zip(V[:i], products[:i], strict=True)
+    ]
+    return max(errors, default=0.0)
+
+
+def _negativity(V: list[Tensor], products: list[Tensor]) -> float:
+    """The largest −vᵀGv against ‖v‖‖Gv‖, 0 where none is negative."""
+    shares = [
+        -float(v @ Gv) / (float(v.norm() * Gv.norm()) or 1.0)
+        for v, Gv in zip(V, products, strict=True)
+    ]
+    return math.nan if any(map(math.isnan, shares)) else max(0.0, *shares)

@@ -1,0 +1,1 @@
+"""Layers of feed-forward nets: forward pass, R-op, backpropagation, parameter gradient."""

@@ -1,0 +1,268 @@
+// Dense ops: products in register tiles, epilogues while the result is still in the L2 cache.
+//
+// forward, rforward, backward: the weights are packed once a call; a task takes a chunk of cases
+// through all units and then through the epilogue. gradient: a task owns a block of gW and runs
+// over all cases, so nothing is ever summed across tasks. Bits depend on the shape alone.
+#include "kernels/dense/cpu.h"
+
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/parallel.h"
+
+namespace hfcore {
+namespace HFCORE_ISA {
+namespace {
+
+// Cases of a chunk: with their inputs and outputs of a few hundred units they fill half the L2.
+constexpr int64_t chunk_cases = 8 * tile_rows;
+// Packed weights held at a time; beyond it the nets of a group take turns.
+constexpr int64_t pack_bytes = 64 << 20;
+// A task's block of gW: its packed operands, one block of cases deep, stay in the L2 cache.
+constexpr int64_t gradient_rows = 16 * tile_rows, gradient_columns = 400;
+// Below this many multiply-adds waking a second thread costs more than it saves.
+constexpr int64_t serial_work = 1 << 18;
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
+
+// Within what a region has, whatever was asked for.
+inline int useful_threads(const DenseDims& d, int64_t products) {
+    if (d.G * d.B * d.n * d.m * products < serial_work) return 1;
+    return static_cast<int>(smaller(larger(d.threads, 1), 256));
+}
+
+// ---------------------------------------------------------------------------- epilogues
+
+// out[i] = f(vectors of a, b, ... at i) for i < n.
+template <class T, class F, class... Arrays>
+HFCORE_INLINE void map(T* out, int64_t n, const F& f, const Arrays*... from) {
+    constexpr int lanes = simd<T>::lanes;
+    int64_t i = 0;
+    for (; i + lanes <= n; i += lanes) store<T>(out + i, f(load<T>(from + i)...));
+    if (i < n) store_first<T>(out + i, f(load_first<T>(from + i, n - i)...), n - i);
+}
+
+// z = φ(z).
+template <class T>
+void activate(Activation e, T* z, int64_t n) {
+    using vec = vec_t<T>;
+    if (e == Activation::logistic)
+        map<T>(z, n, [](vec x) { return vlogistic<T>(x); }, z);
+    else if (e == Activation::tanh)
+        map<T>(z, n, [](vec x) { return vtanh<T>(x); }, z);
+    else if (e == Activation::relu)
+        map<T>(z, n, [](vec x) { return select<T>(x < 0, vec{}, x); }, z);  // keeps NaN
+}
+
+template <Activation e, class T>
+HFCORE_INLINE vec_t<T> derivative(vec_t<T> y) {
+    if constexpr (e == Activation::logistic) return y * (1 - y);
+    if constexpr (e == Activation::tanh) return 1 - y * y;
+    return select<T>(y > 0, splat<T>(1), vec_t<T>{});
+}
+
+template <Activation e, class T>
+void scale_run(T* x, const T* y, const T* add, int64_t n) {
+    using vec = vec_t<T>;
+    if (add == nullptr)
+        map<T>(x, n, [](vec x, vec y) { return x * derivative<e, T>(y); }, x, y);
+    else
+        map<T>(x, n, [](vec x, vec y, vec a) { return x * derivative<e, T>(y) + a; }, x, y, add);
+}
+
+// x = x ⊙ φ'(y) + add; add may be null.
+template <class T>
+void scale_by_derivative(Activation e, T* x, const T* y, const T* add, int64_t n) {
+    if (e == Activation::logistic)
+        scale_run<Activation::logistic>(x, y, add, n);
+    else if (e == Activation::tanh)
+        scale_run<Activation::tanh>(x, y, add, n);
+    else if (e == Activation::relu)
+        scale_run<Activation::relu>(x, y, add, n);
+    else if (add != nullptr)
+        map<T>(x, n, [](vec_t<T> x, vec_t<T> a) { return x + a; }, x, add);
+}
+
+// ---------------------------------------------------------------------------- cases in rows
+
+// One product of a layer: A [B,K] times weights that lie [K,columns] or, transposed, [columns,K].
+template <class T>
+struct Factor {
+    Grouped<T> A;
+    Grouped<T> weights;
+    bool transposed;
+};
+
+// out [G,B,columns] = epilogue(bias + Σ A·weights); epilogue(net, offset, elements) finishes a run.
+template <class T, int count, class F>
+void layer(const DenseDims& d, int64_t K, int64_t columns, const Factor<T> (&factors)[count],
+           Grouped<T> bias, T* out, const F& epilogue) {
+    const Panels<T> panels(columns);
+    const int64_t size = panels.elements(K);
+    // A weight set that the group shares is packed once.
+    int64_t slots = 0, slot_of[count];
+    bool shared[count];
+    for (int f = 0; f < count; ++f) shared[f] = factors[f].weights.stride == 0;
+    const int64_t wanted = pack_bytes / static_cast<int64_t>(sizeof(T)) / (size * count);
+    const int64_t nets = smaller(larger(wanted, 1), d.G);
+    for (int f = 0; f < count; ++f) {
+        slot_of[f] = slots;
+        slots += shared[f] ? 1 : nets;
+    }
+    const int threads = useful_threads(d, count);
+    Region region(threads);
+    T* packs = static_cast<T*>(region.shared(slots * size * sizeof(T)));
+    // Enough chunks to share evenly; how cases are cut does not touch their bits.
+    const int64_t even = (d.B + 4 * threads - 1) / (4 * threads);
+    const Blocks chunks(d.B, smaller(chunk_cases, (even + tile_rows - 1) / tile_rows * tile_rows));
+    for (int64_t g0 = 0; g0 < d.G; g0 += nets) {
+        const int64_t here = smaller(nets, d.G - g0);
+        for (int f = 0; f < count; ++f) {
+            if (shared[f] && g0 > 0) continue;
+            const int64_t sets = shared[f] ? 1 : here;
+            region.run(sets * panels.count(), [&](int64_t task, int) {
+                const int64_t set = task / panels.count(), p = task % panels.count();
+                T* panel = packs + (slot_of[f] + set) * size + panels.first(p) * K;
+                const T* source = factors[f].weights.at(g0 + set);
+                if (factors[f].transposed)
+                    pack_panel_of_columns<T>(panel, panels, p, source, K, K);
+                else
+                    pack_panel<T, false>(panel, panels, p, source, columns, K);
+            });
+        }
+        region.run(here * chunks.count, [&](int64_t task, int) {
+            const int64_t i = task / chunks.count, g = g0 + i;
+            const int64_t from = chunks.start(task % chunks.count);
+            const int64_t rows = chunks.start(task % chunks.count + 1) - from;
+            Operand<T> operands[count];
+            for (int f = 0; f < count; ++f)
+                operands[f] = {factors[f].A.at(g) + from * K, K, K,
+                               packs + (slot_of[f] + (shared[f] ? 0 : i)) * size};
+            T* C = out + (g * d.B + from) * columns;
+            row_product<T>(C, rows, panels, bias.data ? bias.at(g) : nullptr, operands, count);
+            epilogue(g, from * columns, C, rows * columns);
+        });
+    }
+}
+
+template <class T>
+void forward(const DenseDims& d, Activation e, Grouped<T> a, Grouped<T> W, Grouped<T> b, T* y) {
+    const Factor<T> factors[] = {{a, W, true}};
+    layer<T>(d, d.n, d.m, factors, b, y,
+             [&](int64_t, int64_t, T* C, int64_t size) { activate(e, C, size); });
+}
+
+template <class T>
+void rforward(const DenseDims& d, Activation e, Grouped<T> a, Grouped<T> Ra, Grouped<T> W,
+              Grouped<T> V, Grouped<T> v_b, Grouped<T> y, T* Ry) {
+    const auto epilogue = [&](int64_t g, int64_t offset, T* C, int64_t size) {
+        scale_by_derivative<T>(e, C, y.at(g) + offset, nullptr, size);
+    };
+    if (Ra.data == nullptr) {
+        const Factor<T> factors[] = {{a, V, true}};
+        layer<T>(d, d.n, d.m, factors, v_b, Ry, epilogue);
+        return;
+    }
+    const Factor<T> factors[] = {{a, V, true}, {Ra, W, true}};
+    layer<T>(d, d.n, d.m, factors, v_b, Ry, epilogue);
+}
+
+template <class T>
+void backward(const DenseDims& d, Activation e, Grouped<T> delta, Grouped<T> W, Grouped<T> y,
+              Grouped<T> add, T* below) {
+    const Factor<T> factors[] = {{delta, W, false}};
+    layer<T>(d, d.m, d.n, factors, Grouped<T>{}, below,
+             [&](int64_t g, int64_t offset, T* C, int64_t size) {
+                 const T* more = add.data ? add.at(g) + offset : nullptr;
+                 scale_by_derivative<T>(e, C, y.at(g) + offset, more, size);
+             });
+}
+
+// ---------------------------------------------------------------------------- sums over cases
+
+// sums[j] += Σ over rows of x[row][j], or of its squares.
+template <class T, bool square>
+void add_rows(T* sums, const T* x, int64_t stride, int64_t rows, int64_t columns) {
+    constexpr int64_t lanes = simd<T>::lanes;
+    for (int64_t j = 0; j < columns; j += lanes) {
+        const int64_t left = smaller(columns - j, lanes);
+        vec_t<T> sum{};
+        for (int64_t i = 0; i < rows; ++i) {
+            const T* at = x + i * stride + j;
+            const vec_t<T> v = left == lanes ? load<T>(at) : load_first<T>(at, left);
+            sum += square ? v * v : v;
+        }
+        store_first<T>(sums + j, load_first<T>(sums + j, left) + sum, left);
+    }
+}
+
+// The rows of gW in blocks that the threads can share evenly; which block an element is in does not
+// touch its bits.
+Blocks gradient_blocks(const DenseDims& d, int64_t others, int64_t threads) {
+    int64_t count = larger((d.m + gradient_rows - 1) / gradient_rows,
+                           (2 * threads + others - 1) / others);
+    while (count * others < 8 * threads && count * others % threads != 0) ++count;
+    const int64_t most = (d.m + count - 1) / count;
+    return Blocks(d.m, larger(most, smaller(tile_rows, d.m)));
+}
+
+template <class T, bool square>
+void gradient_form(const DenseDims& d, Grouped<T> delta, Grouped<T> a, T scale,
+                   const DenseGradient<T>& out) {
+    const int threads = useful_threads(d, 1);
+    const Blocks across(d.n, gradient_columns), depth(d.B, block_k);
+    const Blocks down = gradient_blocks(d, d.G * across.count, threads);
+    const int64_t blocks = down.count * across.count;
+    Region region(threads);
+    region.run(d.G * blocks, [&](int64_t task, int worker) {
+        const int64_t g = task / blocks, r = task % blocks / across.count;
+        const int64_t c = task % across.count;
+        const int64_t i0 = down.start(r), rows = down.start(r + 1) - i0;
+        const int64_t j0 = across.start(c);
+        const int64_t columns = across.start(c + 1) - j0;
+        const Panels<T> panels(columns);
+        const int64_t left_size = round_up<T>(rows * block_k);
+        T* left = static_cast<T*>(region.scratch(
+            worker, (left_size + panels.elements(block_k)) * sizeof(T)));
+        T* right = left + left_size;
+        Target<T> to{out.W + g * out.W_stride + i0 * d.n + j0, d.n, nullptr, d.n};
+        T* gb = out.b + g * out.b_stride + i0;
+        if (c == 0)
+            for (int64_t i = 0; i < rows; ++i) gb[i] = T(0);
+        for (int64_t k = 0; k < depth.count; ++k) {
+            const int64_t b0 = depth.start(k), K = depth.start(k + 1) - b0;
+            const T* deltas = delta.at(g) + b0 * d.m + i0;
+            const T* inputs = a.at(g) + b0 * d.n + j0;
+            if (c == 0) add_rows<T, square>(gb, deltas, d.m, K, rows);
+            pack_left<T, square>(left, deltas, d.m, K, rows);
+            for (int64_t p = 0; p < panels.count(); ++p)
+                pack_panel<T, square>(right + panels.first(p) * K, panels, p, inputs, d.n, K);
+            column_product<T>(to, rows, panels, left, right, K);
+            to.start = to.C;
+        }
+        const auto scaled = [scale](vec_t<T> x) { return x * scale; };
+        for (int64_t i = 0; i < rows; ++i) map<T>(to.C + i * d.n, columns, scaled, to.C + i * d.n);
+        if (c == 0) map<T>(gb, rows, scaled, gb);
+    });
+}
+
+template <class T>
+void gradient(const DenseDims& d, Grouped<T> delta, Grouped<T> a, T scale, bool squared,
+              const DenseGradient<T>& out) {
+    if (squared)
+        gradient_form<T, true>(d, delta, a, scale, out);
+    else
+        gradient_form<T, false>(d, delta, a, scale, out);
+}
+
+}  // namespace
+
+template <class T>
+const DenseKernels<T>& dense_kernels() {
+    static const DenseKernels<T> kernels = {forward<T>, rforward<T>, backward<T>, gradient<T>};
+    return kernels;
+}
+template const DenseKernels<float>& dense_kernels<float>();
+template const DenseKernels<double>& dense_kernels<double>();
+
+}  // namespace HFCORE_ISA
+}  // namespace hfcore

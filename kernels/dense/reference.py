@@ -1,0 +1,67 @@
+"""Plain torch forms of the dense ops: a layer y = φ(a Wᵀ + b) and its derivatives.
+
+Shapes: cases in rows, ``a [G,B,n]``, ``W, V [G,m,n]``, ``b, v_b [G,m]``, ``y, delta [G,B,m]``; a
+group axis of length 1 is shared. φ' is always recomputed from the activation's output y.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LINEAR, LOGISTIC, TANH, RELU = "linear", "logistic", "tanh", "relu"
+
+
+def activate(activation: str, z: Tensor) -> Tensor:
+    """φ(z)."""
+    if activation == LOGISTIC:
+        return torch.sigmoid(z)
+    if activation == TANH:
+        return torch.tanh(z)
+    if activation == RELU:
+        return torch.relu(z)
+    return z
+
+
+def activation_derivative(activation: str, y: Tensor) -> Tensor:
+    """φ'(z) from y = φ(z); 0 at the kink of relu."""
+    if activation == LOGISTIC:
+        return y * (1 - y)
+    if activation == TANH:
+        return 1 - y * y
+    if activation == RELU:
+        return (y > 0).to(y.dtype)
+    return torch.ones_like(y)
+
+
+def dense_forward(a: Tensor, W: Tensor, b: Tensor, activation: str) -> Tensor:
+    """y = φ(a Wᵀ + b), ``[G,B,m]``."""
+    return activate(activation, a @ W.mT + b.unsqueeze(1))
+
+
+def dense_rforward(
+    a: Tensor, Ra: Tensor | None, W: Tensor, V: Tensor, v_b: Tensor, y: Tensor, activation: str
+) -> Tensor:
+    """Ry = φ'(z) ⊙ (Ra Wᵀ + a Vᵀ + v_b), ``[G,B,m]``; Ra None: the inputs do not move."""
+    Rz = a @ V.mT + v_b.unsqueeze(1)
+    if Ra is not None:
+        Rz = Rz + Ra @ W.mT
+    return activation_derivative(activation, y) * Rz
+
+
+def dense_backward(
+    delta: Tensor, W: Tensor, y: Tensor, activation: str, add: Tensor | None
+) -> Tensor:
+    """(δ W) ⊙ φ'(z) + add, ``[G,B,n]``; y = φ(z) ``[G,B,n]`` is the layer below."""
+    below = (delta @ W) * activation_derivative(activation, y)
+    return below if add is None else below + add
+
+
+def dense_gradient(delta: Tensor, a: Tensor, scale: float, squared: bool) -> tuple[Tensor, Tensor]:
+    """scale·δᵀa ``[G,m,n]`` and scale·Σδ ``[G,m]``; squared: of the elementwise δ² and a²."""
+    if squared:
+        # (δ_i a_j)² = δ_i² a_j²: per-case gradients are squared without being formed.
+        delta, a = delta * delta, a * a
+    gW, gb = scale * (delta.mT @ a), scale * delta.sum(1)
+    G = gW.shape[0]
+    return gW, gb.expand(G, -1)

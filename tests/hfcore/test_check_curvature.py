@@ -1,0 +1,214 @@
+"""hf.check_curvature and its command: right models pass, every kind of mistake is seen."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+import hfcore as hf
+from hfcore.cli import main
+from hfcore.curvature.mlp import MlpCurvature
+from hfcore.verify import Check, CurvatureReport
+
+sys.path.insert(0, str(Path(__file__).parent))
+from module_zoo import LOSSES, MODELS, task
+
+
+def wrong(report: CurvatureReport) -> set[str]:
+    """The first words of the checks that failed."""
+    return {check.name.split(":")[0].split(",")[0] for check in report.checks if not check.right}
+
+
+@pytest.mark.parametrize("loss", ["softmax", "MSELoss"])
+@pytest.mark.parametrize("model", MODELS)
+def test_modules_are_right(model, loss) -> None:
+    problem = task(model, loss)
+    report = hf.check_curvature(
+        problem.model, problem.loss, problem.x, problem.y, batch_dim=problem.dim, l2=0.1,
+        strategy="double_vjp", coordinates=1, directions=2,
+    )  # fmt: skip
+    assert report.right, str(report)
+
+
+def mlp() -> tuple[hf.MLP, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    model = hf.MLP((3, 5, 2), ("tanh", "linear"), generator=generator)
+    x = torch.randn(6, 3, generator=generator)
+    return model, x, torch.rand(6, 2, generator=generator)
+
+
+def test_float32_models_are_checked_in_float64_and_left_alone() -> None:
+    model, x, y = mlp()
+    before = [p.clone() for p in model.parameters()]
+    report = hf.check_curvature(model, LOSSES["logistic"], x, y)
+    assert report.right, str(report)
+    assert max(check.error for check in report.checks) < 1e-7
+    for p, old in zip(model.parameters(), before, strict=True):
+        assert p.dtype == torch.float32
+        assert torch.equal(p, old)
+
+
+def test_masked_rnn_and_structural_option() -> None:
+    generator = torch.Generator().manual_seed(0)
+    model = hf.RNN(2, 4, 3, generator=generator)
+    x, y = torch.randn(5, 3, 2), torch.randint(3, (5, 3))
+    mask = torch.rand(5, 3) < 0.6
+    mask[-1] = True
+    report = hf.check_curvature(model, LOSSES["softmax"], x, y, mask=mask, structural=0.1)
+    assert report.right, str(report)
+
+
+def test_a_wrong_product_is_seen(monkeypatch) -> None:
+    product = MlpCurvature.product
+    model, x, y = mlp()
+
+    def scaled(self, v, **keywords):
+        return 1.001 * product(self, v, **keywords)
+
+    def skewed(self, v, **keywords):
+        return product(self, v, **keywords) + 0.1 * v.roll(1)
+
+    def negated(self, v, **keywords):
+        return -product(self, v, **keywords)
+
+    for mistake, seen in (
+        (scaled, {"G e_j", "H v"}),
+        (skewed, {"G e_j", "H v", "G symmetric"}),
+        (negated, {"G e_j", "H v", "G positive"}),
+    ):
+        monkeypatch.setattr(MlpCurvature, "product", mistake)
+        found = wrong(hf.check_curvature(model, LOSSES["squared"], x, y))
+        assert found - {"H v"} == seen - {"H v"}, found
+
+
+class _WrongTanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.tanh(x)
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return g * (1 - 0.9 * torch.tanh(x) ** 2)
+
+
+class _Wrong(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _WrongTanh.apply(self.linear(x))
+
+
+class _Random(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (1 + 0.1 * torch.rand(()))
+
+
+def test_a_wrong_derivative_is_seen() -> None:
+    _, x, y = mlp()
+    found = wrong(hf.check_curvature(_Wrong(), LOSSES["squared"], x, y, strategy="double_vjp"))
+    assert {"gradient", "J v", "G e_j"} <= found
+
+
+def test_randomness_in_a_forward_of_ones_own_is_seen() -> None:
+    _, x, y = mlp()
+    found = wrong(hf.check_curvature(_Random(), LOSSES["squared"], x, y, strategy="double_vjp"))
+    assert "loss" in found
+
+
+def test_a_loss_that_is_not_convex_in_the_outputs_is_seen() -> None:
+    _, x, y = mlp()
+    model = nn.Linear(3, 2)
+    found = wrong(hf.check_curvature(model, lambda s, t: -(s - t).square().mean(), x, y))
+    assert found == {"G positive"}
+
+
+def test_nan_is_wrong() -> None:
+    assert not Check("x", float("nan"), 1.0).right
+    assert "WRONG" in str(CurvatureReport([Check("x", float("nan"), 1.0)]))
+
+
+# ------------------------------------------------------------------------------ the command
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(main, ["check-curvature", *arguments])
+
+
+@pytest.mark.parametrize("model", ["rnn", "mlp"])
+@pytest.mark.parametrize("loss", ["squared", "logistic", "softmax"])
+def test_own_models_pass(model, loss) -> None:
+    result = invoke(model, "--loss", loss)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert len(lines) == 8
+    assert all(line.endswith(" right") for line in lines[1:])
+    for name in ("gradient", "J v", "G e_j", "H v", "symmetric", "positive"):
+        assert name in result.output
+
+
+USERS = """
+import torch
+from torch import nn
+
+class Half(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x * 1
+    @staticmethod
+    def backward(ctx, g):
+        return g * 0.5
+
+class Net(nn.Module):
+    def __init__(self, wrong):
+        super().__init__()
+        self.linear, self.wrong = nn.Linear(2, 3), wrong
+    def forward(self, x):
+        s = self.linear(x)
+        return Half.apply(s) if self.wrong else s.tanh()
+
+def right():
+    return Net(False), nn.CrossEntropyLoss(), torch.randn(4, 2), torch.randint(3, (4,))
+
+def wrong():
+    return Net(True), nn.CrossEntropyLoss(), torch.randn(4, 2), torch.randint(3, (4,))
+
+def short():
+    return Net(False), nn.CrossEntropyLoss()
+
+def unfit():
+    return Net(False), nn.MSELoss(reduction="sum"), torch.randn(4, 2), torch.randn(4, 3)
+"""
+
+
+def test_a_model_of_ones_own(tmp_path, monkeypatch) -> None:
+    (tmp_path / "users_curvature.py").write_text(USERS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    assert invoke("users_curvature:right").exit_code == 0
+    result = invoke("users_curvature:wrong")
+    assert result.exit_code == 1
+    assert "WRONG" in result.output
+    for name, message in (
+        ("users_curvature:short", "need (model, loss, inputs, targets)"),
+        ("users_curvature:nothing", "has no attribute 'nothing'"),
+        ("users_missing:right", "No module named 'users_missing'"),
+        ("users_curvature:unfit", "reduction='sum', need 'mean'"),
+        ("users_curvature", "need rnn, mlp or package.module:function"),
+    ):
+        result = invoke(name)
+        assert result.exit_code != 0
+        assert message in result.output
+    monkeypatch.delitem(sys.modules, "users_curvature")

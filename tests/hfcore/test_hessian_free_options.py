@@ -1,0 +1,279 @@
+"""The toolbox of hf.HessianFree on feed-forward nets: every option against dense algebra."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hfcore as hf
+from hfcore.curvature.mlp import MlpObjective
+
+# CG until it is exact, its last iterate, no line search: the step is the solution itself.
+EXACT = {
+    "cg_max_iter": 200,
+    "cg_tolerance": 0.0,
+    "cg_residual": 1e-12,
+    "cg_backtracking": "last",
+    "step_size": 1.0,
+}
+DAMPING, L2 = 0.3, 0.01
+
+
+def problem(cases: int = 17, seed: int = 0) -> tuple[hf.MLP, Tensor, Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    model = hf.MLP([3, 5, 2], ["tanh", "linear"], dtype=torch.float64, generator=g)
+    x = torch.randn(cases, 3, generator=g, dtype=torch.float64)
+    return model, x, torch.rand(cases, 2, generator=g, dtype=torch.float64)
+
+
+LOSS = hf.losses.LogisticCrossEntropy()
+
+
+def flat(model: nn.Module) -> Tensor:
+    return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+
+def dense(model: hf.MLP, x: Tensor, y: Tensor, kind: str = "ggn") -> tuple[Tensor, Tensor, Tensor]:
+    """(curvature with L2, ∇f, diag of the curvature without L2), all from single products."""
+    objective = MlpObjective(model, LOSS, l2=L2)
+    data, theta = objective.prepare(hf.Batch(x, y)), flat(model)
+    curvature = objective.curvature(data, theta, kind)
+    eye = torch.eye(len(theta), dtype=theta.dtype)
+    B = torch.stack([curvature.product(v) for v in eye])
+    return B, objective.gradient(data, theta)[1], B.diagonal() - L2
+
+
+def step_of(model: hf.MLP, x: Tensor, y: Tensor, **options) -> tuple[Tensor, hf.StepStats]:
+    model = copy.deepcopy(model)
+    before = flat(model)
+    opt = hf.HessianFree(model, LOSS, **{"damping": DAMPING, "l2": L2, **EXACT, **options})
+    stats = opt.step((x, y))
+    return flat(model) - before, stats
+
+
+@pytest.mark.parametrize("preconditioner", [None, "fisher", "ggn_diagonal", "jacobi"])
+@pytest.mark.parametrize("exponent", [None, 0.5])
+def test_every_preconditioner_leads_to_the_dense_solution(preconditioner, exponent) -> None:
+    model, x, y = problem()
+    B, gradient, _ = dense(model, x, y)
+    move, stats = step_of(
+        model, x, y, preconditioner=preconditioner, preconditioner_exponent=exponent
+    )
+    A = B + DAMPING * torch.eye(len(B), dtype=B.dtype)
+    torch.testing.assert_close(move, -torch.linalg.solve(A, gradient), rtol=1e-8, atol=1e-10)
+    assert stats.alpha == 1.0
+
+
+def test_a_good_preconditioner_saves_iterations() -> None:
+    """Inputs on very different scales, which a diagonal can undo."""
+    g = torch.Generator().manual_seed(0)
+    model = hf.MLP([30, 2], ["linear"], dtype=torch.float64, generator=g)
+    x = torch.randn(200, 30, generator=g, dtype=torch.float64) * torch.logspace(-2, 2, 30).double()
+    model.layers[0].weight.data.mul_(1e-2)
+    y = torch.rand(200, 2, generator=g, dtype=torch.float64)
+    counts = {
+        name: step_of(model, x, y, preconditioner=name, cg_residual=1e-6)[1].cg_iterations
+        for name in (None, "jacobi")
+    }
+    assert counts["jacobi"] < 0.5 * counts[None]
+
+
+@pytest.mark.parametrize("kind", ["hessian", "hessian_fd", "fisher"])
+def test_every_curvature_leads_to_its_dense_solution(kind) -> None:
+    model, x, y = problem()
+    dense_kind = "hessian" if kind == "hessian_fd" else kind
+    B, gradient, _ = dense(model, x, y, dense_kind)
+    A = B + 2.0 * torch.eye(len(B), dtype=B.dtype)
+    assert float(torch.linalg.eigvalsh(A).min()) > 0
+    rough = kind == "hessian_fd"  # differences of a float64 gradient keep about half the digits
+    move, _ = step_of(
+        model, x, y, curvature=kind, damping=2.0, cg_residual=1e-7 if rough else 1e-12
+    )
+    want = -torch.linalg.solve(A, gradient)
+    tolerance = {"rtol": 1e-4, "atol": 1e-6} if rough else {"rtol": 1e-8, "atol": 1e-10}
+    torch.testing.assert_close(move, want, **tolerance)
+
+
+def test_negative_curvature_ends_cg_and_is_reported() -> None:
+    model, x, y = problem()
+    for p in model.parameters():
+        p.data.mul_(4.0)  # far from a minimum the Hessian is indefinite
+    B = dense(model, x, y, "hessian")[0]
+    assert float(torch.linalg.eigvalsh(B).min()) < -1e-3
+    opt = hf.HessianFree(model, LOSS, curvature="hessian", damping=0.0, cg_tolerance=0.0, l2=L2)
+    before = flat(model)
+    stats = opt.step((x, y))
+    assert "pᵀAp ≤ 0" in stats.cg_stop
+    assert any("pᵀAp ≤ 0" in message for message in stats.messages)
+    # The best iterate before it is kept, and is no worse than where the step began.
+    assert stats.cg_kept > 0
+    assert stats.loss_after < stats.loss
+    assert not torch.equal(before, flat(model))
+
+
+def test_scale_sensitive_damping_solves_with_its_own_matrix() -> None:
+    model, x, y = problem()
+    B, gradient, _ = dense(model, x, y)
+    kappa = 0.02
+    move, _ = step_of(model, x, y, scale_damping=kappa, diagonal_probes=3, seed=5)
+    objective = MlpObjective(model, LOSS, l2=L2)
+    theta = flat(model)
+    curvature = objective.curvature(objective.prepare(hf.Batch(x, y)), theta)
+    generator = torch.Generator().manual_seed(5 * 2**32)
+    D = (curvature.diagonal(3, generator) + kappa) ** 0.75
+    want = -torch.linalg.solve(B + DAMPING * torch.diag(D), gradient)
+    torch.testing.assert_close(move, want, rtol=1e-8, atol=1e-10)
+
+
+def test_structural_damping_weighs_the_hidden_layers() -> None:
+    model, x, y = problem()
+    with_it, _ = step_of(model, x, y, structural=3.0)
+    without, _ = step_of(model, x, y)
+    B, gradient, _ = dense(model, x, y)
+    J = torch.func.jacrev(lambda W, b: x @ W.T + b, argnums=(0, 1))(
+        model.layers[0].weight.detach(), model.layers[0].bias.detach()
+    )
+    z = x @ model.layers[0].weight.detach().T + model.layers[0].bias.detach()
+    J = torch.cat([J[0].reshape(z.numel(), -1), J[1].reshape(z.numel(), -1)], dim=1)
+    J = nn.functional.pad(J, (0, len(B) - J.shape[1]))
+    d = (1 - torch.tanh(z) ** 2).reshape(-1, 1)
+    G_S = J.T @ (d * J) / len(x)
+    A = B + DAMPING * (torch.eye(len(B), dtype=B.dtype) + 3.0 * G_S)
+    torch.testing.assert_close(with_it, -torch.linalg.solve(A, gradient), rtol=1e-8, atol=1e-10)
+    assert not torch.allclose(with_it, without)
+
+
+def test_trust_radius_bounds_the_step_and_follows_rho() -> None:
+    model, x, y = problem()
+    opt = hf.HessianFree(
+        model, LOSS, damping=0.0, l2=L2, trust_radius=0.05, cg_backtracking="last", cg_tolerance=0.0
+    )
+    radii = []
+    for _ in range(6):
+        radius = opt.param_groups[0]["trust_radius"]
+        radii.append(radius)
+        stats = opt.step((x, y))
+        assert stats.step_norm <= radius * (1 + 1e-9)
+    # The quadratic is good near the start: steps on the boundary double the radius.
+    assert radii[:3] == [0.05, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("start", [1e-4, 1e4])
+def test_first_damping_is_searched_by_rho(start) -> None:
+    model, x, y = problem(cases=40)
+    for p in model.parameters():
+        p.data.mul_(3.0)
+    opt = hf.HessianFree(
+        model, LOSS, damping=start, damping_window=(0.75, 0.95), damping_rule="martens2010"
+    )
+    first = opt.step((x, y))
+    assert first.damping != start
+    assert 0.75 <= first.rho <= 0.95 or any("first λ" in m for m in first.messages)
+    second = opt.step((x, y))
+    assert second.damping == pytest.approx(first.damping_next)
+
+
+def test_fixed_step_moves_by_it_whatever_the_loss_does() -> None:
+    model, x, y = problem()
+    whole, _ = step_of(model, x, y)
+    for size in (0.25, 3.0):
+        move, stats = step_of(model, x, y, step_size=size)
+        torch.testing.assert_close(move, size * whole, rtol=1e-10, atol=1e-12)
+        assert stats.alpha == size
+
+
+@pytest.mark.parametrize("rule", ["martens2010", "chapelle2011"])
+def test_state_comes_back_bitwise(rule) -> None:
+    model, x, y = problem()
+    options = {
+        "damping": 1.0,
+        "damping_rule": rule,
+        "preconditioner": "ggn_diagonal",
+        "cg_evaluate_every": "geometric",
+        "cg_backtracking": "walk",
+        "trust_radius": None if rule == "martens2010" else 0.5,
+    }
+    opt = hf.HessianFree(model, LOSS, **options)
+    for _ in range(3):
+        opt.step((x, y))
+    state = copy.deepcopy((model.state_dict(), opt.state_dict()))
+    ahead = [dataclasses.asdict(opt.step((x, y))) for _ in range(3)]
+    other = problem(seed=1)[0]
+    resumed = hf.HessianFree(other, LOSS, **options)
+    other.load_state_dict(state[0])
+    resumed.load_state_dict(state[1])
+    again = [dataclasses.asdict(resumed.step((x, y))) for _ in range(3)]
+    for a, b in zip(ahead, again, strict=True):
+        a.pop("seconds"), b.pop("seconds")
+        assert a == b
+    assert torch.equal(flat(model), flat(other))
+
+
+def test_weight_decay_may_change_between_steps() -> None:
+    model, x, y = problem()
+    opt = hf.HessianFree(model, LOSS, damping=1.0, l2=0.0)
+    opt.param_groups[0]["l2"] = 0.5
+    theta = flat(model)
+    plain = hf.HessianFree(copy.deepcopy(model), LOSS, damping=1.0).step((x, y)).loss
+    assert opt.step((x, y)).loss == pytest.approx(plain + 0.25 * float(theta @ theta), rel=1e-12)
+
+
+def test_parameters_alone_step_by_closure() -> None:
+    model, x, y = problem()
+    paths = []
+    for given in (model, list(copy.deepcopy(model).parameters())):
+        net = model if given is model else None
+        opt = hf.HessianFree(given, damping=1.0)
+        parameters = list(given.parameters()) if net is not None else given
+        before = torch.cat([p.detach().reshape(-1).clone() for p in parameters])
+
+        def closure(p=parameters):
+            s = torch.tanh(x @ p[0].T + p[1]) @ p[2].T + p[3]
+            return nn.functional.mse_loss(s, y), s
+
+        opt.step(closure)
+        paths.append(torch.cat([p.detach().reshape(-1) for p in parameters]) - before)
+    torch.testing.assert_close(paths[0], paths[1], rtol=1e-9, atol=1e-11)
+    with pytest.raises(TypeError, match="need a module to go with a loss"):
+        hf.HessianFree(model.parameters(), LOSS)
+
+
+def test_martens2010_learns_an_autoencoder() -> None:
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(200, 12, generator=g)
+    x = (x[:, :3] @ torch.rand(3, 12, generator=g) / 1.5).clamp(0, 1)
+    model = hf.Autoencoder([12, 8, 3], generator=g)
+    preset = {**hf.presets.martens2010_curves, "damping": 1.0}
+    opt = hf.HessianFree(model, LOSS, **preset)
+    policy = hf.minibatches.FullGradient(x, x, curvature_batches=4)
+    losses = [opt.step(policy(i)).loss for i in range(25)]
+    floor = float(nn.functional.binary_cross_entropy(x, x, reduction="sum") / len(x))
+    assert losses[-1] - floor < 0.25 * (losses[0] - floor)
+    assert all(math.isfinite(value) for value in losses)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"curvature": "newton"}, "curvature: got 'newton'"),
+        ({"preconditioner": "ilu"}, "preconditioner: got 'ilu'"),
+        ({"damping_rule": "own"}, "damping_rule: got 'own'"),
+        ({"damping_window": (0.9, 0.1)}, "damping_window: got"),
+        ({"scale_damping": -1.0}, "scale_damping: got -1"),
+        ({"trust_radius": 0.0}, r"trust_radius: got 0\.0"),
+        ({"cg_evaluate_every": 0}, "cg_evaluate_every: got 0"),
+        ({"diagonal_probes": 0}, "diagonal_probes: got 0"),
+        ({"step_size": -1.0}, r"step_size: got -1\.0"),
+        ({"cg_residual": -1.0}, r"cg_residual: got -1\.0"),
+        ({"rho": "both"}, "rho: got 'both'"),
+    ],
+)
+def test_bad_options_are_named(options, text) -> None:
+    model, _, _ = problem()
+    with pytest.raises(ValueError, match=text):
+        hf.HessianFree(model, LOSS, **options)

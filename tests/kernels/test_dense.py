@@ -1,0 +1,575 @@
+"""Dense ops on every backend against a layer differentiated by torch.func in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from hfcore.bindings.dense import (
+    ACTIVATIONS,
+    activation_derivative,
+    dense_backward,
+    dense_forward,
+    dense_gradient,
+    dense_rforward,
+)
+from hfcore.bindings.dispatch import native, use_backend
+
+BACKENDS = ("reference", "cpu")
+DTYPES = (torch.float32, torch.float64)
+# B, n, m: ones, primes, 12 rows and 16 lanes of a tile ± 1, a chunk of cases, blocks of 256 in the
+# depth of the products, of 192 rows and 400 columns in the gradient.
+SHAPES = (
+    (1, 1, 1),
+    (2, 3, 1),
+    (13, 7, 5),
+    (12, 16, 32),
+    (11, 15, 31),
+    (25, 17, 33),
+    (97, 2, 65),
+    (259, 33, 17),
+    (5, 257, 24),
+    (96, 401, 193),
+)
+SHAPE_IDS = [f"B{B}-n{n}-m{m}" for B, n, m in SHAPES]
+# Lengths of the group axis: cached activations and weights, tangents and errors.
+GROUPS = {"alone": (1, 1), "tangents": (1, 3), "nets": (3, 3), "one tangent": (3, 1)}
+
+Shape = tuple[int, int, int]
+
+ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "linear": lambda z: z,
+    "logistic": torch.sigmoid,
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+}
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=DTYPES, ids=["f32", "f64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def cpu() -> Iterator[None]:
+    """The compiled backend; the number of threads is put back afterwards."""
+    threads = torch.get_num_threads()
+    with use_backend("cpu"):
+        yield
+    torch.set_num_threads(threads)
+
+
+class Case:
+    """A layer of n inputs and m outputs between activations ``below`` and ``e``.
+
+    W, V, v_b and the gradient's buffers are views into flat vectors, off every alignment.
+    """
+
+    def __init__(
+        self, shape: Shape, dtype: torch.dtype, e: str = "tanh", group: str = "alone"
+    ) -> None:
+        self.shape, self.dtype, self.e, self.device = shape, dtype, e, "cpu"
+        self.B, self.n, self.m = B, n, m = shape
+        nets, tangents = GROUPS[group]
+        self.G = max(nets, tangents)
+        self.draw = torch.Generator().manual_seed(sum(shape))
+        self.z = self.normal(nets, B, n)
+        self.a = ACTIVATE[e](self.z)
+        self.W, self.b = self.layer(nets)
+        self.V, self.v_b = self.layer(tangents)
+        self.Ra, self.add = self.normal(tangents, B, n), self.normal(tangents, B, n)
+        self.delta = self.normal(tangents, B, m)
+        self.y = ACTIVATE[e](self.a.double() @ self.W.double().mT + self.b.double()[:, None])
+        self.y = self.y.to(dtype)
+
+    def normal(self, *size: int) -> Tensor:
+        return torch.randn(*size, generator=self.draw, dtype=torch.float64).to(self.dtype)
+
+    def layer(self, G: int) -> tuple[Tensor, Tensor]:
+        """Weights and biases of G layers, cut from ``[G,N]`` from its second element on."""
+        flat = self.normal(G, self.m * (self.n + 1) + 3) / math.sqrt(self.n)
+        size = self.m * self.n
+        return flat[:, 1 : 1 + size].view(G, self.m, self.n), flat[:, 1 + size : 1 + size + self.m]
+
+    def poisoned(self, *size: int) -> Tensor:
+        return torch.full((self.G, *size), math.nan, dtype=self.dtype, device=self.device)
+
+    def buffers(self) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """A poisoned ``[G,N]`` and two parts of its rows for gW and gb."""
+        size = self.m * self.n
+        flat = self.poisoned(self.m * (self.n + 1) + 3)
+        parts = flat[:, 1 : 1 + size].view(self.G, self.m, self.n), flat[:, -2 - self.m : -2]
+        return flat, parts
+
+    def whole(self, t: Tensor) -> Tensor:
+        """In float64 on the whole group."""
+        return t.double().expand(self.G, *t.shape[1:]).clone()
+
+
+def all_results(case: Case) -> dict[str, Tensor]:
+    """Every op in every form, by the backend in force."""
+    a, W, y, e, delta = case.a, case.W, case.y, case.e, case.delta
+    B, n, m = case.shape
+    rforward = {"activation": e, "out": case.poisoned(B, m)}
+    found = {
+        "y": dense_forward(a, W, case.b, activation=e),
+        "Ry": dense_rforward(a, case.Ra, W, case.V, case.v_b, y, **rforward),
+        "first Ry": dense_rforward(a, None, W, case.V, case.v_b, y, activation=e),
+        "below": dense_backward(delta, W, a, activation=e, out=case.poisoned(B, n)),
+        "below + add": dense_backward(delta, W, a, activation=e, add=case.add),
+    }
+    for squared in (False, True):
+        flat, parts = case.buffers()
+        gW, gb = dense_gradient(delta, a, scale=0.3, squared=squared, out=parts)
+        assert gW is parts[0]
+        assert gb is parts[1]
+        around = torch.cat([flat[:, :1], flat[:, -2:]], 1)
+        assert bool(around.isnan().all()), "wrote outside of its buffers"
+        found[f"gW {squared}"], found[f"gb {squared}"] = gW, gb
+    return found
+
+
+def oracle(case: Case) -> dict[str, tuple[Tensor, Tensor]]:
+    """In float64 by torch.func: each result, and Σ|terms| of its sums for the bound."""
+    activate = ACTIVATE[case.e]
+    z, a, W, b, V, v_b, Ra, add, delta = (
+        case.whole(t)
+        for t in (
+            case.z, case.a, case.W, case.b, case.V, case.v_b, case.Ra, case.add, case.delta
+        )
+    )  # fmt: skip
+
+    def layer(a: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        return activate(a @ W.mT + b.unsqueeze(1))
+
+    def products(a: Tensor, W: Tensor, b: Tensor) -> Tensor:
+        return a.abs() @ W.abs().mT + b.abs().unsqueeze(1)
+
+    primals, moved = (a, W, b), torch.zeros_like(Ra)
+    y, Ry = torch.func.jvp(layer, primals, (Ra, V, v_b))
+    first = torch.func.jvp(layer, primals, (moved, V, v_b))[1]
+    (below,) = torch.func.vjp(lambda z: activate(z) @ W.mT, z)[1](delta)
+    pre_activation = torch.func.vjp(lambda W, b: a @ W.mT + b.unsqueeze(1), W, b)[1]
+    gW, gb = pre_activation(delta)
+    sums, squares = delta.abs().mT @ a.abs(), delta.square().mT @ a.square()
+    # |φ'| ≤ 1, and φ' of a rounded y is off by at most 2 eps: Rz itself must enter the bound.
+    tangent = products(a, V, v_b)
+    errors = delta.abs() @ W.abs()
+    return {
+        "y": (y, products(*primals) + y.abs()),
+        "Ry": (Ry, tangent + Ra.abs() @ W.abs().mT),
+        "first Ry": (first, tangent),
+        "below": (below, errors),
+        "below + add": (below + add, errors + add.abs()),
+        "gW False": (0.3 * gW, 0.3 * sums),
+        "gb False": (0.3 * gb, 0.3 * delta.abs().sum(1)),
+        "gW True": (0.3 * squares, 0.3 * squares),
+        "gb True": (0.3 * delta.square().sum(1), 0.3 * delta.square().sum(1)),
+    }
+
+
+def check_all(case: Case) -> None:
+    """Errors of a sum of K terms grow like √K roundings of Σ|terms|; a few more around it."""
+    K = max(case.B, 2 * case.n, case.m)
+    eps = torch.finfo(case.dtype).eps
+    want = oracle(case)
+    for name, got in all_results(case).items():
+        exact, terms = want[name]
+        exact, terms = exact[: got.shape[0]], terms[: got.shape[0]]
+        assert got.shape == exact.shape, name
+        assert got.dtype == case.dtype, name
+        excess = (got.double() - exact).abs() - (8 + 2 * math.sqrt(K)) * eps * terms
+        worst = int(excess.argmax())
+        assert not bool((excess > 0).any() | excess.isnan().any()), (
+            f"{name}, element {worst}: got {got.flatten()[worst]}, want {exact.flatten()[worst]}"
+        )
+
+
+# ---------------------------------------------------------------------------- agreement
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
+@pytest.mark.parametrize("e", ACTIVATIONS)
+def test_every_op(e: str, shape: Shape, dtype: torch.dtype, backend: str) -> None:
+    check_all(Case(shape, dtype, e))
+
+
+@pytest.mark.parametrize("shape", [(13, 7, 5), (25, 17, 33), (1, 3, 2)], ids=str)
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group(group: str, shape: Shape, dtype: torch.dtype, backend: str) -> None:
+    check_all(Case(shape, dtype, "logistic", group))
+
+
+@pytest.mark.parametrize("e", ACTIVATIONS)
+def test_derivative_is_the_slope(e: str) -> None:
+    z = torch.linspace(-2, 2, 8, dtype=torch.float64)
+    slope = torch.func.jvp(ACTIVATE[e], (z,), (torch.ones_like(z),))[1]
+    torch.testing.assert_close(activation_derivative(e, ACTIVATE[e](z)), slope, rtol=1e-14, atol=0)
+
+
+def test_two_layers_are_a_linear_map_and_its_transpose(backend: str) -> None:
+    """⟨δ, J v⟩ = ⟨Jᵀ δ, v⟩ through R-op, backward pass and gradients of two layers."""
+    first = Case((19, 6, 11), torch.float64, "logistic")
+    second = Case((19, 11, 4), torch.float64, "tanh")
+    x, h = first.a, dense_forward(first.a, first.W, first.b, activation="tanh")
+    s = dense_forward(h, second.W, second.b, activation="linear")
+    Rh = dense_rforward(x, None, first.W, first.V, first.v_b, h, activation="tanh")
+    Rs = dense_rforward(h, Rh, second.W, second.V, second.v_b, s, activation="linear")
+    gW2, gb2 = dense_gradient(second.delta, h)
+    gh = dense_backward(second.delta, second.W, h, activation="tanh")
+    gW1, gb1 = dense_gradient(gh, x)
+    tangents = (first.V, first.v_b, second.V, second.v_b)
+    back = sum((g * v).sum() for g, v in zip((gW1, gb1, gW2, gb2), tangents, strict=True))
+    torch.testing.assert_close((second.delta * Rs).sum(), back, rtol=1e-13, atol=1e-13)
+
+
+def test_squares_are_those_of_single_cases(backend: str) -> None:
+    case = Case((9, 5, 4), torch.float64)
+    alone = [dense_gradient(case.delta[:, i : i + 1], case.a[:, i : i + 1]) for i in range(9)]
+    gW, gb = dense_gradient(case.delta, case.a, squared=True)
+    torch.testing.assert_close(gW, sum(g.square() for g, _ in alone), rtol=1e-14, atol=0)
+    torch.testing.assert_close(gb, sum(g.square() for _, g in alone), rtol=1e-14, atol=0)
+
+
+# ---------------------------------------------------------------------------- bits
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_bits_do_not_depend_on_threads_or_group(group: str, dtype: torch.dtype, cpu: None) -> None:
+    """Large enough that cases, panels and blocks of the gradient are shared among threads."""
+    case = Case((300, 65, 83), dtype, "logistic", group)
+    torch.set_num_threads(1)
+    want = all_results(case)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        assert all(torch.equal(v, want[k]) for k, v in all_results(case).items()), threads
+    names = ("z", "a", "W", "b", "V", "v_b", "Ra", "add", "delta", "y")
+    for g in range(case.G):
+        own = Case((300, 65, 83), dtype, "logistic", group)
+        own.G = 1
+        for name in names:
+            t = getattr(case, name)
+            setattr(own, name, t[min(g, t.shape[0] - 1)].unsqueeze(0))
+        for name, alone in all_results(own).items():
+            in_group = want[name]
+            assert torch.equal(in_group[min(g, in_group.shape[0] - 1)], alone[0]), name
+
+
+def test_more_nets_than_packed_weights_are_held_at_once(cpu: None) -> None:
+    """Beyond 64 MiB of packed weights the nets take turns: 5 of 4096 x 1024 in float32."""
+    B, n, m, G = 3, 1024, 4096, 5
+    draw = torch.Generator().manual_seed(0)
+    a = torch.randn(1, B, n, generator=draw)
+    V = torch.randn(G, m, n, generator=draw)
+    zero, y = torch.zeros(1, m), torch.zeros(1, B, m)
+    got = dense_rforward(a, None, V[:1], V, zero, y, activation="linear")
+    for g in range(G):
+        alone = dense_rforward(a, None, V[:1], V[g : g + 1], zero, y, activation="linear")
+        assert torch.equal(got[g], alone[0])
+
+
+# ---------------------------------------------------------------------------- NaN, extremes
+
+
+@pytest.mark.parametrize("e", ACTIVATIONS)
+def test_nan_reaches_what_it_touches_and_nothing_else(
+    e: str, dtype: torch.dtype, backend: str
+) -> None:
+    case = Case((14, 5, 19), dtype, e)
+    clean = all_results(case)
+    case.a = case.a.clone()
+    case.a[0, 3, 2] = math.nan
+    found = all_results(case)
+    row = torch.zeros(1, 14, 1, dtype=torch.bool)
+    row[0, 3] = True
+    touched = {
+        "y": row.expand(1, 14, 19),
+        "Ry": row.expand(1, 14, 19),
+        "first Ry": row.expand(1, 14, 19),
+        "gW False": (torch.arange(5) == 2).expand(1, 19, 5),
+        "gW True": (torch.arange(5) == 2).expand(1, 19, 5),
+    }
+    if e not in ("linear", "relu"):  # whose derivatives are 1 and (NaN > 0) = 0
+        touched["below"] = touched["below + add"] = row & (torch.arange(5) == 2)
+    for name, got in found.items():
+        wrong = touched.get(name, torch.zeros_like(got, dtype=torch.bool))
+        if e == "relu" and name in ("below", "below + add"):
+            continue
+        if e == "relu" and name in ("Ry", "first Ry"):
+            wrong = wrong & got.isnan()  # 0·NaN where the unit is off is NaN too
+        assert torch.equal(got.isnan(), wrong), name
+        assert torch.equal(got[~wrong], clean[name][~wrong]), name
+
+
+def test_saturated_units_stay_finite(dtype: torch.dtype, backend: str) -> None:
+    a = torch.tensor([[[-1e30], [-80.0], [0.0], [80.0], [1e30]]], dtype=dtype)
+    W, b = torch.ones(1, 1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)
+    for e, low, high in (("logistic", 0.0, 1.0), ("tanh", -1.0, 1.0)):
+        y = dense_forward(a, W, b, activation=e)
+        assert float(y[0, 0, 0]) == low
+        assert float(y[0, 4, 0]) == high
+        Ry = dense_rforward(a, None, W, torch.zeros_like(W), b + 1, y, activation=e)
+        assert Ry.flatten()[[0, 4]].tolist() == [0.0, 0.0]
+
+
+def test_relu_is_off_at_zero(dtype: torch.dtype, backend: str) -> None:
+    y = torch.tensor([[[0.0, -0.0, 1e-30, 2.0]]], dtype=dtype)
+    eye = torch.eye(4, dtype=dtype).unsqueeze(0)
+    delta = torch.full((1, 1, 4), 3.0, dtype=dtype)
+    assert dense_backward(delta, eye, y, activation="relu").flatten().tolist() == [0, 0, 3, 3]
+
+
+# ---------------------------------------------------------------------------- buffers
+
+
+def test_any_stride_goes_in(dtype: torch.dtype, backend: str) -> None:
+    case = Case((13, 7, 5), dtype)
+    want = all_results(case)
+    for name in ("a", "W", "V", "Ra", "delta", "y", "add"):
+        t = getattr(case, name)
+        setattr(case, name, t.permute(2, 1, 0).contiguous().permute(2, 1, 0))
+    case.v_b = torch.stack([case.v_b, case.v_b], 2)[:, :, 0]
+    case.b = torch.complex(case.b, -case.b).conj().imag  # negated lazily
+    assert case.b.is_neg()
+    for name, got in all_results(case).items():
+        torch.testing.assert_close(got, want[name], rtol=0, atol=0 if backend == "cpu" else 1e-5)
+
+
+def test_an_expanded_group_is_one_net(dtype: torch.dtype, backend: str) -> None:
+    case = Case((13, 7, 5), dtype)
+    want = all_results(case)
+    for name in ("a", "W", "b", "y"):
+        t = getattr(case, name)
+        setattr(case, name, t.expand(3, *t.shape[1:]))
+    case.G = 3
+    for name, got in all_results(case).items():
+        if got.shape[0] == 1:  # the gradients: nothing in them but delta and a, of which a is 3
+            raise AssertionError(name)
+        expected = want[name].expand_as(got)
+        torch.testing.assert_close(got, expected, rtol=0, atol=0 if backend == "cpu" else 1e-5)
+
+
+def test_parameters_that_require_grad_are_read_as_data(backend: str) -> None:
+    case = Case((13, 7, 5), torch.float32)
+    want = all_results(case)
+    before = {name: getattr(case, name).clone() for name in ("a", "W", "b", "y", "delta")}
+    for name in ("a", "W", "b", "delta"):
+        setattr(case, name, getattr(case, name).clone().requires_grad_())
+    for name, got in all_results(case).items():
+        assert not got.requires_grad
+        assert torch.equal(got, want[name])
+    assert all(torch.equal(getattr(case, name), t) for name, t in before.items())
+
+
+def test_outputs_that_share_memory_are_refused(backend: str) -> None:
+    case = Case((6, 5, 5), torch.float32)
+    a, W, y, e = case.a, case.W, case.y, "tanh"
+    for name in ("a", "Ra", "y"):
+        with pytest.raises(ValueError, match=f"out: shares memory with {name}, need its own"):
+            dense_rforward(
+                a, case.Ra, W, case.V, case.v_b, y, activation=e, out=getattr(case, name)
+            )
+    with pytest.raises(ValueError, match="out: shares memory with a, need its own"):
+        dense_forward(a, W, case.b, activation=e, out=a)
+    for name in ("delta", "add"):
+        with pytest.raises(ValueError, match=f"out: shares memory with {name}, need its own"):
+            dense_backward(case.delta, W, a, activation=e, add=case.add, out=getattr(case, name))
+    both = torch.zeros(2, 60)
+    gW = both[:, :25].view(2, 5, 5)
+    delta = case.delta.repeat(2, 1, 1)
+    with pytest.raises(ValueError, match=r"out\[1\]: shares memory with out\[0\], need its own"):
+        dense_gradient(delta, a, out=(gW, both[:, 24:29]))
+    with pytest.raises(ValueError, match=r"out\[1\]: shares memory with out\[0\], need its own"):
+        dense_gradient(delta[:1], a, out=(gW[:1], both[:1, 24:29]))
+    with pytest.raises(ValueError, match=r"out\[0\]: shares memory with delta, need its own"):
+        dense_gradient(delta, a, out=(delta.view(-1)[:50].view(2, 5, 5), both[:, 24:29]))
+    # The second output may lie before the first.
+    dense_gradient(delta, a, out=(both[:, 5:30].view(2, 5, 5), both[:, :5]))
+
+
+def test_unfit_outputs_are_refused(backend: str) -> None:
+    case = Case((6, 5, 4), torch.float32)
+
+    def forward(out: Tensor) -> None:
+        dense_forward(case.a, case.W, case.b, activation="tanh", out=out)
+
+    good = torch.zeros(1, 6, 4)
+    for out, error, text in (
+        (torch.zeros(1, 6, 5), ValueError, r"out: got shape \[1, 6, 5\], need \[1,6,4\]"),
+        (good.double(), TypeError, "out: got torch.float64, need torch.float32"),
+        (torch.zeros(1, 4, 6).mT, ValueError, "out: is not contiguous"),
+        (good.clone().requires_grad_(), ValueError, "out: requires grad"),
+    ):
+        with pytest.raises(error, match=text):
+            forward(out)
+    nets = case.a.repeat(2, 1, 1)
+    with pytest.raises(ValueError, match="out: its nets overlap"):
+        dense_forward(nets, case.W, case.b, activation="tanh", out=good.expand(2, -1, -1))
+    gW, gb = torch.zeros(1, 4, 5), torch.zeros(1, 4)
+    for out, error, text in (
+        (gW, TypeError, "out: got Tensor, need a tuple of gW and gb"),
+        ((gW,), TypeError, "out: got tuple"),
+        ((gb, gW), ValueError, r"out\[0\]: got shape"),
+        ((gW, gb.double()), TypeError, r"out\[1\]: got torch.float64"),
+        ((torch.zeros(1, 5, 4).mT, gb), ValueError, r"out\[0\]: is not contiguous"),
+    ):
+        with pytest.raises(error, match=text):
+            dense_gradient(case.delta, case.a, out=out)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------- refusals
+
+Spoil = Callable[[Case], None]
+
+
+def put(name: str, change: Callable[[Tensor], object]) -> Spoil:
+    return lambda case: setattr(case, name, change(getattr(case, name)))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "text"),
+    [
+        (put("e", lambda _: "softplus"), ValueError, "activation: got 'softplus', need one of"),
+        (put("a", lambda t: t[0]), ValueError, r"a: got shape \[6, 5\], need \[G,B,n\]"),
+        (put("a", lambda t: t[:, :0]), ValueError, "B: got 0, need at least 1"),
+        (put("a", lambda t: t[:0]), ValueError, "G: got 0, need at least 1"),
+        (put("a", lambda t: t[..., :0]), ValueError, "n: got 0, need at least 1"),
+        (put("a", lambda t: t.long()), TypeError, "a: got torch.int64, need a floating-point"),
+        (put("a", lambda t: t.tolist()), TypeError, "a: got list, need a torch.Tensor"),
+        (put("a", lambda t: t.to_sparse()), TypeError, "a: got layout torch.sparse_coo"),
+        (put("W", lambda t: t[:, :, :4]), ValueError, r"W: got shape \[1, 4, 4\], need \[G,m,5\]"),
+        (put("W", lambda t: t[:, :0]), ValueError, "m: got 0, need at least 1"),
+        (put("W", lambda t: t.double()), TypeError, "W: got torch.float64, need torch.float32"),
+        (put("W", lambda t: t.to("meta")), ValueError, "W: is on meta, need cpu like the other"),
+        (put("W", lambda t: t.repeat(2, 1, 1)), ValueError, "group axis (2|3), need 1 or (2|3)"),
+    ],
+)
+def test_forward_and_rforward_refuse_by_name(
+    spoil: Spoil, error: type[Exception], text: str, backend: str
+) -> None:
+    case = Case((6, 5, 4), torch.float32)
+    case.b, case.v_b = case.b.repeat(3, 1), case.v_b.repeat(3, 1)
+    spoil(case)
+    with pytest.raises(error, match=text):
+        dense_forward(case.a, case.W, case.b, activation=case.e)
+    with pytest.raises(error, match=text):
+        dense_rforward(case.a, None, case.W, case.V, case.v_b, case.y, activation=case.e)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "text"),
+    [
+        (put("Ra", lambda t: t[:, 1:]), ValueError, r"Ra: got shape \[1, 5, 5\], need \[G,6,5\]"),
+        (put("V", lambda t: t.mT), ValueError, r"V: got shape \[1, 5, 4\], need \[G,4,5\]"),
+        (put("v_b", lambda t: t[0]), ValueError, r"v_b: got shape \[4\], need \[G,4\]"),
+        (put("y", lambda t: t[:, :, 1:]), ValueError, r"y: got shape \[1, 6, 3\], need \[G,6,4\]"),
+        (put("Ra", lambda t: t.half()), TypeError, "Ra: got torch.float16, need torch.float32"),
+    ],
+)
+def test_rforward_refuses_by_name(
+    spoil: Spoil, error: type[Exception], text: str, backend: str
+) -> None:
+    case = Case((6, 5, 4), torch.float32)
+    spoil(case)
+    with pytest.raises(error, match=text):
+        dense_rforward(case.a, case.Ra, case.W, case.V, case.v_b, case.y, activation=case.e)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "text"),
+    [
+        (put("delta", lambda t: t[:, :0]), ValueError, "B: got 0, need at least 1"),
+        (put("delta", lambda t: t[..., :0]), ValueError, "m: got 0, need at least 1"),
+        (put("delta", lambda t: t.int()), TypeError, "delta: got torch.int32, need a floating"),
+        (put("a", lambda t: t[:, 1:]), ValueError, r"(y|a): got shape \[1, 5, 5\]"),
+        (put("a", lambda t: t.double()), TypeError, "(y|a): got torch.float64"),
+        (put("add", lambda t: t[..., 1:]), ValueError, r"add: got shape \[1, 6, 4\]"),
+        (put("add", lambda t: t.double()), TypeError, "add: got torch.float64"),
+    ],
+)
+def test_backward_and_gradient_refuse_by_name(
+    spoil: Spoil, error: type[Exception], text: str, backend: str
+) -> None:
+    case = Case((6, 5, 4), torch.float32)
+    spoil(case)
+    with pytest.raises(error, match=text):
+        dense_backward(case.delta, case.W, case.a, activation=case.e, add=case.add)
+    if not text.startswith("add"):
+        with pytest.raises(error, match=text):
+            dense_gradient(case.delta, case.a)
+
+
+def test_factors_and_stop_flags_are_checked(backend: str) -> None:
+    case = Case((6, 5, 4), torch.float32)
+    with pytest.raises(ValueError, match="scale: got nan, need a finite number"):
+        dense_gradient(case.delta, case.a, scale=math.nan)
+    with pytest.raises(TypeError, match="scale: got str, need a float"):
+        dense_gradient(case.delta, case.a, scale="1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"stop: got torch\.bool, need torch\.int32"):
+        dense_gradient(case.delta, case.a, stop=torch.zeros(1, dtype=torch.bool))
+
+
+def test_compiled_module_checks_for_itself() -> None:
+    """Called without the bindings it raises, whatever it is given."""
+    m = native()
+    case = Case((6, 5, 4), torch.float32)
+    a, W, b, out = case.a, case.W, case.b, torch.zeros(1, 6, 4)
+    refused = (ValueError, TypeError)
+    for arguments in (
+        (a, W, b, 4, out, 1),
+        (a, W, b, -1, out, 1),
+        (a[0], W, b, 0, out, 1),
+        (a[:, 1:], W, b, 0, out, 1),
+        (a.mT, W, b, 0, out, 1),
+        (a, W.mT, b, 0, out, 1),
+        (a, W, b[:, 1:], 0, out, 1),
+        (a, W, b[0], 0, out, 1),
+        (a, W.double(), b, 0, out, 1),
+        (a.long(), W, b, 0, out, 1),
+        (a, W, b, 0, out.double(), 1),
+        (a, W, b, 0, out[0], 1),
+        (a, W, b, 0, torch.zeros(1, 4, 6).mT, 1),
+        (a.repeat(2, 1, 1), W, b, 0, out, 1),
+        (a, W, b, 0, out.expand(2, -1, -1), 1),
+        (a[:, :0], W, b, 0, out[:, :0], 1),
+        (None, W, b, 0, out, 1),
+        (a, W, b, 0, None, 1),
+        (a, W, b, 0, a.view(-1)[:24].view(1, 6, 4), 1),
+    ):
+        with pytest.raises(refused):
+            m.dense_forward(*arguments)
+    delta, flat = case.delta, torch.zeros(1, 40)
+    gW, gb = flat[:, :20].view(1, 4, 5), flat[:, 20:24]
+    for arguments in (
+        (delta, a, 1.0, False, gW, flat[:, 19:23], 1),
+        (delta, a, 1.0, False, gb, gW, 1),
+        (delta, a[:, 1:], 1.0, False, gW, gb, 1),
+        (delta, a, 1.0, False, gW.mT, gb, 1),
+        (delta, a.double(), 1.0, False, gW, gb, 1),
+        (delta, a, "1", False, gW, gb, 1),
+    ):
+        with pytest.raises(refused):
+            m.dense_gradient(*arguments)
+    with pytest.raises(ValueError, match="out: shares memory with y"):
+        m.dense_backward(delta, W, a, 0, None, a, 1)
+    with pytest.raises(ValueError, match="add: wrong shape"):
+        m.dense_backward(delta, W, a, 0, delta, torch.zeros(1, 6, 5), 1)
+    with pytest.raises(ValueError, match="Ra: wrong shape"):
+        m.dense_rforward(a, delta, W, case.V, case.v_b, out, 0, torch.zeros(1, 6, 4), 1)
+    wide, result = torch.randn(1, 300, 50), torch.zeros(1, 300, 50)
+    W, b = torch.randn(1, 50, 50), torch.randn(1, 50)
+    gW, gb = torch.zeros(1, 50, 50), torch.zeros(1, 50)
+    for threads in (0, -5, 2**31 - 1):  # a senseless number is 1, or as many as there may be
+        m.dense_forward(wide, W, b, 0, result, threads)
+        m.dense_gradient(result, wide, 1.0, False, gW, gb, threads)
+    torch.testing.assert_close(gW, result.mT @ wide, rtol=1e-3, atol=1e-2)
