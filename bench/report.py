@@ -86,6 +86,9 @@ def batch_making(bench: Bench) -> float | None:
 
 
 PRODUCT, ITERATION = "Gauss-Newton product", "Hessian-free iteration"
+ANY_MODULE = "Gauss-Newton product of any module"
+AUTOENCODER, CURVES = "Autoencoder Gauss-Newton product", "CURVES-B5000"
+AUTOENCODER_ITERATION = "Autoencoder Hessian-free iteration"
 ADDITION = "B1000-T100-H100-n2-k1-last"
 TARGETS = [
     Target(PRODUCT, ADDITION, "share of the sgemm rate (8 H² B T flops)", share, 0.80),
@@ -102,6 +105,19 @@ TARGETS = [
     Target(PRODUCT, "B100-T30-H300-n225-k225-all", "share of the sgemm rate", share, 0.80),
     Target(PRODUCT, "B100-T30-H300-n225-k225-last", "× the best of JAX", speedup("JAX"), 1.15),
     Target(PRODUCT, "B100-T20-H1024-n64-k64-all", "× torch by hand", speedup("torch by hand"), 1.0),
+    Target(AUTOENCODER, CURVES, "share of the sgemm rate", share, 0.85),
+    Target(AUTOENCODER, CURVES, "× torch.func cached", speedup("torch.func cached"), 1.0),
+    Target(AUTOENCODER, CURVES, "× torch.func jvp + vjp", speedup("torch.func jvp"), 1.4),
+    Target(AUTOENCODER, CURVES, "× curvlinops", speedup("curvlinops"), 1.6),
+    Target(
+        AUTOENCODER_ITERATION,
+        f"{CURVES}-logistic",
+        "× PyTorchHessianFree",
+        speedup("PyTorchHessianFree"),
+        1.3,
+    ),
+    Target(ANY_MODULE, "CNN-B64", "× curvlinops", speedup("curvlinops"), 2.0),
+    Target(ANY_MODULE, "loop-RNN-T100-B100", "× curvlinops", speedup("curvlinops"), 3.0),
     *(
         Target(ITERATION, f"addition-T50-B1000-H100-{kind}", what, measure, 0.05, at_least=False)
         for kind in ("plain", "structural")

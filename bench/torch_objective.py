@@ -88,8 +88,9 @@ class TorchCurvature:
         damping: float = 0.0,
         structural: float = 0.0,
         out: Tensor | None = None,
+        stop: Tensor | None = None,
     ) -> Tensor:
-        """(scale·JᵀJ + damping·I) v."""
+        """(scale·JᵀJ + damping·I) v; does not look at ``stop``."""
         if structural:
             raise ValueError("structural: torch.func has no structural damping")
         jvp, vjp = self._maps()

@@ -16,7 +16,7 @@ from hfcore.bindings import loss as ops
 
 
 class Loss:
-    """A matching loss on outputs ``s [T,B,k]`` (an extra leading group axis is accepted).
+    """A matching loss on outputs ``s [T,B,k]``, also ``[B,k]``, or with a leading group axis.
 
     ``mask [T,B]`` (bool, or 0/1 in s's dtype) says which outputs count; None means all.
     """
@@ -85,9 +85,8 @@ class SoftmaxCrossEntropy(Loss):
 def _grouped(
     s: Tensor, targets: Tensor | None, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Add the group axis the ops want, unless s already has one."""
-    if s.ndim == 4:
-        return s, targets, mask  # type: ignore[return-value]
-    grouped_targets = None if targets is None else targets.unsqueeze(0)
-    grouped_mask = None if mask is None else mask.unsqueeze(0)
-    return s.unsqueeze(0), grouped_targets, grouped_mask  # type: ignore[return-value]
+    """Add the axes of group and time that the ops want, where s has none."""
+    missing = (None,) * (4 - s.ndim)
+    grouped_targets = None if targets is None else targets[missing]
+    grouped_mask = None if mask is None else mask[missing]
+    return s[missing], grouped_targets, grouped_mask  # type: ignore[return-value]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hfcore.batches import Batch, Batches
+from hfcore.schedules import Phase
 
 
 class FullGradient:
@@ -58,6 +59,8 @@ class FullGradient:
         return Batches(everything, self._curvature(step), everything, everything)
 
     def _curvature(self, step: int) -> Batch:
+        if self._size(step) == self.cases:
+            return self.everything
         if self.growth == 1.0:
             i = step % self.curvature_batches
             edges = [self.cases * j // self.curvature_batches for j in (i, i + 1)]
@@ -68,9 +71,49 @@ class FullGradient:
     def _size(self, step: int) -> int:
         # Compared as logarithms: growth**step overflows after a few thousand steps.
         first = self.cases / self.curvature_batches
+        if self.growth == 1.0:
+            return math.ceil(first)
         if step * math.log(self.growth) >= math.log(self.curvature_batches):
             return self.cases
         return min(self.cases, round(first * self.growth**step))
+
+
+class PhaseBatches:
+    """The batches of a :class:`hfcore.schedules.Phase`, by its shares of the data.
+
+    >>> batches = hf.minibatches.PhaseBatches(images, images)
+    >>> stats = opt.step(batches(phases.present, phases.t))
+
+    Equal shares below 1 are :class:`SmallBatches`, a share of the curvature alone is
+    :class:`FullGradient`. Parameters as there. Raises ValueError naming what is wrong, also for a
+    phase whose gradient sees other cases than its curvature but not all.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, *, seed: int = 0) -> None:
+        self.cases = _check_cases(inputs, targets)
+        self.inputs, self.targets = inputs, targets
+        self.seed = seed
+        self._policy: tuple[tuple[float, float], FullGradient | SmallBatches] | None = None
+
+    def __call__(self, phase: Phase, step: int) -> Batches:
+        """The batches of step number ``step``, which is in ``phase``."""
+        shares = phase.gradient, phase.curvature
+        if self._policy is None or self._policy[0] != shares:
+            self._policy = shares, self._made(phase)
+        return self._policy[1](step)
+
+    def _made(self, phase: Phase) -> FullGradient | SmallBatches:
+        if not 0 < phase.curvature <= 1 or phase.gradient not in (1.0, phase.curvature):
+            raise ValueError(
+                f"phase {phase.name!r}: got gradient {phase.gradient}, curvature "
+                f"{phase.curvature}, need shares up to 1, the gradient's 1 or the curvature's"
+            )
+        data = self.inputs, self.targets
+        if phase.gradient < 1:
+            size = max(1, round(self.cases * phase.gradient))
+            return SmallBatches(*data, size=size, seed=self.seed)
+        count = min(self.cases, round(1 / phase.curvature))
+        return FullGradient(*data, curvature_batches=count, seed=self.seed)
 
 
 class SmallBatches:

@@ -58,6 +58,7 @@ _martens2010: dict[str, Any] = {
     "cg_lookback": 10,
     "cg_residual": 0.0,
     "cg_decay": 0.95,
+    "cg_restart": False,
     "cg_evaluate_every": "geometric",
     "cg_backtracking": "walk",
     "preconditioner": "fisher",

@@ -82,10 +82,11 @@ class Reciprocal:
 class Phases:
     """Runs phases one after the other: options before each step, CG counted after it.
 
+    >>> opt = hf.HessianFree(model, loss, **hf.presets.hybrid2013)
     >>> phases = hf.schedules.Phases(opt, hf.presets.hybrid2013_mnist)
+    >>> batches = hf.minibatches.PhaseBatches(images, images)
     >>> while not phases.done:
-    ...     stats = opt.step(batches_of(phases.present))
-    ...     phases.step(stats)
+    ...     phases.step(opt.step(batches(phases.present, phases.t)))
 
     t counts the steps of the whole run, as the paper's schedules do.
     """

@@ -15,7 +15,7 @@ from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.curvature.module_cases import CaseSquares
-from hfcore.curvature.module_checks import check_repeatable, differentiable_kernels
+from hfcore.curvature.module_checks import check_repeatable, differentiable_kernels, reaches
 from hfcore.curvature.module_data import BatchPart, Closure, call_closure, check_part
 from hfcore.curvature.module_losses import MeanLoss, second_of, split_loss
 from hfcore.curvature.module_strategies import (
@@ -81,7 +81,8 @@ class ModuleObjective:
     chunk_size : most cases whose activations are held at once; None holds all. With more cases than
         that every product runs the forward pass again, chunk by chunk
 
-    Parameters that do not affect the loss are legal: their rows of the curvature are zero. Refused
+    Parameters that do not affect the loss are legal: their rows of the curvature are zero. Of a
+    ``torch.compile``'d module the eager one inside is run, whose parameters are the same. Refused
     (ValueError): dropout and batch normalisation in train mode, see ``module_checks.py``.
     """
 
@@ -121,6 +122,8 @@ class ModuleObjective:
         self.chunk_size = chunk_size
         # What "auto" chose, by kind of curvature.
         self.choices: dict[str, Choice] = {}
+        self._squares: CaseSquares | None = None
+        self._rows_by_vmap = True
 
     # -------------------------------------------------------------------------------- data
 
@@ -274,22 +277,24 @@ class ModuleObjective:
     ) -> Tensor:
         if callable(data) or self.loss_function is None:
             raise ValueError(f"{name}: needs batches; a closure has no cases")
-        squares = CaseSquares(
-            self.outputs, self.loss_function, self.parameters.split(theta.clone())
-        )
         assert self.module is not None
         check_repeatable(self.module)
+        if self._squares is None:
+            self._squares = CaseSquares(self.outputs, self.loss_function)
+        squares = self._squares.at(self.parameters.split(theta.clone()))
         total = torch.zeros_like(theta)
-        for part in data:
-            for chunk in part.chunks(self.chunk_size or part.count):
-                total += sums(squares, chunk)
+        with differentiable_kernels(self.module, once=True):
+            for part in data:
+                for chunk in part.chunks(self.chunk_size or part.count):
+                    total += sums(squares, chunk)
         return total / sum(part.count for part in data)
 
     def curvature(self, data: ModuleData, theta: Tensor, kind: str = "ggn") -> ModuleCurvature:
         """The curvature at θ: ``"ggn"``, ``"hessian"`` or (batches only) ``"fisher"``.
 
-        Products stay at θ when the model moves on, except for a closure of bare parameters, whose
-        products end where the parameters change. Raises ValueError for a kind not served.
+        Products stay at θ when the model moves on, except for a closure that uses parameters
+        directly, whose products end where the parameters change. Raises ValueError for a kind that
+        is not served.
         """
         check_choice("kind", kind, KINDS)
         if kind == "fisher" and callable(data):
@@ -333,6 +338,7 @@ class _Graphs:
         self._objective = objective
         self._theta = theta
         self._kind = kind
+        self._bare = objective.module is None
 
     def value(self, piece: Closure | BatchPart) -> float:
         """The mean loss of a piece."""
@@ -340,17 +346,34 @@ class _Graphs:
             return self._objective.value(piece, self._objective.evaluate(piece, self._leaves()))
 
     def _leaves(self) -> Parts | None:
-        if self._objective.module is None:
+        """θ in the parameters' shapes, or None for the parameters themselves."""
+        if self._bare:
             return None
         return [p.detach() for p in self._objective.parameters.split(self._theta)]
 
+    def _evaluate(self, piece: Closure | BatchPart) -> tuple[Evaluation, Parts | None]:
+        """The model on a piece, and the leaves of its graph (None: the parameters themselves)."""
+        objective, leaves = self._objective, self._leaves()
+        if leaves is not None:
+            leaves = [p.requires_grad_() for p in leaves]
+        evaluation = objective.evaluate(piece, leaves)
+        own = objective.parameters
+        if leaves is None or not callable(piece) or not reaches(evaluation[:2], own.tensors):
+            return evaluation, leaves
+        # The closure holds parameters of its own, which nothing can be put in the place of.
+        if not torch.equal(own.read(), self._theta):
+            raise ValueError(
+                "theta: a closure that uses parameters directly, and not through the model, has a "
+                "curvature at the model's own values only"
+            )
+        self._bare = True
+        return objective.evaluate(piece), None
+
     def build(self, piece: Closure | BatchPart) -> tuple[Graph, float]:
         """The graph of a piece, and its mean loss."""
-        objective, leaves = self._objective, self._leaves()
+        objective = self._objective
         with torch.enable_grad():
-            if leaves is not None:
-                leaves = [p.requires_grad_() for p in leaves]
-            evaluation = objective.evaluate(piece, leaves)
+            evaluation, leaves = self._evaluate(piece)
             main = self._main(piece, evaluation)
         if self._kind != "hessian" and not main[0].tensor.requires_grad:
             raise ValueError(NO_DEPENDENCE)
@@ -483,10 +506,12 @@ class ModuleCurvature:
         """The same for the rows of ``V [m,N]``: all at once where a traced product can be vmapped,
         else one after the other."""
         self._check_structural(structural)
-        if all(isinstance(strategy, Traced) for strategy, _ in self._strategies):
+        traced = all(isinstance(strategy, Traced) for strategy, _ in self._strategies)
+        if traced and self._objective._rows_by_vmap:
             try:
                 return self._rows(V, damping, structural)
             except (RuntimeError, NotImplementedError) as error:
+                self._objective._rows_by_vmap = False
                 logger.info("products one after the other, since vmap fails: %s", error)
         return torch.stack([self.product(v, damping=damping, structural=structural) for v in V])
 

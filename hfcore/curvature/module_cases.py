@@ -26,15 +26,23 @@ class CaseSquares:
     """Σ over cases (and probes) of the square of Jᵢᵀ w for flat parameters.
 
     Cases go through ``vmap`` in chunks; where the model cannot be vmapped, one after the other,
-    which is said once. ``outputs(part, parameters)`` evaluates the model.
+    which is said once. ``outputs(part, parameters)`` evaluates the model; :meth:`at` says where.
     """
 
-    def __init__(self, outputs: Outputs, loss: SplitLoss, parameters: list[Tensor]) -> None:
+    def __init__(self, outputs: Outputs, loss: SplitLoss) -> None:
         self._outputs = outputs
         self._loss = loss
-        self._parameters = [p.detach() for p in parameters]
-        self._numbers = sum(p.numel() for p in parameters)
+        self._parameters: list[Tensor] = []
         self._batched = True
+
+    def at(self, parameters: list[Tensor]) -> CaseSquares:
+        """The same, now at other parameters."""
+        self._parameters = [p.detach() for p in parameters]
+        return self
+
+    @property
+    def _numbers(self) -> int:
+        return sum(p.numel() for p in self._parameters)
 
     def gradients(self, part: BatchPart) -> Tensor:
         """Σᵢ (∇ loss of case i)², ``[N]``."""

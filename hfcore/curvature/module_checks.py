@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
@@ -53,17 +53,18 @@ def _why_not(part: nn.Module) -> str | None:
 
 
 @contextmanager
-def differentiable_kernels(module: nn.Module | None) -> Iterator[None]:
+def differentiable_kernels(module: nn.Module | None, *, once: bool = False) -> Iterator[None]:
     """Torch picks kernels that can be differentiated twice and forward inside.
 
     Fused attention, the fast path of nn.MultiheadAttention, the LSTM and GRU kernels of oneDNN and
     cuDNN, and compiled graphs (``torch.compile``: the eager module is run in their place) cannot.
+    ``once`` leaves the LSTM's kernels, which vmap likes better, to first derivatives.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     recurrent = module is None or any(isinstance(m, nn.RNNBase) for m in module.modules())
     with ExitStack() as stack:
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if recurrent:
+        if recurrent and not once:
             stack.enter_context(_without_onednn())
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         if "torch._dynamo" in sys.modules:
@@ -81,3 +82,19 @@ def _without_onednn() -> Iterator[None]:
         yield
     finally:
         torch.backends.mkldnn.set_flags(before[0], None, None, None)
+
+
+def reaches(tensors: Iterable[Tensor], leaves: Iterable[Tensor]) -> bool:
+    """Whether the graph of any of the tensors ends in one of the leaves."""
+    wanted = {id(leaf) for leaf in leaves}
+    stack = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if id(getattr(node, "variable", None)) in wanted:
+            return True
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return False

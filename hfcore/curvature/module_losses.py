@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.functional import hessian as autograd_hessian
 from torch.func import hessian, vmap
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -187,14 +188,7 @@ class CallableLoss:
 
     def root(self, outputs: Tensor, part: BatchPart) -> LinearMap:
         """The symmetric root of each case's L'', made dense: k² numbers for k outputs a case."""
-        cases = outputs.movedim(self.dim, 0)
-        flat = cases.reshape(len(cases), -1)
-        dense = torch.stack(
-            [
-                hessian(lambda s, case=case: self._flat_case(s, case, cases.shape[1:]))(row)
-                for row, case in zip(flat, part.chunks(1), strict=True)
-            ]
-        )
+        dense = self._dense_seconds(outputs, part)
         values, vectors = torch.linalg.eigh(dense)
         smallest = float(values.min())
         if smallest < -1e-4 * float(values.abs().max()):
@@ -214,8 +208,29 @@ class CallableLoss:
 
         return apply
 
-    def _flat_case(self, s: Tensor, case: BatchPart, shape: torch.Size) -> Tensor:
-        return self.mean(s.view(shape).unsqueeze(self.dim), case)
+    def _dense_seconds(self, outputs: Tensor, part: BatchPart) -> Tensor:
+        """L'' of each case, ``[B,k,k]``."""
+        cases = outputs.movedim(self.dim, 0)
+        flat, shape = cases.reshape(len(cases), -1), cases.shape[1:]
+
+        def one(s: Tensor, y: Any) -> Tensor:
+            targets = part.restore(y, self.dim)
+            return self.loss(_as(s, shape, self.dim), targets).reshape(())
+
+        columns, dims = part.columns(self.dim)
+        try:
+            together: Tensor = vmap(hessian(one), in_dims=(0, dims))(flat, columns)
+            return together
+        except (RuntimeError, ValueError):
+            rows = [
+                autograd_hessian(lambda s, c=case: self.mean(_as(s, shape, self.dim), c), row)
+                for row, case in zip(flat, part.chunks(1), strict=True)
+            ]
+            return torch.stack(rows)
+
+
+def _as(s: Tensor, shape: torch.Size, dim: int) -> Tensor:
+    return s.view(shape).unsqueeze(dim)
 
 
 def second_of(loss: Tensor, outputs: Tensor) -> LinearMap:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
-from hfcore.curvature.module import Closure, ModuleObjective
+from hfcore.curvature.module import Closure, ModuleCurvature, ModuleObjective
 from hfcore.curvature.objectives import curvature_of, objective_for
 from hfcore.curvature.operator import check_nonnegative
 from hfcore.curvature.rnn import Normalize, StructuralDistance
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
+from hfcore.models.mlp import MLP
 from hfcore.models.rnn import RNN
 from hfcore.objective import CURVATURE_KINDS, Curvature, CurvatureKind, Objective
 from hfcore.optimisers.backtracking import BACKTRACKING, Backtracking, Schedule
@@ -43,6 +44,8 @@ DAMPING_ELSEWHERE = 1.0
 # D = (diag(G) + κ)^0.75 of scale-sensitive damping: the preconditioner's exponent (M&S 2012 leave
 # the choice open).
 SCALE_EXPONENT = 0.75
+# Seeds of the probes: a generator's 64 bits hold one and the number of the step.
+MAX_SEED = 2**31
 
 
 class HessianFree(torch.optim.Optimizer):
@@ -66,11 +69,14 @@ class HessianFree(torch.optim.Optimizer):
     structural : μ of structural damping, weight λμ (M&S 2011); or a mapping from the names of
         submodules to ``"identity"``, the matching nonlinearity of that output (``"tanh"``,
         ``"logistic"``, ``"softmax"``), or a pair of it and μ
-    trust_radius : first radius of a trust region in place of λ's (M&S 2012, section 20.8.6); None
+    trust_radius : first radius of a trust region, which then moves in place of λ (M&S 2012,
+        section 20.8.6); None: off
     l2 : weight decay ½·l2·‖θ‖², biases included
     cg_max_iter, cg_tolerance, cg_lookback, cg_residual : CG's stop rules (Martens 2010, section
-        4.4); a tolerance of 0 leaves the count alone
+        4.4); a tolerance of 0 stops where the quadratic no longer falls
     cg_decay : factor on the previous final iterate that starts CG; 0 starts at zero
+    cg_restart : CG starts at zero after a rejected step (RNN release); False: as ever (Martens
+        2010)
     cg_evaluate_every : CG iterations between iterates that may be chosen; ``"geometric"``:
         ⌈5·1.3^j⌉ (Martens 2010)
     cg_backtracking : ``"best"`` keeps the best evaluated iterate (RNN release), ``"walk"`` walks
@@ -89,7 +95,10 @@ class HessianFree(torch.optim.Optimizer):
     line_search_decay, line_search_armijo, line_search_max : the line search
     normalize, structural_distance : as in :class:`hfcore.GaussNewton`; hf.RNN only
     seed : of the probes
-    options : further keywords of the model's objective, such as ``memory``
+    strategy, chunk_size : how products of any other module are computed, see
+        ``curvature/module.py``; what ``"auto"`` measured to be cheapest at the first step becomes
+        the option, so that a resumed run computes as before
+    options : further keywords of the model's objective, such as ``memory`` and ``batch_dim``
 
     The mutable state (λ, CG start, counters) is in ``state_dict()`` and comes back bitwise.
     Raises ValueError or TypeError naming the option that is wrong.
@@ -113,6 +122,7 @@ class HessianFree(torch.optim.Optimizer):
         cg_lookback: int = 10,
         cg_residual: float = 1e-10,
         cg_decay: float = 0.95,
+        cg_restart: bool = True,
         cg_evaluate_every: Schedule = 10,
         cg_backtracking: Backtracking = "best",
         cg_loss_increase_after: int | None = None,
@@ -132,6 +142,8 @@ class HessianFree(torch.optim.Optimizer):
         normalize: Normalize = "sequences",
         structural_distance: StructuralDistance = "matching",
         seed: int = 0,
+        strategy: str = "auto",
+        chunk_size: int | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -144,17 +156,18 @@ class HessianFree(torch.optim.Optimizer):
         rule = DAMPING_RULES[damping_rule]
         defaults: dict[str, Any] = {
             "curvature": curvature,
-            "damping": damping if damping == "auto" else check_nonnegative("damping", damping),
+            "damping": damping,
             "damping_window": None if damping_window is None else tuple(damping_window),
             "scale_damping": scale_damping,
             "structural": dict(structural) if isinstance(structural, Mapping) else structural,
             "trust_radius": trust_radius,
-            "l2": check_nonnegative("l2", l2),
+            "l2": l2,
             "cg_max_iter": cg_max_iter,
             "cg_tolerance": cg_tolerance,
             "cg_lookback": cg_lookback,
             "cg_residual": cg_residual,
-            "cg_decay": check_nonnegative("cg_decay", cg_decay),
+            "cg_decay": cg_decay,
+            "cg_restart": cg_restart,
             "cg_evaluate_every": cg_evaluate_every,
             "cg_backtracking": cg_backtracking,
             "cg_loss_increase_after": cg_loss_increase_after,
@@ -174,27 +187,36 @@ class HessianFree(torch.optim.Optimizer):
             "line_search_armijo": line_search_armijo,
             "line_search_max": line_search_max,
             "seed": seed,
+            "strategy": strategy,
             # fixed once the objective is built; here so that a run folder records and compares them
             "normalize": normalize,
             "structural_distance": structural_distance,
             **options,
         }
+        # What the objective is built with; the other options may change between steps.
+        self._fixed = {
+            name: defaults[name] for name in ("normalize", "structural_distance", *options)
+        }
+        if isinstance(structural, Mapping):
+            self._fixed["structural"] = defaults["structural"]
         _check_options(defaults)
         self._parameters = FlatParameters(model)
         super().__init__(self._parameters.tensors, defaults)
         self._rules(first=True)  # refuses impossible numbers now, not at the first step
         named = structural if isinstance(structural, Mapping) else None
-        self._module_objective = ModuleObjective(model, l2=l2, structural=named)
+        self._module_objective = ModuleObjective(model, l2=l2, structural=named, strategy=strategy)
         self._objective: Objective | None = None
         if loss is not None:
             if not isinstance(model, nn.Module):
                 raise TypeError("model: got parameters alone, need a module to go with a loss")
             if isinstance(model, RNN):
-                options = {
-                    "normalize": normalize,
-                    "structural_distance": structural_distance,
-                    **options,
-                }
+                options |= {"normalize": normalize, "structural_distance": structural_distance}
+            if not (isinstance(model, RNN | MLP) and isinstance(loss, Loss)):
+                options |= {"strategy": strategy, "chunk_size": chunk_size}
+            elif chunk_size is not None:
+                raise ValueError(
+                    "chunk_size: is for modules without a fused product, need memory='recompute'"
+                )
             self._objective = objective_for(model, loss, l2=l2, structural=structural, **options)
         self._needs_rnn = isinstance(model, RNN)
 
@@ -211,8 +233,26 @@ class HessianFree(torch.optim.Optimizer):
         """Steps taken, rejected ones included."""
         return int(self.state[self._parameters.tensors[0]].get("steps", 0))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a state from before an option was there
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Refused with TypeError: all parameters share one curvature matrix."""
+        if self.param_groups:
+            raise TypeError("add_param_group: got a second group, need all parameters in the model")
+        super().add_param_group(param_group)
+
     def _rules(self, *, first: bool) -> Rules:
         o = self.param_groups[0]
+        _check_options(o)
+        for name, value in self._fixed.items():
+            if o[name] != value:
+                raise ValueError(f"{name}: got {o[name]!r}, need {value!r} as it was built with")
+        if isinstance(o["structural"], dict) and "structural" not in self._fixed:
+            raise ValueError("structural: got a mapping, need a number as it was built with")
         search: LineSearch | FixedStep = LineSearch(
             o["line_search_decay"], o["line_search_armijo"], o["line_search_max"]
         )
@@ -243,6 +283,7 @@ class HessianFree(torch.optim.Optimizer):
             preconditioner=self._diagonal_rule(),
             scale_floor=o["scale_damping"],
             damping_window=o["damping_window"] if first else None,
+            restart=o["cg_restart"],
             radius=math.inf if o["trust_radius"] is None else o["trust_radius"],
         )
 
@@ -299,6 +340,8 @@ class HessianFree(torch.optim.Optimizer):
         options = self.param_groups[0]
         with ledger.phase("curvature"):
             curvature = curvature_of(objective, roles.curvature, theta, options["curvature"])
+            if isinstance(curvature, ModuleCurvature):
+                options["strategy"] = curvature.strategy
             ledger.objective_evaluations += objective.minibatches(roles.curvature)
         rules = self._rules(first=self.steps == 0)
         with ledger.phase("preconditioner"):
@@ -360,16 +403,19 @@ class HessianFree(torch.optim.Optimizer):
         return DAMPING_PER_STEP * first_length(data)
 
     def _prepare(self, data: StepData) -> tuple[Objective, Roles]:
-        l2 = self.param_groups[0]["l2"]
+        options = self.param_groups[0]
+        for objective in (self._module_objective, self._objective):
+            if objective is not None:
+                objective.l2 = options["l2"]
+            if isinstance(objective, ModuleObjective):
+                objective.strategy = options["strategy"]
         if callable(data):
-            self._module_objective.l2 = l2
             return self._module_objective, Roles(data, data, data, data)
         if self._objective is None:
             raise TypeError(
                 "step: batches need a module and a loss; without a loss give a closure that "
                 "returns (loss, outputs)"
             )
-        self._objective.l2 = l2
         return self._objective, prepare_roles(self._objective, as_batches(data))
 
 
@@ -383,6 +429,10 @@ def _parameters(model: Any) -> list[nn.Parameter]:
 
 def _check_options(o: dict[str, Any]) -> None:
     """What no rule's own class checks."""
+    if o["damping"] != "auto":
+        check_nonnegative("damping", o["damping"])
+    for name in ("l2", "cg_decay"):
+        check_nonnegative(name, o[name])
     check_choice("curvature", o["curvature"], CURVATURE_KINDS)
     check_choice("cg_backtracking", o["cg_backtracking"], BACKTRACKING)
     check_choice("rho", o["rho"], RHO_CONVENTIONS)
@@ -397,10 +447,16 @@ def _check_options(o: dict[str, Any]) -> None:
     if radius is not None and not (math.isfinite(radius) and radius > 0):
         raise ValueError(f"trust_radius: got {radius}, need a positive finite number or None")
     every = o["cg_evaluate_every"]
-    if every != "geometric" and every < 1:
-        raise ValueError(f"cg_evaluate_every: got {every}, need at least 1 or 'geometric'")
+    if every != "geometric" and not (isinstance(every, int) and every >= 1):
+        raise ValueError(f"cg_evaluate_every: got {every!r}, need at least 1 or 'geometric'")
+    if o["cg_loss_increase_after"] is not None and o["cg_backtracking"] == "last":
+        raise ValueError("cg_loss_increase_after: needs cg_backtracking 'best' or 'walk'")
     if o["diagonal_probes"] < 1:
         raise ValueError(f"diagonal_probes: got {o['diagonal_probes']}, need at least 1")
+    if not 0 <= o["seed"] < MAX_SEED:
+        raise ValueError(f"seed: got {o['seed']}, need 0 to {MAX_SEED - 1}")
     window = o["damping_window"]
     if window is not None and not (len(window) == 2 and 0 < window[0] < window[1]):
         raise ValueError(f"damping_window: got {window}, need 0 < low < high")
+    if window is not None and radius is not None:
+        raise ValueError("damping_window: got one with a trust_radius, in which λ stays; need None")

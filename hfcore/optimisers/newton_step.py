@@ -3,19 +3,20 @@
 Numbered notes say where this departs from the papers.
 
 1. The next CG start is the final CG iterate (decayed), even if an earlier one was kept, as in both
-   releases; it is dropped when the line search fails.
+   releases; when the line search fails it is dropped (2011) or stays (2010, ``cg_restart`` False).
 2. The papers do not say what to do when the curvature or every trial objective is not finite: λ
    grows by its own rule and CG starts afresh, so that a poisoned start cannot fail later steps.
 3. Within a trust region CG starts at zero: only from there does ‖x‖ grow monotonically, so that
    the first crossing of the boundary is the solution's (Steihaug 1983).
-4. The first-step search of λ doubles or halves until ρ is inside the window; where ρ jumps across
+4. Within a trust region λ stays as it is: the radius moves in its place.
+5. The first-step search of λ doubles or halves until ρ is inside the window; where ρ jumps across
    it, the larger λ of the two is taken.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -36,7 +37,13 @@ from hfcore.optimisers.preconditioner import DiagonalRule
 from hfcore.optimisers.roles import Roles
 from hfcore.optimisers.statistics import Ledger, StepStats
 from hfcore.solvers import device_conjugate_gradient as device
-from hfcore.solvers.conjugate_gradient import NONPOSITIVE, Solution, StopRule, conjugate_gradient
+from hfcore.solvers.conjugate_gradient import (
+    NONPOSITIVE,
+    RESIDUAL,
+    Solution,
+    StopRule,
+    conjugate_gradient,
+)
 
 # Failed solves (nothing finite to try) before a step is given up.
 MAX_RETRIES = 8
@@ -61,6 +68,7 @@ class Rules:
     preconditioner: DiagonalRule | None = None
     scale_floor: float | None = None  # κ of scale-sensitive damping, None: D = I
     damping_window: tuple[float, float] | None = None  # of ρ at the first step
+    restart: bool = True  # CG starts at zero after a rejected step
     radius: float = math.inf
     trust: TrustRadius = field(default_factory=TrustRadius)
 
@@ -153,6 +161,9 @@ class NewtonStep:
         """Solve from ``start [N]`` at λ = ``damping`` and search along the step."""
         if not math.isinf(self.rules.radius):
             start = torch.zeros_like(start)  # note 3
+            return replace(
+                self._take(self._propose(damping, start)), damping_next=damping
+            )  # note 4
         if self.rules.damping_window is not None:
             return self._take(self._search_damping(damping, start, *self.rules.damping_window))
         return self._take(self._propose(damping, start))
@@ -163,7 +174,7 @@ class NewtonStep:
             solution, kept = self._solve(damping, start)
             if kept is not None:
                 return Proposal(solution, kept, damping, self._ratio(kept))
-            if solution.stop == NONPOSITIVE:
+            if solution.stop == NONPOSITIVE or _nothing_to_solve(solution):
                 break
             self._say(f"{solution.stop} at λ = {damping:g}: λ raised, CG starts afresh")  # note 2
             damping = max(damping, SMALLEST_RAISED) * self.rules.damping.up
@@ -171,7 +182,7 @@ class NewtonStep:
         return Proposal(solution, None, damping, -math.inf)
 
     def _search_damping(self, damping: float, start: Tensor, low: float, high: float) -> Proposal:
-        """The λ at which the first step's ρ lies in [low, high], by doubling or halving; note 4."""
+        """The λ at which the first step's ρ lies in [low, high], by doubling or halving; note 5."""
         best = self._propose(damping, start)
         raising = not best.rho > high  # also where ρ is not a number
         for _ in range(MAX_SEARCH):
@@ -190,9 +201,13 @@ class NewtonStep:
     def _take(self, proposal: Proposal) -> Outcome:
         """The line search along the iterate that was kept."""
         if proposal.kept is None:
-            self._say("CG gave no step with a finite objective: rejected, λ raised")
             with self.ledger.phase("line_search"):
-                return self._rejected(proposal, self._evaluate(self.roles.line_search, self.theta))
+                f0 = self._evaluate(self.roles.line_search, self.theta)
+            if _nothing_to_solve(proposal.solution):
+                self._say("the gradient is zero: nothing to do")
+                return replace(self._rejected(proposal, f0), damping_next=proposal.damping)
+            self._say("CG gave no step with a finite objective: rejected, λ raised")
+            return self._rejected(proposal, f0)
         p = proposal.kept.p
         assert p is not None
         with self.ledger.phase("line_search"):
@@ -202,9 +217,11 @@ class NewtonStep:
                 lambda a: self._evaluate(self.roles.line_search, self._moved(p, a)), f0, slope
             )
         if alpha == 0.0:
+            if not self.rules.restart:
+                self._say("line search found no decrease: step rejected")
+                return replace(self._rejected(proposal, f0), cg_last=_finite(proposal.solution.x))
             self._say("line search found no decrease: step rejected, CG start dropped")
             return self._rejected(proposal, f0)
-        last = proposal.solution.x
         return Outcome(
             move=alpha * p,
             alpha=alpha,
@@ -214,7 +231,7 @@ class NewtonStep:
             radius_next=self._next_radius(proposal),
             solution=proposal.solution,
             kept=proposal.kept.iteration,
-            cg_last=last if bool(torch.isfinite(last).all()) else None,  # note 1
+            cg_last=_finite(proposal.solution.x),  # note 1
             f0=f0,
             f1=f1,
         )
@@ -354,3 +371,11 @@ class NewtonStep:
 
     def _say(self, message: str) -> None:
         self.ledger.messages.append(message)
+
+
+def _nothing_to_solve(solution: Solution) -> bool:
+    return solution.stop == RESIDUAL and solution.iterations == 0
+
+
+def _finite(x: Tensor) -> Tensor | None:
+    return x if bool(torch.isfinite(x).all()) else None

@@ -28,13 +28,14 @@ def prepare_roles(objective: Objective, batches: Batches) -> Roles:
     Curvature, backtracking and line search default to the first, second and third gradient batch,
     as in the original RNN release; the 2011 paper leaves this open.
     """
-    prepared: dict[int, Any] = {}
+    # With the batch itself, so that no other one can take its id meanwhile.
+    prepared: dict[int, tuple[Batch, Any]] = {}
 
     def prepare(role: Sequence[Batch]) -> list[Any]:
         for batch in role:
             if id(batch) not in prepared:
-                prepared[id(batch)] = objective.prepare(batch)[0]
-        return [prepared[id(batch)] for batch in role]
+                prepared[id(batch)] = batch, objective.prepare(batch)[0]
+        return [prepared[id(batch)][1] for batch in role]
 
     gradient = _as_list("gradient", batches.gradient)
 
@@ -69,13 +70,20 @@ def as_batches(data: Any) -> Batches:
 
 def first_length(data: Any) -> int:
     """T of the first gradient batch."""
-    gradient = as_batches(data).gradient
-    first = gradient if isinstance(gradient, Batch) else gradient[0]
-    return int(first[0].shape[0])
+    return int(_as_list("gradient", as_batches(data).gradient)[0].inputs.shape[0])
 
 
 def _as_list(name: str, role: Sequence[Batch] | Batch) -> list[Batch]:
-    batches = [role] if isinstance(role, Batch) else [Batch(*b) for b in role]
+    """One batch, or several; the same object where it is a Batch already."""
+    if not isinstance(role, Batch) and any(isinstance(part, Tensor) for part in role):
+        raise TypeError(
+            f"{name}: got a {type(role).__name__} of tensors, need an hf.Batch or a list of them"
+        )
+    batches = [role] if isinstance(role, Batch) else [_as_batch(b) for b in role]
     if not batches:
         raise ValueError(f"{name}: got no batch, need at least one")
     return batches
+
+
+def _as_batch(batch: Any) -> Batch:
+    return batch if isinstance(batch, Batch) else Batch(*batch)

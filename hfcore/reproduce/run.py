@@ -252,5 +252,5 @@ def errors(model: torch.nn.Module, loss: Loss, images: Tensor) -> tuple[float, f
         s = model(part)
         y = torch.sigmoid(s) if isinstance(loss, LogisticCrossEntropy) else s
         squares += float((y - part).square_().sum(dtype=torch.float64))
-        total += loss.value(s.unsqueeze(0), part.unsqueeze(0))
+        total += loss.value(s, part)
     return squares / len(images), total / len(images)

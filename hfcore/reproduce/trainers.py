@@ -83,8 +83,8 @@ class FirstOrderTrainer:
 
     def _update(self, images: Tensor) -> float:
         self.optimizer.zero_grad()
-        s = self._model(images).unsqueeze(0)
-        outputs, targets, scale = s.detach(), images.unsqueeze(0), 1.0 / len(images)
-        s.backward(gradient=self._loss.gradient(outputs, targets, scale=scale))
+        s = self._model(images)
+        outputs, scale = s.detach(), 1.0 / len(images)
+        s.backward(gradient=self._loss.gradient(outputs, images, scale=scale))
         self.optimizer.step()
-        return self._loss.value(outputs, targets, scale=scale)
+        return self._loss.value(outputs, images, scale=scale)

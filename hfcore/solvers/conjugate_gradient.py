@@ -43,6 +43,8 @@ class StopRule:
     def __post_init__(self) -> None:
         if self.max_iterations < 1:
             raise ValueError(f"cg_max_iter: got {self.max_iterations}, need at least 1")
+        if self.lookback < 1:
+            raise ValueError(f"cg_lookback: got {self.lookback}, need at least 1")
         for name in ("tolerance", "residual"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"cg_{name}: got {getattr(self, name)}, need at least 0")

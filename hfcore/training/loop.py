@@ -89,7 +89,8 @@ def train(
     (Martens & Sutskever 2011, figure 3); objective evaluations are counted apart.
 
     Args:
-        model: maps inputs ``[T,B,n]`` to pre-nonlinearity outputs ``[T,B,k]``.
+        model: maps inputs ``[T,B,n]`` to pre-nonlinearity outputs ``[T,B,k]``; an hf.MLP, for a
+            problem whose batches are ``[B,n]``, to ``[B,k]``.
         minibatches: budget; the step that crosses it is the last one.
         batch_size: sequences of a batch.
         gradient_batches: batches of a Hessian-free step.

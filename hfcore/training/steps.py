@@ -66,8 +66,13 @@ class FirstOrderStepper:
     batches = 1
 
     def __init__(
-        self, model: torch.nn.Module, problem: Problem, optimizer: torch.optim.Optimizer
+        self,
+        model: torch.nn.Module,
+        problem: Problem,
+        optimizer: torch.optim.Optimizer,
+        batch_size: int,
     ) -> None:
+        self._batch_size = batch_size
         self._model = model
         self._loss = problem.loss
         self._optimizer = optimizer
@@ -83,7 +88,7 @@ class FirstOrderStepper:
             return torch.tensor(losses[-1], dtype=torch.float64)
 
         self._optimizer.step(closure)  # type: ignore[arg-type]
-        size = batch.inputs.shape[1]
+        size = self._batch_size
         seconds = {"update": time.perf_counter() - started}
         return Iteration(
             {"loss": losses[0], "gradients": len(losses) * size / COST_UNIT, "seconds": seconds},
@@ -94,7 +99,7 @@ class FirstOrderStepper:
     def _backward(self, batch: Batch) -> float:
         """Loss on ``batch``; adds its gradient to the parameters'."""
         s = self._model(batch.inputs)
-        outputs, scale = s.detach(), 1.0 / batch.inputs.shape[1]
+        outputs, scale = s.detach(), 1.0 / self._batch_size
         value = self._loss.value(outputs, batch.targets, batch.mask, scale=scale)
         s.backward(gradient=self._loss.gradient(outputs, batch.targets, batch.mask, scale=scale))
         return value
@@ -118,4 +123,4 @@ def make_stepper(
         raise ValueError("optimizer: holds parameters that are not the model's")
     if isinstance(optimizer, HessianFree):
         return HessianFreeStepper(optimizer, gradient_batches, batch_size)
-    return FirstOrderStepper(model, problem, optimizer)
+    return FirstOrderStepper(model, problem, optimizer, batch_size)

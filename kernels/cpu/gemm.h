@@ -119,14 +119,23 @@ void tile_product(int64_t J, int64_t width, int64_t used, const T* A, int64_t st
         tile(A, stride, P, K, to);
         return;
     }
-    alignas(64) T padded[tile_rows * widest] = {};
-    const std::size_t bytes = static_cast<std::size_t>(used) * sizeof(T);
+    // Of the panel's last vector alone some lanes are not used.
+    alignas(64) T padded[tile_rows * widest];
+    const int64_t whole = width - lanes, rest = used - whole;
     if (to.start)
-        for (int64_t j = 0; j < J; ++j)
-            std::memcpy(padded + j * widest, to.start + j * to.start_stride, bytes);
+        for (int64_t j = 0; j < J; ++j) {
+            const T* from = to.start + j * to.start_stride;
+            for (int64_t i = 0; i < whole; i += lanes)
+                store<T>(padded + j * widest + i, load<T>(from + i));
+            store<T>(padded + j * widest + whole, load_first<T>(from + whole, rest));
+        }
     tile(A, stride, P, K, {padded, widest, to.start ? padded : nullptr, widest});
-    for (int64_t j = 0; j < J; ++j)
-        std::memcpy(to.C + j * to.stride, padded + j * widest, bytes);
+    for (int64_t j = 0; j < J; ++j) {
+        T* C = to.C + j * to.stride;
+        for (int64_t i = 0; i < whole; i += lanes)
+            store<T>(C + i, load<T>(padded + j * widest + i));
+        store_first<T>(C + whole, load<T>(padded + j * widest + whole), rest);
+    }
 }
 
 // ---------------------------------------------------------------------------- products

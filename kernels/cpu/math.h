@@ -8,6 +8,10 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 #ifndef HFCORE_ISA
 #define HFCORE_ISA baseline
 #endif
@@ -65,17 +69,37 @@ HFCORE_INLINE void store(T* p, vec_t<T> v) {
     std::memcpy(p, &v, sizeof v);
 }
 
+#if defined(__AVX512F__)
+HFCORE_INLINE __mmask16 first_lanes(std::int64_t n) {
+    return static_cast<__mmask16>((std::uint32_t{1} << n) - 1);
+}
+#endif
+
 // The first n lanes, 0 <= n <= lanes; the others are zero.
 template <class T>
 HFCORE_INLINE vec_t<T> load_first(const T* p, std::int64_t n) {
+#if defined(__AVX512F__)  // a call of memcpy takes longer than the rest of a short row
+    if constexpr (sizeof(T) == 4)
+        return (vec_t<T>)_mm512_maskz_loadu_ps(first_lanes(n), p);
+    else
+        return (vec_t<T>)_mm512_maskz_loadu_pd(first_lanes(n), p);
+#else
     vec_t<T> v = {};
     std::memcpy(&v, p, static_cast<std::size_t>(n) * sizeof(T));
     return v;
+#endif
 }
 
 template <class T>
 HFCORE_INLINE void store_first(T* p, vec_t<T> v, std::int64_t n) {
+#if defined(__AVX512F__)
+    if constexpr (sizeof(T) == 4)
+        _mm512_mask_storeu_ps(p, first_lanes(n), (__m512)v);
+    else
+        _mm512_mask_storeu_pd(p, first_lanes(n), (__m512d)v);
+#else
     std::memcpy(p, &v, static_cast<std::size_t>(n) * sizeof(T));
+#endif
 }
 
 template <class T>

@@ -16,8 +16,9 @@ namespace {
 constexpr int64_t chunk_cases = 8 * tile_rows;
 // Packed weights held at a time; beyond it the nets of a group take turns.
 constexpr int64_t pack_bytes = 64 << 20;
-// A task's block of gW: its packed operands, one block of cases deep, stay in the L2 cache.
-constexpr int64_t gradient_rows = 16 * tile_rows, gradient_columns = 400;
+// A task's block of gW: its packed operands, one block of cases deep, fill half the L2 cache. Wide,
+// as every task reads all cases of its columns from memory.
+constexpr int64_t gradient_rows = 800, gradient_columns = 800, gradient_cases = 128;
 // Below this many multiply-adds waking a second thread costs more than it saves.
 constexpr int64_t serial_work = 1 << 18;
 
@@ -195,12 +196,11 @@ void add_rows(T* sums, const T* x, int64_t stride, int64_t rows, int64_t columns
     }
 }
 
-// The rows of gW in blocks that the threads can share evenly; which block an element is in does not
-// touch its bits.
+// The rows of gW in blocks that the threads can share evenly, tile by tile; which block an element is
+// in does not touch its bits.
 Blocks gradient_blocks(const DenseDims& d, int64_t others, int64_t threads) {
-    int64_t count = larger((d.m + gradient_rows - 1) / gradient_rows,
-                           (2 * threads + others - 1) / others);
-    while (count * others < 8 * threads && count * others % threads != 0) ++count;
+    int64_t count = (d.m + gradient_rows - 1) / gradient_rows;
+    while (count * others % threads != 0 && count * others < 4 * threads) ++count;
     const int64_t most = (d.m + count - 1) / count;
     return Blocks(d.m, larger(most, smaller(tile_rows, d.m)));
 }
@@ -209,7 +209,7 @@ template <class T, bool square>
 void gradient_form(const DenseDims& d, Grouped<T> delta, Grouped<T> a, T scale,
                    const DenseGradient<T>& out) {
     const int threads = useful_threads(d, 1);
-    const Blocks across(d.n, gradient_columns), depth(d.B, block_k);
+    const Blocks across(d.n, gradient_columns), depth(d.B, gradient_cases);
     const Blocks down = gradient_blocks(d, d.G * across.count, threads);
     const int64_t blocks = down.count * across.count;
     Region region(threads);
@@ -220,9 +220,9 @@ void gradient_form(const DenseDims& d, Grouped<T> delta, Grouped<T> a, T scale,
         const int64_t j0 = across.start(c);
         const int64_t columns = across.start(c + 1) - j0;
         const Panels<T> panels(columns);
-        const int64_t left_size = round_up<T>(rows * block_k);
+        const int64_t left_size = round_up<T>(rows * gradient_cases);
         T* left = static_cast<T*>(region.scratch(
-            worker, (left_size + panels.elements(block_k)) * sizeof(T)));
+            worker, (left_size + panels.elements(gradient_cases)) * sizeof(T)));
         T* right = left + left_size;
         Target<T> to{out.W + g * out.W_stride + i0 * d.n + j0, d.n, nullptr, d.n};
         T* gb = out.b + g * out.b_stride + i0;
@@ -232,8 +232,8 @@ void gradient_form(const DenseDims& d, Grouped<T> delta, Grouped<T> a, T scale,
             const int64_t b0 = depth.start(k), K = depth.start(k + 1) - b0;
             const T* deltas = delta.at(g) + b0 * d.m + i0;
             const T* inputs = a.at(g) + b0 * d.n + j0;
-            if (c == 0) add_rows<T, square>(gb, deltas, d.m, K, rows);
             pack_left<T, square>(left, deltas, d.m, K, rows);
+            if (c == 0) add_rows<T, square>(gb, deltas, d.m, K, rows);
             for (int64_t p = 0; p < panels.count(); ++p)
                 pack_panel<T, square>(right + panels.first(p) * K, panels, p, inputs, d.n, K);
             column_product<T>(to, rows, panels, left, right, K);

@@ -309,13 +309,14 @@ def tile_of(height: int, width: int, precision: str, dtype: torch.dtype) -> Tile
     """
     rows, cols = _fitting(height, 64), _fitting(width, 64)
     if dtype == torch.float64:
-        return Tile(min(rows, 32), min(cols, 32), 16, 4, 2)
+        rows, cols = min(rows, 32), min(cols, 32)
+        return Tile(rows, cols, 16, 8 if rows * cols > 512 else 4, 2)
     if precision == "ieee":
         return Tile(rows, cols, 16, 8 if rows * cols > 2048 else 4, 2)
     if precision == "tf32x3":
         return Tile(rows, cols, 16, 4, 3)
     rows = 128 if height > 64 else rows
-    return Tile(rows, cols, 32, 8 if rows * cols > 4096 else 4, 3)
+    return Tile(rows, cols, 32, 8 if rows == 128 else 4, 3)
 
 
 def _fitting(size: int, most: int) -> int:
@@ -471,7 +472,7 @@ def variants() -> Iterator[Variant]:
         yield from _finishes(dtype)
         for precision in PRECISIONS if dtype == "fp32" else ("ieee",):
             widest = tile_of(5000, 400, precision, DTYPES[dtype])
-            quick = dtype == "fp32" and precision != "tf32x3"
+            quick = dtype == "fp32" and precision == "ieee"
             for activation, even in ((1, True), (2, True), (1, False)):
                 chosen = quick and even and activation == 1
                 yield from _layers(dtype, precision, widest, activation, even, chosen)
@@ -564,6 +565,6 @@ def _gradients(
             {**tile.constants, **flags, "SQUARED": squared},
             tile.options,
             aligned=even,
-            quick=quick,
+            quick=quick and not squared,
         )
         yield _made(made, even)

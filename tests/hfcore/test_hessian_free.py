@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import hfcore as hf
 from hfcore.curvature.rnn import RnnObjective
 from hfcore.optimisers.backtracking import IterateChooser
+from hfcore.optimisers.roles import prepare_roles
 from hfcore.solvers.conjugate_gradient import NONFINITE, NONPOSITIVE, Solution
 
 
@@ -118,6 +119,27 @@ def test_roles_use_their_own_data(monkeypatch) -> None:
     assert seen["gradient"] == set(pointers)
     assert seen["curvature"] == {pointers[0]}
     assert seen["loss"] == {pointers[0], pointers[1], pointers[2]}
+
+
+def test_roles_given_as_lists_use_their_own_data() -> None:
+    """Batches that a role's list makes on its way must not stand in for those of another role."""
+
+    class Values:
+        def prepare(self, batch):
+            return [float(batch.inputs.flatten()[0])]
+
+    def batch(value: float) -> tuple:
+        return torch.full((1, 1, 1), value), torch.zeros(1, 1, 1)
+
+    for kind in (tuple, lambda pair: hf.Batch(*pair)):
+        batches = [kind(batch(float(i))) for i in range(7)]
+        roles = prepare_roles(
+            Values(), hf.Batches(batches[:2], batches[2:4], [batches[4]], batches[5:])
+        )
+        got = (roles.gradient, roles.curvature, roles.backtracking, roles.line_search)
+        assert got == ([0, 1], [2, 3], [4], [5, 6])
+    with pytest.raises(TypeError, match="line_search: got a tuple of tensors"):
+        prepare_roles(Values(), hf.Batches(hf.Batch(*batch(0.0)), line_search=batch(1.0)))
 
 
 def test_backends_take_the_same_steps(one_thread) -> None:
@@ -284,6 +306,19 @@ def test_step_that_does_not_help_is_rejected_and_nothing_is_lost() -> None:
     assert torch.equal(flat(model), before)
     assert any("line search found no decrease" in m for m in stats.messages)
     assert "cg_last" not in opt.state[next(model.parameters())]
+    lasting = hf.HessianFree(model, hf.losses.SquaredError(), cg_restart=False, **OPTIONS)
+    stats = lasting.step(hf.Batches(gradient=batches[0], line_search=perfect))
+    assert not stats.accepted
+    assert lasting.state[next(model.parameters())]["cg_last"].any()
+
+
+def test_a_zero_gradient_changes_nothing() -> None:
+    model = nn.Linear(3, 2)
+    x = torch.randn(5, 3)
+    opt = hf.HessianFree(model, hf.losses.SquaredError(), damping=0.5)
+    stats = opt.step((x, model(x).detach()))
+    assert stats.messages == ("the gradient is zero: nothing to do",)
+    assert (stats.accepted, stats.damping_next, stats.products) == (False, 0.5, 0)
 
 
 def test_negative_curvature_stops_cg_and_says_so() -> None:
@@ -401,7 +436,7 @@ def test_bad_arguments_are_named() -> None:
         opt.step((batches[0].inputs,))
     with pytest.raises(TypeError, match="batches need a module and a loss"):
         hf.HessianFree(nn.Linear(1, 1)).step((batches[0].inputs, batches[0].targets))
-    with pytest.raises(ValueError, match="structural: needs"):
+    with pytest.raises(ValueError, match="structural: a number needs"):
         hf.HessianFree(nn.Linear(1, 1), structural=0.1).step(lambda: None)  # type: ignore
     with pytest.raises(ValueError, match="gradient: got no batch"):
         opt.step(hf.Batches(gradient=[]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 import hfcore as hf
 from hfcore.curvature.mlp import MlpObjective
+from hfcore.training.state_tree import flatten, unflatten
 
 # CG until it is exact, its last iterate, no line search: the step is the solution itself.
 EXACT = {
@@ -163,6 +165,14 @@ def test_trust_radius_bounds_the_step_and_follows_rho() -> None:
     assert radii[:3] == [0.05, 0.1, 0.2]
 
 
+def test_a_trust_radius_moves_in_place_of_damping() -> None:
+    model, x, y = problem()
+    opt = hf.HessianFree(model, LOSS, damping=0.1, l2=L2, trust_radius=0.05)
+    rhos = [opt.step((x, y)).rho for _ in range(3)]
+    assert min(rhos) > 0.75  # λ's own rule would lower it
+    assert opt.damping == 0.1
+
+
 @pytest.mark.parametrize("start", [1e-4, 1e4])
 def test_first_damping_is_searched_by_rho(start) -> None:
     model, x, y = problem(cases=40)
@@ -187,22 +197,32 @@ def test_fixed_step_moves_by_it_whatever_the_loss_does() -> None:
         assert stats.alpha == size
 
 
-@pytest.mark.parametrize("rule", ["martens2010", "chapelle2011"])
-def test_state_comes_back_bitwise(rule) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"damping_rule": "martens2010", "preconditioner": "fisher", "cg_restart": False},
+        {"damping_rule": "chapelle2011", "trust_radius": 0.5},
+        {"damping_window": (0.75, 0.95), "scale_damping": 0.1, "diagonal_probes": 2},
+        {"structural": {"layers.0": ("tanh", 0.5)}, "curvature": "hessian", "preconditioner": None},
+        {"step_size": 0.5, "structural": 0.1, "preconditioner": "jacobi", "memory": "recompute"},
+    ],
+)
+def test_state_comes_back_bitwise(more) -> None:
     model, x, y = problem()
     options = {
         "damping": 1.0,
-        "damping_rule": rule,
         "preconditioner": "ggn_diagonal",
         "cg_evaluate_every": "geometric",
         "cg_backtracking": "walk",
-        "trust_radius": None if rule == "martens2010" else 0.5,
+        **more,
     }
     opt = hf.HessianFree(model, LOSS, **options)
     for _ in range(3):
         opt.step((x, y))
     state = copy.deepcopy((model.state_dict(), opt.state_dict()))
     ahead = [dataclasses.asdict(opt.step((x, y))) for _ in range(3)]
+    tensors: dict[str, Tensor] = {}  # by way of a run folder's checkpoint
+    state = unflatten(json.loads(json.dumps(flatten(state, "s", tensors))), tensors)
     other = problem(seed=1)[0]
     resumed = hf.HessianFree(other, LOSS, **options)
     other.load_state_dict(state[0])
@@ -212,6 +232,40 @@ def test_state_comes_back_bitwise(rule) -> None:
         a.pop("seconds"), b.pop("seconds")
         assert a == b
     assert torch.equal(flat(model), flat(other))
+
+
+def test_a_state_from_before_an_option_takes_its_default() -> None:
+    model, x, y = problem()
+    opt = hf.HessianFree(model, LOSS, damping=1.0)
+    opt.step((x, y))
+    state = copy.deepcopy(opt.state_dict())
+    for name in ("cg_restart", "scale_damping", "seed"):
+        del state["param_groups"][0][name]
+    opt.load_state_dict(state)
+    assert opt.param_groups[0]["cg_restart"] is True
+    opt.step((x, y))
+
+
+def test_options_that_change_between_steps_are_checked() -> None:
+    model, x, y = problem()
+    for options, name, value in (
+        ({}, "damping", float("nan")),
+        ({}, "cg_evaluate_every", "geo"),
+        ({}, "structural", {"layers.0": "tanh"}),
+        ({"structural": {"layers.0": "tanh"}}, "structural", 0.1),
+        ({"memory": "cached"}, "memory", "recompute"),
+        ({}, "normalize", "outputs"),
+    ):
+        opt = hf.HessianFree(model, LOSS, **{"damping": 1.0, **options})
+        opt.param_groups[0][name] = value
+        with pytest.raises(ValueError, match=f"{name}: got"):
+            opt.step((x, y))
+
+
+def test_a_second_parameter_group_is_refused() -> None:
+    opt = hf.HessianFree(problem()[0], LOSS)
+    with pytest.raises(TypeError, match="add_param_group: got a second group"):
+        opt.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
 
 
 def test_weight_decay_may_change_between_steps() -> None:
@@ -243,6 +297,30 @@ def test_parameters_alone_step_by_closure() -> None:
         hf.HessianFree(model.parameters(), LOSS)
 
 
+def test_the_strategy_that_was_chosen_comes_back_with_the_state() -> None:
+    _, x, y = problem()
+    paths = []
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    opt = hf.HessianFree(net, LOSS)
+    opt.step((x, y))
+    assert opt.param_groups[0]["strategy"] != "auto"
+    state = copy.deepcopy((net.state_dict(), opt.state_dict()))
+    for _ in range(2):
+        net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+        opt = hf.HessianFree(net, LOSS)
+        net.load_state_dict(state[0])
+        opt.load_state_dict(state[1])
+        opt.step((x, y))
+        assert opt.param_groups[0]["strategy"] == state[1]["param_groups"][0]["strategy"]
+        paths.append(flat(net))
+    assert torch.equal(*paths)
+
+
+def test_chunks_are_for_modules() -> None:
+    with pytest.raises(ValueError, match="chunk_size: is for modules"):
+        hf.HessianFree(problem()[0], LOSS, chunk_size=5)
+
+
 def test_martens2010_learns_an_autoencoder() -> None:
     g = torch.Generator().manual_seed(0)
     x = torch.rand(200, 12, generator=g)
@@ -271,6 +349,12 @@ def test_martens2010_learns_an_autoencoder() -> None:
         ({"step_size": -1.0}, r"step_size: got -1\.0"),
         ({"cg_residual": -1.0}, r"cg_residual: got -1\.0"),
         ({"rho": "both"}, "rho: got 'both'"),
+        ({"cg_evaluate_every": "often"}, "cg_evaluate_every: got 'often'"),
+        ({"seed": 2**40}, "seed: got"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"cg_lookback": 0}, "cg_lookback: got 0"),
+        ({"cg_loss_increase_after": 9, "cg_backtracking": "last"}, "cg_loss_increase_after: needs"),
+        ({"damping_window": (0.7, 0.9), "trust_radius": 1.0}, "damping_window: got one with"),
     ],
 )
 def test_bad_options_are_named(options, text) -> None:

@@ -47,9 +47,10 @@ def test_growing_curvature_batches_follow_each_other() -> None:
     policy = hf.minibatches.FullGradient(*cases(64), curvature_batches=16, growth=1.5, seed=None)
     sizes = [len(policy(step).curvature.inputs) for step in range(9)]
     assert sizes == [4, 6, 9, 14, 20, 30, 46, 64, 64]
-    order = [i for step in range(9) for i in seen(policy(step).curvature)]
-    assert order == [i % 64 for i in range(sum(sizes))]
-    assert len(policy(100_000).curvature.inputs) == 64
+    order = [i for step in range(7) for i in seen(policy(step).curvature)]
+    assert order == [i % 64 for i in range(sum(sizes[:7]))]
+    for step in (7, 100_000):  # once everything it is not copied
+        assert policy(step).curvature is policy(step).gradient
 
 
 def test_an_autoencoders_targets_stay_its_inputs() -> None:
@@ -72,6 +73,28 @@ def test_small_batches_cover_a_pass_and_reshuffle() -> None:
     assert passes[0] != passes[1]
     fresh = hf.minibatches.SmallBatches(*cases(23), size=5, seed=3)
     assert seen(fresh(9).gradient) == passes[2][5:10]
+
+
+def test_phases_name_their_shares_of_the_data() -> None:
+    x, y = cases(32)
+    batches = hf.minibatches.PhaseBatches(x, y, seed=2)
+    small = hf.schedules.Phase("small", gradient=1 / 16, curvature=1 / 16)
+    part = hf.schedules.Phase("part", curvature=1 / 4)
+    turn = batches(small, 17)
+    assert turn.curvature is turn.gradient
+    assert seen(turn.gradient) == seen(
+        hf.minibatches.SmallBatches(x, y, size=2, seed=2)(17).gradient
+    )
+    turn = batches(part, 18)
+    assert len(seen(turn.gradient)) == 32
+    want = hf.minibatches.FullGradient(x, y, curvature_batches=4, seed=2)(18)
+    assert seen(turn.curvature) == seen(want.curvature)
+    whole = batches(hf.schedules.Phase("whole"), 19)
+    assert whole.curvature is whole.gradient
+    assert sorted(seen(whole.gradient)) == list(range(32))
+    for shares in ({"gradient": 0.5}, {"gradient": 0.5, "curvature": 0.25}, {"curvature": 0.0}):
+        with pytest.raises(ValueError, match="phase 'odd': got gradient"):
+            batches(hf.schedules.Phase("odd", **shares), 0)
 
 
 def test_bad_arguments_are_named() -> None:

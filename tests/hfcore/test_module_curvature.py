@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import hfcore as hf
 from hfcore.curvature.module import ModuleObjective
 from hfcore.curvature.module_strategies import STRATEGIES
+from hfcore.curvature.module_trace import NotTraceable
 
 sys.path.insert(0, str(Path(__file__).parent))
 from module_zoo import (
@@ -625,6 +626,30 @@ def test_what_cannot_be_traced_or_vmapped_is_served_otherwise(caplog) -> None:
     assert len(said) == 1
 
 
+def test_a_loss_that_cannot_be_vmapped_is_taken_case_by_case() -> None:
+    """Python that looks at values: the Fisher, the roots of L'' and the squares all the same."""
+
+    def loss(s: Tensor, y: Tensor) -> Tensor:
+        weight = 2.0 if float(y.detach().mean()) > 0.5 else 1.0
+        return weight * (s - y).square().mean()
+
+    problem = task("dense", "MSELoss")
+    theta, v = problem.theta, vectors(len(problem.theta), 1)[0]
+    built = ModuleObjective(problem.model, loss)
+    s = problem.outputs(theta).detach()
+    data = built.prepare((problem.x, problem.y))
+    losses = lambda p: torch.stack([loss(s, y) for s, y in zip(problem.outputs(p), problem.y)])  # noqa: B905, E731
+    J = torch.autograd.functional.jacobian(losses, theta)
+    got = built.curvature(data, theta, "fisher").product(v)
+    assert relative_error(got, J.T @ (J @ v) / len(J)) <= 1e-12
+    squares = built.squared_gradients(data, theta)
+    assert relative_error(squares, J.square().mean(0)) <= 1e-12
+    J = torch.autograd.functional.jacobian(problem.outputs, theta)
+    weights = torch.tensor([2.0 if float(y.mean()) > 0.5 else 1.0 for y in problem.y]).double()
+    diagonal = (J.square().sum(1) * weights[:, None] * 2 / s.shape[1]).mean(0)
+    assert relative_error(built.diagonal(data, theta), diagonal) <= 1e-12
+
+
 def test_compiled_modules_work_and_run_eagerly() -> None:
     """torch.compile'd models, submodules and closures: the eager module is differentiated."""
     problem = task("dense", "softmax")
@@ -692,3 +717,34 @@ def test_convolutional_model_in_train_mode_with_batchnorm_evaluated() -> None:
     v = vectors(len(theta), 1)[0]
     got = built.curvature(built.prepare((x, y)), theta).product(v)
     assert bool(torch.isfinite(got).all())
+
+
+@pytest.mark.parametrize("strategy", ["auto", "double_vjp", "trace", "jvp", "linearize"])
+def test_a_closure_may_use_parameters_directly(strategy) -> None:
+    """Half of this net is reached through the model, half through parameters held aside."""
+    g = torch.Generator().manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
+    x = torch.randn(9, 3, generator=g, dtype=torch.float64)
+    y = torch.randn(9, 2, generator=g, dtype=torch.float64)
+    W, b = list(net.parameters())[2:]
+
+    def through_model():
+        s = net(x)
+        return (s - y).square().sum() / 9, s
+
+    def directly():
+        s = torch.tanh(net[0](x)) @ W.T + b
+        return (s - y).square().sum() / 9, s
+
+    theta = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+    v = torch.randn(theta.shape, generator=g, dtype=torch.float64)
+    want = ModuleObjective(net).curvature(through_model, theta).product(v)
+    objective = ModuleObjective(net, strategy=strategy)
+    if strategy in ("jvp", "linearize"):
+        with pytest.raises(NotTraceable, match="bare parameters"):
+            objective.curvature(directly, theta)
+        return
+    got = objective.curvature(directly, theta)
+    torch.testing.assert_close(got.product(v), want, rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match="own values only"):
+        ModuleObjective(net, strategy=strategy).curvature(directly, theta + 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -91,3 +93,48 @@ def test_hybrid_phases_are_options_of_the_optimiser() -> None:
                 break
             phases.step(took(1000))
         assert phases.done
+
+
+@pytest.mark.parametrize("name", ["curves", "mnist"])
+def test_the_hybrid_trains_and_resumes_within_a_phase(name: str) -> None:
+    """The presets as they are but for the length of their phases and the start of t."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.rand(1000, 3, generator=g) @ torch.rand(3, 12, generator=g) / 3
+    short = []
+    for phase in getattr(hf.presets, f"hybrid2013_{name}"):
+        options = dict(phase.options)
+        if isinstance(options["step_size"], Reciprocal):
+            options["step_size"] = Reciprocal(10)
+        short.append(replace(phase, options=options, cg_total=400))
+
+    class Training:
+        def __init__(self) -> None:
+            model = hf.Autoencoder([12, 8, 3], generator=torch.Generator().manual_seed(1))
+            loss = hf.losses.LogisticCrossEntropy()
+            self.opt = hf.HessianFree(model, loss, **hf.presets.hybrid2013)
+            self.phases = Phases(self.opt, short)
+            self.batches = hf.minibatches.PhaseBatches(x, x)
+            self.parts = (model, self.opt, self.phases)
+
+        def step(self) -> float:
+            stats = self.opt.step(self.batches(self.phases.present, self.phases.t))
+            self.phases.step(stats)
+            return stats.loss
+
+        def state(self) -> list[dict]:
+            return copy.deepcopy([part.state_dict() for part in self.parts])
+
+    run, losses, passed = Training(), [], []
+    while not run.phases.done:
+        if len(losses) == 15:
+            middle = run.state()
+        passed.append(run.phases.present.name)
+        losses.append(run.step())
+    assert list(dict.fromkeys(passed)) == [phase.name for phase in short]
+    floor = float(torch.nn.functional.binary_cross_entropy(x, x, reduction="sum") / len(x))
+    assert losses[-1] - floor < 0.5 * (losses[0] - floor)
+
+    again = Training()
+    for part, state in zip(again.parts, middle, strict=True):
+        part.load_state_dict(state)
+    assert [again.step() for _ in losses[15:]] == losses[15:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import io
 import json
@@ -17,11 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
 
+import hfcore as hf
 from hfcore.init import sparse_
 from hfcore.models.rnn import RNN
 from hfcore.optimisers.hessian_free import HessianFree
@@ -177,6 +181,58 @@ def test_first_order_update_is_the_gradient_of_the_mean_sequence_loss() -> None:
         torch.testing.assert_close(p.detach() - p.grad, q.detach(), rtol=1e-5, atol=1e-7)
     assert result.minibatches == BATCH / 1000
     assert problem.config() == Recorder(6).config()
+
+
+class Copying:
+    """Cases without a time axis: an hf.MLP is to give back the first two of three inputs."""
+
+    name, input_size, output_size = "copying", 3, 2
+    loss = hf.losses.SquaredError()
+
+    def batch(
+        self, size: int, generator: np.random.Generator, dtype: torch.dtype = torch.float32
+    ) -> hf.Batch:
+        x = torch.from_numpy(generator.random((size, 3))).to(dtype)
+        return hf.Batch(x, x[:, :2].clone())
+
+    def wrong(self, s: Tensor, batch: hf.Batch) -> Tensor:
+        return (s - batch.targets).abs().amax(1) > 0.04
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+def test_a_feed_forward_net_trains_too(tmp_path: Path) -> None:
+    model = hf.MLP([3, 2], ["linear"], generator=torch.Generator().manual_seed(0))
+    before = copy.deepcopy(model)
+    start = hf.train(
+        model,
+        Copying(),
+        torch.optim.SGD(model.parameters(), lr=0.5),
+        minibatches=0.2,
+        batch_size=200,
+        test_size=50,
+        progress=False,
+    )
+    assert (start.iterations, start.minibatches) == (1, 0.2)
+    stream = np.random.SeedSequence(0).spawn(2)[0]
+    batch = Copying().batch(200, np.random.Generator(np.random.PCG64(stream)))
+    loss = 0.5 * (before(batch.inputs) - batch.targets).square().sum() / 200
+    (gradient,) = torch.autograd.grad(loss, [before.layers[0].weight])
+    moved = before.layers[0].weight - 0.5 * gradient
+    torch.testing.assert_close(model.layers[0].weight, moved)
+    result = hf.train(
+        model,
+        Copying(),
+        hf.HessianFree(model, Copying.loss, damping=0.1),
+        minibatches=50,
+        batch_size=200,
+        gradient_batches=2,
+        test_size=50,
+        progress=False,
+        run_dir=tmp_path / "run",
+    )
+    assert result.solved
 
 
 def test_a_closure_optimiser_pays_for_every_gradient(tmp_path: Path) -> None:

@@ -31,9 +31,10 @@ def test_narrower_instruction_set(isa: str) -> None:
     widest = dispatch.native().isa()
     if ORDER.index(isa) >= ORDER.index(widest):
         pytest.skip(f"{isa} is not narrower than {widest}, which the other tests run")
-    chosen = "test_compiled and tanh or nothing_is_written"
+    chosen = "test_compiled and tanh or nothing_is_written or test_every_op and cpu and tanh"
+    files = [str(HERE / "test_recurrence.py"), str(HERE / "test_dense.py")]
     done = subprocess.run(
-        [sys.executable, "-P", "-c", COMPARE, isa, str(HERE / "test_recurrence.py"), "-k", chosen],
+        [sys.executable, "-P", "-c", COMPARE, isa, *files, "-k", chosen],
         cwd=ROOT,
         env={**os.environ, "HFCORE_ISA": isa, "OMP_NUM_THREADS": "1"},
         capture_output=True,

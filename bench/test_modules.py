@@ -1,0 +1,201 @@
+"""Gauss-Newton products of ordinary torch modules, tracing reported apart as set-up seconds.
+
+Two nets that hfcore has no kernels for: a small CNN, and an RNN written as a Python loop over 100
+steps. Every contestant computes G v = (1/B) Σ JᵀJv of the same module and is checked against ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from time import perf_counter
+
+import pytest
+import torch
+from pytest_benchmark.fixture import BenchmarkFixture
+from torch import Tensor, nn
+from torch.func import functional_call
+
+import hfcore as hf
+from bench.conftest import Effort
+from bench.interleave import Contestant, compare
+from bench.peers import AGREEMENT
+from hfcore.curvature.module_strategies import STRATEGIES
+
+
+class LoopRNN(nn.Module):
+    """Outputs ``[B,1]`` of the last step, for inputs ``[T,B,2]``; 100 tanh units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inputs = nn.Linear(2, 100)
+        self.states = nn.Linear(100, 100, bias=False)
+        self.outputs = nn.Linear(100, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        u = self.inputs(x)
+        h = torch.tanh(u[0])
+        for t in range(1, len(x)):
+            h = torch.tanh(u[t] + self.states(h))
+        s: Tensor = self.outputs(h)
+        return s
+
+
+def small_cnn() -> nn.Module:
+    """Two convolutions and a linear layer on ``[B,1,28,28]``, 10 outputs, about 9,000 weights."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(784, 10),
+    )
+
+
+@dataclass(frozen=True)
+class Load:
+    """A module with data, its batch dimensions (inputs, outputs) and a tangent ``v [N]``."""
+
+    model: nn.Module
+    x: Tensor
+    y: Tensor
+    batch_dim: tuple[int, int]
+    v: Tensor
+
+    @property
+    def cases(self) -> int:
+        return len(self.y)
+
+
+def cnn_load(cases: int) -> Load:
+    return _load(small_cnn, (cases, 1, 28, 28), (cases, 10), (0, 0))
+
+
+def rnn_load(cases: int) -> Load:
+    return _load(LoopRNN, (100, cases, 2), (cases, 1), (1, 0))
+
+
+def _load(
+    make: Callable[[], nn.Module], x: tuple[int, ...], y: tuple[int, ...], dims: tuple[int, int]
+) -> Load:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make()
+        v = torch.randn(sum(p.numel() for p in model.parameters()))
+        return Load(model, torch.randn(x), torch.randn(y), dims, v)
+
+
+Product = Callable[[], Tensor]
+
+
+def make_hfcore(load: Load, strategy: str = "auto") -> Product:
+    """``hf.GaussNewton``; with ``"auto"`` the measuring is part of the set-up."""
+    op = hf.GaussNewton(
+        load.model,
+        hf.losses.SquaredError(),
+        load.x,
+        load.y,
+        batch_dim=load.batch_dim,
+        strategy=strategy,
+    )
+    return lambda: op @ load.v
+
+
+def make_torch_func(load: Load, *, cached: bool) -> Product:
+    """``torch.func``: linearize and vjp once, or jvp and vjp in every product."""
+    names = [name for name, _ in load.model.named_parameters()]
+    values = [p.detach() for p in load.model.parameters()]
+    parts = load.v.split([p.numel() for p in values])
+    tangents = [t.view_as(p) for t, p in zip(parts, values, strict=True)]
+
+    def f(parameters: list[Tensor]) -> Tensor:
+        named = dict(zip(names, parameters, strict=True))
+        s: Tensor = functional_call(load.model, named, (load.x,))
+        return s
+
+    def flat(parts: list[Tensor]) -> Tensor:
+        return torch.cat([p.reshape(-1) for p in parts])
+
+    if cached:
+        jvp = torch.func.linearize(f, values)[1]
+        vjp = torch.func.vjp(f, values)[1]
+        return lambda: flat(vjp(jvp(tangents) / load.cases)[0])
+
+    def product() -> Tensor:
+        tangent = torch.func.jvp(f, (values,), (tangents,))[1]
+        return flat(torch.func.vjp(f, values)[1](tangent / load.cases)[0])
+
+    return product
+
+
+def make_curvlinops(load: Load) -> Product:
+    """``curvlinops.GGNLinearOperator``; its MSELoss has no ½, hence the 2."""
+    from curvlinops import GGNLinearOperator
+
+    op = GGNLinearOperator(
+        load.model,
+        nn.MSELoss(reduction="sum"),
+        list(load.model.parameters()),
+        [(load.x, load.y)],
+        check_deterministic=False,
+        num_data=load.cases,
+        batch_size_fn=lambda x: x.shape[load.batch_dim[0]],
+    )
+    return lambda: (op @ load.v) / (2 * load.cases)
+
+
+PEERS: dict[str, Callable[[Load], Product]] = {
+    **{f"hfcore, {name}": lambda load, name=name: make_hfcore(load, name) for name in STRATEGIES},
+    "torch.func cached linearize + vjp": lambda load: make_torch_func(load, cached=True),
+    "torch.func jvp + vjp": lambda load: make_torch_func(load, cached=False),
+    "curvlinops": make_curvlinops,
+}
+CASES = {
+    "CNN-B64": lambda: cnn_load(64),
+    "CNN-B512": lambda: cnn_load(512),
+    "loop-RNN-T100-B100": lambda: rnn_load(100),
+    "loop-RNN-T100-B1000": lambda: rnn_load(1000),
+}
+# Gradients scattered into zeros of all steps make autograd's own products O(T²) there: seconds.
+SLOW = "loop-RNN-T100-B1000"
+
+
+def contestant(
+    name: str, make: Callable[[Load], Product], load: Load, rounds: int | None
+) -> tuple[Contestant, Tensor]:
+    """The contestant and its product; set-up is making it and its first call."""
+    start = perf_counter()
+    product = make(load)
+    result = product().clone()
+    return Contestant(name, product, perf_counter() - start, rounds), result
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_module_product(benchmark: BenchmarkFixture, effort: Effort, case: str) -> None:
+    load = CASES[case]()
+    ours, want = contestant("hfcore", make_hfcore, load, None)
+    others: list[Contestant] = []
+    absent: list[str] = []
+    for name, make in PEERS.items():
+        try:
+            other, result = contestant(name, make, load, 3 if case == SLOW else None)
+        except ImportError:
+            absent.append(name)
+            continue
+        error = float((result - want).norm() / want.norm())
+        assert error <= AGREEMENT, f"{name} differs from hfcore by {error:.1e} on {case}"
+        other.extra["difference"] = error
+        others.append(other)
+    compare(
+        benchmark,
+        ours,
+        others,
+        rounds=effort.rounds,
+        sgemm_size=effort.sgemm_size,
+        group="Gauss-Newton product of any module",
+        case=case,
+        absent=absent,
+    )

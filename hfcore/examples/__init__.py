@@ -1,0 +1,1 @@
+"""Small trainings of ordinary torch modules; ``python -m hfcore.examples.cnn`` runs one."""
