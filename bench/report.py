@@ -1,9 +1,10 @@
 """Print the benchmark table and keep it as JSON.
 
-    python -P bench/report.py RUN.json [--out FILE] [--check]
+    python -P bench/report.py RUN.json ... [--out FILE] [--check]
 
-RUN.json is what ``pytest bench --benchmark-json=RUN.json`` wrote. The tables are Markdown. The
-same numbers go to ``bench/results/<cpu>-<threads>-threads.json`` unless ``--out`` says otherwise.
+RUN.json is what ``pytest bench --benchmark-json=RUN.json`` wrote; several runs of one machine make
+one report, where a case that comes twice counts as measured last. The tables are Markdown. The same
+numbers go to ``bench/results/<cpu>-<threads>-threads.json`` unless ``--out`` says otherwise.
 With ``--check`` the exit status is 1 when a target line is missed.
 """
 
@@ -24,6 +25,8 @@ RESULTS = Path(__file__).with_name("results")
 OURS = "hfcore"
 # Contention hurts those most who wait at a barrier in every step: ratios go wrong, not only times.
 BUSY = 0.5
+# Counts of work in a row, and their columns.
+COUNTS = {"products": "products", "gradients": "gradients", "objective_evaluations": "evaluations"}
 
 
 @dataclass(frozen=True)
@@ -133,11 +136,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="JSON written by pytest --benchmark-json")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", metavar="run", help="JSON written by pytest --benchmark-json"
+    )
     parser.add_argument("--out", type=Path, help="where the results go")
     parser.add_argument("--check", action="store_true", help="exit 1 when a target is missed")
     arguments = parser.parse_args()
-    results = condense(json.loads(arguments.run.read_text()))
+    results = condense([json.loads(run.read_text()) for run in arguments.runs])
     print("\n".join(render(results)))
     out = arguments.out or RESULTS / f"{_slug(results['machine'])}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -147,22 +152,31 @@ def main() -> int:
     return 1 if arguments.check and missed else 0
 
 
-def condense(run: dict[str, Any]) -> dict[str, Any]:
-    """What is kept of a pytest-benchmark file: the machine, every row, and the target lines."""
+def condense(runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is kept of pytest-benchmark's files: the machine, every row, and the target lines.
+
+    Raises ValueError when the runs are not of one machine and one set of versions.
+    """
+    machine = runs[0]["machine_info"]["hfcore"]
+    if any(run["machine_info"]["hfcore"] != machine for run in runs):
+        raise ValueError("runs: got several machines or versions, need one")
     benches: list[Bench] = [
         {"test": entry["name"], "group": entry["group"], **entry["extra_info"]}
+        for run in runs
         for entry in run["benchmarks"]
         if entry["extra_info"]
     ]
     found = {(bench["group"], bench["case"]): bench for bench in benches}
     judged = [t.judge(found[t.group, t.case]) for t in TARGETS if (t.group, t.case) in found]
+    commits = [run.get("commit_info", {}) for run in runs]
+    loads = [run["machine_info"].get("load_before") for run in runs]
     return {
-        "date": run["datetime"],
-        "commit": run.get("commit_info", {}).get("id"),
-        "dirty": run.get("commit_info", {}).get("dirty"),
-        "machine": run["machine_info"]["hfcore"],
-        "load_before": run["machine_info"].get("load_before"),
-        "benchmarks": benches,
+        "date": runs[0]["datetime"],
+        "commit": commits[0].get("id"),
+        "dirty": any(commit.get("dirty") or commit != commits[0] for commit in commits),
+        "machine": machine,
+        "load_before": max((load for load in loads if load is not None), default=None),
+        "benchmarks": list(found.values()),
         "targets": [line for line in judged if line is not None],
     }
 
@@ -212,9 +226,13 @@ def _time_table(benches: list[Bench]) -> Iterator[str]:
         "of sgemm",
     ]
     has_bytes = any(bench.get("bytes") for bench in benches)
-    has_products = any("products" in row for bench in benches for row in bench["rows"])
+    counts = [
+        (key, head)
+        for key, head in COUNTS.items()
+        if any(key in row for bench in benches for row in bench["rows"])
+    ]
     columns += ["GB/s"] if has_bytes else []
-    columns += ["products", "gradients", "evaluations"] if has_products else []
+    columns += [head for _, head in counts]
     columns += ["one-off s", "rounds"]
     rows = []
     for bench in benches:
@@ -231,9 +249,7 @@ def _time_table(benches: list[Bench]) -> Iterator[str]:
                 _percent(row.get("sgemm_share")),
             ]
             cells += [_number(row.get("gbytes_per_second"))] if has_bytes else []
-            if has_products:
-                keys = ("products", "gradients", "objective_evaluations")
-                cells += [str(row.get(key, "")) for key in keys]
+            cells += [str(row.get(key, "")) for key, _ in counts]
             cells += [_number(row["setup_seconds"] or None), str(row["rounds"])]
             rows.append(cells)
     yield from _table(columns, rows)

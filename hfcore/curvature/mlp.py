@@ -16,7 +16,8 @@ from hfcore.batches import Batch
 from hfcore.bindings import loss as loss_ops
 from hfcore.bindings.checks import check_choice, check_out, check_positive, check_tensor
 from hfcore.bindings.conjugate_gradient import dot
-from hfcore.curvature.mlp_passes import Layers, Workspace
+from hfcore.bindings.dense import Scratch
+from hfcore.curvature.mlp_passes import Layers
 from hfcore.curvature.mlp_structural import held, holds_of
 from hfcore.losses import Loss
 from hfcore.models.mlp import MLP
@@ -136,7 +137,7 @@ class MlpObjective:
         self.l2 = l2
         self.holds = holds_of(model, structural)
         self.memory = memory
-        self._work = Workspace()
+        self._work = Scratch()
 
     def prepare(self, data: Batch | Sequence[Batch]) -> list[Cases]:
         """Check batches; one batch, or a list whose mean (weighted by size) is the objective."""
@@ -181,7 +182,7 @@ class MlpObjective:
             ys = layers.states(part.x, "state")
             total += self.loss_at(part, ys[-1], scale)
             delta = layers.through_output(self.loss_gradient(part, ys[-1]), ys)
-            into = out if i == 0 else self._work.take("chunk", out.numel(), like=out)
+            into = out if i == 0 else self._work.take("chunk", out, out.numel())
             layers.backward(ys, delta, into.unsqueeze(0), scale=scale, squared=squared)
             if i:
                 out += into
@@ -213,7 +214,7 @@ class MlpObjective:
 
     def loss_gradient(self, part: Cases, s: Tensor, *, fresh: bool = False) -> Tensor:
         """∂L/∂s ``[1,B,k]``, unscaled."""
-        out = None if fresh else self._work.take("gs", *s.shape, like=s).unsqueeze(1)
+        out = None if fresh else self._work.take("gs", s, *s.shape).unsqueeze(1)
         kind = self.loss_function.kind
         return loss_ops.loss_gradient(kind, s.unsqueeze(1), part.targets, None, out=out)[:, 0]
 
@@ -258,7 +259,7 @@ class MlpCurvature:
         check_choice("kind", kind, KINDS)
         self._objective = objective
         self._kind = kind
-        self._work = Workspace()
+        self._work = Scratch()
         theta = theta.clone()  # the caller may write on before the products end
         self._layers = Layers(theta, objective.model.sizes, objective.model.activations, self._work)
         self._scale = objective.scale(data)
@@ -314,7 +315,7 @@ class MlpCurvature:
             for i, part in enumerate(self._chunks):
                 into = out[rows]
                 if i:
-                    into = self._work.take("chunk", *into.shape, like=out)
+                    into = self._work.take("chunk", out, *into.shape)
                 self._one(self._at(i, part), v[rows], structural, into, stop)
                 if i:
                     out[rows] += into
@@ -354,7 +355,7 @@ class MlpCurvature:
     def _squared(self, at: _Linearisation, u: Tensor, scale: float) -> Tensor:
         """scale·Σ over cases and probes of (Jᵀ L''^{1/2} u)², ``u [G,B,k]``."""
         delta = self._layers.through_output(self._root(at, u), at.ys)
-        squares = self._work.take("squares", u.shape[0], self._N, like=u)
+        squares = self._work.take("squares", u, u.shape[0], self._N)
         return self._layers.backward(at.ys, delta, squares, scale=scale, squared=True).sum(0)
 
     def _root(self, at: _Linearisation, u: Tensor) -> Tensor:
@@ -411,7 +412,7 @@ class MlpCurvature:
         """λμ D''Rz of every layer under structural damping."""
         add = {}
         for l, hold in (self._objective.holds if structural else {}).items():
-            out = self._work.take(f"held{l}", *Rys[l].shape, like=Rys[l])
+            out = self._work.take(f"held{l}", Rys[l], *Rys[l].shape)
             add[l] = held(hold, at.ys[l + 1], Rys[l], Rzs.get(l), out).mul_(structural * hold.mu)
         return add
 

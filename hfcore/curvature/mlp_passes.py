@@ -6,13 +6,13 @@ Tangents and deltas carry the group axis G of the vectors they belong to.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from hfcore.bindings.dense import (
+    Scratch,
     activation_derivative,
     dense_backward,
     dense_forward,
@@ -20,25 +20,6 @@ from hfcore.bindings.dense import (
     dense_rforward,
 )
 from hfcore.models.mlp import split_layers
-
-
-class Workspace:
-    """Buffers by name that grow and stay: fresh pages cost as much as the arithmetic.
-
-    A buffer holds until its name is asked for again. One thread at a time.
-    """
-
-    def __init__(self) -> None:
-        self._flat: dict[str, Tensor] = {}
-
-    def take(self, name: str, *shape: int, like: Tensor) -> Tensor:
-        """An uninitialised contiguous tensor of this shape, of like's dtype and device."""
-        numel = math.prod(shape)
-        flat = self._flat.get(name)
-        fits = flat is not None and flat.dtype == like.dtype and flat.device == like.device
-        if flat is None or not fits or flat.numel() < numel:
-            flat = self._flat[name] = like.new_empty(numel)
-        return flat[:numel].view(shape)
 
 
 def activation_bend(y: Tensor, activation: str) -> Tensor | None:
@@ -52,7 +33,7 @@ class Layers:
     """The layers of an MLP at fixed parameters ``theta [N]``."""
 
     def __init__(
-        self, theta: Tensor, sizes: Sequence[int], activations: Sequence[str], work: Workspace
+        self, theta: Tensor, sizes: Sequence[int], activations: Sequence[str], work: Scratch
     ) -> None:
         self.theta = theta
         self.sizes = sizes
@@ -66,7 +47,7 @@ class Layers:
     def outputs(self, x: Tensor) -> Tensor:
         """The last layer's outputs ``[1,B,k]`` alone, in two buffers that take turns."""
         for l, (W, b) in enumerate(self._layers):
-            out = self.work.take(f"pass{l % 2}", 1, x.shape[1], W.shape[1], like=x)
+            out = self.work.take(f"pass{l % 2}", x, 1, x.shape[1], W.shape[1])
             x = dense_forward(x, W, b, activation=self.activations[l], out=out)
         return x
 
@@ -141,7 +122,15 @@ class Layers:
         add = add or {}
         gradients = split_layers(out, self.sizes)
         for l in reversed(range(len(self))):
-            dense_gradient(delta, ys[l], scale=scale, squared=squared, out=gradients[l], stop=stop)
+            dense_gradient(
+                delta,
+                ys[l],
+                scale=scale,
+                squared=squared,
+                out=gradients[l],
+                stop=stop,
+                scratch=self.work,
+            )
             if l:
                 delta = self._below(l, delta, ys, add.get(l - 1), stop)
         return out
@@ -197,14 +186,16 @@ class Layers:
         directions, gradients = split_layers(v, self.sizes), split_layers(out, self.sizes)
         for l in reversed(range(len(self))):
             gW, gb = gradients[l]
-            dense_gradient(Rdelta, ys[l], scale=scale, out=(gW, gb), stop=stop)
+            dense_gradient(Rdelta, ys[l], scale=scale, out=(gW, gb), stop=stop, scratch=self.work)
             if not l:
                 break
             cross = (
-                self.work.take("crossW", *gW.shape, like=gW),
-                self.work.take("crossb", *gb.shape, like=gb),
+                self.work.take("crossW", gW, *gW.shape),
+                self.work.take("crossb", gb, *gb.shape),
             )
-            gW += dense_gradient(deltas[l], Rys[l - 1], scale=scale, out=cross, stop=stop)[0]
+            gW += dense_gradient(
+                deltas[l], Rys[l - 1], scale=scale, out=cross, stop=stop, scratch=self.work
+            )[0]
             V = directions[l][0]
             bent = dense_backward(
                 deltas[l],
@@ -219,4 +210,4 @@ class Layers:
         return out
 
     def _buffer(self, name: str, G: int, x: Tensor, width: int) -> Tensor:
-        return self.work.take(name, G, x.shape[1], width, like=x)
+        return self.work.take(name, x, G, x.shape[1], width)

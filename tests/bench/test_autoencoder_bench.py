@@ -1,4 +1,4 @@
-"""The autoencoder's bench on a few cases: everyone computes the same thing."""
+"""The autoencoder's bench on a few cases, where everyone computes the same; and the report."""
 
 from __future__ import annotations
 
@@ -91,3 +91,44 @@ def test_targets_name_cases_that_exist() -> None:
     for target in report.TARGETS:
         if target.group in names:
             assert target.case in names[target.group]
+
+
+def made_up_run(group: str, case: str, load: float, cpu: str = "A CPU") -> dict[str, Any]:
+    """What pytest-benchmark writes of one bench, ours at 10 ms and curvlinops at 25."""
+    rows = [
+        {"name": "hfcore", "min_ms": 10.0, "median_ms": 11.0, "setup_seconds": 0.0, "rounds": 3},
+        {"name": "curvlinops", "min_ms": 25.0, "median_ms": 26.0, "setup_seconds": 1, "rounds": 3},
+    ]
+    rows[0]["products"] = 21
+    extra = {"case": case, "sgemm_gflops": 200.0, "rows": rows}
+    return {
+        "datetime": "2026-01-01",
+        "commit_info": {"id": "abc", "dirty": False},
+        "machine_info": {
+            "hfcore": {"cpu": cpu, "torch_threads": 2, "isa": None, "versions": {"torch": "2"}},
+            "load_before": load,
+        },
+        "benchmarks": [{"name": "test", "group": group, "extra_info": extra}],
+    }
+
+
+def test_report_of_several_runs() -> None:
+    from bench import report
+
+    runs = [
+        made_up_run(report.ANY_MODULE, "CNN-B64", 0.1),
+        made_up_run(report.ANY_MODULE, "loop-RNN-T100-B100", 0.3),
+    ]
+    results = report.condense(runs)
+    assert [(t["case"], t["measured"], t["met"]) for t in results["targets"]] == [
+        ("CNN-B64", 2.5, True),
+        ("loop-RNN-T100-B100", 2.5, False),
+    ]
+    assert (results["load_before"], results["commit"], results["dirty"]) == (0.3, "abc", False)
+    text = "\n".join(report.render(results))
+    assert "| products | one-off s |" in text
+    assert "evaluations" not in text
+    assert "MISSED" in text
+    assert len(report.condense([runs[0], runs[0]])["benchmarks"]) == 1
+    with pytest.raises(ValueError, match="several machines"):
+        report.condense([runs[0], made_up_run("group", "case", 0.1, cpu="Another")])
