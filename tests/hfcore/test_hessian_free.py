@@ -6,7 +6,6 @@ import copy
 import dataclasses
 import itertools
 import json
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -31,15 +30,6 @@ def problem(
         y = torch.tanh(x.sum(-1, keepdim=True).cumsum(0))
         batches.append(hf.Batch(x, y, None))
     return model, batches
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Torch's own threads cost more than they bring on tensors this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def flat(model: nn.Module) -> Tensor:
@@ -142,7 +132,7 @@ def test_roles_given_as_lists_use_their_own_data() -> None:
         prepare_roles(Values(), hf.Batches(hf.Batch(*batch(0.0)), line_search=batch(1.0)))
 
 
-def test_backends_take_the_same_steps(one_thread) -> None:
+def test_backends_take_the_same_steps() -> None:
     paths = {}
     for backend in ("reference", "cpu"):
         model, batches = problem()
@@ -155,7 +145,7 @@ def test_backends_take_the_same_steps(one_thread) -> None:
     torch.testing.assert_close(paths["reference"][0], paths["cpu"][0], rtol=1e-6, atol=1e-8)
 
 
-def test_closure_path_takes_the_steps_of_the_fused_path(one_thread) -> None:
+def test_closure_path_takes_the_steps_of_the_fused_path() -> None:
     """The same objective through autograd and through the kernels."""
     paths = []
     for use_closure in (False, True):
@@ -463,7 +453,7 @@ def test_closure_on_a_net_with_convolution_and_frozen_layer() -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_short_addition_is_solved(backend, one_thread) -> None:
+def test_short_addition_is_solved(backend) -> None:
     """Long-range credit that a linear read-out cannot give: under 1 % wrong on fresh sequences."""
     task = hf.problems.Addition(length=12)
     model = hf.RNN(2, 30, 1)

@@ -1,0 +1,23 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def single_thread(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One thread on the small tensors of everything but the kernels' own tests.
+
+    There a second brings nothing, and beside other work its barriers cost a hundred times more.
+    """
+    if "kernels" in request.path.parts:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
