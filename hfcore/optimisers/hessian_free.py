@@ -237,7 +237,8 @@ class HessianFree(torch.optim.Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:  # a state from before an option was there
             for name, value in self.defaults.items():
-                group.setdefault(name, value)
+                if name != "differentiable":  # torch's own, which it adds while it loads
+                    group.setdefault(name, value)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused with TypeError: all parameters share one curvature matrix."""

@@ -132,7 +132,7 @@ def test_float32_product_is_within_rounding() -> None:
 
 
 def test_in_place_ops_of_autograd_are_recorded_out_of_place() -> None:
-    x = torch.randn(3, dtype=torch.float64)
+    x = torch.rand(3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def function(values: list[Tensor]) -> list[Tensor]:
         y = values[0] * 2
@@ -141,7 +141,8 @@ def test_in_place_ops_of_autograd_are_recorded_out_of_place() -> None:
 
     program = trace(function, [torch.ones(3, dtype=torch.float64)])
     (got,) = compile_program(optimise(program))(x)
-    torch.testing.assert_close(got, 3.5 * x * x + x, rtol=1e-15, atol=0)
+    # Positive terms: nothing cancels, and five roundings stay below ten units of the last place.
+    torch.testing.assert_close(got, 3.5 * x * x + x, rtol=2e-15, atol=0)
 
 
 def test_what_a_list_of_ops_cannot_repeat_is_refused() -> None:
