@@ -87,6 +87,8 @@ void for_blocks(const A& a, const F& use) {
         if (a.active && !a.active[g]) return;
         use(g, from, a.N - from < block_elements ? a.N - from : block_elements);
     };
+    // A velocity whose gradient is zero decays into them and stays there.
+    const WithControlWord flushed(control_word(Denormals::flush));
     if (a.threads == 1 || a.N < (serial_elements + a.G - 1) / a.G) {
         for (int64_t task = 0; task < a.G * blocks; ++task) block(task, 0);
         return;
