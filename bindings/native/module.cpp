@@ -98,5 +98,6 @@ NB_MODULE(_native, m) {
     hfcore::bind_loss(m);
     hfcore::bind_dense(m);
     hfcore::bind_conjugate_gradient(m);
+    hfcore::bind_momentum(m);
     hfcore::bind_math(m);
 }

@@ -7,10 +7,25 @@ from collections.abc import Callable
 
 from hfcore.problems.addition import Addition
 from hfcore.problems.base import Problem
+from hfcore.problems.memorization import Memorization5, Memorization20
+from hfcore.problems.multiplication import Multiplication
 
-__all__ = ["PROBLEMS", "Addition", "Problem", "create"]
+__all__ = [
+    "PROBLEMS",
+    "Addition",
+    "Memorization5",
+    "Memorization20",
+    "Multiplication",
+    "Problem",
+    "create",
+]
 
-PROBLEMS: dict[str, Callable[..., Problem]] = {Addition.name: Addition}
+PROBLEMS: dict[str, Callable[..., Problem]] = {
+    Addition.name: Addition,
+    Multiplication.name: Multiplication,
+    Memorization5.name: Memorization5,
+    Memorization20.name: Memorization20,
+}
 
 
 def create(name: str, **options: object) -> Problem:

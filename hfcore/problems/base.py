@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numba
@@ -27,6 +27,30 @@ class Problem(Protocol):
     input_size: int
     output_size: int
     loss: Loss
+    centre: bool
+    """Inputs, and the targets of regression problems, are reduced by their expected values."""
+    esn_input_scale: float
+    """Standard deviation of the input weights of an ESN start (Sutskever et al. 2013, table 4)."""
+
+    @property
+    def mean_target(self) -> Tensor:
+        """Mean of the outputs that are scored, float64 ``[output_size]``, as the batches hold them.
+
+        Class problems give the frequencies of the classes.
+        """
+        ...
+
+    @property
+    def bias_error(self) -> float:
+        """Expected :meth:`errors` of outputs that do not depend on the inputs."""
+        ...
+
+    def mean_input(self, length: int) -> Tensor:
+        """Expected inputs over all steps of a sequence of ``length`` steps, before centring.
+
+        Float64 ``[input_size]``.
+        """
+        ...
 
     def batch(
         self, size: int, generator: np.random.Generator, dtype: torch.dtype = torch.float32
@@ -36,6 +60,10 @@ class Problem(Protocol):
 
     def wrong(self, s: Tensor, batch: Batch) -> Tensor:
         """Zero-one error of each sequence, bool ``[B]``, from the outputs ``s [T,B,k]``."""
+        ...
+
+    def errors(self, s: Tensor, batch: Batch) -> Tensor:
+        """What table 5 of Sutskever et al. (2013) counts of each sequence, float64 ``[B]``."""
         ...
 
     def config(self) -> dict[str, Any]:
@@ -62,6 +90,42 @@ def check_draw(
         raise ValueError(f"size: got {size}, need at least 1 sequence")
     if not isinstance(generator, np.random.Generator):
         raise TypeError(f"generator: got {type(generator).__name__}, need a numpy.random.Generator")
+    return numpy_dtype(dtype)
+
+
+def numpy_dtype(dtype: torch.dtype) -> type[np.floating[Any]]:
+    """The numpy dtype of the batches' real numbers."""
     if dtype not in _NUMPY_DTYPE:
         raise TypeError(f"dtype: got {dtype}, need torch.float32 or torch.float64")
     return _NUMPY_DTYPE[dtype]
+
+
+def check_length(length: int, least: int, why: str) -> None:
+    """Raise unless ``length`` is an int of at least ``least``."""
+    if not isinstance(length, int) or isinstance(length, bool):
+        raise TypeError(f"length: got {length!r}, need an int")
+    if length < least:
+        raise ValueError(f"length: got {length}, need at least {least} so that {why}")
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """``value``, which must be a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r}, need a bool")
+    return value
+
+
+def check_outputs(s: Tensor, shape: Sequence[int], like: str) -> None:
+    """Raise unless ``s`` has this shape, apart from a leading group axis."""
+    if list(s.shape[-3:]) != list(shape) or s.ndim > 4:
+        raise ValueError(f"s: got shape {list(s.shape)}, need {list(shape)} {like}")
+
+
+@compile_kernel
+def subtract_mean(inputs: np.ndarray, mean: np.ndarray) -> None:
+    """``inputs [T,B,n] -= mean [n]`` in place; NumPy is slow where the last axis is this short."""
+    T, B, n = inputs.shape
+    for t in range(T):
+        for b in range(B):
+            for i in range(n):
+                inputs[t, b, i] -= mean[i]

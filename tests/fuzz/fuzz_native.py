@@ -198,6 +198,29 @@ def dot(d: Sizes) -> Arguments:
     return {**flat_vectors(d, "a", "b"), "threads": d.threads}
 
 
+def momentum_update(d: Sizes) -> Arguments:
+    N = d.T * d.numel
+
+    def each() -> Tensor:
+        return torch.randn(d.G, N, dtype=d.dtype, generator=d.generator)
+
+    def rates() -> Tensor:
+        return torch.rand(d.G, dtype=torch.float64, generator=d.generator)
+
+    return {
+        "theta": each(),
+        "velocity": each(),
+        "gradient": d.array(N),
+        "learning_rate": rates(),
+        "momentum": rates(),
+        "lookahead": rates(),
+        "l2": rates() if d.flag else None,
+        "ahead": each() if d.optional else None,
+        "active": torch.arange(d.G) % 2 == 0 if d.kind == 0 else None,
+        "threads": d.threads,
+    }
+
+
 def flat_layer(d: Sizes) -> tuple[Tensor, Tensor]:
     """Weights ``[G,H,n]`` and biases ``[G,H]``, cut from the second element of ``[G,N]`` on."""
     flat, size = d.array(d.H * (d.n + 1) + 3), d.H * d.n
@@ -268,6 +291,7 @@ RECIPES = (
     cg_update,
     cg_direction,
     dot,
+    momentum_update,
 )
 OPS = [recipe for recipe in RECIPES if hasattr(NATIVE, recipe.__name__)]
 

@@ -1,0 +1,116 @@
+"""The momentum update in Triton. Formulas, shapes and rounding: ``reference.py``; signature too.
+
+A program takes BLOCK elements of one net; a net that is not active ends it at its first load. Every
+launch is on the current stream of the current device; nothing is allocated and nothing waits for
+the host. a·b + c is one FMA, as on the CPU. No element sees another: the bits of a net are those
+that it has alone.
+
+Model (memory bound, bytes an element in float32): 20 (θ, v, g; θ, v), with ``ahead`` 24, and 28
+with an L2 term as well, which reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from hfcore.kernels.triton_variant import Variant, variant
+
+BLOCK = 1024
+# 8 warps: 4 elements a thread, one 16-byte access in float32. fp fusion, maxnreg: kernels/loss.
+OPTIONS: dict[str, int | bool] = {"num_warps": 8, "enable_fp_fusion": True, "maxnreg": 128}
+
+
+@triton.jit
+def _retired(active, g, HAS_ACTIVE: tl.constexpr):
+    """Whether net g is left alone; without ``active`` none is."""
+    if HAS_ACTIVE:
+        return tl.load(active + g) == 0
+    else:
+        return False
+
+
+@triton.jit
+def momentum_update_kernel(
+    theta, velocity, gradient, learning_rate, momentum, lookahead, l2, ahead, active,
+    N, blocks, gradient_net,
+    HAS_L2: tl.constexpr, HAS_AHEAD: tl.constexpr, HAS_ACTIVE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """v = μ v − ε (g + l2 a); θ += v; ahead = θ + lookahead·v; grid G·blocks."""
+    task = tl.program_id(0)
+    g = task // blocks
+    if _retired(active, g, HAS_ACTIVE):
+        return
+    kind = theta.dtype.element_ty
+    index = (task % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = index < N
+    at = g.to(tl.int64) * N + index
+    old = tl.load(theta + at, mask=here, other=0.0)
+    d = tl.load(gradient + g.to(tl.int64) * gradient_net + index, mask=here, other=0.0)
+    if HAS_L2:
+        a = old
+        if HAS_AHEAD:
+            a = tl.load(ahead + at, mask=here, other=0.0)
+        d += tl.load(l2 + g).to(kind) * a
+    v = tl.load(velocity + at, mask=here, other=0.0) * tl.load(momentum + g).to(kind)
+    v -= d * tl.load(learning_rate + g).to(kind)
+    new = old + v
+    tl.store(velocity + at, v, mask=here)
+    tl.store(theta + at, new, mask=here)
+    if HAS_AHEAD:
+        tl.store(ahead + at, new + v * tl.load(lookahead + g).to(kind), mask=here)
+
+
+def momentum_update(
+    theta: Tensor,
+    velocity: Tensor,
+    gradient: Tensor,
+    learning_rate: Tensor,
+    momentum: Tensor,
+    lookahead: Tensor,
+    l2: Tensor | None,
+    ahead: Tensor | None,
+    active: Tensor | None,
+) -> None:
+    """In place; arrays contiguous, ``gradient [G or 1, N]``, coefficients on the data's device."""
+    G, N = theta.shape
+    blocks = triton.cdiv(N, BLOCK)
+    momentum_update_kernel[(G * blocks,)](
+        theta, velocity, gradient, learning_rate, momentum, lookahead, l2, ahead,
+        None if active is None else active.view(torch.uint8),
+        N, blocks, 0 if gradient.shape[0] == 1 else N,
+        HAS_L2=l2 is not None, HAS_AHEAD=ahead is not None, HAS_ACTIVE=active is not None,
+        BLOCK=BLOCK, **OPTIONS,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------- ahead of time
+
+
+def variants() -> Iterator[Variant]:
+    """The kernel by dtype, terms and alignment, as the launch above asks for it."""
+    coefficients = dict.fromkeys(("learning_rate", "momentum", "lookahead"), "*fp64")
+    sizes = dict.fromkeys(("N", "blocks", "gradient_net"), "i32")
+    for dtype in ("fp32", "fp64"):
+        arrays = dict.fromkeys(("theta", "velocity", "gradient"), f"*{dtype}")
+        optional = {"l2": "*fp64", "ahead": f"*{dtype}", "active": "*u8"}
+        for which in range(8):
+            given = {n: t for bit, (n, t) in enumerate(optional.items()) if which >> bit & 1}
+            flags = {f"HAS_{n.upper()}": n in given for n in optional}
+            absent = dict.fromkeys(optional.keys() - given.keys())
+            for aligned in (False, True):
+                made = variant(
+                    momentum_update_kernel,
+                    f"momentum_update-{dtype}-{'-'.join(given) or 'plain'}-aligned_{aligned}",
+                    {**arrays, **coefficients, **given, **sizes},
+                    {**flags, **absent, "BLOCK": BLOCK},
+                    OPTIONS,
+                    aligned=aligned,
+                    quick=dtype == "fp32" and which in (0, 7),
+                )
+                more = ("N", "gradient_net") if aligned else ()
+                yield made._replace(aligned=(*made.aligned, *more))
