@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import nn
 
-from hfcore import init
+from hfcore import init, presets
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.models.mlp import Autoencoder
 from hfcore.models.rnn import RNN
@@ -60,7 +60,7 @@ class RnnStart:
         )
         generator = torch.Generator().manual_seed(seed)
         if self.init == "esn":
-            init.esn_(model, generator, **{**problem.esn_options(), **options})
+            init.esn_(model, generator, **{**presets.esn2013(problem), **options})
         else:
             start = {"sparse": init.sparse_, "glorot": init.glorot_, "gaussian": init.gaussian_}
             start[self.init](model, generator, **options)
