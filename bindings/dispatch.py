@@ -40,6 +40,7 @@ OPS: dict[str, tuple[Backend, ...]] = {
     "conjugate_gradient.cg_direction": EVERYWHERE,
     "conjugate_gradient.dot": EVERYWHERE,
     "momentum.momentum_update": EVERYWHERE,
+    "momentum.lookahead_point": EVERYWHERE,
 }
 
 # Families whose CUDA form is a binary of CUDA C++, in float32 alone; the others are Triton's.

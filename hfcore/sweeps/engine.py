@@ -26,7 +26,7 @@ from hfcore.schedules import Constant as ConstantMomentum
 from hfcore.schedules import Delayed, Final, Increasing
 from hfcore.sweeps.cohort import ARRAYS, Cohort, Schedule
 from hfcore.sweeps.grid import Grid, RunSettings, expand
-from hfcore.sweeps.outcome import Constant, Test, case_count, constant_output
+from hfcore.sweeps.outcome import Test, case_count, constant_output
 from hfcore.sweeps.progress import SweepDisplay
 from hfcore.sweeps.result import Reason, SweepResult
 from hfcore.sweeps.starts import RnnStart, Start

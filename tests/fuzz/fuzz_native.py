@@ -221,6 +221,13 @@ def momentum_update(d: Sizes) -> Arguments:
     }
 
 
+def lookahead_point(d: Sizes) -> Arguments:
+    update = momentum_update(d)
+    arrays = {name: update[name] for name in ("theta", "velocity", "momentum")}
+    out = torch.full_like(arrays["theta"], math.nan)
+    return {**arrays, "out": out, "active": None, "threads": d.threads}
+
+
 def flat_layer(d: Sizes) -> tuple[Tensor, Tensor]:
     """Weights ``[G,H,n]`` and biases ``[G,H]``, cut from the second element of ``[G,N]`` on."""
     flat, size = d.array(d.H * (d.n + 1) + 3), d.H * d.n
@@ -292,6 +299,7 @@ RECIPES = (
     cg_direction,
     dot,
     momentum_update,
+    lookahead_point,
 )
 OPS = [recipe for recipe in RECIPES if hasattr(NATIVE, recipe.__name__)]
 
