@@ -31,8 +31,11 @@ def test_narrower_instruction_set(isa: str) -> None:
     widest = dispatch.native().isa()
     if ORDER.index(isa) >= ORDER.index(widest):
         pytest.skip(f"{isa} is not narrower than {widest}, which the other tests run")
-    chosen = "test_compiled and tanh or nothing_is_written or test_every_op and cpu and tanh"
-    files = [str(HERE / "test_recurrence.py"), str(HERE / "test_dense.py")]
+    chosen = (
+        "test_compiled and tanh or nothing_is_written or test_every_op and cpu and tanh"
+        " or test_every_op and cpu and short or test_through_time and cpu"
+    )
+    files = [str(HERE / f"test_{family}.py") for family in ("recurrence", "dense", "sparse")]
     done = subprocess.run(
         [sys.executable, "-P", "-c", COMPARE, isa, *files, "-k", chosen],
         cwd=ROOT,
