@@ -149,7 +149,8 @@ def table5_table(results: Mapping[str, Tuned], settings: Mapping[str, Any]) -> s
         f"chosen by the error of seed {settings['seeds'][0]} after "
         f"{settings['search_updates']:,} updates, that seed counts among the others. Loss: mean "
         "over sequences of ½(s − target)² at the last step, for mem of the cross-entropy summed "
-        "over the recalled steps. μ: 0.9 for the first 1000 updates, then the column's; 0 is plain SGD. "
+        "over the recalled steps. μ: 0.9 for the first 1000 updates, then the column's; 0 is plain "
+        "SGD. "
         f"Inputs and targets centred, echo-state start, {settings['hidden']} tanh units.",
         markdown(DETAILS, details),
         "Training took "
