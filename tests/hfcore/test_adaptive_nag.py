@@ -152,7 +152,7 @@ def test_loss_alone_saves_gradients_and_changes_nothing() -> None:
     def loss() -> float:
         nonlocal calls
         calls += 1
-        return float(second())
+        return float(second().detach())
 
     for _ in range(10):
         assert a.step(closure_of(first, a)) == b.step(closure_of(second, b), loss)
