@@ -128,7 +128,7 @@ def _leading_space(A: Any) -> np.ndarray | None:
 
 def _start(H: int) -> np.ndarray:
     """A start vector that no structure of the matrix is likely to be orthogonal to."""
-    return 1.0 + np.cos(1.3 * np.arange(H))
+    return np.asarray(1.0 + np.cos(1.3 * np.arange(H)))
 
 
 def _irreducible_radius(A: Any) -> float:
