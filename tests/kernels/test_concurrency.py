@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 import hfcore as hf
-from hfcore.bindings import dispatch
+from hfcore.bindings import dispatch, sparse
 from hfcore.bindings import recurrence as ops
+from hfcore.bindings.momentum import momentum_update
 from hfcore.kernels.recurrence import RnnShape, RnnWeights
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -32,7 +33,7 @@ def restore_threads() -> Iterator[None]:
 
 
 class Net:
-    """A fixed net and data; ``run`` gives the results of every op as one tuple."""
+    """A fixed net and data; ``run`` gives the results of recurrence and sparse ops as one tuple."""
 
     def __init__(self, B: int, H: int, dtype: torch.dtype, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -44,18 +45,31 @@ class Net:
 
         self.w = RnnWeights(*(array(*s) / H**0.5 for s in shape.shapes))
         self.x, self.v, self.gs = array(T, B, n), array(shape.numel), array(T, B, k)
+        # Three entries a row where there are so many columns, every other row one fewer.
+        index = torch.rand(H, H, generator=generator).topk(min(H, 3)).indices.sort().values
+        index[::2, -1:] = index[::2, -2:][:, :1]
+        self.pattern, self.value = sparse.ell_pattern(index, H), array(*index.shape)
 
     def run(self) -> tuple[Tensor, ...]:
         # use_backend is per context: each thread asks for the compiled form itself
         with hf.use_backend("cpu"):
             h, s = ops.rnn_forward(self.x, self.w)
             assert h is not None
+            theta, velocity = self.v.clone(), self.v.clone()
+            momentum_update(theta, velocity, self.v, learning_rate=0.1, momentum=0.9)
             return (
+                theta,
+                velocity,
                 h,
                 s,
                 ops.linear_scan(h, h, self.w.W_hh, reverse=True),
                 ops.rnn_backward(self.x, h, self.w, self.gs),
                 ops.rnn_gauss_newton(self.x, h, self.w, self.v, self.gs.abs(), structural=0.1),
+                sparse.ell_matmul(h[0], self.value, self.pattern),
+                sparse.ell_matmul_t(h[0], self.value, self.pattern),
+                sparse.ell_gradient(h[0], h[0], self.pattern),
+                sparse.ell_scan(h, h, self.value, self.pattern, h, reverse=True),
+                sparse.ell_hidden(h, self.value, self.pattern),
             )
 
 
