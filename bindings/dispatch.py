@@ -21,7 +21,7 @@ logger = logging.getLogger("hfcore")
 Backend = Literal["reference", "cpu", "cuda"]
 
 # Every op of the package and the backends that implement it today. On CUDA the recurrence is CUDA
-# C++ launched through CuPy; dense and sparse layers, losses and CG updates are Triton.
+# C++ launched through CuPy; dense and sparse layers, losses, CG and momentum updates are Triton.
 EVERYWHERE: tuple[Backend, ...] = ("reference", "cpu", "cuda")
 OPS: dict[str, tuple[Backend, ...]] = {
     "recurrence.rnn_forward": EVERYWHERE,
@@ -44,6 +44,8 @@ OPS: dict[str, tuple[Backend, ...]] = {
     "conjugate_gradient.cg_update": EVERYWHERE,
     "conjugate_gradient.cg_direction": EVERYWHERE,
     "conjugate_gradient.dot": EVERYWHERE,
+    "momentum.momentum_update": EVERYWHERE,
+    "momentum.lookahead_point": EVERYWHERE,
 }
 
 # Families whose CUDA form is a binary of CUDA C++, in float32 alone; the others are Triton's.

@@ -19,10 +19,13 @@ notes say what was chosen.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hfcore.losses import LogisticCrossEntropy, Loss, SquaredError
 from hfcore.schedules import Phase, Reciprocal
+
+if TYPE_CHECKING:
+    from hfcore.problems import SequenceProblem
 
 # Martens & Sutskever (2011): λ0 = 0.1·T, μ = 0.03 with D'' = 1 − h², sums averaged over sequences.
 rnn2011: dict[str, Any] = {
@@ -164,3 +167,21 @@ hybrid2013_mnist: tuple[Phase, ...] = (
         cg_total=125_000,
     ),
 )
+
+
+def esn2013(problem: SequenceProblem) -> dict[str, Any]:
+    """Options of ``hf.init.esn_`` for a problem (Sutskever et al. 2013, table 4).
+
+    Fan-in 15, spectral radius 1.1, output weights N(0, 0.1²), the problem's own input scale, and
+    output biases at its mean target.
+
+    >>> hf.init.esn_(model, generator, **hf.presets.esn2013(problem))
+    """
+    return {
+        "fan_in": 15,
+        "spectral_radius": 1.1,
+        "input_scale": problem.esn_input_scale,
+        "output_scale": 0.1,
+        "mean_target": problem.mean_target,
+        "loss": problem.loss,
+    }

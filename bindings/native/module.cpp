@@ -99,5 +99,6 @@ NB_MODULE(_native, m) {
     hfcore::bind_dense(m);
     hfcore::bind_sparse(m);
     hfcore::bind_conjugate_gradient(m);
+    hfcore::bind_momentum(m);
     hfcore::bind_math(m);
 }

@@ -1,7 +1,8 @@
 """Passes through an MLP on the dense ops: forward, R-op and backward, in memory that is reused.
 
 Layer l = 0 .. K-1 takes ``ys[l] [1,B,n]`` to ``ys[l+1] [1,B,m]``; ``ys[0]`` are the inputs.
-Tangents and deltas carry the group axis G of the vectors they belong to.
+Tangents and deltas carry the group axis G of the vectors they belong to. With the parameters of
+several nets, ``theta [G,N]``, states have that axis too.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def activation_bend(y: Tensor, activation: str) -> Tensor | None:
 
 
 class Layers:
-    """The layers of an MLP at fixed parameters ``theta [N]``."""
+    """The layers of an MLP at fixed parameters ``theta [N]``, or of G nets at ``theta [G,N]``."""
 
     def __init__(
         self, theta: Tensor, sizes: Sequence[int], activations: Sequence[str], work: Scratch
@@ -39,15 +40,16 @@ class Layers:
         self.sizes = sizes
         self.activations = activations
         self.work = work
-        self._layers = split_layers(theta.unsqueeze(0), sizes)
+        self.nets = 1 if theta.dim() == 1 else theta.shape[0]
+        self._layers = split_layers(theta.view(self.nets, -1), sizes)
 
     def __len__(self) -> int:
         return len(self._layers)
 
     def outputs(self, x: Tensor) -> Tensor:
-        """The last layer's outputs ``[1,B,k]`` alone, in two buffers that take turns."""
+        """The last layer's outputs ``[nets,B,k]`` alone, in two buffers that take turns."""
         for l, (W, b) in enumerate(self._layers):
-            out = self.work.take(f"pass{l % 2}", x, 1, x.shape[1], W.shape[1])
+            out = self.work.take(f"pass{l % 2}", x, self.nets, x.shape[1], W.shape[1])
             x = dense_forward(x, W, b, activation=self.activations[l], out=out)
         return x
 
@@ -55,7 +57,7 @@ class Layers:
         """``ys``, in the buffers ``name``, or in memory of their own with None."""
         ys = [x]
         for l, (W, b) in enumerate(self._layers):
-            out = None if name is None else self._buffer(f"{name}{l}", 1, x, W.shape[1])
+            out = None if name is None else self._buffer(f"{name}{l}", self.nets, x, W.shape[1])
             ys.append(dense_forward(ys[-1], W, b, activation=self.activations[l], out=out))
         return ys
 

@@ -199,6 +199,36 @@ def dot(d: Sizes) -> Arguments:
     return {**flat_vectors(d, "a", "b"), "threads": d.threads}
 
 
+def momentum_update(d: Sizes) -> Arguments:
+    N = d.T * d.numel
+
+    def each() -> Tensor:
+        return torch.randn(d.G, N, dtype=d.dtype, generator=d.generator)
+
+    def rates() -> Tensor:
+        return torch.rand(d.G, dtype=torch.float64, generator=d.generator)
+
+    return {
+        "theta": each(),
+        "velocity": each(),
+        "gradient": d.array(N),
+        "learning_rate": rates(),
+        "momentum": rates(),
+        "lookahead": rates(),
+        "l2": rates() if d.flag else None,
+        "ahead": each() if d.optional else None,
+        "active": torch.arange(d.G) % 2 == 0 if d.kind == 0 else None,
+        "threads": d.threads,
+    }
+
+
+def lookahead_point(d: Sizes) -> Arguments:
+    update = momentum_update(d)
+    arrays = {name: update[name] for name in ("theta", "velocity", "momentum")}
+    out = torch.full_like(arrays["theta"], math.nan)
+    return {**arrays, "out": out, "active": None, "threads": d.threads}
+
+
 def flat_layer(d: Sizes) -> tuple[Tensor, Tensor]:
     """Weights ``[G,H,n]`` and biases ``[G,H]``, cut from the second element of ``[G,N]`` on."""
     flat, size = d.array(d.H * (d.n + 1) + 3), d.H * d.n
@@ -323,6 +353,8 @@ RECIPES = (
     cg_update,
     cg_direction,
     dot,
+    momentum_update,
+    lookahead_point,
 )
 OPS = [recipe for recipe in RECIPES if hasattr(NATIVE, recipe.__name__)]
 

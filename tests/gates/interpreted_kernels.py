@@ -27,6 +27,8 @@ from hfcore.kernels.dense import gpu_triton as dense
 from hfcore.kernels.dense import reference as dense_reference
 from hfcore.kernels.loss import gpu_triton as loss
 from hfcore.kernels.loss import reference as loss_reference
+from hfcore.kernels.momentum import gpu_triton as momentum
+from hfcore.kernels.momentum import reference as momentum_reference
 from hfcore.kernels.sparse import EllPattern
 from hfcore.kernels.sparse import gpu_triton as sparse
 from hfcore.kernels.sparse import reference as sparse_reference
@@ -721,3 +723,82 @@ def test_blocks_cover_every_element_once() -> None:
         assert blocks <= cg.BLOCKS
         assert per_block % cg.BLOCK == 0
         assert (blocks - 1) * per_block < N <= blocks * per_block
+
+
+# ---------------------------------------------------------------------------- momentum
+
+
+def make_nets(G: int, N: int, dtype: torch.dtype, *, shared: bool) -> tuple[Tensor, ...]:
+    """θ, v, g, ahead and the coefficients ε, μ, lookahead, l2 of G nets."""
+    g = torch.Generator().manual_seed(G * N)
+    nets = torch.randn(3, G, N, generator=g, dtype=torch.float64)
+    gradient = torch.randn(1 if shared else G, N, generator=g, dtype=torch.float64)
+    theta, velocity, ahead, gradient = (t.to(dtype) for t in (*nets, gradient))
+    return theta, velocity, gradient, ahead, *torch.rand(4, G, generator=g, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=TORCH_TO_LABEL.get)
+@pytest.mark.parametrize("N", SIZES)
+def test_momentum_update(N: int, dtype: torch.dtype) -> None:
+    """With and without every optional argument, within counted roundings, nothing outside."""
+    for G, has_l2, has_ahead, shared in (
+        (1, False, False, False), (1, True, True, True), (3, True, False, False),
+        (3, False, True, True), (3, True, True, False),
+    ):  # fmt: skip
+        theta, v, g, ahead, *rates, l2 = make_nets(G, N, dtype, shared=shared)
+        wide = [t.double() for t in (theta, v, g, ahead)]
+        sizes = [t.abs() for t in wide]
+        with (
+            guarded(theta.shape, dtype) as new,
+            guarded(theta.shape, dtype) as new_v,
+            guarded(theta.shape, dtype) as new_ahead,
+        ):
+            for to, array in ((new, theta), (new_v, v), (new_ahead, ahead)):
+                to.copy_(array)
+            decay, point = (l2 if has_l2 else None), (new_ahead if has_ahead else None)
+            momentum.momentum_update(new, new_v, g, *rates, decay, point, None)
+        point = wide[3] if has_ahead else None
+        momentum_reference.momentum_update(*wide[:3], *rates, decay, point, None)
+        a = sizes[3] if has_ahead else sizes[0]
+        eps_mu = [r.unsqueeze(1) for r in rates]
+        force = sizes[2] + (l2.unsqueeze(1) * a if has_l2 else 0)
+        bound = 6 * eps(dtype) * (eps_mu[1] * sizes[1] + eps_mu[0] * force)
+        assert_within(new_v, wide[1], bound)
+        bound = bound + eps(dtype) * wide[0].abs()
+        assert_within(new, wide[0], bound)
+        if has_ahead:
+            assert_within(new_ahead, wide[3], 4 * bound + 2 * eps(dtype) * wide[3].abs())
+
+
+def test_lookahead_point_is_what_the_update_leaves() -> None:
+    for N, dtype in itertools.product((1, 1023, 1025), DTYPES):
+        theta, v, g, ahead, *rates, _ = make_nets(3, N, dtype, shared=False)
+        momentum.momentum_update(theta, v, g, *rates, None, ahead, None)
+        active = torch.tensor([True, False, True])
+        for which in (None, active):
+            with guarded(theta.shape, dtype) as out:
+                momentum.lookahead_point(theta, v, rates[2], out, which)
+            assert torch.equal(out[::2], ahead[::2])
+            assert torch.equal(out[1], ahead[1]) if which is None else bool(out[1].isnan().all())
+
+
+def test_momentum_update_of_a_group_equals_each_net_alone() -> None:
+    """And of the nets that are not active nothing is read or written."""
+    N = 1025
+    for shared in (False, True):
+        theta, v, g, ahead, *rates = make_nets(4, N, torch.float32, shared=shared)
+        active = torch.tensor([True, False, True, False])
+        before = [t.clone() for t in (theta, v, ahead)]
+        for array in (theta, v, ahead):
+            array[1] = float("nan")
+        momentum.momentum_update(theta, v, g, *rates, ahead, active)
+        assert all(bool(t[1].isnan().all()) for t in (theta, v, ahead))
+        for n, on in enumerate(active.tolist()):
+            alone = [t[n : n + 1].clone() for t in before]
+            if on:
+                one = g if shared else g[n : n + 1]
+                rate = [r[n : n + 1] for r in rates]
+                momentum.momentum_update(*alone[:2], one, *rate, alone[2], None)
+            if n != 1:
+                pairs = zip((theta, v, ahead), alone, strict=True)
+                assert all(torch.equal(t[n : n + 1], a) for t, a in pairs)

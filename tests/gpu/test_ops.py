@@ -16,6 +16,7 @@ from torch import Tensor
 
 import hfcore as hf
 from hfcore.bindings import conjugate_gradient, dense, loss, recurrence
+from hfcore.bindings.momentum import lookahead_point, momentum_update
 from hfcore.kernels.recurrence import RnnWeights
 
 pytestmark = pytest.mark.gpu
@@ -35,6 +36,7 @@ def load(name: str) -> ModuleType:
 of = load("test_recurrence")
 layers = load("test_dense")
 sparse = load("test_sparse")
+updates = load("test_momentum")
 
 # All forms of the rule: inputs on chip or not, V on chip or not, one GEMM a step.
 LARGE = (
@@ -292,6 +294,55 @@ def test_conjugate_gradient_updates(N: int, dtype: torch.dtype) -> None:
         ends.append((torch.tensor([rz, *scalars], dtype=torch.float64), x, r, z, p))
     for want, got in zip(*ends, strict=True):
         torch.testing.assert_close(got.cpu(), want, rtol=2e-5, atol=1e-5)
+
+
+def updated_on_gpu(case: Any) -> Any:
+    """The case after its update on the GPU, back on the CPU; coefficients stay on the CPU."""
+    arrays = [t.cuda() for t in case[:3]]
+    ahead = None if case.ahead is None else case.ahead.cuda()
+    with hf.use_backend("cuda"):
+        momentum_update(*arrays, **case.rates, ahead=ahead, active=case.active)
+    back = None if ahead is None else ahead.cpu()
+    return case._replace(theta=arrays[0].cpu(), velocity=arrays[1].cpu(), ahead=back)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("N", [*updates.SIZES, 3_000_000])
+@pytest.mark.parametrize("form", updates.FORMS)
+def test_momentum_update(form: str, N: int, dtype: torch.dtype) -> None:
+    for G, shared in ((1, False), (3, True)):
+        case = updates.make(G, N, dtype, form, shared=shared)
+        updates.check(case, updated_on_gpu(case))
+
+
+def test_momentum_update_of_a_group_has_the_bits_of_each_net_alone() -> None:
+    case = updates.make(5, 10_501, torch.float32, "l2 ahead active")
+    together = updated_on_gpu(case).outputs()
+    for g in range(5):
+        alone = updated_on_gpu(case.net(g)).outputs()
+        assert all(torch.equal(a[g : g + 1], b) for a, b in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("N", [1, 1023, 10_501, 3_000_000])
+def test_lookahead_point_is_what_the_update_leaves(N: int) -> None:
+    case = updated_on_gpu(updates.make(3, N, torch.float32, "ahead"))
+    with hf.use_backend("cuda"):
+        out = lookahead_point(case.theta.cuda(), case.velocity.cuda(), case.rates["lookahead"])
+    assert torch.equal(out.cpu(), case.ahead)
+
+
+def test_momentum_update_waits_for_nobody() -> None:
+    arrays = [torch.rand(3, 10_501, device="cuda") for _ in range(4)]
+    rates = [torch.rand(3, device="cuda", dtype=torch.float64) for _ in range(3)]
+    active = torch.tensor([True, False, True], device="cuda")
+    names = ("learning_rate", "momentum", "lookahead")
+    given = dict(zip(names, rates, strict=True)) | {"ahead": arrays[3], "active": active}
+    momentum_update(*arrays[:3], **given)  # compiles
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        momentum_update(*arrays[:3], **given)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_bitwise_repeatable() -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 import hfcore as hf
 from hfcore.bindings import dispatch, sparse
 from hfcore.bindings import recurrence as ops
+from hfcore.bindings.momentum import momentum_update
 from hfcore.kernels.recurrence import RnnShape, RnnWeights
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -54,7 +55,11 @@ class Net:
         with hf.use_backend("cpu"):
             h, s = ops.rnn_forward(self.x, self.w)
             assert h is not None
+            theta, velocity = self.v.clone(), self.v.clone()
+            momentum_update(theta, velocity, self.v, learning_rate=0.1, momentum=0.9)
             return (
+                theta,
+                velocity,
                 h,
                 s,
                 ops.linear_scan(h, h, self.w.W_hh, reverse=True),

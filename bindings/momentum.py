@@ -1,0 +1,168 @@
+"""The momentum update and its lookahead point: shape checks, choice of implementation.
+
+Formulas: the family's reference.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # not in its __all__
+
+from hfcore.bindings.checks import check_positive, check_tensor, dense
+from hfcore.bindings.dispatch import choose, native
+from hfcore.bindings.triton_backend import serving
+from hfcore.kernels.momentum import reference
+
+Coefficient = Tensor | float
+
+
+def momentum_update(
+    theta: Tensor,
+    velocity: Tensor,
+    gradient: Tensor,
+    *,
+    learning_rate: Coefficient,
+    momentum: Coefficient,
+    lookahead: Coefficient = 0.0,
+    l2: Coefficient | None = None,
+    ahead: Tensor | None = None,
+    active: Tensor | None = None,
+) -> None:
+    """One update of G nets of N parameters, in place and in one pass over memory.
+
+    With a the point where the gradient was taken, ``ahead`` if given and else ``theta``::
+
+        v = μ v − ε (g + l2 a),   θ = θ + v,   and with ``ahead``:  ahead = θ + lookahead·v
+
+    (Sutskever et al. 2013: eqs. 1-2 without ``ahead``, eqs. 3-4 with it, where ``lookahead`` is the
+    momentum of the *next* update.) ``theta``, ``velocity``, ``ahead`` ``[G,N]`` are contiguous and
+    share no memory; ``gradient`` is ``[G,N]``, or ``[1,N]`` for all nets. ``learning_rate`` ε,
+    ``momentum`` μ, ``lookahead`` and ``l2`` are floats or ``[G]`` float64, ``active`` is ``[G]``
+    bool; these may be on the CPU or on the data's device. A net that is not active is neither read
+    nor written. The bits of a net are those that it has alone, on any number of threads.
+
+    Raises TypeError or ValueError that names the argument; the compiled CPU form also refuses
+    arrays that overlap.
+    """
+    G = _check_arrays(theta, velocity=velocity, ahead=ahead)
+    _check_gradient(gradient, theta)
+    rates = (
+        _coefficient("learning_rate", learning_rate, G, theta),
+        _coefficient("momentum", momentum, G, theta),
+        _coefficient("lookahead", lookahead, G, theta),
+        None if l2 is None else _coefficient("l2", l2, G, theta),
+    )
+    active = _which(active, G, theta)
+    backend = choose("momentum.momentum_update", theta)
+    if backend == "reference":
+        reference.momentum_update(theta, velocity, gradient.detach(), *rates, ahead, active)
+        return
+    gradient = dense(gradient)
+    if backend == "cuda":
+        with serving("momentum.momentum_update", theta.device):
+            _triton().momentum_update(theta, velocity, gradient, *rates, ahead, active)
+        return
+    # Capsules: importing a tensor through its __dlpack__ method costs nanobind 2 µs a tensor.
+    native().momentum_update(
+        to_dlpack(theta),
+        to_dlpack(velocity),
+        to_dlpack(gradient),
+        *(None if rate is None else to_dlpack(rate) for rate in rates),
+        None if ahead is None else to_dlpack(ahead),
+        None if active is None else to_dlpack(active),
+        torch.get_num_threads(),
+    )
+
+
+def lookahead_point(
+    theta: Tensor,
+    velocity: Tensor,
+    momentum: Coefficient,
+    *,
+    out: Tensor | None = None,
+    active: Tensor | None = None,
+) -> Tensor:
+    """θ + μ v ``[G,N]``, where Nesterov's gradient is taken, into ``out`` or a new tensor.
+
+    On the CPU with the bits of ``ahead`` that :func:`momentum_update` leaves for this μ as
+    ``lookahead``. Arguments as there; of a net that is not active ``out`` is left alone.
+    """
+    G = _check_arrays(theta, velocity=velocity, out=out)
+    out = torch.empty_like(theta) if out is None else out
+    rate = _coefficient("momentum", momentum, G, theta)
+    active = _which(active, G, theta)
+    backend = choose("momentum.lookahead_point", theta)
+    if backend == "reference":
+        reference.lookahead_point(theta, velocity, rate, out, active)
+    elif backend == "cuda":
+        with serving("momentum.lookahead_point", theta.device):
+            _triton().lookahead_point(theta, velocity, rate, out, active)
+    else:
+        native().lookahead_point(
+            to_dlpack(theta),
+            to_dlpack(velocity),
+            to_dlpack(rate),
+            to_dlpack(out),
+            None if active is None else to_dlpack(active),
+            torch.get_num_threads(),
+        )
+    return out
+
+
+def _triton() -> ModuleType:
+    from hfcore.kernels.momentum import gpu_triton  # needs Triton, as CUDA data does
+
+    return gpu_triton
+
+
+def _check_arrays(theta: Tensor, **others: Tensor | None) -> int:
+    """Check shapes, types and layouts of the arrays ``[G,N]`` to work on in place; gives G."""
+    check_tensor("theta", theta, ["G", "N"])
+    if not theta.is_floating_point():
+        raise TypeError(f"theta: got {theta.dtype}, need a real floating point type")
+    G, N = theta.shape
+    check_positive(G=G, N=N)
+    for name, array in {"theta": theta, **others}.items():
+        if array is None:
+            continue
+        check_tensor(name, array, [G, N], like=theta)
+        if not array.is_contiguous() or array.is_neg():
+            raise ValueError(f"{name}: is not contiguous, need a contiguous array")
+        if array.requires_grad:
+            raise ValueError(f"{name}: requires grad, need a plain array to work on in place")
+    return G
+
+
+def _check_gradient(gradient: Tensor, theta: Tensor) -> None:
+    G, N = theta.shape
+    check_tensor("gradient", gradient, ["G", N], like=theta)
+    if gradient.shape[0] not in (1, G):
+        wanted = f"1 or {G}" if G > 1 else "1"
+        raise ValueError(f"gradient: got group axis {gradient.shape[0]}, need {wanted}")
+
+
+def _which(active: Tensor | None, G: int, theta: Tensor) -> Tensor | None:
+    """``[G]`` bool on the data's device."""
+    if active is None:
+        return None
+    return _near("active", check_tensor("active", active, [G], dtype=torch.bool), theta)
+
+
+def _coefficient(name: str, value: Coefficient, G: int, theta: Tensor) -> Tensor:
+    """``[G]`` float64 on the data's device."""
+    if isinstance(value, Tensor):
+        check_tensor(name, value, [G], dtype=torch.float64)
+        return _near(name, value, theta)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: got {type(value).__name__}, need a float or a float64 tensor")
+    return torch.full((G,), float(value), dtype=torch.float64, device=theta.device)
+
+
+def _near(name: str, value: Tensor, theta: Tensor) -> Tensor:
+    """The small array, contiguous and on the data's device."""
+    if value.device not in (theta.device, torch.device("cpu")):
+        raise ValueError(f"{name}: is on {value.device}, need {theta.device} like theta, or cpu")
+    return value.detach().to(theta.device).contiguous().resolve_neg()

@@ -1,0 +1,129 @@
+"""Loss and gradient of many nets of one shape at once, ``theta [G,N]``, on the same data.
+
+The nets lie on the group axis of the fused ops, which give each of them the bits it has alone. It
+is what sweeps and first-order training run on; curvature is not needed here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hfcore.batches import Batch
+from hfcore.bindings import loss as loss_ops
+from hfcore.bindings import recurrence as ops
+from hfcore.bindings.dense import Scratch
+from hfcore.bindings.recurrence import split_flat
+from hfcore.curvature.mlp import Cases, check_cases
+from hfcore.curvature.mlp_passes import Layers
+from hfcore.curvature.rnn import Sequences, check_batch
+from hfcore.losses import Loss
+from hfcore.models.mlp import MLP
+from hfcore.models.rnn import RNN
+
+# Bytes of activations that nets worked on together fill: on the CPU what stays in the cache.
+CPU_BYTES = 8 << 20
+CUDA_BYTES = 8 << 30
+
+
+class GroupedGradient(Protocol):
+    """Loss and gradient of G nets that share one shape and one loss."""
+
+    def prepare(self, batch: Batch) -> Any:
+        """Check a batch once and bring it to the form that :meth:`gradient` takes."""
+
+    def gradient(self, theta: Tensor, data: Any, out: Tensor) -> Tensor:
+        """Mean losses ``[G]`` float64 of the nets ``theta [G,N]``; gradients go to ``out [G,N]``.
+
+        Both are means over the cases (sequences), a sequence counting the sum over its outputs.
+        """
+
+    def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs ``[G,T,B,k]``, of an MLP ``[G,B,k]``, for ``inputs [T,B,n]`` or ``[B,n]``."""
+
+
+def grouped_gradient(model: nn.Module, loss: Loss) -> GroupedGradient | None:
+    """The fused path for nets shaped like ``model``; None for a module that has none."""
+    if any(not p.requires_grad for p in model.parameters()):
+        return None
+    if type(model) is RNN:
+        return GroupedRnn(model, loss)
+    return GroupedMlp(model, loss) if isinstance(model, MLP) else None
+
+
+class GroupedRnn:
+    """Nets shaped like one :class:`hfcore.RNN`."""
+
+    def __init__(self, model: RNN, loss: Loss) -> None:
+        self.model = model
+        self.loss = loss
+        self._states = torch.empty(0)
+
+    def prepare(self, batch: Batch) -> Sequences:
+        return check_batch(self.model, self.loss, batch)
+
+    def gradient(self, theta: Tensor, data: Sequences, out: Tensor) -> Tensor:
+        kind, e, scale = self.loss.kind, self.model.nonlinearity, 1.0 / data.count
+        losses = torch.empty(len(theta), dtype=torch.float64, device=theta.device)
+        T, B, H = data.x.shape[1], data.count, self.model.hidden_size
+        for nets in _blocks(theta, T * B * H):
+            w = split_flat(theta[nets], self.model.shape)
+            states = self._buffer(theta, nets.stop - nets.start, T, B, H)
+            h, s = ops.rnn_forward(data.x, w, nonlinearity=e, steps=data.steps, out=states)
+            assert h is not None
+            losses[nets] = loss_ops.loss_value(kind, s, data.targets, data.mask, scale=scale)
+            gs = loss_ops.loss_gradient(kind, s, data.targets, data.mask, scale=scale)
+            ops.rnn_backward(data.x, h, w, gs, nonlinearity=e, steps=data.steps, out=out[nets])
+        return losses
+
+    def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
+        w = split_flat(theta, self.model.shape)
+        e = self.model.nonlinearity
+        return ops.rnn_forward(inputs.unsqueeze(0), w, nonlinearity=e, states=False)[1]
+
+    def _buffer(self, like: Tensor, *shape: int) -> Tensor:
+        """One buffer for all updates: fresh pages cost as much as the arithmetic."""
+        numel = torch.Size(shape).numel()
+        if self._states.numel() < numel or self._states.device != like.device:
+            self._states = like.new_empty(numel)
+        return self._states[:numel].view(shape)
+
+
+class GroupedMlp:
+    """Nets shaped like one :class:`hfcore.MLP`."""
+
+    def __init__(self, model: MLP, loss: Loss) -> None:
+        self.model = model
+        self.loss = loss
+        self._work = Scratch()
+
+    def prepare(self, batch: Batch) -> Cases:
+        return check_cases(self.model, self.loss, batch)
+
+    def gradient(self, theta: Tensor, data: Cases, out: Tensor) -> Tensor:
+        kind, scale = self.loss.kind, 1.0 / data.count
+        losses = torch.empty(len(theta), dtype=torch.float64, device=theta.device)
+        for nets in _blocks(theta, sum(self.model.sizes) * data.count):
+            layers = Layers(theta[nets], self.model.sizes, self.model.activations, self._work)
+            ys = layers.states(data.x, "state")
+            s = ys[-1].unsqueeze(1)
+            losses[nets] = loss_ops.loss_value(kind, s, data.targets, None, scale=scale)
+            gs = self._work.take("gs", s, *s.shape)
+            loss_ops.loss_gradient(kind, s, data.targets, None, out=gs)
+            layers.backward(ys, layers.through_output(gs[:, 0], ys), out[nets], scale=scale)
+        return losses
+
+    def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
+        layers = Layers(theta, self.model.sizes, self.model.activations, self._work)
+        return layers.outputs(inputs.unsqueeze(0))
+
+
+def _blocks(theta: Tensor, activations: int) -> Iterator[slice]:
+    """Nets worked on together, each with so many ``activations``."""
+    budget = CUDA_BYTES if theta.device.type == "cuda" else CPU_BYTES
+    size = max(1, budget // (activations * theta.element_size()))
+    for start in range(0, len(theta), size):
+        yield slice(start, min(start + size, len(theta)))

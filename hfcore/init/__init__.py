@@ -1,0 +1,12 @@
+"""Initialisations of nets, from an explicit ``torch.Generator``.
+
+They serve :class:`hfcore.RNN`, :class:`hfcore.MLP` and any module with ``torch.nn.Linear`` layers
+(whose other parameters stay as they are); ``esn_`` is for :class:`hfcore.RNN` alone. Every draw is
+made in float64, so one seed gives the same net in every dtype up to rounding.
+"""
+
+from hfcore.init.dense import gaussian_, glorot_
+from hfcore.init.esn import esn_, esn_recurrence
+from hfcore.init.sparse import sparse_
+
+__all__ = ["esn_", "esn_recurrence", "gaussian_", "glorot_", "sparse_"]

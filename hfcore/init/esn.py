@@ -1,0 +1,137 @@
+"""The initialisation of echo-state networks, for training every weight with momentum."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from hfcore import spectral
+from hfcore.bindings.checks import check_positive
+from hfcore.init.common import check_model, check_scale, normal, zero_biases
+from hfcore.losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy
+from hfcore.models.rnn import RNN
+
+logger = logging.getLogger(__name__)
+
+# A nilpotent draw has probability zero; that many in a row mean that something else is wrong.
+_MAX_DRAWS = 10
+# A class that is never asked for starts at this frequency: its logarithm is −11.5.
+_LEAST_FREQUENCY = 1e-5
+
+
+@torch.no_grad()
+def esn_(
+    model: RNN,
+    generator: torch.Generator,
+    *,
+    fan_in: int = 15,
+    spectral_radius: float = 1.1,
+    input_scale: float = 0.001,
+    output_scale: float = 0.1,
+    mean_target: float | Tensor = 0.0,
+    loss: Loss | None = None,
+) -> None:
+    """ESN-style initialisation of an hf.RNN (Sutskever et al. 2013, table 4), in place.
+
+    W_hh has ``fan_in`` incoming weights a unit (all where there are no more), N(0, 1) scaled to
+    the ``spectral_radius``; W_hx is dense N(0, input_scale²), W_yh dense N(0, output_scale²); b_h
+    and b_init are 0. b_y makes the constant output the ``mean_target`` (a number or a tensor
+    ``[k]``): itself without a ``loss`` or for squared error, its logit for logistic cross-entropy,
+    and the logarithm of the class frequencies for softmax, which are raised to at least 1e-5.
+
+    The paper's input scale is 0.001 for addition and multiplication, 0.1 for memorisation;
+    :func:`hfcore.presets.esn2013` gives the options of a problem.
+
+    W_hh is exactly :func:`esn_recurrence` of the same generator. Raises TypeError or ValueError
+    naming the argument that is wrong.
+
+    Notes:
+
+    1. Table 4 does not say of which distribution the values of W_hh are before they are scaled;
+       N(0, 1) as in the other rows.
+    2. b_init stands for W_hh h_{−1}, which the table does not mention: the hidden state starts
+       at zero.
+    3. "Average of outputs" is taken through the inverse of the output nonlinearity, so that the
+       mean of the predictions, not of their logits, is the mean of the targets.
+    """
+    if not isinstance(model, RNN):
+        raise TypeError(f"model: got {type(model).__name__}, need an hf.RNN")
+    check_model(model, generator)
+    check_scale("input_scale", input_scale)
+    check_scale("output_scale", output_scale)
+    bias = _output_bias(mean_target, loss, model.output_size)
+    index, value = esn_recurrence(model.hidden_size, fan_in, spectral_radius, generator)
+    dense = torch.zeros(model.W_hh.shape, dtype=torch.float64)
+    model.W_hh.copy_(dense.scatter_(1, index.long(), value))
+    model.W_hx.copy_(input_scale * normal(model.W_hx, generator))
+    model.W_yh.copy_(output_scale * normal(model.W_yh, generator))
+    zero_biases(model)
+    model.b_y.copy_(bias)
+
+
+def esn_recurrence(
+    hidden_size: int, fan_in: int, spectral_radius: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Recurrent weights of an ESN: fan-in rows of N(0, 1), scaled to a spectral radius.
+
+    Returns ``index`` int32 and ``value`` float64, both ``[H,F]`` with F = min(fan_in, H): row i
+    has ``value[i]`` in the columns ``index[i]``, which are distinct and ascend. Every set of
+    columns is equally likely, the unit's own among them. Time and memory grow with H·fan_in, so
+    100,000 units are no trouble. On the CPU, from a generator of any device.
+
+    A draw without a cycle has only zero eigenvalues and cannot be scaled: it is drawn again, with
+    a warning. Raises ValueError if that happens 10 times in a row, and TypeError or ValueError
+    naming the argument that is wrong.
+    """
+    for name, size in (("hidden_size", hidden_size), ("fan_in", fan_in)):
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"{name}: got {size!r}, need an int")
+    check_positive(hidden_size=hidden_size, fan_in=fan_in)
+    check_scale("spectral_radius", spectral_radius)
+    for _ in range(_MAX_DRAWS):
+        index, value = _draw(hidden_size, min(fan_in, hidden_size), generator)
+        radius = _radius(index, value)
+        if radius > 0.0:
+            return index, value * (spectral_radius / radius)
+        logger.warning("esn_recurrence: the draw is nilpotent (spectral radius 0), drawing again")
+    raise ValueError(
+        f"hidden_size, fan_in: {_MAX_DRAWS} draws of {hidden_size} units with fan-in {fan_in} "
+        "were all nilpotent, need a larger fan_in"
+    )
+
+
+def _radius(index: Tensor, value: Tensor) -> float:
+    return spectral.spectral_radius(spectral.rows_to_csr(index, value))
+
+
+def _draw(H: int, F: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """F distinct columns of H for each of H rows, ascending, and as many normals."""
+    device = generator.device
+    index = torch.empty(H, 0, dtype=torch.int64, device=device)
+    for f in range(F):
+        # The r-th column that a row has not taken yet lies behind all taken c_i with c_i − i ≤ r.
+        r = torch.randint(H - f, (H, 1), generator=generator, device=device)
+        passed = (index - torch.arange(f, device=device) <= r).sum(1, keepdim=True)
+        index = torch.cat([index, r + passed], 1).sort(dim=1).values
+    value = torch.randn(H, F, generator=generator, dtype=torch.float64, device=device)
+    return index.int().cpu(), value.cpu()
+
+
+def _output_bias(mean_target: float | Tensor, loss: Loss | None, k: int) -> Tensor:
+    """The outputs s ``[k]`` at which a model of this loss predicts the mean target."""
+    mean = torch.as_tensor(mean_target, dtype=torch.float64)
+    if mean.ndim > 1 or mean.numel() not in (1, k):
+        raise ValueError(f"mean_target: got shape {list(mean.shape)}, need a number or [{k}]")
+    if not bool(mean.isfinite().all()):
+        raise ValueError(f"mean_target: got {mean.tolist()}, need finite numbers")
+    if isinstance(loss, SoftmaxCrossEntropy | LogisticCrossEntropy) and not bool(
+        ((mean >= 0) & (mean <= 1)).all()
+    ):
+        raise ValueError(f"mean_target: got {mean.tolist()}, need frequencies in [0, 1]")
+    if isinstance(loss, SoftmaxCrossEntropy):
+        mean = mean.clamp_min(_LEAST_FREQUENCY).log()
+    elif isinstance(loss, LogisticCrossEntropy):
+        mean = mean.logit(eps=_LEAST_FREQUENCY)
+    return mean.expand(k)

@@ -1,0 +1,159 @@
+"""Sequences with two marked numbers: what the addition and the multiplication problem share.
+
+Hochreiter & Schmidhuber 1997, experiments 4 and 5, in the format of Martens & Sutskever 2011 with
+the departures numbered here.
+
+1. Markers are 0 and 1; there is no −1 at either end, and the first value is drawn like the others.
+2. Marked positions are uniform on [0, 0.1 L) and [0.1 L, 0.5 L).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hfcore.batches import Batch
+from hfcore.losses import Loss, SquaredError
+from hfcore.problems.base import (
+    check_draw,
+    check_flag,
+    check_length,
+    check_outputs,
+    compile_kernel,
+    subtract_mean,
+)
+
+# From L = 3 on both marker ranges hold a position: step 0, and step 1 (0.3 <= 1 < 1.5).
+MIN_LENGTH = 3
+
+
+class MarkedPair:
+    """Combine two marked numbers of a sequence of length L, uniform on {T .. ⌊1.1 T⌋}.
+
+    Inputs ``[L,B,2]``: a value from U[0,1] and a 0/1 marker set at two steps, the first uniform
+    on [0, 0.1 L), the second on [0.1 L, 0.5 L). Targets ``[L,B,1]`` and the bool mask ``[L,B]``
+    count at the last step only. A sequence is wrong when its output there is off by more than
+    ``tolerance``.
+
+    Subclasses set ``name``, ``_product``, ``_weight`` (of the sum or product in the target) and
+    ``_expected_target``.
+    """
+
+    name: str
+    input_size = 2
+    output_size = 1
+    esn_input_scale = 0.001
+    """Standard deviation of the input weights of an ESN start (Sutskever et al. 2013, table 4)."""
+
+    _product: bool
+    _weight: float
+    _expected_target: float
+
+    def __init__(self, length: int, tolerance: float, centre: bool) -> None:
+        check_length(length, MIN_LENGTH, "both marker ranges hold a step")
+        if not 0.0 < tolerance < float("inf"):
+            raise ValueError(f"tolerance: got {tolerance!r}, need a positive finite number")
+        self.length = length
+        self.tolerance = float(tolerance)
+        self.centre = check_flag("centre", centre)
+        self.loss: Loss = SquaredError()
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Shortest and longest sequence, both included: T and ⌊1.1 T⌋."""
+        return self.length, 11 * self.length // 10
+
+    def mean_input(self, length: int) -> Tensor:
+        """Expected inputs of a sequence of L = ``length`` steps, float64 ``[2]``.
+
+        Means over all steps before any centring: ½ for the values, 2/L for the markers.
+        """
+        return torch.tensor([0.5, 2.0 / length], dtype=torch.float64)
+
+    @property
+    def mean_target(self) -> Tensor:
+        """Expected target at the last step, float64 ``[1]``, in the units of the batches.
+
+        It is 0 once targets are centred.
+        """
+        return torch.tensor([0.0 if self.centre else self._expected_target], dtype=torch.float64)
+
+    def batch(
+        self, size: int, generator: np.random.Generator, dtype: torch.dtype = torch.float32
+    ) -> Batch:
+        """``size`` sequences of one random length; both dtypes get the same draw, rounded.
+
+        Inputs ``[L,size,2]``, targets ``[L,size,1]``, mask bool ``[L,size]``. With ``centre``
+        the inputs are reduced by :meth:`mean_input` of this L and the last targets by their
+        expected value. The generator must not be used by another thread meanwhile.
+        """
+        real = check_draw(size, generator, dtype)
+        L = int(generator.integers(*self.lengths, endpoint=True))
+        inputs = np.empty((L, size, self.input_size), real)
+        targets = np.zeros((L, size, self.output_size), real)
+        mask = np.zeros((L, size), np.bool_)
+        mask[-1] = True
+        _fill(generator, self._product, self._weight, inputs, targets)
+        if self.centre:
+            subtract_mean(inputs, self.mean_input(L).numpy().astype(real))
+            targets[-1] -= real(self._expected_target)
+        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(mask))
+
+    def wrong(self, s: Tensor, batch: Batch) -> Tensor:
+        """Bool ``[B]``: the last output of ``s [L,B,1]`` is off by more than the tolerance.
+
+        NaN is wrong. A leading group axis ``[G,L,B,1]`` gives ``[G,B]``.
+        """
+        check_outputs(s, batch.targets.shape, "like the targets")
+        error = s[..., -1, :, 0] - batch.targets[-1, :, 0]
+        return ~(error.abs() <= self.tolerance)
+
+    def errors(self, s: Tensor, batch: Batch) -> Tensor:
+        """Float64 ``[B]``: 1 for a wrong sequence, else 0; its mean is table 5's number.
+
+        Shapes as in :meth:`wrong`.
+        """
+        return self.wrong(s, batch).double()
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able options from which :func:`hfcore.problems.create` rebuilds the problem."""
+        return {
+            "name": self.name,
+            "length": self.length,
+            "tolerance": self.tolerance,
+            "centre": self.centre,
+        }
+
+    def __repr__(self) -> str:
+        options = {k: v for k, v in self.config().items() if k not in ("name", "length")}
+        described = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        return f"{type(self).__name__}({self.length}, {described})"
+
+
+@compile_kernel
+def _fill(
+    generator: np.random.Generator,
+    product: bool,
+    weight: float,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+) -> None:
+    """Draw values ``inputs[:,:,0]``, markers ``inputs[:,:,1]``, and the last targets."""
+    L, B = inputs.shape[:2]
+    # Steps t with t < 0.1 L are 0 .. first-1, with t < 0.5 L they are 0 .. half-1 (exact ceilings).
+    first = (L + 9) // 10
+    half = (L + 1) // 2
+    for t in range(L):
+        for b in range(B):
+            inputs[t, b, 0] = generator.random()
+            inputs[t, b, 1] = 0.0
+    for b in range(B):
+        i = generator.integers(0, first)
+        j = generator.integers(first, half)
+        inputs[i, b, 1] = 1.0
+        inputs[j, b, 1] = 1.0
+        x, y = inputs[i, b, 0], inputs[j, b, 0]
+        targets[L - 1, b, 0] = weight * (x * y if product else x + y)

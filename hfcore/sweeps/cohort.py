@@ -1,0 +1,158 @@
+"""Nets trained in step: one seed's runs, or as many of them as memory holds.
+
+Nets of one seed see the same batches, so a batch is drawn once. Parameters, velocities and the
+points where gradients are taken lie in ``[G,N]`` arrays; a run that diverges is left alone from
+then on, and its row is taken out at the next test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfcore.bindings.momentum import momentum_update
+from hfcore.curvature.grouped import GroupedGradient
+from hfcore.sweeps.grid import RunSettings
+from hfcore.training.data import TrainingData
+
+Schedule = Callable[[int], float]  # t, the number of updates done, to μ of the next one
+
+ARRAYS = 4  # θ, v, the point of the gradient and the gradient
+
+
+class Cohort:
+    """Runs of one seed and their state.
+
+    ``indices`` are the runs' places in the sweep; ``theta [G,N]`` their initial parameters;
+    ``schedules`` give μ of each run.
+    """
+
+    def __init__(
+        self,
+        indices: Sequence[int],
+        runs: Sequence[RunSettings],
+        theta: Tensor,
+        schedules: Sequence[Schedule],
+        passes: GroupedGradient,
+        data: TrainingData,
+        *,
+        batch_size: int,
+        weight_decay: float,
+    ) -> None:
+        self.indices = list(indices)
+        self.size = len(self.indices)  # diverged runs included
+        self.runs = list(runs)
+        self.schedules = list(schedules)
+        self.theta = theta
+        self.velocity = torch.zeros_like(theta)
+        self.ahead = theta.clone()  # v = 0: the first lookahead is the start itself
+        self.done = 0
+        self.diverged_at: dict[int, int] = {}
+        self._passes = passes
+        self._data = data
+        self._batch_size = batch_size
+        self._weight_decay = weight_decay
+        self._begin_rows()
+
+    def _begin_rows(self) -> None:
+        """What depends on which runs are in the rows."""
+        G, device = len(self.indices), self.theta.device
+        self._gradient = torch.empty_like(self.theta)
+        self._rate = self._column(run.learning_rate for run in self.runs)
+        self._looks = self._column(float(run.method == "nag") for run in self.runs)
+        self._l2 = self._column(self._weight_decay for _ in self.runs)
+        self._active = torch.ones(G, dtype=torch.bool, device=device)
+        self._stopped = torch.full((G,), -1, dtype=torch.int64, device=device)
+        self._losses = torch.zeros(G, dtype=torch.float64, device=device)
+        self._summed = 0
+
+    def _column(self, values: Any) -> Tensor:
+        return torch.tensor(list(values), dtype=torch.float64, device=self.theta.device)
+
+    def update(self) -> None:
+        """One update of every run that has not diverged (Sutskever et al. 2013, eqs. 1-4)."""
+        t, self.done = self.done, self.done + 1
+        if not self.indices:
+            return
+        (batch,) = self._data.batches(1, self._batch_size)
+        losses = self._passes.gradient(self.ahead, self._passes.prepare(batch), self._gradient)
+        finite = losses.isfinite()
+        self._stopped = torch.where(self._active & ~finite, t, self._stopped)
+        self._active &= finite
+        self._losses += torch.where(self._active, losses, 0.0)
+        self._summed += 1
+        momentum_update(
+            self.theta,
+            self.velocity,
+            self._gradient,
+            learning_rate=self._rate,
+            momentum=self._column(schedule(t) for schedule in self.schedules),
+            lookahead=self._looks * self._column(schedule(t + 1) for schedule in self.schedules),
+            l2=self._l2 if self._weight_decay else None,
+            ahead=self.ahead,
+            active=self._active,
+        )
+
+    def retire(self) -> None:
+        """Take the runs that diverged out of the rows."""
+        stopped = self._stopped.tolist()
+        for index, at in zip(self.indices, stopped, strict=True):
+            if at >= 0:
+                self.diverged_at[index] = at
+        self.keep([row for row, at in enumerate(stopped) if at < 0])
+
+    def mean_losses(self) -> dict[int, float]:
+        """Mean training loss of each run since the last call."""
+        means = (self._losses / max(self._summed, 1)).tolist()
+        self._losses.zero_()
+        self._summed = 0
+        return dict(zip(self.indices, means, strict=True))
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Keep these rows; the others are gone."""
+        if len(rows) == len(self.indices):
+            return
+        at = torch.tensor(rows, dtype=torch.int64, device=self.theta.device)
+        losses, summed = self._losses[at], self._summed
+        self.indices = [self.indices[row] for row in rows]
+        self.runs = [self.runs[row] for row in rows]
+        self.schedules = [self.schedules[row] for row in rows]
+        self.theta, self.velocity, self.ahead = (
+            array[at].contiguous() for array in (self.theta, self.velocity, self.ahead)
+        )
+        self._begin_rows()
+        self._losses, self._summed = losses, summed
+
+    # ---- checkpoints
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "indices": self.indices,
+            "done": self.done,
+            "diverged_at": {str(index): at for index, at in self.diverged_at.items()},
+            "theta": self.theta,
+            "velocity": self.velocity,
+            "ahead": self.ahead,
+            "active": self._active,
+            "stopped": self._stopped,
+            "losses": self._losses,
+            "summed": self._summed,
+            "data": self._data.state(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Continue where :meth:`state` was taken, to the bit."""
+        rows = [self.indices.index(index) for index in state["indices"]]
+        self.keep(rows)
+        self.done = state["done"]
+        self.diverged_at = {int(index): at for index, at in state["diverged_at"].items()}
+        for name in ("theta", "velocity", "ahead"):
+            getattr(self, name).copy_(state[name])
+        self._active.copy_(state["active"])
+        self._stopped.copy_(state["stopped"])
+        self._losses.copy_(state["losses"])
+        self._summed = state["summed"]
+        self._data.load_state(state["data"])

@@ -1,0 +1,388 @@
+"""``sweep``: many first-order runs trained at once, resumable to the bit.
+
+What a run computes depends on its own settings alone: the ops give a net the same bits in any
+group, runs of one seed share the data of that seed, and how runs are cut into cohorts decides
+nothing but the memory they take.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hfcore.batches import Batch
+from hfcore.bindings.checks import check_choice, check_positive
+from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
+from hfcore.flat import FlatParameters
+from hfcore.problems import Problem, ZeroOne, create
+from hfcore.schedules import Constant as ConstantMomentum
+from hfcore.schedules import Delayed, Final, Increasing
+from hfcore.sweeps.cohort import ARRAYS, Cohort, Schedule
+from hfcore.sweeps.grid import Grid, RunSettings, expand
+from hfcore.sweeps.outcome import Test, case_count, constant_output
+from hfcore.sweeps.progress import SweepDisplay
+from hfcore.sweeps.result import Reason, SweepResult
+from hfcore.sweeps.starts import Start, default_start
+from hfcore.training.data import TrainingData
+from hfcore.training.environment import describe_environment
+from hfcore.training.errors import CheckpointError
+from hfcore.training.interrupts import stop_on_signal
+from hfcore.training.run_folder import RunFolder, read_metrics
+
+ScheduleName = Literal["constant", "delayed", "increasing"]
+SCHEDULES: dict[str, Callable[[float], Schedule]] = {
+    "constant": ConstantMomentum,
+    "delayed": Delayed,
+    "increasing": Increasing,
+}
+
+
+def sweep(
+    problem: Problem | str,
+    grid: Grid | Sequence[Grid],
+    *,
+    seeds: int | Sequence[int] = 1,
+    updates: int = 50_000,
+    batch_size: int = 100,
+    start: Start | None = None,
+    schedule: ScheduleName = "delayed",
+    final_updates: int = 0,
+    weight_decay: float = 0.0,
+    test_every: int = 500,
+    test_size: int = 1000,
+    solved_below: float = 0.01,
+    device: torch.device | str = "cpu",
+    max_bytes: int = 2 << 30,
+    run_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float = 60.0,
+    progress: bool = True,
+) -> SweepResult:
+    """Train every combination of a grid's values with every seed, all of them at once.
+
+    >>> result = hf.sweep(
+    ...     hf.problems.Addition(20, centre=True),
+    ...     {"learning_rate": [1e-2, 1e-3], "momentum": [0.0, 0.98], "method": ["nag", "cm"]},
+    ...     seeds=4, updates=10_000)
+    >>> result.write("table.csv")
+
+    A run is what it would be alone, bit for bit on the CPU: another grid around it, other cohorts,
+    a stop and a resume change nothing. Runs that meet a loss which is not finite are taken out.
+
+    Args:
+        problem: a problem of ``hf.problems``, or its name.
+        grid: values by key, see :func:`hfcore.sweeps.grid.expand`; several grids are united.
+        seeds: how many seeds from 0, or which. A seed draws the initial net and the batches.
+        updates: of every run, each on ``batch_size`` cases (Sutskever et al. 2013, table 5: 50,000
+            of 100; autoencoders: 750,000 of 200). The loss is the problem's, averaged over cases.
+        start: the untrained nets; None: what suits the problem.
+        schedule: of μ, from the grid's ``momentum`` μ₀: ``"constant"``; ``"delayed"``, 0.9 for 1000
+            updates, then μ₀; ``"increasing"``, eq. 5 up to μ₀.
+        final_updates: so many updates at the end have μ = 0.9 at most.
+        weight_decay: the coefficient of ½‖θ‖² in the objective.
+        test_every, test_size: updates between tests, and cases of the fixed test set.
+        device: where it is computed.
+        max_bytes: of parameters and their companions trained at once; larger sweeps are cut into
+            cohorts.
+        run_dir, resume: a folder for settings, history and checkpoints; continue the one there.
+            ``updates`` may differ then (not with ``final_updates``), as may ``test_every``.
+        checkpoint_seconds: time between checkpoints.
+        progress: one progress bar on stderr.
+
+    SIGINT or SIGTERM ends the sweep after the current update with a checkpoint. Raises TypeError
+    or ValueError naming what is wrong, :class:`hfcore.training.RunFolderError` and its kin for
+    folders.
+    """
+    check_positive(updates=updates, batch_size=batch_size, test_every=test_every)
+    check_positive(test_size=test_size, max_bytes=max_bytes)
+    check_choice("schedule", schedule, tuple(SCHEDULES))
+    if not 0 <= final_updates <= updates:
+        raise ValueError(f"final_updates: got {final_updates}, need 0 to updates = {updates}")
+    if not 0 <= weight_decay < float("inf"):
+        raise ValueError(f"weight_decay: got {weight_decay!r}, need a finite number of at least 0")
+    if resume and run_dir is None:
+        raise ValueError("resume: got True without run_dir, need the folder of the sweep to resume")
+    task = create(problem) if isinstance(problem, str) else problem
+    begin = default_start(task) if start is None else start
+    plan = Plan(
+        task,
+        expand(grid, seeds, begin.options),
+        begin,
+        updates=updates,
+        batch_size=batch_size,
+        schedule=schedule,
+        final_updates=final_updates,
+        weight_decay=float(weight_decay),
+        test_every=test_every,
+        test_size=test_size,
+        solved_below=solved_below,
+        device=torch.device(device),
+        max_bytes=max_bytes,
+        checkpoint_seconds=checkpoint_seconds,
+    )
+    display = SweepDisplay() if progress else None
+    if run_dir is None:
+        return Session(plan, None, display).run()
+    opened = RunFolder.resume if resume else RunFolder.create
+    with opened(Path(run_dir), plan.config()) as folder:
+        return Session(plan, folder, display).run()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The checked arguments of :func:`sweep`."""
+
+    problem: Problem
+    runs: Sequence[RunSettings]
+    start: Start
+    updates: int
+    batch_size: int
+    schedule: ScheduleName
+    final_updates: int
+    weight_decay: float
+    test_every: int
+    test_size: int
+    solved_below: float
+    device: torch.device
+    max_bytes: int
+    checkpoint_seconds: float
+
+    def momentum(self, run: RunSettings) -> Schedule:
+        """μ of one run, a function of the number of updates done."""
+        if run.method == "sgd":
+            return ConstantMomentum(0.0)
+        schedule = SCHEDULES[self.schedule](run.momentum)
+        if not self.final_updates:
+            return schedule
+        return Final(schedule, self.updates, updates=self.final_updates)
+
+    def cohorts(self) -> Iterator[list[int]]:
+        """Runs trained together: of one seed, and as many as ``max_bytes`` allow."""
+        numel = FlatParameters(self.build(0)).numel
+        size = max(1, self.max_bytes // (ARRAYS * numel * torch.float32.itemsize))
+        for seed in dict.fromkeys(run.seed for run in self.runs):
+            mine = [i for i, run in enumerate(self.runs) if run.seed == seed]
+            for at in range(0, len(mine), size):
+                yield mine[at : at + size]
+
+    def build(self, index: int) -> torch.nn.Module:
+        """The untrained net of one run, on the CPU."""
+        run = self.runs[index]
+        return self.start.build(self.problem, run.seed, **run.options)
+
+    def config(self) -> dict[str, Any]:
+        """What config.json holds; ``run`` and ``environment`` may differ on a resume."""
+        training: dict[str, Any] = {
+            "batch_size": self.batch_size,
+            "schedule": self.schedule,
+            "weight_decay": self.weight_decay,
+            "test_size": self.test_size,
+            "max_bytes": self.max_bytes,
+        }
+        if self.final_updates:
+            training |= {"final_updates": self.final_updates, "updates": self.updates}
+        return {
+            "sweep": {str(i): run.row() for i, run in enumerate(self.runs)},
+            "problem": self.problem.config(),
+            "start": self.start.config(),
+            "training": training,
+            "run": {"updates": self.updates, "test_every": self.test_every},
+            "environment": {**describe_environment(), "device": str(self.device)},
+        }
+
+
+class Session:
+    """One call of :func:`sweep`: the cohorts, their tests and the folder."""
+
+    def __init__(self, plan: Plan, folder: RunFolder | None, display: SweepDisplay | None) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.display = display
+        self.tests: list[list[Test]] = [[] for _ in plan.runs]
+        self.seconds = 0.0
+        self.passes = self._passes()
+        self.cohorts = [self._cohort(indices) for indices in plan.cohorts()]
+        self._test_sets: dict[int, list[Batch]] = {}
+        self.constant = constant_output(plan.problem, self.test_set(plan.runs[0].seed))
+        self._stored_at = -1
+
+    def _passes(self) -> GroupedGradient:
+        model = self.plan.build(0).to(self.plan.device)
+        passes = grouped_gradient(model, self.plan.problem.loss)
+        if passes is None:
+            raise TypeError(
+                f"start: builds a {type(model).__name__}, need an hf.RNN or hf.MLP with all "
+                "parameters trainable"
+            )
+        return passes
+
+    def _cohort(self, indices: list[int]) -> Cohort:
+        plan = self.plan
+        runs = [plan.runs[i] for i in indices]
+        nets = torch.stack([FlatParameters(plan.build(i)).read() for i in indices])
+        return Cohort(
+            indices,
+            runs,
+            nets.to(plan.device),
+            [plan.momentum(run) for run in runs],
+            self.passes,
+            TrainingData(plan.problem, runs[0].seed, torch.float32, plan.device),
+            batch_size=plan.batch_size,
+            weight_decay=plan.weight_decay,
+        )
+
+    def test_set(self, seed: int) -> list[Batch]:
+        """The fixed test cases of a seed, those of :func:`hfcore.train`."""
+        if seed not in self._test_sets:
+            data = TrainingData(self.plan.problem, seed, torch.float32, self.plan.device)
+            self._test_sets[seed] = data.test_set(self.plan.test_size)
+        return self._test_sets[seed]
+
+    # ---- the loop
+
+    def run(self) -> SweepResult:
+        """Train to the end, or until interrupted."""
+        self._begin_or_resume()
+        session = time.perf_counter() - self.seconds
+        stored = time.perf_counter()
+        reason: Reason = "updates"
+        with stop_on_signal() as interrupted:
+            if self.display is not None:
+                self.display.begin(*self._amounts())
+            try:
+                while (cohort := self._next()) is not None and not interrupted():
+                    self._advance(cohort, interrupted)
+                    self.seconds = time.perf_counter() - session
+                    if time.perf_counter() - stored > self.plan.checkpoint_seconds:
+                        self._checkpoint()
+                        stored = time.perf_counter()
+            finally:
+                if self.display is not None:
+                    self.display.end()
+            if self._next() is not None:
+                reason = "interrupted"
+        self._checkpoint()
+        return self._result(reason)
+
+    def _next(self) -> Cohort | None:
+        """The cohort that is furthest behind; all of them keep within one test."""
+        behind = min(self.cohorts, key=lambda cohort: cohort.done)
+        return behind if behind.done < self.plan.updates else None
+
+    def _advance(self, cohort: Cohort, interrupted: Callable[[], bool]) -> None:
+        """Bring a cohort to its next test, unless interrupted before."""
+        every = self.plan.test_every
+        target = min(self.plan.updates, (cohort.done // every + 1) * every)
+        while cohort.done < target and cohort.indices:
+            if interrupted():
+                return
+            cohort.update()
+            if self.display is not None:
+                self.display.advance(len(cohort.indices))
+        cohort.done = target
+        cohort.retire()
+        self._test(cohort)
+
+    @torch.no_grad()
+    def _test(self, cohort: Cohort) -> None:
+        means = cohort.mean_losses()
+        lines = []
+        for row, (index, run) in enumerate(zip(cohort.indices, cohort.runs, strict=True)):
+            test = self._tested(cohort.theta[row : row + 1], run.seed, cohort.done, means[index])
+            self.tests[index].append(test)
+            lines.append([index, *vars(test).values()])
+        if self.folder is not None:
+            self.folder.log(
+                {
+                    "iteration": self._done(),
+                    "update": cohort.done,
+                    "training_seconds": self.seconds,
+                    "running": len(cohort.indices),
+                    "tests": lines,
+                }
+            )
+        if self.display is not None:
+            self.display.report(cohort.done, [tests[-1] for tests in self.tests if tests])
+
+    def _tested(self, theta: Tensor, seed: int, update: int, train_loss: float) -> Test:
+        problem, batches = self.plan.problem, self.test_set(seed)
+        cases = sum(case_count(batch) for batch in batches)
+        loss = error = wrong = 0.0
+        for batch in batches:
+            s = self.passes.outputs(theta, batch.inputs)[0]
+            loss += problem.loss.value(s, batch.targets, batch.mask, scale=1.0 / cases)
+            error += float(problem.errors(s, batch).sum(dtype=torch.float64))
+            wrong += (
+                float(problem.wrong(s, batch).sum()) if isinstance(problem, ZeroOne) else math.nan
+            )
+        return Test(update, train_loss, loss, error / cases, wrong / cases)
+
+    def _done(self) -> int:
+        """Updates of all cohorts: counts up through the whole sweep."""
+        return sum(cohort.done for cohort in self.cohorts)
+
+    def _amounts(self) -> tuple[int, int]:
+        """Updates of every run, all of them and those that are done."""
+        done = sum(cohort.done * cohort.size for cohort in self.cohorts)
+        return self.plan.updates * len(self.plan.runs), done
+
+    def _result(self, reason: Reason) -> SweepResult:
+        parameters: dict[int, Tensor] = {}
+        diverged: dict[int, int] = {}
+        for cohort in self.cohorts:
+            parameters |= dict(zip(cohort.indices, cohort.theta.cpu(), strict=True))
+            diverged |= cohort.diverged_at
+        result = SweepResult(
+            self.plan.runs,
+            self.tests,
+            diverged,
+            parameters,
+            self.constant,
+            reason,
+            min(cohort.done for cohort in self.cohorts),
+            self.seconds,
+            self.plan.solved_below,
+        )
+        return result if self.folder is None else result.stored(self.folder.path)
+
+    # ---- checkpoints
+
+    def _begin_or_resume(self) -> None:
+        if self.folder is None:
+            return
+        checkpoint = self.folder.checkpoints.load()
+        if checkpoint is None:
+            self.folder.require_unstarted()
+            self.folder.start_logs(0)
+            self._checkpoint()
+            return
+        try:
+            self.seconds = checkpoint.state["seconds"]
+            for cohort, state in zip(self.cohorts, checkpoint.state["cohorts"], strict=True):
+                cohort.load_state(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.folder.checkpoints.folder}: iteration {checkpoint.iteration} does not fit "
+                f"this sweep: {error}"
+            ) from error
+        self._stored_at = checkpoint.iteration
+        self.folder.start_logs(checkpoint.iteration)
+        for line in read_metrics(self.folder.path / "metrics.jsonl"):
+            for index, *values in line["tests"]:
+                numbers = [float(v) if isinstance(v, str) else v for v in values]
+                self.tests[index].append(Test(*numbers))
+
+    def _checkpoint(self) -> None:
+        if self.folder is None or self._stored_at == self._done():
+            return
+        cohorts = [cohort.state() for cohort in self.cohorts]
+        self.folder.checkpoint(self._done(), {"seconds": self.seconds, "cohorts": cohorts})
+        self._stored_at = self._done()

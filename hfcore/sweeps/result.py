@@ -1,0 +1,135 @@
+"""The tables of a sweep: one row a run, one row a test; as Python, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+from torch import Tensor
+
+from hfcore.sweeps.grid import RunSettings
+from hfcore.sweeps.outcome import Constant, Test, escape, outcome
+from hfcore.training.atomic import write_atomic
+
+Reason = Literal["updates", "interrupted"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """What a sweep found; runs are numbered as the grid lists them."""
+
+    runs: Sequence[RunSettings]
+    tests: Sequence[Sequence[Test]]
+    diverged_at: Mapping[int, int]
+    """The update that met a loss which is not finite, of the runs that diverged."""
+    parameters: Mapping[int, Tensor]
+    """θ ``[N]`` at the end, in the order of the model's ``parameters()``."""
+    constant: Constant
+    """Loss and error of the best constant output on the test cases."""
+    reason: Reason
+    updates: int
+    seconds: float
+    solved_below: float
+    run_dir: Path | None = None
+    plots: tuple[Path, ...] = ()
+
+    def rows(self) -> list[Row]:
+        """One row a run: settings, outcome, its last test and its best one."""
+        return [self._row(index) for index in range(len(self.runs))]
+
+    def history(self) -> list[Row]:
+        """One row a test of a run."""
+        return [
+            {"run": index, **run.row(), **vars(test)}
+            for index, run in enumerate(self.runs)
+            for test in self.tests[index]
+        ]
+
+    def best(self, **settings: Any) -> Row:
+        """The row with the least final error among those with these settings.
+
+        Raises ValueError if there is none that did not diverge.
+        """
+        rows = [
+            row
+            for row in self.rows()
+            if all(row.get(key) == value for key, value in settings.items())
+            and row["outcome"] != "diverged"
+            and row["error"] is not None
+        ]
+        if not rows:
+            raise ValueError(f"settings: no run with {settings} came to an end")
+        return min(rows, key=lambda row: row["error"])
+
+    def write(self, path: str | Path, *, history: bool = False) -> Path:
+        """Write the table, by suffix as ``.csv`` or ``.parquet`` (which needs pyarrow)."""
+        path = Path(path)
+        rows = self.history() if history else self.rows()
+        if path.suffix == ".csv":
+            write_atomic(path, _csv(rows))
+        elif path.suffix == ".parquet":
+            write_atomic(path, _parquet(rows))
+        else:
+            raise ValueError(f"path: got {str(path)!r}, need a name that ends in .csv or .parquet")
+        return path
+
+    def stored(self, folder: Path) -> SweepResult:
+        """The same with its tables, final parameters and plots written into ``folder``."""
+        from hfcore.sweeps.plots import draw_plots  # matplotlib is slow to import
+
+        self.write(folder / "runs.csv")
+        self.write(folder / "history.csv", history=True)
+        tensors = {f"{index:05d}": theta.contiguous() for index, theta in self.parameters.items()}
+        write_atomic(folder / "parameters.safetensors", safetensors.torch.save(tensors))
+        return replace(self, run_dir=folder, plots=draw_plots(self, folder / "plots"))
+
+    def _row(self, index: int) -> Row:
+        tests = self.tests[index]
+        diverged = index in self.diverged_at
+        last = tests[-1] if tests and not diverged else None
+        return {
+            "run": index,
+            **self.runs[index].row(),
+            "outcome": outcome(
+                tests, self.constant, diverged=diverged, solved_below=self.solved_below
+            ),
+            "updates": self.diverged_at.get(index, tests[-1].update if tests else 0),
+            "error": None if last is None else last.error,
+            "wrong": None if last is None else last.wrong,
+            "test_loss": None if last is None else last.test_loss,
+            "train_loss": None if last is None else last.train_loss,
+            "best_error": min((test.error for test in tests), default=None),
+            "escaped_at": escape(tests, self.constant),
+        }
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key in row))
+
+
+def _csv(rows: Sequence[Row]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _columns(rows), restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _parquet(rows: Sequence[Row]) -> bytes:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError(
+            "a .parquet table needs pyarrow: pip install hfcore[parquet], or write .csv"
+        ) from error
+    columns = {key: [row.get(key) for row in rows] for key in _columns(rows)}
+    sink = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), sink)
+    return sink.getvalue()

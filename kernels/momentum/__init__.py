@@ -1,0 +1,1 @@
+"""One-pass updates of gradient descent with classical or Nesterov's momentum."""

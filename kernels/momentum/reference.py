@@ -1,0 +1,75 @@
+"""Plain torch forms of the momentum update of Sutskever et al. 2013, eqs. 1-4, on ``[G,N]``.
+
+Rounding: here every product and every sum is rounded by itself. The compiled forms contract a·b + c
+to one fused multiply-add where the machine has it, so they may differ by these roundings and no
+others. The coefficients are float64 and are rounded to the type of the arithmetic once.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def momentum_update(
+    theta: Tensor,
+    velocity: Tensor,
+    gradient: Tensor,
+    learning_rate: Tensor,
+    momentum: Tensor,
+    lookahead: Tensor,
+    l2: Tensor | None,
+    ahead: Tensor | None,
+    active: Tensor | None,
+) -> None:
+    """v = μ v − ε (g + l2 a);  θ = θ + v;  with ``ahead`` also ahead = θ + lookahead·v, in place.
+
+    a is ``ahead`` as it came, θ as it came without. Coefficients ``[G]`` float64. Half precision is
+    computed in float32 and rounded once, when it is stored.
+    """
+    for g in range(theta.shape[0]):
+        if active is not None and not bool(active[g]):
+            continue
+        _update_net(
+            theta[g],
+            velocity[g],
+            gradient[min(g, gradient.shape[0] - 1)],
+            learning_rate[g],
+            momentum[g],
+            lookahead[g],
+            None if l2 is None else l2[g],
+            None if ahead is None else ahead[g],
+        )
+
+
+def lookahead_point(
+    theta: Tensor, velocity: Tensor, momentum: Tensor, out: Tensor, active: Tensor | None
+) -> None:
+    """out = θ + μ v: with the bits of ``ahead`` from an update with this μ as ``lookahead``."""
+    wide = torch.promote_types(theta.dtype, torch.float32)
+    for g in range(theta.shape[0]):
+        if active is None or bool(active[g]):
+            out[g].copy_(theta[g].to(wide) + momentum[g].to(wide) * velocity[g].to(wide))
+
+
+def _update_net(
+    theta: Tensor,
+    velocity: Tensor,
+    gradient: Tensor,
+    learning_rate: Tensor,
+    momentum: Tensor,
+    lookahead: Tensor,
+    l2: Tensor | None,
+    ahead: Tensor | None,
+) -> None:
+    wide = torch.promote_types(theta.dtype, torch.float32)
+    g = gradient.to(wide)
+    if l2 is not None:
+        g = g + l2.to(wide) * (theta if ahead is None else ahead).to(wide)
+    # No alpha= of add: it fuses or not as torch was built.
+    v = momentum.to(wide) * velocity.to(wide) - learning_rate.to(wide) * g
+    new_theta = theta.to(wide) + v
+    velocity.copy_(v)
+    theta.copy_(new_theta)
+    if ahead is not None:
+        ahead.copy_(new_theta + lookahead.to(wide) * v)

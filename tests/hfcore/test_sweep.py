@@ -1,0 +1,314 @@
+"""Sweeps: each run is what it is alone, through groups, cohorts, divergence, stops and resumes."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import hfcore as hf
+from hfcore.problems import Addition
+from hfcore.sweeps import RnnStart, SweepResult, engine, sweep
+from hfcore.sweeps.outcome import Constant, Test, constant_output, escape, outcome
+from hfcore.training import CheckpointError, ConfigMismatchError, RunFolderError
+from hfcore.training.data import TrainingData
+
+GRID = {"learning_rate": [0.05, 0.01], "momentum": [0.0, 0.9], "method": ["nag", "cm"]}
+SMALL: dict[str, Any] = {
+    "updates": 25,
+    "batch_size": 7,
+    "test_every": 10,
+    "test_size": 50,
+    "start": RnnStart(hidden_size=11),
+    "progress": False,
+}
+
+
+def run(grid: Any = GRID, **options: Any) -> SweepResult:
+    return sweep(Addition(10, centre=True), grid, **{**SMALL, **options})
+
+
+def assert_same(a: SweepResult, b: SweepResult, pairs: list[tuple[int, int]]) -> None:
+    for i, j in pairs:
+        assert a.runs[i] == b.runs[j]
+        assert a.tests[i] == b.tests[j]
+        assert torch.equal(a.parameters[i], b.parameters[j])
+
+
+def same_run(result: SweepResult, settings: Any) -> int:
+    return list(result.runs).index(settings)
+
+
+@pytest.fixture(scope="module")
+def whole() -> SweepResult:
+    torch.set_num_threads(1)
+    return run(seeds=2)
+
+
+def test_every_run_equals_the_run_alone(whole: SweepResult) -> None:
+    for i, settings in enumerate(whole.runs):
+        grid = {
+            "learning_rate": [settings.learning_rate],
+            "momentum": [settings.momentum],
+            "method": [settings.method],
+        }
+        alone = run(grid, seeds=[settings.seed])
+        assert_same(whole, alone, [(i, 0)])
+
+
+def test_cohorts_cut_by_memory_change_nothing(whole: SweepResult) -> None:
+    numel = whole.parameters[0].numel()
+    cut = run(seeds=2, max_bytes=2 * engine.ARRAYS * 4 * numel)
+    assert_same(whole, cut, [(i, i) for i in range(len(whole.runs))])
+
+
+def test_a_limit_below_one_net_still_trains_one_at_a_time(whole: SweepResult) -> None:
+    assert_same(whole, run(seeds=2, max_bytes=1), [(i, i) for i in range(len(whole.runs))])
+
+
+def test_threads_change_nothing(whole: SweepResult) -> None:
+    torch.set_num_threads(2)
+    assert_same(whole, run(seeds=2), [(i, i) for i in range(len(whole.runs))])
+
+
+@pytest.mark.parametrize("method", ["sgd", "cm", "nag"])
+def test_updates_follow_the_equations(method: str) -> None:
+    """Eqs. 1-4 by autograd in float64 on the same batches; μ 0.5, then eq. 5's next value."""
+    rate, mu, updates, problem = 0.05, 0.9, 12, Addition(10, centre=True)
+    start = RnnStart(hidden_size=11)
+    grid = {"learning_rate": [rate], "momentum": [mu], "method": [method]}
+    result = run(grid, updates=updates, schedule="constant")
+    model = start.build(problem, 0).double()
+    theta = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    v, data = (
+        torch.zeros_like(theta),
+        TrainingData(problem, 0, torch.float32, torch.device("cpu")),
+    )
+    mu = 0.0 if method == "sgd" else mu
+    for _ in range(updates):
+        (batch,) = data.batches(1, SMALL["batch_size"])
+        point = theta + mu * v if method == "nag" else theta
+        torch.nn.utils.vector_to_parameters(point, model.parameters())
+        s = model(batch.inputs.double())
+        loss = 0.5 * (s[-1] - batch.targets[-1].double()).square().sum() / batch.inputs.shape[1]
+        g = torch.cat([p.reshape(-1) for p in torch.autograd.grad(loss, list(model.parameters()))])
+        v = mu * v - rate * g
+        theta = theta + v
+    got = result.parameters[0].double()
+    start_theta = torch.nn.utils.parameters_to_vector(start.build(problem, 0).parameters())
+    moved = (theta - start_theta.detach()).norm()
+    assert moved > 1e-3  # else the comparison says nothing
+    assert (got - theta).norm() < 1e-4 * moved
+
+
+def test_weight_decay_is_part_of_the_gradient() -> None:
+    grid = {"learning_rate": [0.1], "method": ["sgd"]}
+    plain = run(grid, updates=1).parameters[0]
+    decayed = run(grid, updates=1, weight_decay=0.5).parameters[0]
+    start = RnnStart(hidden_size=11).build(Addition(10, centre=True), 0)
+    theta = torch.nn.utils.parameters_to_vector(start.parameters()).detach()
+    torch.testing.assert_close(plain - decayed, 0.1 * 0.5 * theta, rtol=0, atol=1e-6)
+
+
+def test_diverged_runs_are_retired_and_disturb_nobody(whole: SweepResult) -> None:
+    grid = {**GRID, "learning_rate": [0.05, 1e30, 0.01]}
+    result = run(grid, seeds=2)
+    for i, settings in enumerate(whole.runs):
+        assert_same(whole, result, [(i, same_run(result, settings))])
+    wild = [i for i, r in enumerate(result.runs) if r.learning_rate == 1e30]
+    assert sorted(result.diverged_at) == wild
+    assert all(i not in result.parameters for i in wild)
+    for row in result.rows():
+        assert (row["outcome"] == "diverged") == (row["run"] in wild)
+        if row["run"] in wild:
+            assert row["error"] is None
+            assert row["updates"] < SMALL["updates"]
+
+
+def test_a_sweep_whose_runs_all_diverge_ends() -> None:
+    result = run({"learning_rate": [1e30, 1e31]}, seeds=2)
+    assert [row["outcome"] for row in result.rows()] == ["diverged"] * 4
+    assert not result.parameters
+    with pytest.raises(ValueError, match="no run with"):
+        result.best()
+
+
+class Interrupt:
+    """Asks to stop after so many questions."""
+
+    def __init__(self, after: int) -> None:
+        self.after = after
+
+    @contextmanager
+    def __call__(self) -> Iterator[Any]:
+        def came() -> bool:
+            self.after -= 1
+            return self.after < 0
+
+        yield came
+
+
+@pytest.mark.parametrize("after", [0, 1, 17, 40])
+def test_a_stopped_and_resumed_sweep_has_the_same_bits(
+    whole: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    folder = tmp_path / "sweep"
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "stop_on_signal", Interrupt(after))
+        stopped = run(seeds=2, run_dir=folder)
+    assert stopped.reason == "interrupted"
+    assert stopped.updates < SMALL["updates"]
+    resumed = run(seeds=2, run_dir=folder, resume=True)
+    assert resumed.reason == "updates"
+    assert_same(whole, resumed, [(i, i) for i in range(len(whole.runs))])
+    uninterrupted = run(seeds=2, run_dir=tmp_path / "other")
+    for name in ("runs.csv", "history.csv", "parameters.safetensors"):
+        assert (folder / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
+    assert uninterrupted.rows() == resumed.rows()
+
+
+def test_resume_after_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = {"learning_rate": [0.05, 1e30]}
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "stop_on_signal", Interrupt(16))
+        run(grid, run_dir=tmp_path / "s")
+    resumed = run(grid, run_dir=tmp_path / "s", resume=True)
+    through = run(grid)
+    assert resumed.diverged_at == through.diverged_at
+    assert_same(resumed, through, [(0, 0)])
+
+
+def test_a_finished_sweep_goes_on_with_more_updates(tmp_path: Path) -> None:
+    run(seeds=1, updates=10, run_dir=tmp_path / "s")
+    longer = run(seeds=1, updates=20, run_dir=tmp_path / "s", resume=True)
+    assert_same(longer, run(seeds=1, updates=20), [(i, i) for i in range(len(longer.runs))])
+
+
+def test_folders_of_other_sweeps_are_refused(tmp_path: Path) -> None:
+    grid = {"learning_rate": [0.01]}
+    run(grid, updates=5, run_dir=tmp_path / "s")
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        run(grid, updates=5, run_dir=tmp_path / "s")
+    with pytest.raises(ConfigMismatchError, match=r"learning_rate is 0\.01 there and 0\.02 here"):
+        run({"learning_rate": [0.02]}, updates=5, run_dir=tmp_path / "s", resume=True)
+    with pytest.raises(ValueError, match="resume: got True without run_dir"):
+        run(grid, resume=True)
+    for path in (tmp_path / "s" / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="no good checkpoint"):
+        run(grid, updates=5, run_dir=tmp_path / "s", resume=True)
+
+
+def test_tables(whole: SweepResult, tmp_path: Path) -> None:
+    rows = whole.rows()
+    with whole.write(tmp_path / "t.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert [float(row["error"]) for row in read] == [row["error"] for row in rows]
+    assert [row["method"] for row in read] == [row["method"] for row in rows]
+    with whole.write(tmp_path / "h.csv", history=True).open() as file:
+        history = list(csv.DictReader(file))
+    assert len(history) == len(rows) * 3  # tests at 10, 20 and 25
+    assert {row["update"] for row in history} == {"10", "20", "25"}
+    assert whole.best(method="nag")["error"] == min(
+        row["error"] for row in rows if row["method"] == "nag"
+    )
+    with pytest.raises(ValueError, match=r"need a name that ends in .csv or .parquet"):
+        whole.write(tmp_path / "t.xlsx")
+
+
+def test_parquet(whole: SweepResult, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = parquet.read_table(whole.write(tmp_path / "t.parquet"))
+    assert table.to_pylist() == whole.rows()
+
+
+def test_the_folder_holds_tables_and_plots(tmp_path: Path) -> None:
+    result = run(seeds=1, run_dir=tmp_path / "s")
+    assert result.run_dir == tmp_path / "s"
+    assert [path.name for path in result.plots] == ["error.png", "outcomes.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in result.plots)
+    assert (tmp_path / "s" / "runs.csv").read_text().count("\n") == 1 + len(result.runs)
+
+
+def test_test_errors_are_those_of_the_model(whole: SweepResult) -> None:
+    problem, index = Addition(10, centre=True), 3
+    model = RnnStart(hidden_size=11).build(problem, whole.runs[index].seed)
+    torch.nn.utils.vector_to_parameters(whole.parameters[index], model.parameters())
+    data = TrainingData(problem, whole.runs[index].seed, torch.float32, torch.device("cpu"))
+    batches = data.test_set(SMALL["test_size"])
+    with torch.no_grad():
+        wrong = [float(problem.wrong(model(b.inputs), b).double().mean()) for b in batches]
+    assert whole.tests[index][-1].wrong == pytest.approx(np.mean(wrong), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"updates": 0}, "updates"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"test_every": 0}, "test_every"),
+        ({"test_size": 0}, "test_size"),
+        ({"max_bytes": 0}, "max_bytes"),
+        ({"schedule": "cosine"}, "schedule"),
+        ({"final_updates": 26}, "final_updates"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+        ({"weight_decay": float("nan")}, "weight_decay"),
+    ],
+)
+def test_refused_arguments(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{message}"):
+        run({"learning_rate": [0.1]}, **options)
+
+
+def test_a_problem_may_be_named() -> None:
+    with pytest.raises(ValueError, match="problem: got 'nothing'"):
+        sweep("nothing", {"learning_rate": [0.1]}, progress=False)
+
+
+def test_exported() -> None:
+    assert hf.sweep is sweep
+
+
+# ---- outcomes
+
+CONSTANT = Constant(loss=1.0, error=0.8)
+
+
+def made(*points: tuple[float, float]) -> list[Test]:
+    """Tests with these (test loss, error), one every 100 updates."""
+    return [Test(100 * (i + 1), 0.0, loss, e, e) for i, (loss, e) in enumerate(points)]
+
+
+@pytest.mark.parametrize(
+    ("points", "expected", "at"),
+    [
+        ([(0.99, 0.8), (0.95, 0.79)], "plateau", None),
+        ([(0.99, 0.8), (0.3, 0.2), (0.01, 0.005)], "solved", 200),
+        ([(0.99, 0.8), (0.3, 0.39)], "escaped", 200),
+        ([(0.99, 0.8), (0.9, 0.8), (1.0, 0.8)], "collapsed", None),
+        ([(1.0, 0.8), (0.999, 0.8)], "plateau", None),
+        ([(0.2, 0.3), (1.0, 0.8)], "collapsed", 100),
+    ],
+)
+def test_outcomes(points: list[tuple[float, float]], expected: str, at: int | None) -> None:
+    tests = made(*points)
+    assert outcome(tests, CONSTANT, diverged=False, solved_below=0.01) == expected
+    assert outcome(tests, CONSTANT, diverged=True, solved_below=0.01) == "diverged"
+    assert escape(tests, CONSTANT) == at
+
+
+def test_the_constant_output_is_the_best_one() -> None:
+    problem = Addition(10)
+    data = TrainingData(problem, 0, torch.float64, torch.device("cpu"))
+    batches = data.test_set(500)
+    constant = constant_output(problem, batches)
+    targets = torch.cat([b.targets[-1, :, 0] for b in batches])
+    assert constant.loss == pytest.approx(0.5 * float(targets.var(unbiased=False)), rel=1e-12)
+    wrong = (targets - targets.mean()).abs() > problem.tolerance
+    assert constant.error == pytest.approx(float(wrong.double().mean()), abs=1e-12)
