@@ -1,4 +1,7 @@
-"""The momentum update: shape checks, choice of implementation. Formulas: the family's reference."""
+"""The momentum update and its lookahead point: shape checks, choice of implementation.
+
+Formulas: the family's reference.
+"""
 
 from __future__ import annotations
 
@@ -44,16 +47,15 @@ def momentum_update(
     Raises TypeError or ValueError that names the argument; the compiled CPU form also refuses
     arrays that overlap.
     """
-    G = _check_arrays(theta, velocity, gradient, ahead)
+    G = _check_arrays(theta, velocity=velocity, ahead=ahead)
+    _check_gradient(gradient, theta)
     rates = (
         _coefficient("learning_rate", learning_rate, G, theta),
         _coefficient("momentum", momentum, G, theta),
         _coefficient("lookahead", lookahead, G, theta),
         None if l2 is None else _coefficient("l2", l2, G, theta),
     )
-    if active is not None:
-        check_tensor("active", active, [G], dtype=torch.bool)
-        active = _near("active", active, theta)
+    active = _which(active, G, theta)
     backend = choose("momentum.momentum_update", theta)
     if backend == "reference":
         reference.momentum_update(theta, velocity, gradient.detach(), *rates, ahead, active)
@@ -75,34 +77,78 @@ def momentum_update(
     )
 
 
+def lookahead_point(
+    theta: Tensor,
+    velocity: Tensor,
+    momentum: Coefficient,
+    *,
+    out: Tensor | None = None,
+    active: Tensor | None = None,
+) -> Tensor:
+    """θ + μ v ``[G,N]``, where Nesterov's gradient is taken, into ``out`` or a new tensor.
+
+    On the CPU with the bits of ``ahead`` that :func:`momentum_update` leaves for this μ as
+    ``lookahead``. Arguments as there; of a net that is not active ``out`` is left alone.
+    """
+    G = _check_arrays(theta, velocity=velocity, out=out)
+    out = torch.empty_like(theta) if out is None else out
+    rate = _coefficient("momentum", momentum, G, theta)
+    active = _which(active, G, theta)
+    backend = choose("momentum.lookahead_point", theta)
+    if backend == "reference":
+        reference.lookahead_point(theta, velocity, rate, out, active)
+    elif backend == "cuda":
+        with serving("momentum.lookahead_point", theta.device):
+            _triton().lookahead_point(theta, velocity, rate, out, active)
+    else:
+        native().lookahead_point(
+            to_dlpack(theta),
+            to_dlpack(velocity),
+            to_dlpack(rate),
+            to_dlpack(out),
+            None if active is None else to_dlpack(active),
+            torch.get_num_threads(),
+        )
+    return out
+
+
 def _triton() -> ModuleType:
     from hfcore.kernels.momentum import gpu_triton  # needs Triton, as CUDA data does
 
     return gpu_triton
 
 
-def _check_arrays(theta: Tensor, velocity: Tensor, gradient: Tensor, ahead: Tensor | None) -> int:
-    """Check shapes, types and layouts of the ``[G,N]`` arrays; gives G."""
+def _check_arrays(theta: Tensor, **others: Tensor | None) -> int:
+    """Check shapes, types and layouts of the arrays ``[G,N]`` to work on in place; gives G."""
     check_tensor("theta", theta, ["G", "N"])
     if not theta.is_floating_point():
         raise TypeError(f"theta: got {theta.dtype}, need a real floating point type")
     G, N = theta.shape
     check_positive(G=G, N=N)
-    check_tensor("velocity", velocity, [G, N], like=theta)
-    check_tensor("gradient", gradient, ["G", N], like=theta)
-    if gradient.shape[0] not in (1, G):
-        wanted = f"1 or {G}" if G > 1 else "1"
-        raise ValueError(f"gradient: got group axis {gradient.shape[0]}, need {wanted}")
-    if ahead is not None:
-        check_tensor("ahead", ahead, [G, N], like=theta)
-    for name, array in (("theta", theta), ("velocity", velocity), ("ahead", ahead)):
+    for name, array in {"theta": theta, **others}.items():
         if array is None:
             continue
+        check_tensor(name, array, [G, N], like=theta)
         if not array.is_contiguous() or array.is_neg():
             raise ValueError(f"{name}: is not contiguous, need a contiguous array")
         if array.requires_grad:
             raise ValueError(f"{name}: requires grad, need a plain array to work on in place")
     return G
+
+
+def _check_gradient(gradient: Tensor, theta: Tensor) -> None:
+    G, N = theta.shape
+    check_tensor("gradient", gradient, ["G", N], like=theta)
+    if gradient.shape[0] not in (1, G):
+        wanted = f"1 or {G}" if G > 1 else "1"
+        raise ValueError(f"gradient: got group axis {gradient.shape[0]}, need {wanted}")
+
+
+def _which(active: Tensor | None, G: int, theta: Tensor) -> Tensor | None:
+    """``[G]`` bool on the data's device."""
+    if active is None:
+        return None
+    return _near("active", check_tensor("active", active, [G], dtype=torch.bool), theta)
 
 
 def _coefficient(name: str, value: Coefficient, G: int, theta: Tensor) -> Tensor:

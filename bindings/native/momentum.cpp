@@ -1,10 +1,11 @@
-// Checks and unpacking for the momentum update.
+// Checks and unpacking for the momentum update and its lookahead point.
 #include "kernels/momentum/cpu.h"
 
 #include <nanobind/stl/optional.h>
 
 #include <optional>
 #include <type_traits>
+#include <utility>
 
 #include "bindings/native/memory.h"
 #include "bindings/native/native.h"
@@ -31,14 +32,25 @@ void check_coefficients(int64_t G, std::initializer_list<NamedArray> coefficient
     }
 }
 
-void momentum_update(const Array& theta, const Array& velocity, const Array& gradient,
-                     const Array& learning_rate, const Array& momentum, const Array& lookahead,
-                     const MaybeArray& l2, const MaybeArray& ahead, const MaybeArray& active,
-                     int threads) {
+// G and N of theta; `active` belongs to them.
+std::pair<int64_t, int64_t> check_sizes(const Array& theta, const MaybeArray& active) {
     check_shape("theta", theta, {-1, -1});
     const int64_t G = static_cast<int64_t>(theta.shape(0)), N = static_cast<int64_t>(theta.shape(1));
     if (G < 1) value_error("G: got 0, need at least 1");
     if (N < 1) value_error("N: got 0, need at least 1");
+    if (active) {
+        check_shape("active", *active, {G});
+        if (active->dtype() != nb::dtype<bool>())
+            throw nb::type_error("active: wrong dtype, need bool");
+    }
+    return {G, N};
+}
+
+void momentum_update(const Array& theta, const Array& velocity, const Array& gradient,
+                     const Array& learning_rate, const Array& momentum, const Array& lookahead,
+                     const MaybeArray& l2, const MaybeArray& ahead, const MaybeArray& active,
+                     int threads) {
+    const auto [G, N] = check_sizes(theta, active);
     check_shape("velocity", velocity, {G, N});
     check_grouped("gradient", gradient, G, {N});
     if (ahead) check_shape("ahead", *ahead, {G, N});
@@ -47,22 +59,18 @@ void momentum_update(const Array& theta, const Array& velocity, const Array& gra
                                 {"lookahead", &lookahead},
                                 {"l2", pointer(l2)}};
     check_coefficients(G, {rates[0], rates[1], rates[2], rates[3]});
-    if (active) {
-        check_shape("active", *active, {G});
-        if (active->dtype() != nb::dtype<bool>())
-            throw nb::type_error("active: wrong dtype, need bool");
-    }
     const NamedArray v{"velocity", &velocity}, g{"gradient", &gradient}, a{"ahead", pointer(ahead)},
         on{"active", pointer(active)};
     check_apart({"theta", &theta}, {v, g, a, rates[0], rates[1], rates[2], rates[3], on});
     check_apart(v, {g, a, rates[0], rates[1], rates[2], rates[3], on});
     if (ahead) check_apart(a, {g, rates[0], rates[1], rates[2], rates[3], on});
+    const int64_t sizes[] = {G, N};  // a structured binding cannot be captured
     with_float_type("theta", theta, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         for (const NamedArray& array : {v, g, a})
             if (array.array != nullptr) check_dtype<T>(array.name, *array.array);
-        const MomentumArrays<T> arrays{G,
-                                       N,
+        const MomentumArrays<T> arrays{sizes[0],
+                                       sizes[1],
                                        data<T>(&theta),
                                        data<T>(&velocity),
                                        {data<const T>(&gradient), group_stride(gradient)},
@@ -78,6 +86,34 @@ void momentum_update(const Array& theta, const Array& velocity, const Array& gra
     });
 }
 
+void lookahead_point(const Array& theta, const Array& velocity, const Array& momentum,
+                     const Array& out, const MaybeArray& active, int threads) {
+    const auto [G, N] = check_sizes(theta, active);
+    check_shape("velocity", velocity, {G, N});
+    check_coefficients(G, {{"momentum", &momentum}});
+    check_shape("out", out, {G, N});
+    check_apart({"out", &out}, {{"theta", &theta},
+                                {"velocity", &velocity},
+                                {"momentum", &momentum},
+                                {"active", pointer(active)}});
+    const int64_t sizes[] = {G, N};
+    with_float_type("theta", theta, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        check_dtype<T>("velocity", velocity);
+        check_dtype<T>("out", out);
+        const LookaheadArrays<T> arrays{sizes[0],
+                                        sizes[1],
+                                        data<const T>(&theta),
+                                        data<const T>(&velocity),
+                                        data<const double>(&momentum),
+                                        data<T>(&out),
+                                        data<const std::uint8_t>(pointer(active)),
+                                        threads};
+        nb::gil_scoped_release release;
+        HFCORE_PICK(momentum_kernels<T>()).lookahead(arrays);
+    });
+}
+
 }  // namespace
 
 void bind_momentum(nb::module_& m) {
@@ -85,6 +121,8 @@ void bind_momentum(nb::module_& m) {
     m.def("momentum_update", &momentum_update, array("theta"), array("velocity"),
           array("gradient"), array("learning_rate"), array("momentum"), array("lookahead"),
           array("l2").none(), array("ahead").none(), array("active").none(), nb::arg("threads"));
+    m.def("lookahead_point", &lookahead_point, array("theta"), array("velocity"),
+          array("momentum"), array("out"), array("active").none(), nb::arg("threads"));
 }
 
 }  // namespace hfcore

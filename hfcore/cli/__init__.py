@@ -8,6 +8,7 @@ from hfcore.cli.check_curvature import check_command
 from hfcore.cli.data import data_commands
 from hfcore.cli.info import info_command
 from hfcore.cli.reproduce import reproduce_commands
+from hfcore.cli.sweep import sweep_command
 from hfcore.cli.train import train_command
 from hfcore.training.environment import package_version
 
@@ -18,5 +19,12 @@ def main() -> None:
     """Hessian-free and first-order training."""
 
 
-for command in (info_command, train_command, check_command, data_commands, reproduce_commands):
+for command in (
+    info_command,
+    train_command,
+    sweep_command,
+    check_command,
+    data_commands,
+    reproduce_commands,
+):
     main.add_command(command)

@@ -34,6 +34,47 @@ def new_run_dir(name: str) -> Path:
     return next(p for p in (Path("runs") / c for c in candidates) if not p.exists())
 
 
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """``1e-3,3e-4``; BadParameter for anything else, and for a number given twice."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(
+            f"got {text!r}, need numbers separated by commas", param_hint=option
+        ) from error
+    if len(set(values)) < len(values):
+        raise click.BadParameter(f"got {text!r}, need different numbers", param_hint=option)
+    return values
+
+
+def names(text: str, option: str) -> list[str]:
+    """``add-80,mul-80``; BadParameter for an empty name, and for a name given twice."""
+    values = [part.strip() for part in text.split(",")]
+    if not all(values) or len(set(values)) < len(values):
+        raise click.BadParameter(
+            f"got {text!r}, need different names separated by commas", param_hint=option
+        )
+    return values
+
+
+def seeds_of(text: str, option: str = "--seeds") -> list[int]:
+    """``4`` is 0,1,2,3; ``0,1,5`` are these, and ``7,`` is one. BadParameter for other text."""
+    try:
+        values = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        values = []
+    if not values or min(values) < 0 or len(set(values)) < len(values):
+        raise click.BadParameter(
+            f"got {text!r}, need a number of seeds or different seeds separated by commas",
+            param_hint=option,
+        )
+    if "," in text:
+        return values
+    if values[0] < 1:
+        raise click.BadParameter(f"got {text!r}, need at least 1 seed", param_hint=option)
+    return list(range(values[0]))
+
+
 def check_resume(resume: bool, run_dir: Path | None) -> None:
     """UsageError for --resume without --run-dir."""
     if resume and run_dir is None:

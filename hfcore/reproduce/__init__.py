@@ -2,7 +2,9 @@
 
     hfcore reproduce curves-log            Martens' own CURVES log, iteration by iteration
     hfcore reproduce martens2010-table2    training and test errors of the three autoencoders
+    hfcore reproduce table5                Sutskever et al. (2013): momentum on recurrent nets
 
-``run.py`` trains one autoencoder with one optimiser (``trainers.py``), resumable to the bit; the
-other files say what is published and put it beside what came out.
+``run.py`` trains one autoencoder with one optimiser (``trainers.py``), resumable to the bit;
+``tuning.py`` searches learning rates and then trains more seeds, all runs of a problem as one
+sweep. ``published.py`` says what is published; a module a table puts it beside what came out.
 """

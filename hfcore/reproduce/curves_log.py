@@ -15,7 +15,7 @@ from hfcore.reproduce.published import (
     CURVES_LOG_END,
     PUBLISHED,
 )
-from hfcore.reproduce.report import markdown, number, result_json, write_results
+from hfcore.reproduce.report import clock, markdown, number, result_json, write_results
 from hfcore.reproduce.run import Line, RunResult
 
 HEADER = (
@@ -64,7 +64,7 @@ def curves_log_table(lines: Sequence[Line], dataset: Dataset) -> str:
         markdown(HEADER, rows),
         f"At its end, iteration {CURVES_LOG_END}, the published run has cross-entropy "
         f"{number(CURVES_LOG_CROSS_ENTROPY)} and test error {number(start.test_error)}. "
-        f"Here: {_clock(lines)} of training up to iteration {last}.",
+        f"Here: {clock(lines[-1]['training_seconds'])} of training up to iteration {last}.",
     ]
     if 0 in at:
         before = (
@@ -88,8 +88,3 @@ def _row(i: int, line: Mapping[str, float]) -> list[str]:
         number(line["cg_total"]),
         number(CURVES_LOG_CG if i == CURVES_LOG_END else None),
     ]
-
-
-def _clock(lines: Sequence[Line]) -> str:
-    minutes, seconds = divmod(round(lines[-1]["training_seconds"]), 60)
-    return f"{minutes} min {seconds} s"

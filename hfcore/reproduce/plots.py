@@ -30,7 +30,7 @@ def plot_log(lines: Sequence[Line], path: Path, facts: str) -> None:
         ax.set_ylabel(label)
         ax.legend(fontsize="small")
     damping.set_xlabel("iteration")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_seconds(
@@ -52,7 +52,7 @@ def plot_seconds(
     ax.set_xlabel("seconds of training")
     ax.set_ylabel("train error (Σ squared, per image)")
     ax.legend(fontsize="small")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _figure(rows: int, facts: str) -> tuple[Figure, list[Axes]]:
@@ -65,7 +65,8 @@ def _figure(rows: int, facts: str) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG, whole or not at all."""
     png = io.BytesIO()
     figure.savefig(png, format="png")
     write_atomic(path, png.getvalue())

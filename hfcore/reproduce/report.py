@@ -49,6 +49,16 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:,.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
 
 
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds, from the first that is not zero."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (rest, "s")]
+    while parts[0][0] == 0 and len(parts) > 1:
+        parts.pop(0)
+    return " ".join(f"{amount} {unit}" for amount, unit in parts)
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table; the first column to the left, the others to the right."""
     rule = ["---", *["---:"] * (len(header) - 1)]

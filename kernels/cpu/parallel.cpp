@@ -15,8 +15,32 @@
 #include <thread>
 #include <vector>
 
+#if defined(__SSE__)
+#include <xmmintrin.h>
+#endif
+
 namespace hfcore {
 namespace {
+
+// The bits that take denormals for zero. The control word belongs to a thread: workers take over the
+// caller's, so that results do not depend on how many there are.
+#if defined(__SSE__)
+constexpr std::uint64_t flush_bits = 0x8040;  // FTZ, DAZ
+std::uint64_t control() { return _mm_getcsr(); }
+void set_control(std::uint64_t word) { _mm_setcsr(static_cast<unsigned>(word)); }
+#elif defined(__aarch64__)
+constexpr std::uint64_t flush_bits = std::uint64_t{1} << 24;  // FZ
+std::uint64_t control() {
+    std::uint64_t word;
+    asm volatile("mrs %0, fpcr" : "=r"(word));
+    return word;
+}
+void set_control(std::uint64_t word) { asm volatile("msr fpcr, %0" : : "r"(word)); }
+#else
+constexpr std::uint64_t flush_bits = 0;
+std::uint64_t control() { return 0; }
+void set_control(std::uint64_t) {}
+#endif
 
 constexpr std::size_t alignment = 64;
 
@@ -142,7 +166,16 @@ Pool& pool() {
 
 }  // namespace
 
-Region::Region(int threads) : threads_(std::clamp(threads, 1, 256)) {
+std::uint64_t control_word(Denormals denormals) {
+    return denormals == Denormals::flush ? control() | flush_bits : control();
+}
+
+WithControlWord::WithControlWord(std::uint64_t word) : before_(control()) { set_control(word); }
+
+WithControlWord::~WithControlWord() { set_control(before_); }
+
+Region::Region(int threads, Denormals denormals)
+    : threads_(std::clamp(threads, 1, 256)), denormals_(denormals) {
     Pool& p = pool();
     p.in_use.lock();
     try {
@@ -162,7 +195,9 @@ void* Region::shared(std::size_t bytes) { return pool().shared.grow(bytes); }
 void Region::run(std::int64_t tasks, TaskRef work) {
     const int threads = static_cast<int>(std::clamp<std::int64_t>(tasks, 1, threads_));
     std::atomic<std::int64_t> next{0};
+    const std::uint64_t word = control_word(denormals_);
     pool().run(threads, [&](int worker) {
+        const WithControlWord guard(word);
         for (std::int64_t task; (task = next.fetch_add(1)) < tasks;) work(task, worker);
     });
 }

@@ -110,7 +110,7 @@ void layer(const DenseDims& d, int64_t K, int64_t columns, const Factor<T> (&fac
         slots += shared[f] ? 1 : nets;
     }
     const int threads = useful_threads(d, count);
-    Region region(threads);
+    Region region(threads, Denormals::flush);
     T* packs = static_cast<T*>(region.shared(slots * size * sizeof(T)));
     // Enough chunks to share evenly; how cases are cut does not touch their bits.
     const int64_t even = (d.B + 4 * threads - 1) / (4 * threads);
@@ -212,7 +212,7 @@ void gradient_form(const DenseDims& d, Grouped<T> delta, Grouped<T> a, T scale,
     const Blocks across(d.n, gradient_columns), depth(d.B, gradient_cases);
     const Blocks down = gradient_blocks(d, d.G * across.count, threads);
     const int64_t blocks = down.count * across.count;
-    Region region(threads);
+    Region region(threads, Denormals::flush);
     region.run(d.G * blocks, [&](int64_t task, int worker) {
         const int64_t g = task / blocks, r = task % blocks / across.count;
         const int64_t c = task % across.count;

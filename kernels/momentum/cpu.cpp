@@ -1,4 +1,4 @@
-// The momentum update, one pass over memory.
+// The momentum update and its lookahead point, one pass over memory each.
 //
 // An element's bits depend on neither its place nor its neighbours: what is left of a block behind
 // the whole vectors is padded to one and goes through the very same loop, so that its products and
@@ -78,14 +78,17 @@ void update_block(const MomentumArrays<T>& a, int64_t g, int64_t from, int64_t n
         (a.l2 ? update_stretch<T, true, false> : update_stretch<T, false, false>)(at, c, n);
 }
 
-template <class T>
-void update(const MomentumArrays<T>& a) {
+// use(g, from, count) for every block of every active net.
+template <class A, class F>
+void for_blocks(const A& a, const F& use) {
     const int64_t blocks = (a.N + block_elements - 1) / block_elements;
     const auto block = [&](int64_t task, int) {
         const int64_t g = task / blocks, from = task % blocks * block_elements;
         if (a.active && !a.active[g]) return;
-        update_block(a, g, from, a.N - from < block_elements ? a.N - from : block_elements);
+        use(g, from, a.N - from < block_elements ? a.N - from : block_elements);
     };
+    // A velocity whose gradient is zero decays into them and stays there.
+    const WithControlWord flushed(control_word(Denormals::flush));
     if (a.threads == 1 || a.N < (serial_elements + a.G - 1) / a.G) {
         for (int64_t task = 0; task < a.G * blocks; ++task) block(task, 0);
         return;
@@ -93,11 +96,41 @@ void update(const MomentumArrays<T>& a) {
     parallel_for(a.G * blocks, a.threads, block);
 }
 
+template <class T>
+void update(const MomentumArrays<T>& a) {
+    for_blocks(a, [&](int64_t g, int64_t from, int64_t n) { update_block(a, g, from, n); });
+}
+
+// As `ahead` of an update: the same product and sum.
+template <class T>
+__attribute__((noinline)) void ahead_vectors(const T* theta, const T* velocity, T momentum, T* out,
+                                             int64_t n) {
+    for (int64_t i = 0; i < n; i += simd<T>::lanes)
+        store<T>(out + i, load<T>(theta + i) + load<T>(velocity + i) * momentum);
+}
+
+template <class T>
+void lookahead(const LookaheadArrays<T>& a) {
+    constexpr int lanes = simd<T>::lanes;
+    for_blocks(a, [&](int64_t g, int64_t from, int64_t n) {
+        const int64_t at = g * a.N + from, rest = n % lanes, whole = n - rest, end = at + whole;
+        const T momentum = T(a.momentum[g]);
+        ahead_vectors(a.theta + at, a.velocity + at, momentum, a.out + at, whole);
+        if (rest == 0) return;
+        const std::size_t bytes = static_cast<std::size_t>(rest) * sizeof(T);
+        T theta[lanes] = {}, velocity[lanes] = {};
+        std::memcpy(theta, a.theta + end, bytes);
+        std::memcpy(velocity, a.velocity + end, bytes);
+        ahead_vectors<T>(theta, velocity, momentum, theta, lanes);
+        std::memcpy(a.out + end, theta, bytes);
+    });
+}
+
 }  // namespace
 
 template <class T>
 const MomentumKernels<T>& momentum_kernels() {
-    static const MomentumKernels<T> kernels = {update<T>};
+    static const MomentumKernels<T> kernels = {update<T>, lookahead<T>};
     return kernels;
 }
 template const MomentumKernels<float>& momentum_kernels<float>();

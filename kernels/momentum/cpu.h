@@ -1,4 +1,4 @@
-// The momentum update on the CPU: what the compiled module calls. Formulas: reference.py.
+// The momentum update and its lookahead point on the CPU: what the compiled module calls. Formulas: reference.py.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,19 @@ struct MomentumArrays {
 };
 
 template <class T>
+struct LookaheadArrays {
+    std::int64_t G, N;
+    const T *theta, *velocity;
+    const double* momentum;
+    T* out;
+    const std::uint8_t* active;  // or null: all
+    int threads;
+};
+
+template <class T>
 struct MomentumKernels {
     void (*update)(const MomentumArrays<T>&);
+    void (*lookahead)(const LookaheadArrays<T>&);
 };
 
 namespace baseline {

@@ -65,6 +65,24 @@ def momentum_update_kernel(
         tl.store(ahead + at, new + v * tl.load(lookahead + g).to(kind), mask=here)
 
 
+@triton.jit
+def lookahead_point_kernel(
+    theta, velocity, momentum, out, active, N, blocks,
+    HAS_ACTIVE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """out = θ + μ v; grid G·blocks."""
+    task = tl.program_id(0)
+    g = task // blocks
+    if _retired(active, g, HAS_ACTIVE):
+        return
+    index = (task % blocks).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = index < N
+    at = g.to(tl.int64) * N + index
+    v = tl.load(velocity + at, mask=here, other=0.0)
+    new = tl.load(theta + at, mask=here, other=0.0) + v * tl.load(momentum + g).to(v.dtype)
+    tl.store(out + at, new, mask=here)
+
+
 def momentum_update(
     theta: Tensor,
     velocity: Tensor,
@@ -88,29 +106,60 @@ def momentum_update(
     )  # fmt: skip
 
 
+def lookahead_point(
+    theta: Tensor, velocity: Tensor, momentum: Tensor, out: Tensor, active: Tensor | None
+) -> None:
+    """out = θ + μ v; arrays contiguous, ``momentum`` on the data's device."""
+    G, N = theta.shape
+    blocks = triton.cdiv(N, BLOCK)
+    lookahead_point_kernel[(G * blocks,)](
+        theta, velocity, momentum, out, None if active is None else active.view(torch.uint8),
+        N, blocks, HAS_ACTIVE=active is not None, BLOCK=BLOCK, **OPTIONS,
+    )  # fmt: skip
+
+
 # ---------------------------------------------------------------------------- ahead of time
 
 
 def variants() -> Iterator[Variant]:
-    """The kernel by dtype, terms and alignment, as the launch above asks for it."""
-    coefficients = dict.fromkeys(("learning_rate", "momentum", "lookahead"), "*fp64")
-    sizes = dict.fromkeys(("N", "blocks", "gradient_net"), "i32")
+    """Both kernels by dtype, terms and alignment, as the launches above ask for them."""
     for dtype in ("fp32", "fp64"):
-        arrays = dict.fromkeys(("theta", "velocity", "gradient"), f"*{dtype}")
-        optional = {"l2": "*fp64", "ahead": f"*{dtype}", "active": "*u8"}
-        for which in range(8):
-            given = {n: t for bit, (n, t) in enumerate(optional.items()) if which >> bit & 1}
-            flags = {f"HAS_{n.upper()}": n in given for n in optional}
-            absent = dict.fromkeys(optional.keys() - given.keys())
-            for aligned in (False, True):
-                made = variant(
-                    momentum_update_kernel,
-                    f"momentum_update-{dtype}-{'-'.join(given) or 'plain'}-aligned_{aligned}",
-                    {**arrays, **coefficients, **given, **sizes},
-                    {**flags, **absent, "BLOCK": BLOCK},
-                    OPTIONS,
-                    aligned=aligned,
-                    quick=dtype == "fp32" and which in (0, 7),
-                )
-                more = ("N", "gradient_net") if aligned else ()
-                yield made._replace(aligned=(*made.aligned, *more))
+        for aligned in (False, True):
+            for which in range(8):
+                yield _of_update(dtype, aligned, which)
+            for has_active in (False, True):
+                yield _of_lookahead(dtype, aligned, has_active)
+
+
+def _of_update(dtype: str, aligned: bool, which: int) -> Variant:
+    coefficients = dict.fromkeys(("learning_rate", "momentum", "lookahead"), "*fp64")
+    arrays = dict.fromkeys(("theta", "velocity", "gradient"), f"*{dtype}")
+    sizes = dict.fromkeys(("N", "blocks", "gradient_net"), "i32")
+    optional = {"l2": "*fp64", "ahead": f"*{dtype}", "active": "*u8"}
+    given = {n: t for bit, (n, t) in enumerate(optional.items()) if which >> bit & 1}
+    flags = {f"HAS_{n.upper()}": n in given for n in optional}
+    made = variant(
+        momentum_update_kernel,
+        f"momentum_update-{dtype}-{'-'.join(given) or 'plain'}-aligned_{aligned}",
+        {**arrays, **coefficients, **given, **sizes},
+        {**flags, **dict.fromkeys(optional.keys() - given.keys()), "BLOCK": BLOCK},
+        OPTIONS,
+        aligned=aligned,
+        quick=dtype == "fp32" and which in (0, 7),
+    )
+    return made._replace(aligned=(*made.aligned, "N", "gradient_net")) if aligned else made
+
+
+def _of_lookahead(dtype: str, aligned: bool, has_active: bool) -> Variant:
+    arrays = dict.fromkeys(("theta", "velocity", "out"), f"*{dtype}")
+    active, absent = ({"active": "*u8"}, {}) if has_active else ({}, {"active": None})
+    made = variant(
+        lookahead_point_kernel,
+        f"lookahead_point-{dtype}-active_{has_active}-aligned_{aligned}",
+        {**arrays, "momentum": "*fp64", **active, "N": "i32", "blocks": "i32"},
+        {"HAS_ACTIVE": has_active, **absent, "BLOCK": BLOCK},
+        OPTIONS,
+        aligned=aligned,
+        quick=dtype == "fp32" and has_active,
+    )
+    return made._replace(aligned=(*made.aligned, "N")) if aligned else made

@@ -1,4 +1,4 @@
-"""Plain torch form of the momentum update of Sutskever et al. 2013, eqs. 1-4, on ``[G,N]``.
+"""Plain torch forms of the momentum update of Sutskever et al. 2013, eqs. 1-4, on ``[G,N]``.
 
 Rounding: here every product and every sum is rounded by itself. The compiled forms contract a·b + c
 to one fused multiply-add where the machine has it, so they may differ by these roundings and no
@@ -40,6 +40,16 @@ def momentum_update(
             None if l2 is None else l2[g],
             None if ahead is None else ahead[g],
         )
+
+
+def lookahead_point(
+    theta: Tensor, velocity: Tensor, momentum: Tensor, out: Tensor, active: Tensor | None
+) -> None:
+    """out = θ + μ v: with the bits of ``ahead`` from an update with this μ as ``lookahead``."""
+    wide = torch.promote_types(theta.dtype, torch.float32)
+    for g in range(theta.shape[0]):
+        if active is None or bool(active[g]):
+            out[g].copy_(theta[g].to(wide) + momentum[g].to(wide) * velocity[g].to(wide))
 
 
 def _update_net(

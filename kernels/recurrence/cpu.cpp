@@ -219,7 +219,7 @@ void forward_tile(const RnnDims& d, const Tile<T>& tile, const T* x, const RnnPa
 
 template <class T>
 void rnn_forward(const RnnDims& d, Grouped<T> x, const RnnParameters<T>& w, T* h, T* s) {
-    Region region(d.threads);
+    Region region(d.threads, Denormals::flush);
     Arena<T> measure(nullptr);
     (void)ForwardPack<T>(measure, d);
     char* packs = static_cast<char*>(region.shared(measure.bytes() * d.G));
@@ -253,7 +253,7 @@ void linear_scan(const ScanDims& d, Grouped<T> u, Grouped<T> derivative, Grouped
                  Grouped<T> a, T* y) {
     using vec = typename simd<T>::vec;
     const int64_t H = d.H, stride = round_up<T>(H), full = Tiles<T>::full;
-    Region region(d.threads);
+    Region region(d.threads, Denormals::flush);
     // With one weight set one pack serves every net.
     const int64_t packs = W.stride == 0 ? 1 : d.G;
     T* packed = static_cast<T*>(region.shared(packs * H * H * sizeof(T)));
@@ -633,7 +633,7 @@ void pack_reverse(const ProductPack<T>& p, const RnnDims& d, const RnnParameters
 template <class T>
 void rnn_backward(const RnnDims& d, Grouped<T> x, Grouped<T> h, const RnnParameters<T>& w,
                   Grouped<T> gs, T* out) {
-    Region region(d.threads);
+    Region region(d.threads, Denormals::flush);
     Arena<T> measure(nullptr);
     (void)ProductPack<T>(measure, d, false, false);
     char* packs = static_cast<char*>(region.shared(measure.bytes() * d.G));
@@ -654,7 +654,7 @@ void rnn_gauss_newton(const RnnDims& d, Grouped<T> x, Grouped<T> h, const RnnPar
                       Grouped<T> v, const Curvature<T>& curvature, T* out) {
     const bool keep_Rh = curvature.structural != T(0), recompute = h.data == nullptr;
     const int64_t H = d.H, n = d.n, width = 2 * H + n;
-    Region region(d.threads);
+    Region region(d.threads, Denormals::flush);
     Arena<T> measure(nullptr);
     (void)ProductPack<T>(measure, d, true, recompute);
     char* packs = static_cast<char*>(region.shared(measure.bytes() * d.G));

@@ -662,6 +662,18 @@ def test_momentum_update(N: int, dtype: torch.dtype) -> None:
             assert_within(new_ahead, wide[3], 4 * bound + 2 * eps(dtype) * wide[3].abs())
 
 
+def test_lookahead_point_is_what_the_update_leaves() -> None:
+    for N, dtype in itertools.product((1, 1023, 1025), DTYPES):
+        theta, v, g, ahead, *rates, _ = make_nets(3, N, dtype, shared=False)
+        momentum.momentum_update(theta, v, g, *rates, None, ahead, None)
+        active = torch.tensor([True, False, True])
+        for which in (None, active):
+            with guarded(theta.shape, dtype) as out:
+                momentum.lookahead_point(theta, v, rates[2], out, which)
+            assert torch.equal(out[::2], ahead[::2])
+            assert torch.equal(out[1], ahead[1]) if which is None else bool(out[1].isnan().all())
+
+
 def test_momentum_update_of_a_group_equals_each_net_alone() -> None:
     """And of the nets that are not active nothing is read or written."""
     N = 1025

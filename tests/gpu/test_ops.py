@@ -16,7 +16,7 @@ from torch import Tensor
 
 import hfcore as hf
 from hfcore.bindings import conjugate_gradient, dense, loss, recurrence
-from hfcore.bindings.momentum import momentum_update
+from hfcore.bindings.momentum import lookahead_point, momentum_update
 from hfcore.kernels.recurrence import RnnWeights
 
 pytestmark = pytest.mark.gpu
@@ -286,6 +286,14 @@ def test_momentum_update_of_a_group_has_the_bits_of_each_net_alone() -> None:
     for g in range(5):
         alone = updated_on_gpu(case.net(g)).outputs()
         assert all(torch.equal(a[g : g + 1], b) for a, b in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("N", [1, 1023, 10_501, 3_000_000])
+def test_lookahead_point_is_what_the_update_leaves(N: int) -> None:
+    case = updated_on_gpu(updates.make(3, N, torch.float32, "ahead"))
+    with hf.use_backend("cuda"):
+        out = lookahead_point(case.theta.cuda(), case.velocity.cuda(), case.rates["lookahead"])
+    assert torch.equal(out.cpu(), case.ahead)
 
 
 def test_momentum_update_waits_for_nobody() -> None:

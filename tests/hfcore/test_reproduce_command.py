@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 import hfcore as hf
 from hfcore.cli import main
-from hfcore.cli import reproduce as command_module
+from hfcore.cli.reproduce import autoencoders as command_module
 from hfcore.data import Dataset, curves
 from hfcore.data.statistics import pca_errors
 from hfcore.presets import AutoencoderPreset
@@ -131,7 +131,7 @@ def test_curves_log_table_has_the_iterations_of_the_log() -> None:
     assert table["15"][1] == "–"
     assert table["15"][5] == "0.23"
     assert table["310"][1] == "–"
-    assert "315 min 10 s of training up to iteration 310" in text
+    assert "5 h 15 min 10 s of training up to iteration 310" in text
     later = curves_log_table(lines[5:], tiny_data("curves"))  # of a log whose beginning is lost
     assert "Before training" in text
     assert "Before training" not in later

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hfcore.bindings.dispatch import native, use_backend
-from hfcore.bindings.momentum import momentum_update
+from hfcore.bindings.momentum import lookahead_point, momentum_update
 
 BACKENDS = ("reference", "cpu")
 # Ones, vector widths ± 1, primes, a block ± 1, several blocks.
@@ -265,6 +265,50 @@ def test_gradient_of_any_layout(dtype: torch.dtype, backend: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
 
 
+# ---------------------------------------------------------------------------- the lookahead point
+
+
+@pytest.mark.parametrize("N", SIZES)
+def test_lookahead_point(N: int, dtype: torch.dtype, backend: str) -> None:
+    """θ + μv with three roundings, and the very bits that the update leaves in ``ahead``."""
+    case = make(3, N, dtype, "ahead")
+    theta, velocity, ahead = case.run().outputs()
+    out = torch.full_like(theta, float("nan"))
+    assert lookahead_point(theta, velocity, case.rates["lookahead"], out=out) is out
+    assert torch.equal(out, ahead)
+    assert torch.equal(lookahead_point(theta, velocity, case.rates["lookahead"]), ahead)
+    step = case.rates["lookahead"].unsqueeze(1) * velocity.double()
+    want = theta.double() + step
+    u = torch.finfo(dtype).eps / (1 if dtype == torch.float64 else 2) * 1.0001
+    assert_within(out, want, u * (3 * step.abs() + want.abs()))
+
+
+def test_lookahead_point_of_active_nets(dtype: torch.dtype, backend: str) -> None:
+    theta, velocity = make(3, 33, dtype)[:2]
+    want = lookahead_point(theta, velocity, 0.9)
+    out = torch.full_like(theta, 7.0)
+    lookahead_point(theta, velocity, 0.9, out=out, active=torch.tensor([True, False, True]))
+    assert torch.equal(out[::2], want[::2])
+    assert bool((out[1] == 7.0).all())
+    for a, b in pairwise([0, 1, 5, 12, 33]):
+        alone = lookahead_point(theta[1:2, a:b], velocity[1:2, a:b], 0.9)
+        assert torch.equal(alone, want[1:2, a:b])
+
+
+def test_lookahead_point_refuses_by_name(backend: str) -> None:
+    theta, velocity = make(3, 6, torch.float32)[:2]
+    for given, error, text in (
+        ({"velocity": torch.zeros(3, 7)}, ValueError, "velocity: got shape"),
+        ({"theta": torch.zeros(3)}, ValueError, "theta: got shape"),
+        ({"momentum": torch.zeros(2, dtype=torch.float64)}, ValueError, "momentum: got shape"),
+        ({"momentum": None}, TypeError, "momentum: got NoneType"),
+        ({"out": torch.zeros(6, 3).t()}, ValueError, "out: is not contiguous"),
+        ({"active": torch.ones(3)}, TypeError, r"active: got torch\.float32"),
+    ):
+        with pytest.raises(error, match=text):
+            lookahead_point(**{"theta": theta, "velocity": velocity, "momentum": 0.9} | given)
+
+
 # ---------------------------------------------------------------------------- refusals
 
 
@@ -374,3 +418,11 @@ def test_compiled_module_checks_for_itself() -> None:
                 m.momentum_update(*(given[n] for n in names), 1)
     given = arguments()
     m.momentum_update(*(given[n] for n in names), -3)
+    names = ("theta", "velocity", "momentum", "out", "active")
+    good = {**arguments(), "out": torch.zeros(3, 6)}
+    for name in names:
+        for bad in (*strange, *([] if name == "active" else [None])):
+            with pytest.raises((ValueError, TypeError)):
+                m.lookahead_point(*((good | {name: bad})[n] for n in names), 1)
+    with pytest.raises(ValueError, match="out: shares memory with theta"):
+        m.lookahead_point(*((good | {"out": good["theta"]})[n] for n in names), 1)

@@ -1,20 +1,18 @@
-"""``hfcore reproduce``: published experiments, beside the published figures."""
+"""The autoencoder experiments of Martens (2010): ``curves-log``, ``martens2010-table2``."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from hfcore import presets
 from hfcore.cli.data import folder_option
-from hfcore.cli.options import INTERRUPTED, check_resume, device_of, new_run_dir
-from hfcore.data import DataFileError, Dataset
+from hfcore.cli.reproduce.session import Session
+from hfcore.data import Dataset
 from hfcore.reproduce.experiment import (
     HF,
     METHODS,
@@ -28,7 +26,6 @@ from hfcore.reproduce.experiment import (
 from hfcore.reproduce.published import CURVES_LOG_END
 from hfcore.reproduce.report import describe, heading
 from hfcore.reproduce.run import Limits, Line, RunResult
-from hfcore.training import RunFolderError
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -53,12 +50,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.group("reproduce")
-def reproduce_commands() -> None:
-    """Run published experiments and print their figures beside the published ones."""
-
-
-@reproduce_commands.command("curves-log")
+@click.command("curves-log")
 @click.option("--iterations", type=click.IntRange(1), default=CURVES_LOG_END, help="HF steps.")
 @run_options
 @click.pass_context
@@ -76,10 +68,10 @@ def curves_log_command(context: click.Context, /, **options: Any) -> None:
         experiment = Experiment(session.data("curves"), preset, options["seed"])
         result = session.run(experiment, Method(HF), session.folder)
         session.show(*curves_log_report(result, experiment.dataset, session.folder))
-    session.end(context, result)
+    session.end(context, interrupted=result.reason == "interrupted")
 
 
-@reproduce_commands.command("martens2010-table2")
+@click.command("martens2010-table2")
 @click.option("--dataset", type=click.Choice(sorted(presets.autoencoders)), required=True)
 @click.option("--iterations", type=click.IntRange(1), help="HF steps, or passes.  [default: 200]")
 @click.option("--l2", type=click.FloatRange(0), help="Weight decay.  [default: the preset's]")
@@ -100,13 +92,13 @@ def curves_log_command(context: click.Context, /, **options: Any) -> None:
 @folder_option
 @run_options
 @click.pass_context
-def table2_command(context: click.Context, /, dataset: str, **options: Any) -> None:
+def martens2010_table2_command(context: click.Context, /, dataset: str, **options: Any) -> None:
     """Autoencoder errors on CURVES, MNIST or FACES beside Martens (2010), table 2.
 
     Prints every iteration, at the end the table and the files written: table (markdown), numbers
     (JSON) and a plot, in the run folder, which holds one folder for each method.
     """
-    from hfcore.reproduce.table2 import table2_report  # matplotlib is slow to import
+    from hfcore.reproduce.martens2010_table2 import table2_report  # matplotlib is slow to import
 
     preset = presets.autoencoders[dataset]
     l2 = _weight_decay(dataset, options["l2"], options["starred"])
@@ -121,7 +113,7 @@ def table2_command(context: click.Context, /, dataset: str, **options: Any) -> N
             if result.reason == "interrupted":
                 break
         session.show(*table2_report(experiment, results, session.folder))
-    session.end(context, result)
+    session.end(context, interrupted=result.reason == "interrupted")
 
 
 def _weight_decay(dataset: str, l2: float | None, starred: bool) -> float | None:
@@ -145,16 +137,8 @@ def _methods(text: str) -> list[Method]:
     return methods
 
 
-class _Session:
-    """One call of a command: its folder, its limits, what it prints."""
-
-    def __init__(self, name: str, options: dict[str, Any]) -> None:
-        check_resume(options["resume"], options["run_dir"])
-        if options["threads"] is not None:
-            torch.set_num_threads(options["threads"])
-        self.options = options
-        self.device = device_of(options["device"])
-        self.folder: Path = options["run_dir"] or new_run_dir(name)
+class _Session(Session):
+    """A call that trains autoencoders one after the other, with limits and lines."""
 
     def data(self, name: str) -> Dataset:
         """On the device, with a validation part if it is needed."""
@@ -178,25 +162,3 @@ class _Session:
             click.echo(describe(line))
             for message in line.get("messages", ()):
                 click.echo(f"    {message}")
-
-    @contextmanager
-    def complaints(self) -> Iterator[None]:
-        """What can go wrong, as an error of the command."""
-        try:
-            yield
-        except (DataFileError, RunFolderError, ValueError) as error:
-            raise click.ClickException(str(error)) from error
-        except KeyboardInterrupt as error:
-            click.echo(f"aborted; the last checkpoint is in {self.folder}", err=True)
-            raise click.exceptions.Exit(INTERRUPTED) from error
-
-    def show(self, table: str, written: list[Path]) -> None:
-        click.echo(f"\n{table}\n")
-        for path in written:
-            click.echo(f"written: {path}")
-
-    def end(self, context: click.Context, last: RunResult) -> None:
-        """The exit code: 130 after Ctrl-C."""
-        if last.reason == "interrupted":
-            click.echo(f"continue with the same command and: --run-dir {self.folder} --resume")
-            context.exit(INTERRUPTED)

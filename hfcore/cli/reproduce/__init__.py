@@ -1,0 +1,21 @@
+"""``hfcore reproduce``: published experiments, beside the published figures.
+
+``autoencoders.py`` trains the nets of Martens (2010) with Hessian-free optimisation; the other
+files hold the tables and the figure of Sutskever et al. (2013), one command a file.
+"""
+
+from __future__ import annotations
+
+import click
+
+from hfcore.cli.reproduce.autoencoders import curves_log_command, martens2010_table2_command
+from hfcore.cli.reproduce.table5 import table5_command
+
+
+@click.group("reproduce")
+def reproduce_commands() -> None:
+    """Run published experiments and print their figures beside the published ones."""
+
+
+for command in (curves_log_command, martens2010_table2_command, table5_command):
+    reproduce_commands.add_command(command)

@@ -1,0 +1,176 @@
+"""The procedure of Sutskever et al. (2013): a learning rate for every column, then more seeds.
+
+1. The paper searches the rate of each column on one seed and then averages over four. Here too:
+   the first seed decides by its least final error, by its loss where errors are equal.
+2. That seed's run counts among the others. If the search has as many updates as the final runs it
+   is not done again: the same run would give the same bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from hfcore.problems import Problem
+from hfcore.sweeps import SweepResult, sweep
+from hfcore.sweeps.outcome import Outcome
+
+Row = dict[str, Any]  # of SweepResult.rows()
+
+SEARCH, SEEDS = "search", "seeds"  # the run folders of a problem
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is tuned by itself: its settings of a grid, and the learning rates to choose from."""
+
+    name: str
+    settings: Mapping[str, Any]
+    rates: tuple[float, ...]
+
+    def grid(self, rates: Sequence[float]) -> dict[str, list[Any]]:
+        """The grid of its runs at these rates."""
+        settings = {key: [value] for key, value in self.settings.items()}
+        return {**settings, "learning_rate": list(rates)}
+
+    def rows(self, result: SweepResult | None) -> list[Row]:
+        """Its rows in a sweep over several columns."""
+        if result is None:
+            return []
+        return [
+            row
+            for row in result.rows()
+            if all(row[key] == value for key, value in self.settings.items())
+        ]
+
+
+@dataclass(frozen=True)
+class ColumnResult:
+    """What came out for one column of one problem."""
+
+    column: Column
+    chosen: float | None
+    """The learning rate; None if all diverged, or while the search goes on."""
+    searched: Sequence[Row]
+    rows: Sequence[Row]
+    """The runs at the chosen rate, one a seed."""
+
+    @property
+    def error(self) -> float | None:
+        """Mean final error over the seeds; infinite if one diverged, None if there is none."""
+        if not self.rows:
+            return None
+        errors = [math.inf if row["error"] is None else row["error"] for row in self.rows]
+        return math.fsum(errors) / len(errors)
+
+    @property
+    def outcomes(self) -> dict[str, int]:
+        """How many runs came to which outcome, the best one first."""
+        counts = Counter(row["outcome"] for row in self.rows)
+        order = ("solved", "escaped", "plateau", "collapsed", "diverged")
+        assert set(order) == set(get_args(Outcome))
+        return {name: counts[name] for name in order if counts[name]}
+
+    @property
+    def updates(self) -> int:
+        """Of the longest run."""
+        return max((row["updates"] for row in self.rows), default=0)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Search and final runs of one problem."""
+
+    columns: Sequence[ColumnResult]
+    search: SweepResult | None
+    """None where every column has one rate and nothing was searched."""
+    final: SweepResult | None
+    """None while the search goes on, and where it was all there is to do."""
+    finished: bool
+
+    @property
+    def seconds(self) -> float:
+        """Of training, search included."""
+        return sum(result.seconds for result in (self.search, self.final) if result is not None)
+
+    def column(self, name: str) -> ColumnResult:
+        return next(result for result in self.columns if result.column.name == name)
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """How every problem of a table is treated.
+
+    ``options`` go to :func:`hfcore.sweep`. ``report`` is told what begins: a line of text.
+    """
+
+    seeds: Sequence[int]
+    updates: int
+    search_updates: int
+    resume: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    report: Callable[[str], None] = lambda line: None
+
+    def __call__(self, problem: Problem, columns: Sequence[Column], folder: Path) -> Tuned:
+        """Search and final runs of one problem, begun or continued in ``folder``.
+
+        Raises what :func:`hfcore.sweep` raises.
+        """
+        whole = self.search_updates == self.updates
+        open_choice = [c for c in columns if whole or len(c.rates) > 1]
+        search = final = None
+        if open_choice:
+            grids = [column.grid(column.rates) for column in open_choice]
+            at = folder / SEARCH
+            search = self._sweep(problem, grids, self.seeds[:1], self.search_updates, at)
+            if search.reason == "interrupted":
+                results = [ColumnResult(c, None, c.rows(search), []) for c in columns]
+                return Tuned(results, search, None, False)
+        chosen = {c.name: _choose(c, c.rows(search)) for c in columns}
+        grids = [c.grid([rate]) for c in columns if (rate := chosen[c.name]) is not None]
+        seeds = self.seeds[1:] if whole else self.seeds
+        if grids and seeds:
+            final = self._sweep(problem, grids, seeds, self.updates, folder / SEEDS)
+        results = []
+        for column in columns:
+            searched, rate = column.rows(search), chosen[column.name]
+            rows = column.rows(final)
+            if whole:
+                rows = [row for row in searched if row["learning_rate"] == rate] + rows
+            results.append(ColumnResult(column, rate, searched, rows))
+        return Tuned(results, search, final, final is None or final.reason == "updates")
+
+    def _sweep(
+        self,
+        problem: Problem,
+        grids: Sequence[dict[str, list[Any]]],
+        seeds: Sequence[int],
+        updates: int,
+        folder: Path,
+    ) -> SweepResult:
+        runs = len(seeds) * sum(len(grid["learning_rate"]) for grid in grids)
+        self.report(f"{folder}: {runs} runs of {updates:,} updates")
+        return sweep(
+            problem,
+            grids,
+            seeds=seeds,
+            updates=updates,
+            run_dir=folder,
+            resume=self.resume and folder.is_dir(),
+            **self.options,
+        )
+
+
+def _choose(column: Column, searched: Sequence[Row]) -> float | None:
+    """The rate with the least final error, None if all diverged; one rate needs no search."""
+    if not searched:
+        return column.rates[0]
+    ended = [row for row in searched if row["error"] is not None and math.isfinite(row["error"])]
+    if not ended:
+        return None
+    best = min(ended, key=lambda row: (row["error"], row["test_loss"]))
+    return float(best["learning_rate"])
