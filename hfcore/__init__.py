@@ -20,18 +20,22 @@ from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
 from hfcore.objective import Objective
 from hfcore.optimisers.hessian_free import HessianFree
+from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
 from hfcore.optimisers.statistics import StepStats
 from hfcore.training import Callback, TrainResult, TrainState, train
 from hfcore.verify import check_curvature
 
 __all__ = [
     "MLP",
+    "NAG",
     "RNN",
+    "SGD",
     "Autoencoder",
     "BackendUnavailable",
     "Batch",
     "Batches",
     "Callback",
+    "ClassicalMomentum",
     "EmpiricalFisher",
     "GaussNewton",
     "Hessian",
