@@ -22,6 +22,7 @@ from hfcore.objective import Objective
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
 from hfcore.optimisers.statistics import StepStats
+from hfcore.sweeps import AutoencoderStart, RnnStart, SweepResult, sweep
 from hfcore.training import Callback, TrainResult, TrainState, train
 from hfcore.verify import check_curvature
 
@@ -31,6 +32,7 @@ __all__ = [
     "RNN",
     "SGD",
     "Autoencoder",
+    "AutoencoderStart",
     "BackendUnavailable",
     "Batch",
     "Batches",
@@ -41,7 +43,9 @@ __all__ = [
     "Hessian",
     "HessianFree",
     "Objective",
+    "RnnStart",
     "StepStats",
+    "SweepResult",
     "TrainResult",
     "TrainState",
     "check_curvature",
@@ -54,6 +58,7 @@ __all__ = [
     "problems",
     "schedules",
     "set_matmul_precision",
+    "sweep",
     "train",
     "use_backend",
 ]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfcore.problems import Problem, create
+from hfcore.problems import SequenceProblem, create
 from hfcore.reproduce.published import TABLE5
 from hfcore.reproduce.report import clock, markdown, number, write_results
 from hfcore.reproduce.tuning import Column, ColumnResult, Tuned
@@ -65,10 +65,12 @@ class Rung:
         rung.problem()
         return rung
 
-    def problem(self) -> Problem:
+    def problem(self) -> SequenceProblem:
         """Centred (note 3); memorisation scored on what is recalled (note 5)."""
         scored = {"scored": "recall"} if self.kind.startswith("mem") else {}
-        return create(KINDS[self.kind], length=self.length, centre=True, **scored)
+        problem = create(KINDS[self.kind], length=self.length, centre=True, **scored)
+        assert isinstance(problem, SequenceProblem)
+        return problem
 
 
 def column_settings(name: str) -> dict[str, Any]:
