@@ -25,7 +25,7 @@ from hfcore.losses import LogisticCrossEntropy, Loss, SquaredError
 from hfcore.schedules import Phase, Reciprocal
 
 if TYPE_CHECKING:
-    from hfcore.problems import Problem
+    from hfcore.problems import SequenceProblem
 
 # Martens & Sutskever (2011): λ0 = 0.1·T, μ = 0.03 with D'' = 1 − h², sums averaged over sequences.
 rnn2011: dict[str, Any] = {
@@ -169,7 +169,7 @@ hybrid2013_mnist: tuple[Phase, ...] = (
 )
 
 
-def esn2013(problem: Problem) -> dict[str, Any]:
+def esn2013(problem: SequenceProblem) -> dict[str, Any]:
     """Options of ``hf.init.esn_`` for a problem (Sutskever et al. 2013, table 4).
 
     Fan-in 15, spectral radius 1.1, output weights N(0, 0.1²), the problem's own input scale, and

@@ -1,22 +1,28 @@
-"""Problems by name: sources of fresh sequences with a loss and a zero-one criterion."""
+"""Problems by name: sources of cases with a loss and a measure of error."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from functools import partial
 
 from hfcore.problems.addition import Addition
-from hfcore.problems.base import Problem
+from hfcore.problems.base import FixedTest, Problem, SequenceProblem, ZeroOne
 from hfcore.problems.memorization import Memorization5, Memorization20
 from hfcore.problems.multiplication import Multiplication
+from hfcore.problems.reconstruction import DATASETS, Reconstruction
 
 __all__ = [
     "PROBLEMS",
     "Addition",
+    "FixedTest",
     "Memorization5",
     "Memorization20",
     "Multiplication",
     "Problem",
+    "Reconstruction",
+    "SequenceProblem",
+    "ZeroOne",
     "create",
 ]
 
@@ -25,6 +31,7 @@ PROBLEMS: dict[str, Callable[..., Problem]] = {
     Multiplication.name: Multiplication,
     Memorization5.name: Memorization5,
     Memorization20.name: Memorization20,
+    **{name: partial(Reconstruction, name) for name in DATASETS},
 }
 
 

@@ -18,15 +18,61 @@ _NUMPY_DTYPE: dict[torch.dtype, type[np.floating[Any]]] = {
     torch.float64: np.float64,
 }
 
+TEST_BATCH = 1000  # cases of a test batch
+
 
 @runtime_checkable
 class Problem(Protocol):
-    """A source of fresh sequences with a matching loss and a zero-one criterion."""
+    """A source of cases with a matching loss and a measure of error.
+
+    It may also be a :class:`ZeroOne` and a :class:`FixedTest`.
+    """
 
     name: str
     input_size: int
     output_size: int
     loss: Loss
+
+    def batch(
+        self, size: int, generator: np.random.Generator, dtype: torch.dtype = torch.float32
+    ) -> Batch:
+        """``size`` cases drawn from ``generator`` only; sequences are fresh and of one length."""
+        ...
+
+    def errors(self, s: Tensor, batch: Batch) -> Tensor:
+        """What Sutskever et al. (2013) count of each case, float64 ``[B]``, from the outputs ``s``.
+
+        Tables 1 to 3: squared pixel errors; table 5: zero-one errors or wrong steps.
+        """
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able: ``name`` and the options from which :func:`create` rebuilds the problem."""
+        ...
+
+
+@runtime_checkable
+class ZeroOne(Protocol):
+    """What calls its cases right or wrong, and so can be solved."""
+
+    def wrong(self, s: Tensor, batch: Batch) -> Tensor:
+        """Zero-one error of each case, bool ``[B]``, from the outputs ``s [T,B,k]``."""
+        ...
+
+
+@runtime_checkable
+class FixedTest(Protocol):
+    """What is tested on given cases instead of fresh ones."""
+
+    def test_set(self, size: int, dtype: torch.dtype = torch.float32) -> list[Batch]:
+        """The same ``size`` cases whenever it is called, in batches of at most 1000."""
+        ...
+
+
+@runtime_checkable
+class SequenceProblem(Problem, ZeroOne, Protocol):
+    """A problem of sequences with a zero-one criterion, for recurrent nets."""
+
     centre: bool
     """Inputs, and the targets of regression problems, are reduced by their expected values."""
     esn_input_scale: float
@@ -52,24 +98,6 @@ class Problem(Protocol):
         """
         ...
 
-    def batch(
-        self, size: int, generator: np.random.Generator, dtype: torch.dtype = torch.float32
-    ) -> Batch:
-        """``size`` fresh sequences of one length, drawn from ``generator`` only."""
-        ...
-
-    def wrong(self, s: Tensor, batch: Batch) -> Tensor:
-        """Zero-one error of each sequence, bool ``[B]``, from the outputs ``s [T,B,k]``."""
-        ...
-
-    def errors(self, s: Tensor, batch: Batch) -> Tensor:
-        """What table 5 of Sutskever et al. (2013) counts of each sequence, float64 ``[B]``."""
-        ...
-
-    def config(self) -> dict[str, Any]:
-        """JSON-able: ``name`` and the options from which :func:`create` rebuilds the problem."""
-        ...
-
 
 def compile_kernel(function: Callable[..., None]) -> Callable[..., None]:
     """``numba.njit`` without the GIL; compiles at the first call, cached on disk where possible."""
@@ -87,7 +115,7 @@ def check_draw(
     if not isinstance(size, int) or isinstance(size, bool):
         raise TypeError(f"size: got {size!r}, need an int")
     if size < 1:
-        raise ValueError(f"size: got {size}, need at least 1 sequence")
+        raise ValueError(f"size: got {size}, need at least 1 case")
     if not isinstance(generator, np.random.Generator):
         raise TypeError(f"generator: got {type(generator).__name__}, need a numpy.random.Generator")
     return numpy_dtype(dtype)

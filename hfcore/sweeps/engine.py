@@ -7,6 +7,7 @@ nothing but the memory they take.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +22,7 @@ from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
 from hfcore.flat import FlatParameters
-from hfcore.problems import Problem, create
+from hfcore.problems import Problem, ZeroOne, create
 from hfcore.schedules import Constant as ConstantMomentum
 from hfcore.schedules import Delayed, Final, Increasing
 from hfcore.sweeps.cohort import ARRAYS, Cohort, Schedule
@@ -29,7 +30,7 @@ from hfcore.sweeps.grid import Grid, RunSettings, expand
 from hfcore.sweeps.outcome import Test, case_count, constant_output
 from hfcore.sweeps.progress import SweepDisplay
 from hfcore.sweeps.result import Reason, SweepResult
-from hfcore.sweeps.starts import RnnStart, Start
+from hfcore.sweeps.starts import Start, default_start
 from hfcore.training.data import TrainingData
 from hfcore.training.environment import describe_environment
 from hfcore.training.errors import CheckpointError
@@ -80,14 +81,14 @@ def sweep(
         problem: a problem of ``hf.problems``, or its name.
         grid: values by key, see :func:`hfcore.sweeps.grid.expand`; several grids are united.
         seeds: how many seeds from 0, or which. A seed draws the initial net and the batches.
-        updates: of every run, each on ``batch_size`` fresh sequences (Sutskever et al. 2013: 50,000
-            of 100). The loss is the problem's, averaged over sequences.
+        updates: of every run, each on ``batch_size`` cases (Sutskever et al. 2013, table 5: 50,000
+            of 100; autoencoders: 750,000 of 200). The loss is the problem's, averaged over cases.
         start: the untrained nets; None: what suits the problem.
         schedule: of μ, from the grid's ``momentum`` μ₀: ``"constant"``; ``"delayed"``, 0.9 for 1000
             updates, then μ₀; ``"increasing"``, eq. 5 up to μ₀.
         final_updates: so many updates at the end have μ = 0.9 at most.
         weight_decay: the coefficient of ½‖θ‖² in the objective.
-        test_every, test_size: updates between tests, and sequences of the fixed test set.
+        test_every, test_size: updates between tests, and cases of the fixed test set.
         device: where it is computed.
         max_bytes: of parameters and their companions trained at once; larger sweeps are cut into
             cohorts.
@@ -110,7 +111,7 @@ def sweep(
     if resume and run_dir is None:
         raise ValueError("resume: got True without run_dir, need the folder of the sweep to resume")
     task = create(problem) if isinstance(problem, str) else problem
-    begin: Start = RnnStart() if start is None else start
+    begin = default_start(task) if start is None else start
     plan = Plan(
         task,
         expand(grid, seeds, begin.options),
@@ -239,7 +240,7 @@ class Session:
         )
 
     def test_set(self, seed: int) -> list[Batch]:
-        """The fixed test sequences of a seed, those of :func:`hfcore.train`."""
+        """The fixed test cases of a seed, those of :func:`hfcore.train`."""
         if seed not in self._test_sets:
             data = TrainingData(self.plan.problem, seed, torch.float32, self.plan.device)
             self._test_sets[seed] = data.test_set(self.plan.test_size)
@@ -319,7 +320,9 @@ class Session:
             s = self.passes.outputs(theta, batch.inputs)[0]
             loss += problem.loss.value(s, batch.targets, batch.mask, scale=1.0 / cases)
             error += float(problem.errors(s, batch).sum(dtype=torch.float64))
-            wrong += float(problem.wrong(s, batch).sum())
+            wrong += (
+                float(problem.wrong(s, batch).sum()) if isinstance(problem, ZeroOne) else math.nan
+            )
         return Test(update, train_loss, loss, error / cases, wrong / cases)
 
     def _done(self) -> int:

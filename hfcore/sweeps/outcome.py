@@ -36,7 +36,7 @@ class Test:
     error: float
     """Mean of ``problem.errors``: zero-one errors, wrong steps or squared pixel errors."""
     wrong: float
-    """Share of wrong sequences; NaN where a problem does not call cases wrong."""
+    """Share of wrong cases; NaN where a problem does not call cases wrong."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def outcome(
 ) -> Outcome:
     """What became of a run with these tests.
 
-    ``"solved"``: fewer than ``solved_below`` of the sequences are wrong at the end. ``"escaped"``:
+    ``"solved"``: fewer than ``solved_below`` of the cases are wrong at the end. ``"escaped"``:
     the error is less than half of the constant output's. ``"collapsed"``: the loss has been below
     98 % of the constant output's and is back above 99.5 %. Anything else is a ``"plateau"``.
     """

@@ -31,7 +31,7 @@ class SweepResult:
     parameters: Mapping[int, Tensor]
     """θ ``[N]`` at the end, in the order of the model's ``parameters()``."""
     constant: Constant
-    """Loss and error of the best constant output on the test sequences."""
+    """Loss and error of the best constant output on the test cases."""
     reason: Reason
     updates: int
     seconds: float

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -12,7 +12,7 @@ from hfcore import init, presets
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.models.mlp import Autoencoder
 from hfcore.models.rnn import RNN
-from hfcore.problems import Problem
+from hfcore.problems import Problem, Reconstruction, SequenceProblem
 
 RnnInit = Literal["esn", "sparse", "glorot", "gaussian"]
 
@@ -20,8 +20,9 @@ RnnInit = Literal["esn", "sparse", "glorot", "gaussian"]
 class Start(Protocol):
     """Builds the untrained net of a run."""
 
-    options: tuple[str, ...]
-    """Keys of a grid that it understands."""
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Keys of a grid that it understands."""
 
     def build(self, problem: Problem, seed: int, **options: float) -> nn.Module:
         """The net of this seed in float32 on the CPU; all of them have one shape."""
@@ -60,6 +61,10 @@ class RnnStart:
         )
         generator = torch.Generator().manual_seed(seed)
         if self.init == "esn":
+            if not isinstance(problem, SequenceProblem):
+                raise TypeError(
+                    f"start: the esn start needs a problem of sequences, got {problem.name}"
+                )
             init.esn_(model, generator, **{**presets.esn2013(problem), **options})
         else:
             start = {"sparse": init.sparse_, "glorot": init.glorot_, "gaussian": init.gaussian_}
@@ -80,7 +85,9 @@ class AutoencoderStart:
     encoder_sizes: tuple[int, ...]
     activation: str = "logistic"
 
-    options: ClassVar[tuple[str, ...]] = ("scale",)
+    @property
+    def options(self) -> tuple[str, ...]:
+        return ("scale",)
 
     def build(self, problem: Problem, seed: int, **options: float) -> Autoencoder:
         model = Autoencoder(self.encoder_sizes, activation=self.activation, dtype=torch.float32)
@@ -91,3 +98,10 @@ class AutoencoderStart:
     def config(self) -> dict[str, Any]:
         names = [field.name for field in fields(self)]
         return {"name": type(self).__name__, **{name: getattr(self, name) for name in names}}
+
+
+def default_start(problem: Problem) -> Start:
+    """The published autoencoder for images, else the echo-state start."""
+    if isinstance(problem, Reconstruction):
+        return AutoencoderStart(problem.encoder_sizes)
+    return RnnStart()

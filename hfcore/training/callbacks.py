@@ -26,7 +26,7 @@ class TrainState:
     """Objective evaluations so far, per 1000 sequences, not contained in ``minibatches``."""
     budget: float
     test_error: float | None
-    """Share of wrong test sequences at the last test, None before the first."""
+    """Share of wrong test cases (or mean error) at the last test, None before the first."""
     training_seconds: float
     run_dir: Path | None
     metrics: dict[str, Any]

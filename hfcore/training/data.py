@@ -8,15 +8,17 @@ import numpy as np
 import torch
 
 from hfcore.batches import Batch
+from hfcore.problems.base import TEST_BATCH, FixedTest, ZeroOne
 
 if TYPE_CHECKING:
     from hfcore.problems import Problem
 
-TEST_BATCH = 1000
-
 
 class TrainingData:
-    """Fresh batches for a model, from two independent streams spawned from one seed."""
+    """Batches for a model, from two independent streams spawned from one seed.
+
+    A problem with a test set of its own is tested on that one, whatever the seed.
+    """
 
     def __init__(
         self, problem: Problem, seed: int, dtype: torch.dtype, device: torch.device
@@ -29,11 +31,13 @@ class TrainingData:
         self._test_seed = test
 
     def batches(self, count: int, size: int) -> list[Batch]:
-        """``count`` fresh batches of ``size`` sequences each."""
+        """``count`` fresh batches of ``size`` cases each."""
         return [self._draw(size, self._generator) for _ in range(count)]
 
     def test_set(self, size: int) -> list[Batch]:
-        """The same ``size`` sequences whenever it is called, in batches of at most 1000."""
+        """The same ``size`` cases whenever it is called, in batches of at most 1000."""
+        if isinstance(self._problem, FixedTest):
+            return [self._placed(batch) for batch in self._problem.test_set(size, self._dtype)]
         generator = np.random.Generator(np.random.PCG64(self._test_seed))
         sizes = [TEST_BATCH] * (size // TEST_BATCH)
         if size % TEST_BATCH:
@@ -49,22 +53,27 @@ class TrainingData:
         self._generator.bit_generator.state = state
 
     def _draw(self, size: int, generator: np.random.Generator) -> Batch:
-        batch = self._problem.batch(size, generator, self._dtype)
+        return self._placed(self._problem.batch(size, generator, self._dtype))
+
+    def _placed(self, batch: Batch) -> Batch:
+        """On the device; a tensor that is both inputs and targets stays one."""
         if self._device.type == "cpu":
             return batch
-        mask = None if batch.mask is None else batch.mask.to(self._device)
-        return Batch(batch.inputs.to(self._device), batch.targets.to(self._device), mask)
+        inputs = batch.inputs.to(self._device)
+        targets = inputs if batch.targets is batch.inputs else batch.targets.to(self._device)
+        return Batch(inputs, targets, None if batch.mask is None else batch.mask.to(self._device))
 
 
 @torch.no_grad()
-def error_rate(model: torch.nn.Module, problem: Problem, batches: list[Batch]) -> float:
-    """Share of sequences that ``problem.wrong`` calls wrong."""
+def measured_error(model: torch.nn.Module, problem: Problem, batches: list[Batch]) -> float:
+    """Share of cases that ``problem.wrong`` calls wrong, else the mean of ``problem.errors``."""
+    judge = problem.wrong if isinstance(problem, ZeroOne) else problem.errors
     was_training = model.training
     model.eval()
-    wrong = total = 0
+    total, cases = 0.0, 0
     for batch in batches:
-        verdict = problem.wrong(model(batch.inputs), batch)
-        wrong += int(verdict.sum())
-        total += verdict.numel()
+        judged = judge(model(batch.inputs), batch)
+        total += float(judged.sum(dtype=torch.float64))
+        cases += judged.numel()
     model.train(was_training)
-    return wrong / total
+    return total / cases

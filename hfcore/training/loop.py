@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from hfcore.problems.base import ZeroOne
 from hfcore.training.callbacks import Callback, TrainState
 from hfcore.training.config import Settings, default_every, run_config
-from hfcore.training.data import TrainingData, error_rate
+from hfcore.training.data import TrainingData, measured_error
 from hfcore.training.errors import CheckpointError
 from hfcore.training.interrupts import stop_on_signal
 from hfcore.training.progress import ProgressDisplay
@@ -44,7 +45,7 @@ class TrainResult:
     seconds: float
     """Wall-clock time of the training loop: data, steps, tests and checkpoints."""
     test_error: float
-    """Share of wrong test sequences."""
+    """Share of wrong test cases; for a problem without right and wrong, its mean error."""
     run_dir: Path | None
     plots: tuple[Path, ...]
 
@@ -81,7 +82,7 @@ def train(
     progress: bool = True,
     notes: Mapping[str, Any] | None = None,
 ) -> TrainResult:
-    """Train ``model`` on fresh sequences of ``problem`` until solved or the budget is spent.
+    """Train ``model`` on ``problem`` until it is solved or the budget is spent.
 
     With :class:`hfcore.HessianFree` an iteration is one step on ``gradient_batches`` fresh
     batches; with any other torch optimiser it is one update on one fresh batch. Work is counted
@@ -94,8 +95,10 @@ def train(
         minibatches: budget; the step that crosses it is the last one.
         batch_size: sequences of a batch.
         gradient_batches: batches of a Hessian-free step.
-        test_size: sequences of the fixed test set, drawn in batches of 1000.
-        solved_below: the problem is solved when the share of wrong test sequences is below this.
+        test_size: cases of the fixed test set, drawn in batches of 1000 where the problem has no
+            test set of its own.
+        solved_below: the problem is solved when the share of wrong test cases is below this;
+            without meaning for a problem that calls no case wrong.
         test_every, checkpoint_every: in iterations; by default 1 for Hessian-free, 100 otherwise.
         seed: of the training and the test data (two independent streams).
         run_dir: folder for config, metrics, TensorBoard events, plots and checkpoints; None
@@ -155,6 +158,7 @@ class _Run:
         self.optimizer = optimizer
         self.settings = settings
         self.hooks = hooks
+        self.solvable = isinstance(problem, ZeroOne)
         self.folder: RunFolder | None = None
         self.at = Progress()
         self.metrics: dict[str, Any] = {}
@@ -195,9 +199,8 @@ class _Run:
             self._test()
         error = self.at.test_error
         assert error is not None
-        below = self.settings.solved_below
         return TrainResult(
-            solved=error < below,
+            solved=self._below(error),
             reason=reason,
             iterations=self.at.iteration,
             minibatches=_in_minibatches(self.at.sequences),
@@ -205,13 +208,22 @@ class _Run:
             seconds=self.at.seconds,
             test_error=error,
             run_dir=None if self.folder is None else self.folder.path,
-            plots=() if self.folder is None else self.folder.draw(solved_below=below),
+            plots=self._plots(),
         )
+
+    def _plots(self) -> tuple[Path, ...]:
+        if self.folder is None:
+            return ()
+        return self.folder.draw(solved_below=self.settings.solved_below if self.solvable else None)
+
+    def _below(self, error: float) -> bool:
+        """The problem is solved with this test error."""
+        return self.solvable and error < self.settings.solved_below
 
     def _reason_to_stop(self, interrupted: Callable[[], bool]) -> Reason | None:
         if self.at.diverged:
             return "diverged"
-        if self.at.test_error is not None and self.at.test_error < self.settings.solved_below:
+        if self.at.test_error is not None and self._below(self.at.test_error):
             return "solved"
         if _in_minibatches(self.at.sequences) >= self.settings.minibatches:
             return "budget"
@@ -251,7 +263,7 @@ class _Run:
         }
 
     def _test(self) -> None:
-        self.at.test_error = error_rate(self.model, self.problem, self.test_set)
+        self.at.test_error = measured_error(self.model, self.problem, self.test_set)
         self.at.tested_at = self.at.iteration
 
     def _untested(self) -> bool:

@@ -22,11 +22,11 @@ RHO_RANGE = (-1.0, 2.0)
 LOSS, DAMPING, CG = "loss_error.png", "damping_rho.png", "cg_iterations.png"
 
 
-def draw_plots(metrics: Metrics, folder: Path, *, solved_below: float) -> tuple[Path, ...]:
+def draw_plots(metrics: Metrics, folder: Path, *, solved_below: float | None) -> tuple[Path, ...]:
     """Draw what ``metrics`` holds into ``folder``; returns the paths, none for an empty run.
 
-    Damping and CG are drawn for Hessian-free runs only. Raises :class:`RunFolderError` if the
-    folder cannot be written.
+    ``solved_below`` is None where errors are no shares of wrong cases. Damping and CG are drawn
+    for Hessian-free runs only. Raises :class:`RunFolderError` if the folder cannot be written.
     """
     if not metrics:
         return ()
@@ -66,9 +66,12 @@ def _draw(ax: Axes, metrics: Metrics, key: str, label: str, *, log: bool = False
         ax.set_yscale("log", nonpositive="clip")
 
 
-def _loss_and_error(metrics: Metrics, solved_below: float) -> Figure:
+def _loss_and_error(metrics: Metrics, solved_below: float | None) -> Figure:
     figure, (loss, error) = _figure(2)
     _draw(loss, metrics, "loss", "loss (training data)", log=True)
+    if solved_below is None:
+        _draw(error, metrics, "test_error", "test error", log=True)
+        return figure
     _draw(error, metrics, "test_error", "test error (share wrong)")
     error.set_ylim(-0.02, 1.02)
     error.axhline(solved_below, color="tab:red", linewidth=0.8, linestyle="--")

@@ -9,6 +9,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
+from hfcore.problems.base import ZeroOne
 from hfcore.training.callbacks import Callback, TrainState
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -80,7 +81,10 @@ def describe(state: TrainState) -> str:
     m = state.metrics
     parts = [f"step {state.iteration}", f"loss {m['loss']:.4g}"]
     if state.test_error is not None:
-        parts.append(f"error {100 * state.test_error:.2f}%")
+        share = isinstance(state.problem, ZeroOne)
+        parts.append(
+            f"error {state.test_error:.4g}" if not share else f"error {100 * state.test_error:.2f}%"
+        )
     if "damping" in m:
         parts.append(f"λ {m['damping']:.3g}")
     if "cg_iterations" in m:

@@ -142,7 +142,7 @@ class RunFolder:
                 raise cannot_write(self.path, error) from error
         self.checkpoints.save(iteration, state)
 
-    def draw(self, *, solved_below: float) -> tuple[Path, ...]:
+    def draw(self, *, solved_below: float | None) -> tuple[Path, ...]:
         """Draw the plots from metrics.jsonl; returns their paths."""
         from hfcore.training.plots import draw_plots  # matplotlib is slow to import
 
