@@ -88,3 +88,15 @@ def check_out(out: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
     if out.requires_grad:
         raise ValueError("out: requires grad, need a plain buffer")
     return out
+
+
+def overlap(a: Tensor, b: Tensor) -> bool:
+    """Whether any byte between the first and last element of both is common."""
+    (from_a, to_a), (from_b, to_b) = _span(a), _span(b)
+    return from_a < to_b and from_b < to_a
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    """First byte and one behind the last; strides of a tensor are never negative."""
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()

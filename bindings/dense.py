@@ -20,7 +20,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from hfcore.bindings.checks import check_choice, check_group, check_positive, check_tensor
+from hfcore.bindings.checks import (
+    check_choice,
+    check_group,
+    check_positive,
+    check_tensor,
+    overlap,
+)
 from hfcore.bindings.dispatch import choose, native
 from hfcore.bindings.recurrence import Scratch
 from hfcore.bindings.triton_backend import matmul_precision, serving
@@ -332,25 +338,13 @@ def _check_buffer(
     if out.requires_grad:
         raise ValueError(f"{name}: requires grad, need a plain buffer")
     for other, value in inputs.items():
-        if value is not None and _overlap(out, value):
+        if value is not None and overlap(out, value):
             raise ValueError(f"{name}: shares memory with {other}, need its own")
-
-
-def _span(t: Tensor) -> tuple[int, int]:
-    """First byte and one behind the last; strides of a tensor are never negative."""
-    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    return t.data_ptr(), t.data_ptr() + (last + 1) * t.element_size()
-
-
-def _overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether any byte between the first and last element of both is common."""
-    (from_a, to_a), (from_b, to_b) = _span(a), _span(b)
-    return from_a < to_b and from_b < to_a
 
 
 def _interleaved_overlap(a: Tensor, b: Tensor) -> bool:
     """The same for two outputs that may be parts of the rows of one ``[G,N]``."""
-    if not _overlap(a, b):
+    if not overlap(a, b):
         return False
     stride = a.stride(0)
     if a.shape[0] == 1 or stride != b.stride(0):

@@ -21,7 +21,7 @@ logger = logging.getLogger("hfcore")
 Backend = Literal["reference", "cpu", "cuda"]
 
 # Every op of the package and the backends that implement it today. On CUDA the recurrence is CUDA
-# C++ launched through CuPy; dense layers, losses, CG and momentum updates are Triton.
+# C++ launched through CuPy; dense and sparse layers, losses, CG and momentum updates are Triton.
 EVERYWHERE: tuple[Backend, ...] = ("reference", "cpu", "cuda")
 OPS: dict[str, tuple[Backend, ...]] = {
     "recurrence.rnn_forward": EVERYWHERE,
@@ -32,6 +32,11 @@ OPS: dict[str, tuple[Backend, ...]] = {
     "dense.dense_rforward": EVERYWHERE,
     "dense.dense_backward": EVERYWHERE,
     "dense.dense_gradient": EVERYWHERE,
+    "sparse.ell_matmul": EVERYWHERE,
+    "sparse.ell_matmul_t": EVERYWHERE,
+    "sparse.ell_gradient": EVERYWHERE,
+    "sparse.ell_scan": EVERYWHERE,
+    "sparse.ell_hidden": EVERYWHERE,
     "loss.loss_value": EVERYWHERE,
     "loss.loss_gradient": EVERYWHERE,
     "loss.loss_curvature": EVERYWHERE,

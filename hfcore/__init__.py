@@ -20,24 +20,32 @@ from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
 from hfcore.objective import Objective
 from hfcore.optimisers.hessian_free import HessianFree
+from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
 from hfcore.optimisers.statistics import StepStats
+from hfcore.sweeps import AutoencoderStart, RnnStart, SweepResult, sweep
 from hfcore.training import Callback, TrainResult, TrainState, train
 from hfcore.verify import check_curvature
 
 __all__ = [
     "MLP",
+    "NAG",
     "RNN",
+    "SGD",
     "Autoencoder",
+    "AutoencoderStart",
     "BackendUnavailable",
     "Batch",
     "Batches",
     "Callback",
+    "ClassicalMomentum",
     "EmpiricalFisher",
     "GaussNewton",
     "Hessian",
     "HessianFree",
     "Objective",
+    "RnnStart",
     "StepStats",
+    "SweepResult",
     "TrainResult",
     "TrainState",
     "check_curvature",
@@ -50,6 +58,7 @@ __all__ = [
     "problems",
     "schedules",
     "set_matmul_precision",
+    "sweep",
     "train",
     "use_backend",
 ]

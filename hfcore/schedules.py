@@ -1,7 +1,8 @@
 """Options of an optimiser that change as training goes on.
 
 :class:`OptionSchedule` is to :class:`hfcore.HessianFree` what a learning-rate scheduler is to
-SGD; :class:`Phases` runs the staged recipes of Sutskever et al. (2013), appendix A.6.
+SGD; :class:`Phases` runs the staged recipes of Sutskever et al. (2013), appendix A.6. The schedules
+of μ are those of ``momentum_schedules.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,28 @@ from typing import Any
 
 import torch
 
+from hfcore.momentum_schedules import (
+    Constant,
+    Delayed,
+    Final,
+    Increasing,
+    Nesterov,
+    NesterovSequence,
+)
 from hfcore.optimisers.statistics import StepStats
+
+__all__ = [
+    "Constant",
+    "Delayed",
+    "Final",
+    "Increasing",
+    "Nesterov",
+    "NesterovSequence",
+    "OptionSchedule",
+    "Phase",
+    "Phases",
+    "Reciprocal",
+]
 
 Value = Any | Callable[[int], Any]  # a constant, or a function of the number of steps taken
 

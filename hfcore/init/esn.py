@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,15 +19,6 @@ logger = logging.getLogger(__name__)
 _MAX_DRAWS = 10
 # A class that is never asked for starts at this frequency: its logarithm is −11.5.
 _LEAST_FREQUENCY = 1e-5
-
-
-class SparseRows(NamedTuple):
-    """A square matrix by rows: ``values[i, f]`` stands in row i, column ``index[i, f]``."""
-
-    index: Tensor
-    """int64 ``[H,F]``, ascending and distinct in every row."""
-    values: Tensor
-    """float64 ``[H,F]``."""
 
 
 @torch.no_grad()
@@ -72,8 +62,9 @@ def esn_(
     check_scale("input_scale", input_scale)
     check_scale("output_scale", output_scale)
     bias = _output_bias(mean_target, loss, model.output_size)
-    rows = esn_recurrence(model.hidden_size, fan_in, spectral_radius, generator)
-    model.W_hh.copy_(torch.zeros(model.W_hh.shape, dtype=torch.float64).scatter_(1, *rows))
+    index, value = esn_recurrence(model.hidden_size, fan_in, spectral_radius, generator)
+    dense = torch.zeros(model.W_hh.shape, dtype=torch.float64)
+    model.W_hh.copy_(dense.scatter_(1, index.long(), value))
     model.W_hx.copy_(input_scale * normal(model.W_hx, generator))
     model.W_yh.copy_(output_scale * normal(model.W_yh, generator))
     zero_biases(model)
@@ -82,27 +73,28 @@ def esn_(
 
 def esn_recurrence(
     hidden_size: int, fan_in: int, spectral_radius: float, generator: torch.Generator
-) -> SparseRows:
+) -> tuple[Tensor, Tensor]:
     """Recurrent weights of an ESN: fan-in rows of N(0, 1), scaled to a spectral radius.
 
-    Rows hold min(fan_in, H) distinct columns, every set equally likely, the unit's own among
-    them. Time and memory grow with H·fan_in, so 100,000 units are no trouble. On the CPU, from a
-    generator of any device.
+    Returns ``index`` int32 and ``value`` float64, both ``[H,F]`` with F = min(fan_in, H): row i
+    has ``value[i]`` in the columns ``index[i]``, which are distinct and ascend. Every set of
+    columns is equally likely, the unit's own among them. Time and memory grow with H·fan_in, so
+    100,000 units are no trouble. On the CPU, from a generator of any device.
 
     A draw without a cycle has only zero eigenvalues and cannot be scaled: it is drawn again, with
     a warning. Raises ValueError if that happens 10 times in a row, and TypeError or ValueError
     naming the argument that is wrong.
     """
-    for name, value in (("hidden_size", hidden_size), ("fan_in", fan_in)):
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name}: got {value!r}, need an int")
+    for name, size in (("hidden_size", hidden_size), ("fan_in", fan_in)):
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"{name}: got {size!r}, need an int")
     check_positive(hidden_size=hidden_size, fan_in=fan_in)
     check_scale("spectral_radius", spectral_radius)
     for _ in range(_MAX_DRAWS):
-        rows = _draw(hidden_size, min(fan_in, hidden_size), generator)
-        radius = _radius(rows)
+        index, value = _draw(hidden_size, min(fan_in, hidden_size), generator)
+        radius = _radius(index, value)
         if radius > 0.0:
-            return SparseRows(rows.index, rows.values * (spectral_radius / radius))
+            return index, value * (spectral_radius / radius)
         logger.warning("esn_recurrence: the draw is nilpotent (spectral radius 0), drawing again")
     raise ValueError(
         f"hidden_size, fan_in: {_MAX_DRAWS} draws of {hidden_size} units with fan-in {fan_in} "
@@ -110,11 +102,11 @@ def esn_recurrence(
     )
 
 
-def _radius(rows: SparseRows) -> float:
-    return spectral.spectral_radius(spectral.rows_to_csr(*rows))
+def _radius(index: Tensor, value: Tensor) -> float:
+    return spectral.spectral_radius(spectral.rows_to_csr(index, value))
 
 
-def _draw(H: int, F: int, generator: torch.Generator) -> SparseRows:
+def _draw(H: int, F: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """F distinct columns of H for each of H rows, ascending, and as many normals."""
     device = generator.device
     index = torch.empty(H, 0, dtype=torch.int64, device=device)
@@ -123,8 +115,8 @@ def _draw(H: int, F: int, generator: torch.Generator) -> SparseRows:
         r = torch.randint(H - f, (H, 1), generator=generator, device=device)
         passed = (index - torch.arange(f, device=device) <= r).sum(1, keepdim=True)
         index = torch.cat([index, r + passed], 1).sort(dim=1).values
-    values = torch.randn(H, F, generator=generator, dtype=torch.float64, device=device)
-    return SparseRows(index.cpu(), values.cpu())
+    value = torch.randn(H, F, generator=generator, dtype=torch.float64, device=device)
+    return index.int().cpu(), value.cpu()
 
 
 def _output_bias(mean_target: float | Tensor, loss: Loss | None, k: int) -> Tensor:

@@ -9,7 +9,7 @@ the departures numbered here.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -42,13 +42,13 @@ class MarkedPair:
     ``_expected_target``.
     """
 
-    name: ClassVar[str]
+    name: str
     input_size = 2
     output_size = 1
     esn_input_scale = 0.001
     """Standard deviation of the input weights of an ESN start (Sutskever et al. 2013, table 4)."""
 
-    _product: ClassVar[bool]
+    _product: bool
     _weight: float
     _expected_target: float
 

@@ -7,7 +7,7 @@ which the first symbol is asked back, and blanks while the others are.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -48,10 +48,10 @@ class Memorization:
     Raises ValueError or TypeError naming the option that is out of range.
     """
 
-    name: ClassVar[str]
-    symbols: ClassVar[int]
+    name: str
+    symbols: int
     """n, the length of what is to be remembered."""
-    alphabet: ClassVar[int]
+    alphabet: int
     """k, the number of different symbols."""
     input_size: int
     output_size: int

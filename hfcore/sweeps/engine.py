@@ -376,9 +376,8 @@ class Session:
         self._stored_at = checkpoint.iteration
         self.folder.start_logs(checkpoint.iteration)
         for line in read_metrics(self.folder.path / "metrics.jsonl"):
-            for index, *values in line["tests"]:
-                numbers = [float(v) if isinstance(v, str) else v for v in values]
-                self.tests[index].append(Test(*numbers))
+            for index, update, *values in line["tests"]:
+                self.tests[index].append(Test(update, *map(float, values)))
 
     def _checkpoint(self) -> None:
         if self.folder is None or self._stored_at == self._done():

@@ -135,7 +135,7 @@ def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
         if seeds < 1:
             raise ValueError(f"seeds: got {seeds}, need at least 1")
         return list(range(seeds))
-    if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not seeds:
+    if not isinstance(seeds, list | tuple | range) or not seeds:
         raise TypeError(f"seeds: got {seeds!r}, need a number of seeds or a list of them")
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:

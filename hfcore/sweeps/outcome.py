@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ class Test:
     """Mean of ``problem.errors``: zero-one errors, wrong steps or squared pixel errors."""
     wrong: float
     """Share of wrong cases; NaN where a problem does not call cases wrong."""
+
+    __test__: ClassVar[bool] = False  # pytest would collect a class of this name
 
 
 @dataclass(frozen=True)

@@ -54,8 +54,8 @@ class SweepDisplay:
         best = min((test.error for test in tests), default=math.nan)
         found = f"update {update:,}: best error {best:.4g}"
         self._bar.update(self._task, found=found)
-        waited = time.perf_counter() - self._printed
-        if waited > SECONDS_BETWEEN_LINES and not self._console.is_terminal:
+        late = time.perf_counter() - self._printed > SECONDS_BETWEEN_LINES
+        if late and not self._console.is_terminal:
             self._printed = time.perf_counter()
             self._console.print(found, highlight=False, soft_wrap=True)
 

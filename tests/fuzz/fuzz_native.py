@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hfcore.bindings.dispatch import native
+from hfcore.bindings.sparse import ell_pattern
 
 CALLS = int(os.environ.get("HFCORE_FUZZ_CALLS", "10000"))
 SEED = int(os.environ.get("HFCORE_FUZZ_SEED", "0"))
@@ -282,6 +283,56 @@ def dense_gradient(d: Sizes) -> Arguments:
     }
 
 
+def entries(d: Sizes, rows: int, columns: int) -> tuple[Arguments, int]:
+    """Entries of a matrix row by row, every other row short where ``optional``; and K."""
+    K = min(d.k, columns)
+    index = torch.rand(rows, columns, generator=d.generator).topk(K).indices.sort().values
+    if d.optional:
+        index[::2, 1:] = index[::2, :1]
+    pattern = ell_pattern(index, columns)
+    rows = pattern.rows
+    return {"start": rows.start, "column": rows.column, "place": rows.place}, K
+
+
+def ell_product(d: Sizes) -> Arguments:
+    where, K = entries(d, d.H, d.n)
+    out = d.out(d.B, d.H)
+    value = d.array(d.H * K)
+    return {"x": d.array(d.B, d.n), "value": value, **where, "out": out, "threads": d.threads}
+
+
+def ell_gradient(d: Sizes) -> Arguments:
+    where, K = entries(d, d.H, d.n)
+    g, out = d.array(d.B, d.H), d.out(d.H * K)
+    return {"g": g, "x": d.array(d.B, d.n), **where, "out": out, "threads": d.threads}
+
+
+def ell_scan(d: Sizes) -> Arguments:
+    where, K = entries(d, d.H, d.H)
+    return {
+        "u": d.array(d.T, d.B, d.H),
+        "d": d.array(d.T, d.B, d.H).tanh(),
+        "value": d.array(d.H * K) / d.H,
+        **where,
+        "a": d.array(d.T, d.B, d.H) if d.optional else None,
+        "reverse": d.flag,
+        "out": d.out(d.T, d.B, d.H),
+        "threads": d.threads,
+    }
+
+
+def ell_hidden(d: Sizes) -> Arguments:
+    where, K = entries(d, d.H, d.H)
+    return {
+        "u": d.array(d.T, d.B, d.H),
+        "value": d.array(d.H * K) / d.H,
+        **where,
+        "nonlinearity": d.kind,
+        "out": d.out(d.T, d.B, d.H),
+        "threads": d.threads,
+    }
+
+
 RECIPES = (
     rnn_forward,
     linear_scan,
@@ -291,6 +342,10 @@ RECIPES = (
     dense_rforward,
     dense_backward,
     dense_gradient,
+    ell_product,
+    ell_gradient,
+    ell_scan,
+    ell_hidden,
     loss_value,
     loss_gradient,
     loss_curvature,
@@ -392,14 +447,15 @@ def spoil_values(draw: Callable[[st.SearchStrategy[Any]], Any], tensor: Tensor) 
         value = torch.tensor(draw(st.sampled_from(FLOATS)), dtype=torch.float64)
         tensor.view(-1)[position] = value.to(tensor.dtype)
     else:
-        fits = [i for i in INTEGERS if -(2**63) <= i < 2**63]
+        reach = torch.iinfo(tensor.dtype)
+        fits = [i for i in INTEGERS if reach.min <= i <= reach.max]
         tensor.view(-1)[position] = draw(st.sampled_from(fits))
     return tensor
 
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether it is as a recipe made it, not spoilt before."""
-    known = (torch.float32, torch.float64, torch.int64, torch.bool)
+    known = (torch.float32, torch.float64, torch.int32, torch.int64, torch.bool)
     strided = tensor.layout == torch.strided and tensor.device.type == "cpu"
     odd = tensor.is_neg() or tensor.requires_grad or tensor.numel() == 0
     return strided and not odd and tensor.dtype in known

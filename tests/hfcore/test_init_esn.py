@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hfcore as hf
-from hfcore.init import SparseRows, esn, esn_recurrence
+from hfcore.init import esn, esn_recurrence
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -65,11 +65,11 @@ def test_defaults_are_those_of_addition() -> None:
 
 @pytest.mark.parametrize("H", [4, 20, 130], ids=lambda H: f"H{H}")
 def test_columns_are_distinct_and_sorted(H: int) -> None:
-    index, values = esn_recurrence(H, 15, 1.1, seeded(H))
+    index, value = esn_recurrence(H, 15, 1.1, seeded(H))
     F = min(15, H)
-    assert index.shape == values.shape == (H, F)
-    assert index.dtype == torch.int64
-    assert values.dtype == torch.float64
+    assert index.shape == value.shape == (H, F)
+    assert index.dtype == torch.int32
+    assert value.dtype == torch.float64
     assert bool((index.diff(dim=1) > 0).all())
     assert int(index.min()) >= 0
     assert int(index.max()) < H
@@ -78,7 +78,7 @@ def test_columns_are_distinct_and_sorted(H: int) -> None:
 @pytest.mark.parametrize(("H", "F"), [(5, 2), (6, 5), (7, 3)])
 def test_every_set_of_columns_is_equally_likely(H: int, F: int) -> None:
     """Each draw has H rows; the pair of the first two columns kept tells sets apart enough."""
-    drawn = torch.cat([esn._draw(H, F, seeded(seed)).index for seed in range(3000)])
+    drawn = torch.cat([esn._draw(H, F, seeded(seed))[0] for seed in range(3000)])
     sets = (drawn * H ** torch.arange(F)).sum(1)
     _, counts = sets.unique(return_counts=True)
     expected = len(drawn) / len(counts)
@@ -154,17 +154,20 @@ def test_the_preset_starts_at_the_mean(name: str, centre: bool) -> None:
     assert float(gradient.sum((0, 1)).abs().max()) < 5 * 3 / 20_000**0.5
 
 
+Drawn = tuple[torch.Tensor, torch.Tensor]
+
+
 class Draws:
     """A stand-in for the draw: nilpotent the first times, a fixed matrix then."""
 
     def __init__(self, nilpotent: int) -> None:
         self.left = nilpotent
 
-    def __call__(self, H: int, F: int, generator: torch.Generator) -> SparseRows:
+    def __call__(self, H: int, F: int, generator: torch.Generator) -> Drawn:
         self.left -= 1
         column = 1 if self.left >= 0 else 0  # the row of zeros has its value in column 1
-        values = torch.tensor([[2.0], [0.0]], dtype=torch.float64)
-        return SparseRows(torch.tensor([[column], [0]]), values)
+        value = torch.tensor([[2.0], [0.0]], dtype=torch.float64)
+        return torch.tensor([[column], [0]], dtype=torch.int32), value
 
 
 def test_a_nilpotent_draw_is_drawn_again_and_said(
@@ -172,8 +175,8 @@ def test_a_nilpotent_draw_is_drawn_again_and_said(
 ) -> None:
     monkeypatch.setattr(esn, "_draw", Draws(2))
     with caplog.at_level(logging.WARNING, "hfcore.init.esn"):
-        rows = esn_recurrence(2, 1, 1.1, seeded())
-    assert rows.values.tolist() == [[1.1], [0.0]]
+        _, value = esn_recurrence(2, 1, 1.1, seeded())
+    assert value.tolist() == [[1.1], [0.0]]
     assert [record.getMessage().split(",")[0] for record in caplog.records] == [
         "esn_recurrence: the draw is nilpotent (spectral radius 0)"
     ] * 2

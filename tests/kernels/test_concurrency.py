@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import hfcore as hf
-from hfcore.bindings import dispatch
+from hfcore.bindings import dispatch, sparse
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.momentum import momentum_update
 from hfcore.kernels.recurrence import RnnShape, RnnWeights
@@ -33,7 +33,7 @@ def restore_threads() -> Iterator[None]:
 
 
 class Net:
-    """A fixed net and data; ``run`` gives the results of every op as one tuple."""
+    """A fixed net and data; ``run`` gives the results of recurrence and sparse ops as one tuple."""
 
     def __init__(self, B: int, H: int, dtype: torch.dtype, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
@@ -45,6 +45,10 @@ class Net:
 
         self.w = RnnWeights(*(array(*s) / H**0.5 for s in shape.shapes))
         self.x, self.v, self.gs = array(T, B, n), array(shape.numel), array(T, B, k)
+        # Three entries a row where there are so many columns, every other row one fewer.
+        index = torch.rand(H, H, generator=generator).topk(min(H, 3)).indices.sort().values
+        index[::2, -1:] = index[::2, -2:][:, :1]
+        self.pattern, self.value = sparse.ell_pattern(index, H), array(*index.shape)
 
     def run(self) -> tuple[Tensor, ...]:
         # use_backend is per context: each thread asks for the compiled form itself
@@ -61,6 +65,11 @@ class Net:
                 ops.linear_scan(h, h, self.w.W_hh, reverse=True),
                 ops.rnn_backward(self.x, h, self.w, self.gs),
                 ops.rnn_gauss_newton(self.x, h, self.w, self.v, self.gs.abs(), structural=0.1),
+                sparse.ell_matmul(h[0], self.value, self.pattern),
+                sparse.ell_matmul_t(h[0], self.value, self.pattern),
+                sparse.ell_gradient(h[0], h[0], self.pattern),
+                sparse.ell_scan(h, h, self.value, self.pattern, h, reverse=True),
+                sparse.ell_hidden(h, self.value, self.pattern),
             )
 
 

@@ -31,9 +31,13 @@ def test_narrower_instruction_set(isa: str) -> None:
     widest = dispatch.native().isa()
     if ORDER.index(isa) >= ORDER.index(widest):
         pytest.skip(f"{isa} is not narrower than {widest}, which the other tests run")
-    chosen = "test_compiled and tanh or nothing_is_written or test_every_op and cpu and tanh"
-    chosen += " or test_against_algebra and cpu or bits_that_it_has_alone or wherever_it_stands"
-    files = [str(HERE / f"test_{name}.py") for name in ("recurrence", "dense", "momentum")]
+    chosen = (
+        "test_compiled and tanh or nothing_is_written or test_every_op and cpu and tanh"
+        " or test_against_algebra and cpu or bits_that_it_has_alone or wherever_it_stands"
+        " or test_every_op and cpu and short or test_through_time and cpu"
+    )
+    names = ("recurrence", "dense", "momentum", "sparse")
+    files = [str(HERE / f"test_{name}.py") for name in names]
     done = subprocess.run(
         [sys.executable, "-P", "-c", COMPARE, isa, *files, "-k", chosen],
         cwd=ROOT,

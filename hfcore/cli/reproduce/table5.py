@@ -12,6 +12,7 @@ from hfcore.cli.reproduce.tuned import procedure_of, rates_of, settings_of, tune
 from hfcore.reproduce.table5 import (
     COLUMNS,
     PROBLEMS,
+    TEST_SIZE,
     Rung,
     columns_of,
     table5_report,
@@ -52,7 +53,8 @@ def table5_command(
     where = {*chosen, *map(str, rungs), *(f"{rung}/{name}" for rung in rungs for name in chosen)}
     rates = rates_of(options["rates"], where)
     session = Session("table5", options)
-    procedure = procedure_of(session, schedule="delayed", start=RnnStart(hidden_size=hidden))
+    start = RnnStart(hidden_size=hidden)
+    procedure = procedure_of(session, schedule="delayed", start=start, test_size=TEST_SIZE)
     results: dict[str, Tuned] = {}
     with session.complaints():
         for rung in rungs:

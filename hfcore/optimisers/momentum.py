@@ -1,0 +1,287 @@
+"""Gradient descent with classical and Nesterov's momentum (Sutskever et al. 2013, eqs. 1-4).
+
+Numbered notes say where this departs from the paper.
+
+1. The L2 term joins the gradient where that is taken: at θ, for NAG at θ + μv.
+2. μ of an update of NAG is the one with which its lookahead point was made, so a schedule may step
+   in between.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfcore.bindings.momentum import lookahead_point, momentum_update
+from hfcore.optimisers.flat_state import Piece, flatten, pieces, side_by_side
+
+Parameters = nn.Module | Iterable[Any]  # a module, or what torch's optimisers take
+Closure = Callable[[], Tensor]
+
+VELOCITY = "velocity"
+
+
+class _Momentum(torch.optim.Optimizer):
+    """What the three have in common: options, flat memory, the update of a group.
+
+    ``state_dict`` holds one ``velocity`` a parameter, in its shape and dtype.
+    """
+
+    def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
+        if isinstance(params, nn.Module):
+            params = [p for p in params.parameters() if p.requires_grad]
+        self._forget()
+        super().__init__(params, defaults)
+
+    def _forget(self) -> None:
+        """Drop what belongs to neither the options nor the state."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's optimisers; the velocities are copies, which ``state_dict`` does not share.
+
+        Raises ValueError for the state of another kind of optimiser.
+        """
+        for number, state in state_dict["state"].items():
+            if VELOCITY not in state:
+                raise ValueError(
+                    f"state_dict: parameter {number} has {sorted(state)}, need {VELOCITY!r}"
+                )
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state[VELOCITY] = state[VELOCITY].clone()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Another group with options of its own; ValueError or TypeError for wrong ones."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _check_options(group)
+            for i, p in enumerate(group["params"]):
+                if not p.is_floating_point():
+                    raise TypeError(
+                        f"params[{i}]: got {p.dtype}, need a real floating point parameter"
+                    )
+        except (TypeError, ValueError):
+            self.param_groups.pop()
+            raise
+        self._forget()
+
+    def _pieces(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Piece]:
+        """``parameters`` of the group in flat memory, their velocities made where missing."""
+        everyone = [p for p in group["params"] if p.requires_grad or p.grad is not None]
+        velocities = {p: self.state[p][VELOCITY] for p in everyone if VELOCITY in self.state[p]}
+        flatten(everyone, velocities)
+        found = pieces(parameters, velocities)
+        for p in everyone:
+            self.state[p][VELOCITY] = velocities[p]
+        return found
+
+    def _update(self, group: dict[str, Any], momentum: float, ahead: dict[Tensor, Tensor]) -> None:
+        """One update of all parameters of the group that have a gradient.
+
+        ``ahead`` holds θ + μv of each parameter where the gradient was taken there, else nothing.
+        """
+        _check_options(group)
+        moving = [p for p in group["params"] if p.grad is not None]
+        for i, p in enumerate(group["params"]):
+            if p.grad is not None and p.grad.layout != torch.strided:
+                raise TypeError(
+                    f"params[{i}]: has a gradient of layout {p.grad.layout}, need a dense one"
+                )
+        l2 = group["weight_decay"] or None
+        for piece in self._pieces(group, moving):
+            point = None
+            if l2 is not None and ahead:
+                point = side_by_side([ahead[p] for p in piece.parameters])
+            momentum_update(
+                piece.theta,
+                piece.velocity,
+                piece.gradient(),
+                learning_rate=group["lr"],
+                momentum=momentum,
+                l2=l2,
+                ahead=point,
+            )
+            piece.wrote()
+
+
+class SGD(_Momentum):
+    """Plain gradient descent, θ ← θ − ε (∇f(θ) + l2 θ).
+
+    Args:
+        params: a module, or parameters or groups of them as torch's optimisers take them; real
+            floating point of any precision. float32 and float64 run on compiled kernels.
+        lr: ε, positive.
+        weight_decay: l2, the weight of ½‖θ‖², at least 0.
+
+    Raises TypeError or ValueError naming the option; :meth:`step` TypeError for a sparse gradient.
+    """
+
+    def __init__(self, params: Parameters, lr: float, *, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
+        """One update; with a closure that leaves gradients at θ, and gives its loss."""
+        return _plain_step(self, closure)
+
+
+class ClassicalMomentum(_Momentum):
+    """Classical momentum: v ← μv − ε∇f(θ), θ ← θ + v (Sutskever et al. 2013, eqs. 1-2).
+
+    ``torch.optim.SGD(momentum=μ)`` keeps −v/ε: the same path while ε is constant.
+
+    Args: as :class:`SGD`, and ``momentum``, μ in [0, 1). Give a schedule of μ to
+    :class:`hfcore.schedules.OptionSchedule`.
+    """
+
+    def __init__(
+        self, params: Parameters, lr: float, momentum: float = 0.9, *, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
+        """One update; with a closure that leaves gradients at θ, and gives its loss."""
+        return _plain_step(self, closure)
+
+
+class NAG(_Momentum):
+    """Nesterov's accelerated gradient (Sutskever et al. 2013, eqs. 3-4).
+
+    v ← μv − ε∇f(θ + μv), θ ← θ + v. Between steps the parameters are θ. The gradient is taken at
+    θ + μv, so either :meth:`step` gets a closure, or it is computed inside :meth:`lookahead`:
+
+    >>> opt.step(closure)
+
+    >>> with opt.lookahead():
+    ...     opt.zero_grad(); loss(model(x), y).backward()
+    >>> opt.step()
+
+    ``torch.optim.SGD(nesterov=True)`` holds θ + μv as its parameters at all times and −v/ε as its
+    momentum buffer: the same path, seen from there, while ε and μ are constant.
+
+    Args: as :class:`ClassicalMomentum`.
+    """
+
+    _looked: dict[int, float]  # μ of each group since the last lookahead; empty: there was none
+    _ahead: dict[Tensor, Tensor]  # θ + μv of each parameter since the last lookahead
+    _spare: dict[tuple[int, int], Tensor]  # memory of θ + μv, of each piece of each group
+    _inside: bool
+
+    def __init__(
+        self, params: Parameters, lr: float, momentum: float = 0.9, *, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    def _forget(self) -> None:
+        self._looked, self._ahead, self._spare, self._inside = {}, {}, {}, False
+
+    @contextmanager
+    def lookahead(self) -> Iterator[None]:
+        """The parameters are θ + μv inside, and θ again after, to the bit, whatever happens.
+
+        Storage is swapped, so what is written to a parameter inside is lost. A gradient of a loss
+        of inside must be computed inside: after, autograd refuses with its in-place error.
+        Raises RuntimeError where it is entered within itself.
+        """
+        if self._inside:
+            raise RuntimeError("lookahead: is entered within itself, need it closed first")
+        own: list[tuple[Tensor, Tensor]] = []
+        looked: dict[int, float] = {}
+        self._looked, self._ahead = {}, {}
+        for i, group in enumerate(self.param_groups):
+            _check_options(group)
+            looked[i] = group["momentum"]
+            moving = [p for p in group["params"] if p.requires_grad]
+            for j, piece in enumerate(self._pieces(group, moving)):
+                ahead = self._point((i, j), piece, looked[i])
+                self._ahead.update(zip(piece.parameters, piece.split(ahead), strict=True))
+        self._inside = True
+        try:
+            for p, point in self._ahead.items():
+                own.append((p, p.data))
+                p.data = point
+            _changed(own)
+            yield
+            self._looked = looked
+        finally:
+            for p, data in own:
+                p.data = data
+            _changed(own)
+            self._inside = False
+
+    def _point(self, place: tuple[int, int], piece: Piece, momentum: float) -> Tensor:
+        """θ + μv of a piece, in the memory of the last time where it fits."""
+        spare, theta = self._spare.get(place), piece.theta
+        if spare is None or (spare.shape, spare.dtype, spare.device) != (
+            theta.shape,
+            theta.dtype,
+            theta.device,
+        ):
+            spare = self._spare[place] = torch.empty_like(theta)
+        return lookahead_point(theta, piece.velocity, momentum, out=spare)
+
+    @torch.no_grad()
+    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
+        """One update; with a closure that leaves gradients, called at θ + μv, and gives its loss.
+
+        Without one it takes the gradients computed inside the last :meth:`lookahead`, each once.
+        Raises RuntimeError where there was none since the last step, and inside of one.
+        """
+        if self._inside:
+            raise RuntimeError("step: was called inside lookahead(), need it after the context")
+        loss = None
+        if closure is not None:
+            with self.lookahead(), torch.enable_grad():
+                loss = closure()
+        if not self._looked:
+            raise RuntimeError(
+                "step: the gradient of NAG is taken at θ + μv, need a closure, or a gradient "
+                "computed inside `with opt.lookahead():` since the last step"
+            )
+        for i, group in enumerate(self.param_groups):
+            self._update(group, self._looked[i], self._ahead)
+        self._looked, self._ahead = {}, {}
+        return loss
+
+
+def _plain_step(optimizer: _Momentum, closure: Closure | None) -> Tensor | None:
+    """A step whose gradient is taken at θ."""
+    loss = None
+    if closure is not None:
+        with torch.enable_grad():
+            loss = closure()
+    for group in optimizer.param_groups:
+        optimizer._update(group, group.get("momentum", 0.0), {})
+    return loss
+
+
+def _changed(swapped: list[tuple[Tensor, Tensor]]) -> None:
+    """Autograd graphs that hold the other values must not be walked any more."""
+    if swapped:
+        torch.autograd.graph.increment_version([p for p, _ in swapped])
+
+
+def _check_options(group: dict[str, Any]) -> None:
+    """Raise TypeError or ValueError that names the option of the group which is wrong."""
+    for name in ("lr", "momentum", "weight_decay"):
+        value = group.get(name, 0.0)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name}: got {type(value).__name__}, need a float")
+    lr, momentum, l2 = group["lr"], group.get("momentum", 0.0), group["weight_decay"]
+    if not (math.isfinite(lr) and lr > 0):
+        raise ValueError(f"lr: got {lr}, need a positive finite number")
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum: got {momentum}, need 0 ≤ momentum < 1")
+    if not (math.isfinite(l2) and l2 >= 0):
+        raise ValueError(f"weight_decay: got {l2}, need a finite number of at least 0")

@@ -1,0 +1,477 @@
+"""Sparse ops on every backend against dense matrices in float64."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from hfcore.bindings.dispatch import native, use_backend
+from hfcore.bindings.sparse import (
+    EllPattern,
+    ell_dense,
+    ell_gather,
+    ell_gradient,
+    ell_hidden,
+    ell_matmul,
+    ell_matmul_t,
+    ell_pattern,
+    ell_scan,
+)
+
+BACKENDS = ("reference", "cpu")
+DTYPES = (torch.float32, torch.float64)
+NONLINEARITIES = ("tanh", "logistic", "relu")
+# B, n, m, K: ones, primes, 16 lanes and tiles of 32 cases ± 1, blocks of 64 rows ± 1, several
+# chunks of a row's entries, a panel beyond the cache.
+SHAPES = (
+    (1, 1, 1, 1),
+    (2, 3, 1, 2),
+    (13, 7, 5, 7),
+    (16, 16, 32, 15),
+    (17, 31, 63, 16),
+    (31, 33, 64, 17),
+    (33, 64, 65, 15),
+    (65, 129, 130, 33),
+    (9, 12_300, 3, 40),
+    (40, 12_300, 3, 15),
+)
+SHAPE_IDS = [f"B{B}-n{n}-m{m}-K{K}" for B, n, m, K in SHAPES]
+# Lengths of the group axis: values, and the arrays of cases.
+GROUPS = {"alone": (1, 1), "tangents": (1, 3), "nets": (3, 3), "one case": (3, 1)}
+
+Shape = tuple[int, int, int, int]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=DTYPES, ids=["f32", "f64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def cpu() -> Iterator[None]:
+    """The compiled backend; the number of threads is put back afterwards."""
+    threads = torch.get_num_threads()
+    with use_backend("cpu"):
+        yield
+    torch.set_num_threads(threads)
+
+
+def draw_index(m: int, n: int, K: int, draw: torch.Generator, short: bool) -> Tensor:
+    """Distinct columns of each row, increasing; with ``short`` some rows have fewer."""
+    index = torch.rand(m, n, generator=draw).topk(K, dim=1).indices.sort(1).values
+    if short:
+        for row in range(0, m, 2):
+            kept = int(torch.randint(1, K + 1, (1,), generator=draw))
+            index[row, kept:] = index[row, kept - 1]
+    return index
+
+
+class Case:
+    """A matrix m x n with up to K entries a row, and cases on both sides of it."""
+
+    def __init__(
+        self, shape: Shape, dtype: torch.dtype, group: str = "alone", short: bool = False
+    ) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, torch.device("cpu")
+        self.B, self.n, self.m, self.K = B, n, m, K = shape
+        nets, cases = GROUPS[group]
+        self.G = max(nets, cases)
+        self.draw = torch.Generator().manual_seed(sum(shape))
+        self.pattern = ell_pattern(draw_index(m, n, K, self.draw, short), n)
+        self.value = self.normal(nets, m, K)
+        if self.pattern.present is not None:  # what stands behind a short row is never read
+            self.value = self.value.masked_fill(~self.pattern.present, math.nan)
+        self.x, self.g = self.normal(cases, B, n), self.normal(cases, B, m)
+
+    def normal(self, *size: int) -> Tensor:
+        return torch.randn(*size, generator=self.draw, dtype=torch.float64).to(self.dtype)
+
+    def poisoned(self, *size: int) -> Tensor:
+        return torch.full(size, math.nan, dtype=self.dtype, device=self.device)
+
+
+def all_results(case: Case) -> dict[str, Tensor]:
+    B, n, m, K = case.shape
+    p, G, cases = case.pattern, case.G, case.x.shape[0]
+    return {
+        "y": ell_matmul(case.x, case.value, p, out=case.poisoned(G, B, m)),
+        "back": ell_matmul_t(case.g, case.value, p, out=case.poisoned(G, B, n)),
+        "gradient": ell_gradient(case.g, case.x, p, out=case.poisoned(cases, m, K)),
+    }
+
+
+def dense_of(value: Tensor, pattern: EllPattern) -> Tensor:
+    """W in float64, entry by entry."""
+    W = torch.zeros(value.shape[0], pattern.m, pattern.n, dtype=torch.float64)
+    for i, row in enumerate(pattern.index.tolist()):
+        for k, j in enumerate(row):
+            if k == 0 or j != row[k - 1]:
+                W[:, i, j] = value[:, i, k].double()
+    return W
+
+
+def oracle(case: Case) -> dict[str, tuple[Tensor, Tensor]]:
+    """In float64: each result, and Σ|terms| of its sums for the bound."""
+    W, x, g = dense_of(case.value, case.pattern), case.x.double(), case.g.double()
+    index = case.pattern.index.long().expand(len(x), -1, -1)
+    outer, terms = g.mT @ x, g.abs().mT @ x.abs()
+    kept = case.pattern.present
+    at = [t.gather(2, index) for t in (outer, terms)]
+    if kept is not None:
+        at = [t * kept for t in at]
+    return {
+        "y": (x @ W.mT, x.abs() @ W.abs().mT),
+        "back": (g @ W, g.abs() @ W.abs()),
+        "gradient": (at[0], at[1]),
+    }
+
+
+def check_all(case: Case, results: Callable[[Case], dict[str, Tensor]] = all_results) -> None:
+    """A sum of N terms is off by at most N roundings of Σ|terms|, and by √N or so in practice."""
+    N = max(case.B, case.m, case.K)
+    eps = torch.finfo(case.dtype).eps
+    want = oracle(case)
+    for name, got in results(case).items():
+        exact, terms = want[name]
+        assert got.shape == exact.shape, name
+        assert got.dtype == case.dtype, name
+        excess = (got.cpu().double() - exact).abs() - (4 + 2 * math.sqrt(N)) * eps * terms
+        worst = int(excess.argmax())
+        assert not bool((excess > 0).any() | excess.isnan().any()), (
+            f"{name}, element {worst}: got {got.flatten()[worst]}, want {exact.flatten()[worst]}"
+        )
+
+
+# ---------------------------------------------------------------------------- agreement
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
+@pytest.mark.parametrize("short", [False, True], ids=["full", "short"])
+def test_every_op(short: bool, shape: Shape, dtype: torch.dtype, backend: str) -> None:
+    check_all(Case(shape, dtype, short=short))
+
+
+@pytest.mark.parametrize("shape", [(13, 7, 5, 3), (33, 64, 65, 15), (1, 3, 2, 2)], ids=str)
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_group(group: str, shape: Shape, dtype: torch.dtype, backend: str) -> None:
+    check_all(Case(shape, dtype, group, short=True))
+
+
+def test_matmul_and_transpose_are_adjoint(backend: str) -> None:
+    """⟨g, W x⟩ = ⟨Wᵀg, x⟩ = ⟨value, gradient⟩."""
+    case = Case((33, 41, 29, 7), torch.float64)
+    found = all_results(case)
+    forward = (case.g * found["y"]).sum()
+    torch.testing.assert_close((case.x * found["back"]).sum(), forward, rtol=1e-12, atol=0)
+    torch.testing.assert_close((case.value * found["gradient"]).sum(), forward, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_dense_and_back(short: bool) -> None:
+    case = Case((2, 9, 7, 4), torch.float64, "nets", short)
+    W = ell_dense(case.value, case.pattern)
+    assert torch.equal(W, dense_of(case.value, case.pattern))
+    assert torch.equal(ell_gather(W, case.pattern), case.value.nan_to_num())
+    ones = torch.ones_like(W)
+    kept = torch.ones(7, 4) if case.pattern.present is None else case.pattern.present
+    assert torch.equal(ell_gather(ones, case.pattern), kept.double().expand(3, -1, -1))
+
+
+def test_pattern_in_either_integer() -> None:
+    index = torch.tensor([[0, 2], [1, 1]])
+    wide, narrow = ell_pattern(index, 3), ell_pattern(index.int(), 3)
+    assert torch.equal(wide.index, narrow.index)
+    assert wide.index.dtype == torch.int32
+    assert wide.present is not None
+    assert wide.present.tolist() == [[True, True], [True, False]]
+    assert wide.transposed.start.tolist() == [0, 1, 2, 3]
+    assert wide.transposed.column.tolist() == [0, 1, 0]
+    assert wide.to(torch.device("cpu")) is wide
+
+
+# ---------------------------------------------------------------------------- through time
+
+
+class TimeCase:
+    """Arrays ``[G,T,B,H]`` and square weights whose states stay of order 1."""
+
+    def __init__(
+        self, T: int, B: int, H: int, K: int, dtype: torch.dtype, group: str = "alone"
+    ) -> None:
+        self.sizes, self.dtype = (T, B, H), dtype
+        nets, cases = GROUPS[group]
+        self.G = max(nets, cases)
+        draw = torch.Generator().manual_seed(T + B + H)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=draw, dtype=torch.float64).to(dtype)
+
+        self.pattern = ell_pattern(draw_index(H, H, K, draw, True), H)
+        self.value = normal(nets, H, K) / math.sqrt(K)
+        if self.pattern.present is not None:
+            self.value = self.value.masked_fill(~self.pattern.present, math.nan)
+        self.u, self.a = normal(cases, T, B, H), normal(cases, T, B, H)
+        self.d = torch.rand(cases, T, B, H, generator=draw, dtype=torch.float64).to(dtype)
+
+    def out(self) -> Tensor:
+        return torch.full((self.G, *self.sizes), math.nan, dtype=self.dtype, device=self.u.device)
+
+    def results(self) -> dict[str, Tensor]:
+        found = {
+            e: ell_hidden(self.u, self.value, self.pattern, nonlinearity=e, out=self.out())
+            for e in NONLINEARITIES
+        }
+        for transposed in (False, True):
+            for reverse in (False, True):
+                for a in (None, self.a):
+                    found[f"{transposed} {reverse} {a is not None}"] = ell_scan(
+                        self.u, self.d, self.value, self.pattern, a,
+                        transposed=transposed, reverse=reverse, out=self.out(),
+                    )  # fmt: skip
+        return found
+
+    def oracle(self) -> dict[str, Tensor]:
+        """One step at a time with the dense matrix, in float64."""
+        W = dense_of(self.value.cpu(), self.pattern.to(torch.device("cpu")))
+        u, d, a = (t.cpu().double().expand(self.G, -1, -1, -1) for t in (self.u, self.d, self.a))
+        T = u.shape[1]
+        e = {"tanh": torch.tanh, "logistic": torch.sigmoid, "relu": torch.relu}
+        found = {}
+        for name, function in e.items():
+            h = [function(u[:, 0])]
+            for t in range(1, T):
+                h.append(function(u[:, t] + h[-1] @ W.mT))
+            found[name] = torch.stack(h, 1)
+        for transposed in (False, True):
+            for reverse in (False, True):
+                for more in (False, True):
+                    y = torch.zeros_like(u)
+                    carry = torch.zeros_like(u[:, 0])
+                    for t in reversed(range(T)) if reverse else range(T):
+                        carry = d[:, t] * (carry @ (W if transposed else W.mT) + u[:, t])
+                        carry = carry + a[:, t] if more else carry
+                        y[:, t] = carry
+                    found[f"{transposed} {reverse} {more}"] = y
+        return found
+
+    def check(self) -> None:
+        """Errors of T steps, each of K terms; the states' own size is the scale."""
+        want, eps = self.oracle(), torch.finfo(self.dtype).eps
+        for name, got in self.results().items():
+            bound = 40 * self.sizes[0] * eps * float(want[name].abs().max())
+            assert got.shape == want[name].shape, name
+            assert got.dtype == self.dtype
+            assert float((got.cpu().double() - want[name]).abs().max()) <= bound, name
+
+
+@pytest.mark.parametrize(
+    "size", [(1, 1, 1, 1), (3, 5, 7, 3), (4, 16, 16, 15), (3, 33, 65, 15), (2, 70, 31, 17)], ids=str
+)
+def test_through_time(size: Shape, dtype: torch.dtype, backend: str) -> None:
+    TimeCase(*size, dtype).check()
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_through_time_in_groups(group: str, dtype: torch.dtype, backend: str) -> None:
+    TimeCase(3, 18, 20, 5, dtype, group).check()
+
+
+# ---------------------------------------------------------------------------- bits
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("shape", [(20, 65, 300, 15), (300, 65, 99, 15), (2100, 9, 40, 3)], ids=str)
+def test_bits_do_not_depend_on_threads_or_group(
+    shape: Shape, group: str, dtype: torch.dtype, cpu: None
+) -> None:
+    """Large enough that tiles, pieces of rows and partial sums are shared among threads."""
+    case = Case(shape, dtype, group, short=True)
+    torch.set_num_threads(1)
+    want = all_results(case)
+    for threads in (2, 3):
+        torch.set_num_threads(threads)
+        assert all(torch.equal(v, want[k]) for k, v in all_results(case).items()), threads
+    for net in range(case.G):
+        own = Case(shape, dtype, group, short=True)
+        own.G = 1
+        for name in ("x", "g", "value"):
+            t = getattr(case, name)
+            setattr(own, name, t[min(net, len(t) - 1)].unsqueeze(0))
+        for name, alone in all_results(own).items():
+            assert torch.equal(want[name][min(net, len(want[name]) - 1)], alone[0]), name
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_bits_through_time(group: str, dtype: torch.dtype, cpu: None) -> None:
+    case = TimeCase(4, 70, 33, 15, dtype, group)
+    torch.set_num_threads(1)
+    want = case.results()
+    for threads in (2, 5):
+        torch.set_num_threads(threads)
+        assert all(torch.equal(v, want[k]) for k, v in case.results().items()), threads
+    for net in range(case.G):
+        own = TimeCase(4, 70, 33, 15, dtype, group)
+        own.G = 1
+        for name in ("u", "d", "a", "value"):
+            t = getattr(case, name)
+            setattr(own, name, t[min(net, len(t) - 1)].unsqueeze(0))
+        assert all(torch.equal(want[k][net], v[0]) for k, v in own.results().items())
+
+
+# ---------------------------------------------------------------------------- NaN, buffers
+
+
+def test_nan_reaches_what_it_touches_and_nothing_else(dtype: torch.dtype, backend: str) -> None:
+    case = Case((20, 9, 19, 4), dtype)
+    clean = all_results(case)
+    case.x[0, 3, 2] = math.nan
+    found = all_results(case)
+    touched = case.pattern.index == 2
+    wrong = (torch.arange(20) == 3)[:, None] & touched.any(1)
+    assert torch.equal(found["y"].isnan()[0], wrong)
+    assert torch.equal(found["y"][0][~wrong], clean["y"][0][~wrong])
+    assert torch.equal(found["gradient"].isnan()[0], touched)
+    assert torch.equal(found["back"], clean["back"])
+
+
+def test_any_stride_goes_in(dtype: torch.dtype, backend: str) -> None:
+    case = Case((13, 7, 5, 3), dtype)
+    want = all_results(case)
+    for name in ("x", "g", "value"):
+        t = getattr(case, name)
+        setattr(case, name, t.permute(2, 1, 0).contiguous().permute(2, 1, 0))
+    case.x = torch.complex(case.x, -case.x).conj().imag  # negated lazily
+    assert case.x.is_neg()
+    for name, got in all_results(case).items():
+        torch.testing.assert_close(got, want[name], rtol=0, atol=0 if backend == "cpu" else 1e-5)
+
+
+def test_an_expanded_group_is_one_net(dtype: torch.dtype, backend: str) -> None:
+    case = Case((13, 7, 5, 3), dtype)
+    want = ell_matmul(case.x, case.value, case.pattern)
+    got = ell_matmul(case.x.expand(3, -1, -1), case.value.expand(3, -1, -1), case.pattern)
+    assert torch.equal(got, want.expand(3, -1, -1))
+
+
+def test_out_shares_no_memory(backend: str) -> None:
+    case = Case((6, 5, 5, 3), torch.float64)
+    with pytest.raises(ValueError, match="out: shares memory with x, need its own"):
+        ell_matmul(case.x, case.value, case.pattern, out=case.x)
+    with pytest.raises(ValueError, match="out: shares memory with g, need its own"):
+        ell_matmul_t(case.g, case.value, case.pattern, out=case.g)
+    u = torch.zeros(1, 2, 3, 5, dtype=torch.float64)
+    with pytest.raises(ValueError, match="out: shares memory with u, need its own"):
+        ell_hidden(u, case.value, case.pattern, out=u)
+
+
+def test_no_gradient_passes(backend: str) -> None:
+    case = Case((6, 5, 4, 3), torch.float64)
+    case.x.requires_grad_()
+    case.value.requires_grad_()
+    assert not any(t.requires_grad for t in all_results(case).values())
+
+
+# ---------------------------------------------------------------------------- refusals
+
+PATTERN = ell_pattern(torch.tensor([[0, 1], [1, 2]]), 3)
+X, G, V = torch.zeros(1, 4, 3), torch.zeros(1, 4, 2), torch.zeros(1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("index", "n", "error", "message"),
+    [
+        ([[0.0]], 3, TypeError, r"index: got torch.float32, need torch.int32 or torch.int64"),
+        ([0, 1], 3, ValueError, r"index: got shape \[2\], need \[m,K\]"),
+        ([[]], 3, ValueError, "K: got 0, need at least 1"),
+        ([[0, 1], [0, 3]], 3, ValueError, r"index: row 1 has column 3, need columns in 0\.\.2"),
+        ([[-1, 1]], 3, ValueError, r"index: row 0 has column -1, need columns in 0\.\.2"),
+        ([[0, 1], [2, 1]], 3, ValueError, r"index: row 1 is \[2,1\], need columns that increase"),
+        ([[0, 0, 1]], 3, ValueError, r"index: row 0 is \[0,0,1\], need columns that increase"),
+        ([[0, 1]], 0, ValueError, "n: got 0, need at least 1"),
+        ([[0, 1]], 2.0, TypeError, r"n: got 2.0, need an int"),
+    ],
+)
+def test_bad_patterns(index: list[object], n: int, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        ell_pattern(torch.tensor(index, dtype=None if index != [[]] else torch.int64), n)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ell_matmul(X[:, :0], V, PATTERN), ValueError, "B: got 0, need at least 1"),
+        (lambda: ell_matmul(X[..., :2], V, PATTERN), ValueError, r"x: got shape \[1, 4, 2\], need"),
+        (lambda: ell_matmul(X, V.double(), PATTERN), TypeError, "value: got torch.float64, need"),
+        (lambda: ell_matmul(X.long(), V, PATTERN), TypeError, "x: got torch.int64, need a float"),
+        (lambda: ell_matmul(X, V[:, :1], PATTERN), ValueError, r"value: got shape \[1, 1, 2\]"),
+        (lambda: ell_matmul(X, V, PATTERN.index), TypeError, "pattern: got Tensor, need what ell"),
+        (
+            lambda: ell_matmul(X.expand(2, 4, 3), V.expand(3, 2, 2), PATTERN),
+            ValueError,
+            "x: got group axis 2, need 1 or 3",
+        ),
+        (lambda: ell_matmul(X.to("meta"), V, PATTERN), ValueError, "pattern: is on cpu, need meta"),
+        (lambda: ell_matmul_t(X, V, PATTERN), ValueError, r"g: got shape \[1, 4, 3\], need"),
+        (lambda: ell_gradient(G, X[:, :3], PATTERN), ValueError, r"x: got shape \[1, 3, 3\]"),
+        (
+            lambda: ell_gradient(G, X, PATTERN, out=torch.zeros(1, 2, 3)),
+            ValueError,
+            r"out: got shape \[1, 2, 3\], need \[1,2,2\]",
+        ),
+        (lambda: ell_hidden(X[None], V, PATTERN), ValueError, "pattern: got a matrix of 2 x 3, ne"),
+    ],
+)  # fmt: skip
+def test_bad_arguments(
+    call: Callable[[], object], error: type[Exception], message: str, backend: str
+) -> None:
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_unknown_nonlinearity() -> None:
+    case = TimeCase(2, 3, 4, 2, torch.float32)
+    with pytest.raises(ValueError, match="nonlinearity: got 'softplus', need one of"):
+        ell_hidden(case.u, case.value, case.pattern, nonlinearity="softplus")
+
+
+def ints(*values: int) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    ("start", "column", "place", "message"),
+    [
+        (ints(0, 2), ints(0, 1, 1, 2), None, r"start: got shape \[2\], need \[3\]"),
+        (ints(0, 2, 3), ints(0, 1, 1, 2), None, "start: need 0 first and 4 last"),
+        (ints(0, 9, 4), ints(0, 1, 1, 2), None, r"start: got 9, need 0\.\.4"),
+        (ints(0, 2, 4), ints(0, 1, 1, 3), None, r"column: got 3, need 0\.\.2"),
+        (ints(0, 2, 4), ints(0, -1, 1, 2), None, r"column: got -1, need 0\.\.2"),
+        (ints(0, 2, 3), ints(0, 1, 2), None, "place: got None for 3 entries of 4 values, need"),
+        (ints(0, 2, 4), ints(0, 1, 1, 2), ints(0, 1, 2, 4), r"place: got 4, need 0\.\.3"),
+        (ints(0, 2, 4), ints(0, 1, 1, 2), ints(0, 1, 2), r"place: got shape \[3\], need \[4\]"),
+    ],
+)
+def test_the_compiled_module_checks_the_entries_itself(
+    start: Tensor, column: Tensor, place: Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        native().ell_product(X, V.view(1, 4), start, column, place, torch.zeros(1, 4, 2), 1)
+    with pytest.raises(ValueError, match=message):
+        native().ell_gradient(G, X, start, column, place, torch.zeros(1, 4), 1)
+
+
+def test_the_compiled_module_refuses_a_start_that_falls() -> None:
+    with pytest.raises(ValueError, match="start: falls, need it to increase"):
+        native().ell_product(
+            X, V.view(1, 4), ints(0, 3, 1, 4), ints(0, 1, 1, 2), None, torch.zeros(1, 4, 3), 1
+        )
