@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -158,6 +158,10 @@ class Procedure:
                 runs = [run for run in searched if run.row["learning_rate"] == rate] + runs
             results.append(ColumnResult(column, rate, searched, runs))
         return Tuned(results, search, final, final is None or final.reason == "updates")
+
+    def having(self, **options: Any) -> Procedure:
+        """The same with further options of the sweeps."""
+        return replace(self, options={**self.options, **options})
 
     def _sweep(
         self,
