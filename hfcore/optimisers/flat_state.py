@@ -56,6 +56,9 @@ def flatten(parameters: Sequence[Tensor], velocities: dict[Tensor, Tensor]) -> N
             velocities[p] = torch.zeros(p.shape, dtype=p.dtype, device=p.device)
         elif velocities[p].dtype != p.dtype or velocities[p].device != p.device:
             velocities[p] = velocities[p].to(p.device, p.dtype)
+    in_place = [p.data for p in parameters], [velocities[p] for p in parameters]
+    if all(tensors and _joined(tensors) is not None for tensors in in_place):
+        return
     for bucket in _buckets(parameters):
         data, state = [p.data for p in bucket], [velocities[p] for p in bucket]
         if _joined(data) is None:
