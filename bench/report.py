@@ -92,6 +92,7 @@ PRODUCT, ITERATION = "Gauss-Newton product", "Hessian-free iteration"
 ANY_MODULE = "Gauss-Newton product of any module"
 AUTOENCODER, CURVES = "Autoencoder Gauss-Newton product", "CURVES-B5000"
 AUTOENCODER_ITERATION = "Autoencoder Hessian-free iteration"
+NAG_UPDATE = "NAG update"
 ADDITION = "B1000-T100-H100-n2-k1-last"
 TARGETS = [
     Target(PRODUCT, ADDITION, "share of the sgemm rate (8 H² B T flops)", share, 0.80),
@@ -119,6 +120,8 @@ TARGETS = [
         speedup("PyTorchHessianFree"),
         1.3,
     ),
+    Target(NAG_UPDATE, "B100-T80-H100-n2-k1-last", "× torch.nn.RNN", speedup("torch.nn.RNN"), 2.5),
+    Target(NAG_UPDATE, "B100-T80-H100-n2-k1-last", "× JAX jit", speedup("JAX"), 2.0),
     Target(ANY_MODULE, "CNN-B64", "× curvlinops", speedup("curvlinops"), 2.0),
     Target(ANY_MODULE, "loop-RNN-T100-B100", "× curvlinops", speedup("curvlinops"), 3.0),
     *(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,14 @@ HF_OPTIONS = {
     "l2": "l2",
     "cg_max_iter": "cg_max_iter",
 }
+# Options of problems, each known to some of them.
+PROBLEM_OPTIONS = ("target", "scored", "centre")
+INITS: dict[str, Callable[..., None]] = {
+    "sparse": init.sparse_,
+    "gaussian": init.gaussian_,
+    "glorot": init.glorot_,
+}
+ESN_OPTIONS = ("input_scale", "spectral_radius")
 FIRST_ORDER_OPTIONS = {
     "lr": "lr",
     "momentum": "momentum",
@@ -45,13 +54,24 @@ FIRST_ORDER_OPTIONS = {
 @click.command("train")
 @click.argument("problem", metavar="PROBLEM")
 @click.option("--length", type=int, default=50, help="Sequence length T of the problem.")
+@click.option("--target", type=click.Choice(["mean", "sum"]), help="addition: (x+y)/2 or x+y.")
+@click.option("--scored", type=click.Choice(["all", "recall"]), help="memorization: steps scored.")
+@click.option("--centre", is_flag=True, default=None, help="Inputs and targets with mean zero.")
 @click.option("--optimizer", default="hf", metavar="NAME", help="hf, or one of torch.optim.")
 @click.option("--hidden", type=click.IntRange(1), default=100, help="Hidden units.")
 @click.option("--nonlinearity", type=click.Choice(["tanh", "logistic", "relu"]), default="tanh")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32")
 @click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda, or cuda:1 and so on.")
-@click.option("--init", "init_name", type=click.Choice(["sparse", "gaussian"]), default="sparse")
-@click.option("--init-scale", type=float, default=1.0, help="Factor on the initial weights.")
+@click.option(
+    "--init",
+    "init_name",
+    type=click.Choice([*INITS, "esn"]),
+    default="sparse",
+    help="sparse: for hf; esn: spectral radius 1.1, for momentum.",
+)
+@click.option("--init-scale", type=float, default=1.0, help="Factor on the weights; not for esn.")
+@click.option("--input-scale", type=float, help="esn: of W_hx.  [default: the problem's]")
+@click.option("--spectral-radius", type=float, help="esn: of W_hh.  [default: 1.1]")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of initial weights and data.")
 @click.option(
     "--preset",
@@ -99,12 +119,16 @@ def train_command(
     require_solved: bool,
     **options: Any,
 ) -> None:
-    """Train a recurrent net on PROBLEM (addition)."""
+    """Train a recurrent net on PROBLEM.
+
+    PROBLEM is addition, multiplication, memorization-5bit or memorization-20bit.
+    """
     check_resume(resume, run_dir)
     if threads is not None:
         torch.set_num_threads(threads)
-    task = _problem(problem, length)
-    model = _model(task, options)
+    task = _problem(problem, length, options)
+    start = _start(context, task, options)
+    model = _model(task, options, start)
     chosen = _optimizer(context, optimizer, model, task)
     if run_dir is None:
         run_dir = new_run_dir(f"{problem}-T{length}-{optimizer}-seed{options['seed']}")
@@ -124,7 +148,7 @@ def train_command(
             run_dir=run_dir,
             resume=resume,
             progress=not quiet,
-            notes={"init": options["init_name"], "init_scale": options["init_scale"]},
+            notes={"init": options["init_name"], **_scales(start)},
         )
     except (RunFolderError, ValueError) as error:  # ValueError: another config, a loss of NaN
         raise click.ClickException(str(error)) from error
@@ -139,17 +163,38 @@ def train_command(
         context.exit(1)
 
 
-def _problem(name: str, length: int) -> Problem:
+def _problem(name: str, length: int, options: dict[str, Any]) -> Problem:
     if name not in PROBLEMS:
         known = ", ".join(sorted(PROBLEMS))
         raise click.BadParameter(f"got {name!r}, need one of {known}", param_hint="PROBLEM")
+    given = {key: options[key] for key in PROBLEM_OPTIONS if options[key] is not None}
     try:
-        return create(name, length=length)
+        return create(name, length=length, **given)
     except (ValueError, TypeError) as error:
         raise click.UsageError(str(error)) from error
 
 
-def _model(problem: Problem, options: dict[str, Any]) -> RNN:
+def _start(context: click.Context, problem: Problem, options: dict[str, Any]) -> dict[str, Any]:
+    """Keywords of the initialisation; an option of another one is an error."""
+    name = options["init_name"]
+    for other in ["init_scale"] if name == "esn" else ESN_OPTIONS:
+        if context.get_parameter_source(other) is not ParameterSource.DEFAULT:
+            flag = "--" + other.replace("_", "-")
+            raise click.UsageError(f"{flag} has no meaning with --init {name}")
+    if name != "esn":
+        return {"scale": options["init_scale"]}
+    given = {key: options[key] for key in ESN_OPTIONS if options[key] is not None}
+    return {**presets.esn2013(problem), **given}
+
+
+def _scales(start: dict[str, Any]) -> dict[str, Any]:
+    """What a run's notes say of the initialisation beside its name."""
+    if "scale" in start:
+        return {"init_scale": start["scale"]}
+    return {key: start[key] for key in ESN_OPTIONS}
+
+
+def _model(problem: Problem, options: dict[str, Any], start: dict[str, Any]) -> RNN:
     model = RNN(
         problem.input_size,
         options["hidden"],
@@ -159,11 +204,12 @@ def _model(problem: Problem, options: dict[str, Any]) -> RNN:
     )
     # Drawn on the CPU, so that a seed is the same net on every device.
     generator = torch.Generator().manual_seed(options["seed"])
-    initialise = {"sparse": init.sparse_, "gaussian": init.gaussian_}[options["init_name"]]
+    initialise = {**INITS, "esn": init.esn_}[options["init_name"]]
     try:
-        initialise(model, generator, scale=options["init_scale"])
+        initialise(model, generator, **start)
     except ValueError as error:
-        raise click.UsageError(f"--init-scale: {error}") from error
+        flag = "--init-scale" if "scale" in start else "--init esn"
+        raise click.UsageError(f"{flag}: {error}") from error
     return model.to(device_of(options["device"]))
 
 

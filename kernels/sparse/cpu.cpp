@@ -146,7 +146,7 @@ void product_form(const SparseDims& d, const SparseRows& A, Grouped<T> value, Gr
     const int threads = useful_threads(d.threads, d.G * d.B * (A.entries + A.columns));
     const int64_t tiles = quotient_up(d.B, L);
     const Blocks pieces = row_pieces(A, d.G * tiles, threads);
-    Region region(threads);
+    Region region(threads, Denormals::flush);
     const Grouped<T> ordered = order_values(region, A, value, d.G);
     region.run(d.G * tiles * pieces.count, [&](int64_t task, int worker) {
         const int64_t piece = task % pieces.count, tile = task / pieces.count % tiles;
@@ -234,7 +234,7 @@ void gradient_form(const SparseDims& d, const SparseRows& A, int64_t values, Gro
     const int64_t tiles = quotient_up(d.B, L);
     const Blocks groups(tiles, quotient_up(tiles, most_partial_sums));
     const Blocks pieces = row_pieces(A, d.G * groups.count, threads);
-    Region region(threads);
+    Region region(threads, Denormals::flush);
     T* ordered = nullptr;  // sums in the order of the entries, where out has another
     if (A.place != nullptr)
         ordered = static_cast<T*>(region.shared(larger(d.G * A.entries, 1) * sizeof(T)));
@@ -302,7 +302,7 @@ void through_time(const SparseScanDims& d, const SparseRows& A, Grouped<T> value
     constexpr int64_t L = V * N;
     const int threads = useful_threads(d.threads, d.G * d.T * d.B * (A.entries + d.H));
     const int64_t tiles = quotient_up(d.B, L);
-    Region region(threads);
+    Region region(threads, Denormals::flush);
     const Grouped<T> ordered = order_values(region, A, value, d.G);
     region.run(d.G * tiles, [&](int64_t task, int worker) {
         const int64_t g = task / tiles, tile = task % tiles;

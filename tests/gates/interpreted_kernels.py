@@ -29,6 +29,9 @@ from hfcore.kernels.loss import gpu_triton as loss
 from hfcore.kernels.loss import reference as loss_reference
 from hfcore.kernels.momentum import gpu_triton as momentum
 from hfcore.kernels.momentum import reference as momentum_reference
+from hfcore.kernels.sparse import EllPattern
+from hfcore.kernels.sparse import gpu_triton as sparse
+from hfcore.kernels.sparse import reference as sparse_reference
 
 sys.path.insert(0, str(Path(__file__).parent))
 from guarded import guarded
@@ -501,6 +504,111 @@ def test_splits_cover_every_case_once() -> None:
             splits, per_split = dense.splits_of(B, tiles)
             assert (splits - 1) * per_split < B <= splits * per_split
             assert splits == 1 or per_split >= dense.SPLIT_CASES // 2
+
+
+# ---------------------------------------------------------------------------- sparse weights
+
+
+class Sparse:
+    """A matrix m x n of up to K entries a row, every other row short, and cases on both sides."""
+
+    def __init__(
+        self, shape: tuple[int, int, int, int], dtype: torch.dtype, nets: int = 1, cases: int = 1
+    ) -> None:
+        B, n, m, K = shape
+        self.G, self.shape, self.dtype = max(nets, cases), shape, dtype
+        g = torch.Generator().manual_seed(sum(shape))
+        index = torch.rand(m, n, generator=g).topk(K).indices.sort().values
+        index[1::2, K // 2 :] = index[1::2, K // 2 : K // 2 + 1]
+        self.pattern = EllPattern(index.int(), n)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=g, dtype=torch.float64).to(dtype)
+
+        self.value, self.x, self.g = normal(nets, m, K), normal(cases, B, n), normal(cases, B, m)
+        self.d, self.a = normal(cases, 3, B, m), normal(cases, 3, B, m)
+        self.u = normal(cases, 3, B, m)
+
+    def results(self, time: bool = True) -> dict[str, Tensor]:
+        """Every op; ``time``: through three steps in every form where the matrix is square."""
+        (B, n, m, K), G, p, dtype = self.shape, self.G, self.pattern, self.dtype
+        flat = self.value.flatten(1)
+        found = {}
+        with guarded([G, B, m], dtype) as found["y"]:
+            sparse.product(self.x, flat, p.rows, found["y"])
+        with guarded([G, B, n], dtype) as found["back"]:
+            sparse.product(self.g, flat, p.transposed, found["back"])
+        with guarded([self.x.shape[0], m, K], dtype) as found["gradient"]:
+            sparse.gradient(self.g, self.x, p, found["gradient"])
+        if m != n:
+            return found
+        for e in sparse.NONLINEAR if time else ("tanh",):
+            with guarded([G, 3, B, m], dtype) as found[e]:
+                sparse.hidden(self.u, flat, p.rows, e, found[e])
+        for t, r, more in itertools.product((False, True), repeat=3):
+            if not time and not (t and r and more):
+                continue
+            name, a = f"{t} {r} {more}", self.a if more else None
+            rows = p.transposed if t else p.rows
+            with guarded([G, 3, B, m], dtype) as found[name]:
+                sparse.scan(self.u, self.d, flat, rows, a, r, found[name])
+        return found
+
+    def wanted(self) -> dict[str, Tensor]:
+        p, w, x, g, u, d, a = (
+            self.pattern,
+            *(t.double() for t in (self.value, self.x, self.g, self.u, self.d, self.a)),
+        )  # fmt: skip
+        want = {
+            "y": sparse_reference.ell_matmul(x, w, p),
+            "back": sparse_reference.ell_matmul_t(g, w, p),
+            "gradient": sparse_reference.ell_gradient(g, x, p),
+        }
+        for e in sparse.NONLINEAR if p.m == p.n else ():
+            want[e] = sparse_reference.ell_hidden(u, w, p, e)
+        for t, r in itertools.product((False, True), repeat=2) if p.m == p.n else ():
+            for more in (None, a):
+                want[f"{t} {r} {more is not None}"] = sparse_reference.ell_scan(
+                    u, d, w, p, more, t, r
+                )
+        return want
+
+
+# B, n, m, K: ones, primes, a tile of 16 units by 64 cases ± 1; square ones go through time.
+SPARSE = [(1, 1, 1, 1), (5, 7, 3, 4), (65, 17, 33, 5), (63, 15, 15, 15), (64, 16, 16, 3)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=TORCH_TO_LABEL.get)
+@pytest.mark.parametrize("shape", SPARSE, ids=str)
+def test_sparse_ops(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    """Roundings of sums of some tens of terms, and of three steps, at the size of the result."""
+    case = Sparse(shape, dtype)
+    want = case.wanted()
+    for name, got in case.results().items():
+        assert_within(got, want[name], 60 * eps(dtype) * float(want[name].abs().max()))
+
+
+@pytest.mark.parametrize(("nets", "cases"), [(3, 3), (1, 3), (3, 1)])
+def test_sparse_group_equals_each_net_alone(nets: int, cases: int) -> None:
+    case = Sparse((3, 5, 5, 2), torch.float32, nets, cases)
+    together = case.results(time=False)
+    for g in range(3):
+        own = Sparse((3, 5, 5, 2), torch.float32, nets, cases)
+        own.G = 1
+        for name in ("value", "x", "g", "u", "d", "a"):
+            t = getattr(case, name)
+            setattr(own, name, t[min(g, len(t) - 1)].unsqueeze(0))
+        for name, alone in own.results(time=False).items():
+            assert torch.equal(together[name][min(g, len(together[name]) - 1)], alone[0]), name
+
+
+def test_sparse_short_rows_are_not_read() -> None:
+    case = Sparse((3, 5, 5, 4), torch.float32)
+    want = case.results(time=False)
+    assert case.pattern.present is not None
+    case.value = case.value.masked_fill(~case.pattern.present, math.nan)
+    for name, got in case.results(time=False).items():
+        assert torch.equal(got, want[name]), name
 
 
 # ---------------------------------------------------------------------------- conjugate gradients

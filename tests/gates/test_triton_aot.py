@@ -15,7 +15,7 @@ import pytest
 
 from hfcore.kernels.triton_variant import Variant, variant
 
-FAMILIES = ("dense", "loss", "conjugate_gradient", "momentum")
+FAMILIES = ("dense", "sparse", "loss", "conjugate_gradient", "momentum")
 # Shared memory of a block in bytes; an oversize kernel compiles and fails only at launch.
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 

@@ -35,6 +35,7 @@ def load(name: str) -> ModuleType:
 
 of = load("test_recurrence")
 layers = load("test_dense")
+sparse = load("test_sparse")
 updates = load("test_momentum")
 
 # All forms of the rule: inputs on chip or not, V on chip or not, one GEMM a step.
@@ -209,6 +210,40 @@ def test_dense_is_repeatable_stops_and_allocates_nothing() -> None:
     assert all(bool((t == math.pi).all()) for t in out)
     run(torch.zeros(1, dtype=torch.int32, device="cuda"))
     assert all(torch.equal(a, b) for a, b in zip(out, want, strict=True))
+
+
+def sparse_on_gpu(case: Any) -> Any:
+    """The case's arrays on the GPU, and its pattern."""
+    for name in ("x", "g", "u", "d", "a", "value"):
+        if hasattr(case, name):
+            setattr(case, name, moved(getattr(case, name)))
+    case.pattern, case.device = case.pattern.to(case.value.device), case.value.device
+    return case
+
+
+def sparse_results(case: Any) -> dict[str, Tensor]:
+    with hf.use_backend("cuda"):
+        found: dict[str, Tensor] = sparse.all_results(sparse_on_gpu(case))
+    for name in ("x", "g", "value"):
+        setattr(case, name, getattr(case, name).cpu())
+    case.pattern = case.pattern.to(torch.device("cpu"))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [*sparse.SHAPES, (256, 3000, 2000, 15)], ids=str)
+def test_sparse(shape: tuple[int, int, int, int], dtype: torch.dtype) -> None:
+    sparse.check_all(sparse.Case(shape, dtype, short=True), sparse_results)
+
+
+@pytest.mark.parametrize("group", sparse.GROUPS)
+def test_sparse_group(group: str) -> None:
+    sparse.check_all(sparse.Case((33, 64, 65, 15), torch.float32, group, True), sparse_results)
+    case = sparse_on_gpu(sparse.TimeCase(4, 70, 33, 15, torch.float32, group))
+    with hf.use_backend("cuda"):
+        case.check()
+        first, second = case.results(), case.results()
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("k", [1, 3, 100, 3000])

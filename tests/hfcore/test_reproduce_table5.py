@@ -16,8 +16,15 @@ from hfcore.cli import main
 from hfcore.problems import Addition
 from hfcore.reproduce.published import TABLE5
 from hfcore.reproduce.report import clock, number
-from hfcore.reproduce.table5 import COLUMNS, PROBLEMS, RATES, Rung, column_settings, columns_of
-from hfcore.reproduce.tuning import Column, ColumnResult, Procedure, Tuned
+from hfcore.reproduce.table5 import COLUMNS, PROBLEMS, RATES, Rung, columns_of
+from hfcore.reproduce.tuning import (
+    Column,
+    ColumnResult,
+    Procedure,
+    Run,
+    Tuned,
+    column_settings,
+)
 from hfcore.sweeps import RnnStart, engine, sweep
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -89,7 +96,7 @@ def test_the_rate_with_the_least_error_of_the_first_seed_is_run_with_all_seeds(
     assert [run.seed for run in tuned.search.runs] == [3] * 5
     assert [run.seed for run in tuned.final.runs] == [1, 2] * 2
     for column, result in zip(columns, tuned.columns, strict=True):
-        ended = [row for row in result.searched if row["error"] is not None]
+        ended = [row for row in (run.row for run in result.searched) if row["error"] is not None]
         best = min(ended, key=lambda row: (row["error"], row["test_loss"]))
         assert result.chosen == best["learning_rate"]
         assert [row["seed"] for row in result.rows] == [3, 1, 2]
@@ -132,13 +139,14 @@ def test_a_column_that_always_diverges_has_no_rate(tmp_path: Path) -> None:
     assert lost.chosen is None
     assert lost.error is None
     assert lost.rows == []
-    assert [row["outcome"] for row in lost.searched] == ["diverged"] * 2
+    assert [run.row["outcome"] for run in lost.searched] == ["diverged"] * 2
     assert len(tuned.column("0.9N").rows) == 2
 
 
 def test_a_diverged_seed_makes_the_mean_infinite() -> None:
     rows = [{"error": 0.1, "outcome": "escaped"}, {"error": None, "outcome": "diverged"}]
-    result = ColumnResult(Column("0", SGD, (0.1,)), 0.1, [], rows)
+    runs = [Run(row, []) for row in rows]
+    result = ColumnResult(Column("0", SGD, (0.1,)), 0.1, [], runs)
     assert result.error == float("inf")
     assert result.outcomes == {"escaped": 1, "diverged": 1}
 

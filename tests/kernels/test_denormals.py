@@ -11,6 +11,7 @@ from torch import Tensor
 from hfcore.bindings import momentum, recurrence
 from hfcore.bindings.dense import dense_backward
 from hfcore.bindings.recurrence import RnnShape, split_flat
+from hfcore.bindings.sparse import ell_gradient, ell_matmul, ell_pattern, ell_scan
 
 TINY = 1e-40  # denormal in float32
 
@@ -66,7 +67,32 @@ def still_velocity() -> Tensor:
     return velocity
 
 
-PRODUCTS: list[Callable[[], Tensor]] = [vanishing_gradient, small_scan, small_delta, still_velocity]
+def small_sparse_product() -> Tensor:
+    ring = ell_pattern(torch.arange(3000).roll(1)[:, None], 3000)
+    return ell_matmul(torch.full((1, 70, 3000), TINY), torch.ones(1, 3000, 1), ring)
+
+
+def small_sparse_gradient() -> Tensor:
+    ring = ell_pattern(torch.arange(3000).roll(1)[:, None], 3000)
+    x = torch.full((1, 70, 3000), 1e-20)
+    return ell_gradient(x, x, ring)
+
+
+def small_sparse_scan() -> Tensor:
+    u = torch.full((1, 9, 70, 300), TINY)
+    ring = ell_pattern(torch.arange(300).roll(1)[:, None], 300)
+    return ell_scan(u, torch.ones_like(u), torch.ones(1, 300, 1), ring)
+
+
+PRODUCTS: list[Callable[[], Tensor]] = [
+    vanishing_gradient,
+    small_scan,
+    small_delta,
+    small_sparse_product,
+    small_sparse_gradient,
+    small_sparse_scan,
+    still_velocity,
+]
 
 
 @pytest.mark.parametrize("product", PRODUCTS, ids=lambda f: f.__name__)
