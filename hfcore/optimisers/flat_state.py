@@ -175,6 +175,12 @@ def pieces(parameters: Iterable[Tensor], velocities: dict[Tensor, Tensor]) -> li
     return found
 
 
+def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
+    """All as one ``[1,N]``: a view where they lie side by side in memory, else a copy."""
+    joined = _joined(tensors)
+    return torch.cat([t.reshape(-1) for t in tensors])[None] if joined is None else joined
+
+
 def _buckets(parameters: Sequence[Tensor]) -> list[list[Tensor]]:
     """Those that may move, by dtype and device."""
     shared = _sharing_memory(parameters)

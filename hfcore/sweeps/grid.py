@@ -67,10 +67,12 @@ def expand(
         raise ValueError("grid: got none, need at least one")
     if isinstance(grids[0], RunSettings):
         return _checked_runs(grids, options)
+    several = [one for one in grids if not isinstance(one, RunSettings)]
+    if len(several) < len(grids):
+        raise TypeError("grid: got grids and a RunSettings, need one kind")
     chosen = _checked_seeds(seeds)
     runs: list[RunSettings] = []
-    for one in grids:
-        assert not isinstance(one, RunSettings)
+    for one in several:
         new = _one_grid(one, chosen, options)
         shared = next((run for run in new if run in runs), None)
         if shared is not None:
