@@ -67,7 +67,7 @@ def expand(
         raise ValueError("grid: got none, need at least one")
     if isinstance(grids[0], RunSettings):
         return _checked_runs(grids, options)
-    several = [one for one in grids if not isinstance(one, RunSettings)]
+    several: list[Any] = [one for one in grids if not isinstance(one, RunSettings)]
     if len(several) < len(grids):
         raise TypeError("grid: got grids and a RunSettings, need one kind")
     chosen = _checked_seeds(seeds)
