@@ -208,7 +208,20 @@ def test_an_option_overrides_the_preset(tmp_path: Path) -> None:
             "--momentum-schedule has no meaning with --optimizer adam",
         ),
         (
-            [*"train addition --optimizer nag --lr 1 --updates 5 --final-updates 6".split()],
+            [
+                *[
+                    "train",
+                    "addition",
+                    "--optimizer",
+                    "nag",
+                    "--lr",
+                    "1",
+                    "--updates",
+                    "5",
+                    "--final-updates",
+                    "6",
+                ]
+            ],
             "--final-updates: updates: got 6, need at most total = 5",
         ),
         (["train", "addition", "--images", "5"], "got option 'images'"),
