@@ -10,6 +10,7 @@ from typing import Any, get_args
 import click
 import torch
 
+from hfcore.cli.build import problem_of
 from hfcore.cli.data import folder_option
 from hfcore.cli.options import (
     INTERRUPTED,
@@ -21,7 +22,7 @@ from hfcore.cli.options import (
     seeds_of,
 )
 from hfcore.data import DataFileError
-from hfcore.problems import PROBLEMS, Problem, create
+from hfcore.problems import PROBLEMS, Problem
 from hfcore.reproduce.report import clock, markdown, number
 from hfcore.sweeps import AutoencoderStart, RnnStart, Start, SweepResult, sweep
 from hfcore.sweeps.engine import SCHEDULES
@@ -145,18 +146,12 @@ def _grid(options: dict[str, Any]) -> dict[str, Any]:
 
 def _problem(name: str, options: dict[str, Any]) -> Problem:
     """The problem with those of the options that it has."""
-    if name not in PROBLEMS:
-        known = ", ".join(sorted(PROBLEMS))
-        raise click.BadParameter(f"got {name!r}, need one of {known}", param_hint="PROBLEM")
     given = {
         key: options[key] for key in ("length", "images", "folder") if options[key] is not None
     }
-    if "centre" in inspect.signature(PROBLEMS[name]).parameters:
+    if name in PROBLEMS and "centre" in inspect.signature(PROBLEMS[name]).parameters:
         given["centre"] = options["centre"]
-    try:
-        return create(name, **given)
-    except (ValueError, TypeError) as error:
-        raise click.UsageError(str(error)) from error
+    return problem_of(name, **given)
 
 
 def _start(problem: Problem, options: dict[str, Any]) -> Start:
