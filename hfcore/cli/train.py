@@ -14,7 +14,7 @@ from hfcore import init, presets
 from hfcore.cli.options import INTERRUPTED, check_resume, device_of, new_run_dir
 from hfcore.models.rnn import RNN
 from hfcore.optimisers.hessian_free import HessianFree
-from hfcore.problems import PROBLEMS, Problem, create
+from hfcore.problems import SEQUENCES, SequenceProblem, create
 from hfcore.training import RunFolderError, TrainResult, train
 
 FIRST_ORDER = {
@@ -163,18 +163,22 @@ def train_command(
         context.exit(1)
 
 
-def _problem(name: str, length: int, options: dict[str, Any]) -> Problem:
-    if name not in PROBLEMS:
-        known = ", ".join(sorted(PROBLEMS))
+def _problem(name: str, length: int, options: dict[str, Any]) -> SequenceProblem:
+    if name not in SEQUENCES:
+        known = ", ".join(sorted(SEQUENCES))
         raise click.BadParameter(f"got {name!r}, need one of {known}", param_hint="PROBLEM")
     given = {key: options[key] for key in PROBLEM_OPTIONS if options[key] is not None}
     try:
-        return create(name, length=length, **given)
+        problem = create(name, length=length, **given)
     except (ValueError, TypeError) as error:
         raise click.UsageError(str(error)) from error
+    assert isinstance(problem, SequenceProblem)  # as all of SEQUENCES are
+    return problem
 
 
-def _start(context: click.Context, problem: Problem, options: dict[str, Any]) -> dict[str, Any]:
+def _start(
+    context: click.Context, problem: SequenceProblem, options: dict[str, Any]
+) -> dict[str, Any]:
     """Keywords of the initialisation; an option of another one is an error."""
     name = options["init_name"]
     for other in ["init_scale"] if name == "esn" else ESN_OPTIONS:
@@ -194,7 +198,7 @@ def _scales(start: dict[str, Any]) -> dict[str, Any]:
     return {key: start[key] for key in ESN_OPTIONS}
 
 
-def _model(problem: Problem, options: dict[str, Any], start: dict[str, Any]) -> RNN:
+def _model(problem: SequenceProblem, options: dict[str, Any], start: dict[str, Any]) -> RNN:
     model = RNN(
         problem.input_size,
         options["hidden"],
@@ -214,7 +218,7 @@ def _model(problem: Problem, options: dict[str, Any], start: dict[str, Any]) -> 
 
 
 def _optimizer(
-    context: click.Context, name: str, model: RNN, problem: Problem
+    context: click.Context, name: str, model: RNN, problem: SequenceProblem
 ) -> torch.optim.Optimizer:
     if name == "hf":
         given = _given(context, name, HF_OPTIONS, FIRST_ORDER_OPTIONS)
