@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 import click
 import torch
+from click.core import ParameterSource
 
 from hfcore.cli.build import problem_of
 from hfcore.cli.data import folder_option
@@ -22,7 +23,7 @@ from hfcore.cli.options import (
     seeds_of,
 )
 from hfcore.data import DataFileError
-from hfcore.problems import PROBLEMS, Problem
+from hfcore.problems import PROBLEMS, Problem, Reconstruction
 from hfcore.reproduce.report import clock, markdown, number
 from hfcore.sweeps import AutoencoderStart, RnnStart, Start, SweepResult, sweep
 from hfcore.sweeps.engine import SCHEDULES
@@ -84,6 +85,7 @@ def sweep_command(context: click.Context, /, problem: str, **options: Any) -> No
     grid = _grid(options)
     seeds = seeds_of(options["seeds"])
     task = _problem(problem, options)
+    start = _start(context, task, options)
     run_dir: Path = options["run_dir"] or new_run_dir(f"sweep-{problem}")
     try:
         result = sweep(
@@ -92,7 +94,7 @@ def sweep_command(context: click.Context, /, problem: str, **options: Any) -> No
             seeds=seeds,
             updates=options["updates"],
             batch_size=options["batch_size"],
-            start=_start(task, options),
+            start=start,
             schedule=options["schedule"],
             final_updates=options["final_updates"],
             weight_decay=options["weight_decay"],
@@ -154,10 +156,14 @@ def _problem(name: str, options: dict[str, Any]) -> Problem:
     return problem_of(name, **given)
 
 
-def _start(problem: Problem, options: dict[str, Any]) -> Start:
-    sizes = getattr(problem, "encoder_sizes", None)
-    if sizes is not None:
-        return AutoencoderStart(sizes)
+def _start(context: click.Context, problem: Problem, options: dict[str, Any]) -> Start:
+    if isinstance(problem, Reconstruction):
+        for name, flag in (("hidden", "--hidden"), ("init_name", "--init")):
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise click.UsageError(
+                    f"{flag} has no meaning with the autoencoder of {problem.name}"
+                )
+        return AutoencoderStart(problem.encoder_sizes)
     return RnnStart(hidden_size=options["hidden"], init=options["init_name"])
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import click
 import torch
 
-<<<<<<< HEAD
 from hfcore.cli.build import (
     ESN_OPTIONS,
     INITS,
@@ -29,14 +28,6 @@ from hfcore.schedules import Final
 from hfcore.sweeps.engine import SCHEDULES
 from hfcore.training import Callback, RunFolderError, Scheduled, TrainResult, train
 from hfcore.training.steps import COST_UNIT
-=======
-from hfcore import init, presets
-from hfcore.cli.options import INTERRUPTED, check_resume, device_of, new_run_dir
-from hfcore.models.rnn import RNN
-from hfcore.optimisers.hessian_free import HessianFree
-from hfcore.problems import SEQUENCES, SequenceProblem, create
-from hfcore.training import RunFolderError, TrainResult, train
->>>>>>> main
 
 DEFAULT_MOMENTUM = 0.9
 # Options of problems, each known to some of them.
@@ -181,42 +172,9 @@ def train_command(
         context.exit(1)
 
 
-<<<<<<< HEAD
 def _notes(options: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
     """What determines the run beside problem, model and optimiser."""
     notes: dict[str, Any] = {"init": options["init_name"]}
-=======
-def _problem(name: str, length: int, options: dict[str, Any]) -> SequenceProblem:
-    if name not in SEQUENCES:
-        known = ", ".join(sorted(SEQUENCES))
-        raise click.BadParameter(f"got {name!r}, need one of {known}", param_hint="PROBLEM")
-    given = {key: options[key] for key in PROBLEM_OPTIONS if options[key] is not None}
-    try:
-        problem = create(name, length=length, **given)
-    except (ValueError, TypeError) as error:
-        raise click.UsageError(str(error)) from error
-    assert isinstance(problem, SequenceProblem)  # as all of SEQUENCES are
-    return problem
-
-
-def _start(
-    context: click.Context, problem: SequenceProblem, options: dict[str, Any]
-) -> dict[str, Any]:
-    """Keywords of the initialisation; an option of another one is an error."""
-    name = options["init_name"]
-    for other in ["init_scale"] if name == "esn" else ESN_OPTIONS:
-        if context.get_parameter_source(other) is not ParameterSource.DEFAULT:
-            flag = "--" + other.replace("_", "-")
-            raise click.UsageError(f"{flag} has no meaning with --init {name}")
-    if name != "esn":
-        return {"scale": options["init_scale"]}
-    given = {key: options[key] for key in ESN_OPTIONS if options[key] is not None}
-    return {**presets.esn2013(problem), **given}
-
-
-def _scales(start: dict[str, Any]) -> dict[str, Any]:
-    """What a run's notes say of the initialisation beside its name."""
->>>>>>> main
     if "scale" in start:
         notes["init_scale"] = start["scale"]
     else:
@@ -226,7 +184,6 @@ def _scales(start: dict[str, Any]) -> dict[str, Any]:
     return notes
 
 
-<<<<<<< HEAD
 def _minibatches(options: dict[str, Any]) -> float:
     """The budget in minibatches of 1000 cases."""
     if options["updates"] is None:
@@ -241,67 +198,18 @@ def _momentum(options: dict[str, Any]) -> Callable[[int], float]:
     if not options["final_updates"]:
         return schedule
     updates = math.ceil(_minibatches(options) * COST_UNIT / options["batch_size"])
-=======
-def _model(problem: SequenceProblem, options: dict[str, Any], start: dict[str, Any]) -> RNN:
-    model = RNN(
-        problem.input_size,
-        options["hidden"],
-        problem.output_size,
-        nonlinearity=options["nonlinearity"],
-        dtype=getattr(torch, options["dtype"]),
-    )
-    # Drawn on the CPU, so that a seed is the same net on every device.
-    generator = torch.Generator().manual_seed(options["seed"])
-    initialise = {**INITS, "esn": init.esn_}[options["init_name"]]
->>>>>>> main
     try:
         return Final(schedule, updates, updates=options["final_updates"])
     except ValueError as error:
         raise click.UsageError(f"--final-updates: {error}") from error
 
 
-<<<<<<< HEAD
 def _report(result: TrainResult, *, shares: bool) -> None:
     """``shares``: errors are shares of wrong cases, and the problem can be solved."""
     error = f"{100 * result.test_error:.2f}% of the test sequences are wrong"
     if not shares:
         error = f"{result.test_error:.6g}, the mean over the test cases"
     verdict = "not solved: " if shares else ""
-=======
-def _optimizer(
-    context: click.Context, name: str, model: RNN, problem: SequenceProblem
-) -> torch.optim.Optimizer:
-    if name == "hf":
-        given = _given(context, name, HF_OPTIONS, FIRST_ORDER_OPTIONS)
-        preset = PRESETS[context.params["preset"] or DEFAULT_PRESET]
-        try:
-            return HessianFree(model, problem.loss, **{**preset, **given})
-        except (ValueError, TypeError) as error:
-            raise click.UsageError(f"--optimizer hf: {error}") from error
-    if name not in FIRST_ORDER:
-        known = ", ".join(["hf", *sorted(FIRST_ORDER)])
-        raise click.BadParameter(f"got {name!r}, need one of {known}", param_hint="--optimizer")
-    given = _given(context, name, FIRST_ORDER_OPTIONS, HF_OPTIONS)
-    try:
-        return FIRST_ORDER[name](model.parameters(), **given)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise click.UsageError(f"--optimizer {name}: {error}") from error
-
-
-def _given(
-    context: click.Context, optimizer: str, mine: dict[str, str], others: dict[str, str]
-) -> dict[str, Any]:
-    """Keywords from the options on the command line; an option of the other kind is an error."""
-    for name in [*others, *([] if optimizer == "hf" else ["preset", "gradient_batches"])]:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            flag = "--" + name.replace("_", "-")
-            raise click.UsageError(f"{flag} has no meaning with --optimizer {optimizer}")
-    values = {keyword: context.params[name] for name, keyword in mine.items()}
-    return {keyword: value for keyword, value in values.items() if value is not None}
-
-
-def _report(result: TrainResult) -> None:
->>>>>>> main
     why = {
         "solved": "solved",
         "budget": f"{verdict}the budget of minibatches is spent",

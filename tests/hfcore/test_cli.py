@@ -24,6 +24,9 @@ TINY = ["train", "addition", "--length", "6", "--hidden", "6", "--batch-size", "
 TINY += ["--test-size", "40", "--solved-below", "0", "--minibatches", "0.3"]
 
 
+NAG = ["train", "addition", "--optimizer", "nag"]
+
+
 def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments)
 
