@@ -33,6 +33,7 @@ from hfcore.kernels.sparse.choice import ell_is_faster
 
 __all__ = [
     "EllPattern",
+    "current_pattern",
     "ell_dense",
     "ell_gather",
     "ell_gradient",
@@ -81,6 +82,19 @@ def ell_pattern(index: Tensor, n: int) -> EllPattern:
             "where the row has fewer entries"
         )
     return EllPattern(dense(index).int(), n)
+
+
+def current_pattern(
+    known: tuple[object, EllPattern] | None, index: Tensor, n: int
+) -> tuple[object, EllPattern]:
+    """A buffer's state and the pattern that it holds: the ``known`` one where nothing changed.
+
+    The pattern is of a copy: one that others keep does not change with the buffer.
+    """
+    state = (index.data_ptr(), index.device, None if index.is_inference() else index._version)
+    if known is not None and known[0] == state:
+        return known
+    return state, ell_pattern(index.clone(), n)
 
 
 def ell_dense(value: Tensor, pattern: EllPattern) -> Tensor:

@@ -16,6 +16,7 @@ from hfcore.bindings.triton_backend import matmul_precision, set_matmul_precisio
 from hfcore.curvature.fisher import EmpiricalFisher
 from hfcore.curvature.gauss_newton import GaussNewton
 from hfcore.curvature.hessian import Hessian
+from hfcore.models.echo_state import EchoState
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
 from hfcore.objective import Objective
@@ -40,6 +41,7 @@ __all__ = [
     "Batches",
     "Callback",
     "ClassicalMomentum",
+    "EchoState",
     "EmpiricalFisher",
     "GaussNewton",
     "Hessian",

@@ -134,11 +134,9 @@ class RNN(nn.Module):
         """
         if not self.sparse:
             raise ValueError("model: the RNN is not sparse, need RNN(..., sparse=True)")
-        index = self.hidden_index
-        state = (index.data_ptr(), index.device, None if index.is_inference() else index._version)
-        if self._pattern is None or self._pattern[0] != state:
-            # A copy: a pattern that others hold must not change with the buffer.
-            self._pattern = (state, sparse_ops.ell_pattern(index.clone(), self.hidden_size))
+        self._pattern = sparse_ops.current_pattern(
+            self._pattern, self.hidden_index, self.hidden_size
+        )
         return self._pattern[1]
 
     @torch.no_grad()

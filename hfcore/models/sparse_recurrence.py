@@ -28,8 +28,8 @@ def sparse_states(x: Tensor, w: RnnWeights, pattern: EllPattern, nonlinearity: s
     """Hidden states ``h [T,B,H]``; see :func:`sparse_outputs`."""
     u = nn.functional.linear(x, w.W_hx, w.b_h)
     u = torch.cat([u[:1] + w.b_init, u[1:]])
-    h: Tensor = SparseHidden.apply(u, w.W_hh, pattern, nonlinearity)
-    return h
+    apply: Callable[..., Tensor] = SparseHidden.apply
+    return apply(u, w.W_hh, pattern, nonlinearity)
 
 
 class SparseHidden(torch.autograd.Function):
