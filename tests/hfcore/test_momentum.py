@@ -587,6 +587,19 @@ def test_mixed_dtypes_and_tied_memory() -> None:
     assert torch.equal(tied, torch.zeros(5))  # moved by both, as torch's optimisers do
 
 
+def test_memory_of_several_processes_stays_theirs() -> None:
+    shared, own = net(), net()
+    shared.share_memory()
+    places = [p.data_ptr() for p in shared.parameters()]
+    a, b = hf.NAG(shared.parameters(), 0.05), hf.NAG(own.parameters(), 0.05)
+    for _ in range(3):
+        a.step(closure_of(shared, a))
+        b.step(closure_of(own, b))
+    assert [p.data_ptr() for p in shared.parameters()] == places
+    assert all(p.is_shared() for p in shared.parameters())
+    assert torch.equal(parameters(shared), parameters(own))
+
+
 def test_a_module_an_rnn_and_an_empty_parameter() -> None:
     rnn = hf.RNN(2, 5, 1, generator=torch.Generator().manual_seed(0))
     opt = hf.NAG(rnn, lr=0.05, momentum=0.9)
