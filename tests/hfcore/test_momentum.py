@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hfcore as hf
+from hfcore.bindings.momentum import momentum_update
 
 F64 = torch.float64
 KINDS = ("SGD", "ClassicalMomentum", "NAG")
@@ -127,6 +128,37 @@ def test_nesterov_is_torchs_seen_from_the_lookahead_point() -> None:
         for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
             buffer = b.state[q]["momentum_buffer"]
             torch.testing.assert_close(a.state[p]["velocity"], -lr * buffer, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.1], ids=["plain", "l2"])
+@pytest.mark.parametrize("kind", ["ClassicalMomentum", "NAG"])
+def test_the_op_on_flat_memory_gives_the_same_bits(kind: str, l2: float) -> None:
+    """The update that leaves θ + μ_{t+1}v behind it, and the optimiser that asks for it later."""
+    start = torch.randn(1, 1009, generator=torch.Generator().manual_seed(2))
+    theta, velocity, ahead = start.clone(), torch.zeros_like(start), start.clone()
+    p = nn.Parameter(start[0].clone())
+    opt = make(kind, [p], weight_decay=l2)
+    schedule = hf.schedules.Increasing(0.8)
+
+    def closure() -> Tensor:
+        p.grad = p.detach().sin()
+        return torch.zeros(())
+
+    for t in range(0, 1200, 100):
+        opt.param_groups[0]["momentum"] = schedule(t)
+        opt.step(closure)
+        momentum_update(
+            theta,
+            velocity,
+            ahead.sin(),
+            learning_rate=0.05,
+            momentum=schedule(t),
+            lookahead=schedule(t + 100) if kind == "NAG" else 0.0,
+            l2=l2 or None,
+            ahead=ahead,
+        )
+    assert torch.equal(p, theta[0])
+    assert torch.equal(opt.state[p]["velocity"], velocity[0])
 
 
 # ---------------------------------------------------------------------------- theory
