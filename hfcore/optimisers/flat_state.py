@@ -125,8 +125,9 @@ def flatten(parameters: Sequence[Tensor], velocities: dict[Tensor, Tensor]) -> N
     """Move parameters and velocities of one dtype and device side by side, in this order.
 
     ``velocities`` is brought to the parameters' dtype and device; a new one is zero. Left where
-    they are: parameters that are not contiguous, that share memory with another, or that other
-    processes share. Storage is swapped, as ``.to()`` does it.
+    they are: parameters that are not contiguous, that share memory with another of these, or that
+    other processes share. Storage is swapped, as ``.to()`` does it: a tensor elsewhere that shared
+    a parameter's memory is left with the old.
     """
     for p in parameters:
         if p not in velocities:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hfcore as hf
+from hfcore.bindings.momentum import momentum_update
 
 F64 = torch.float64
 KINDS = ("SGD", "ClassicalMomentum", "NAG")
@@ -127,6 +128,37 @@ def test_nesterov_is_torchs_seen_from_the_lookahead_point() -> None:
         for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
             buffer = b.state[q]["momentum_buffer"]
             torch.testing.assert_close(a.state[p]["velocity"], -lr * buffer, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.1], ids=["plain", "l2"])
+@pytest.mark.parametrize("kind", ["ClassicalMomentum", "NAG"])
+def test_the_op_on_flat_memory_gives_the_same_bits(kind: str, l2: float) -> None:
+    """The update that leaves θ + μ_{t+1}v behind it, and the optimiser that asks for it later."""
+    start = torch.randn(1, 1009, generator=torch.Generator().manual_seed(2))
+    theta, velocity, ahead = start.clone(), torch.zeros_like(start), start.clone()
+    p = nn.Parameter(start[0].clone())
+    opt = make(kind, [p], weight_decay=l2)
+    schedule = hf.schedules.Increasing(0.8)
+
+    def closure() -> Tensor:
+        p.grad = p.detach().sin()
+        return torch.zeros(())
+
+    for t in range(0, 1200, 100):
+        opt.param_groups[0]["momentum"] = schedule(t)
+        opt.step(closure)
+        momentum_update(
+            theta,
+            velocity,
+            ahead.sin(),
+            learning_rate=0.05,
+            momentum=schedule(t),
+            lookahead=schedule(t + 100) if kind == "NAG" else 0.0,
+            l2=l2 or None,
+            ahead=ahead,
+        )
+    assert torch.equal(p, theta[0])
+    assert torch.equal(opt.state[p]["velocity"], velocity[0])
 
 
 # ---------------------------------------------------------------------------- theory
@@ -585,6 +617,19 @@ def test_mixed_dtypes_and_tied_memory() -> None:
     assert torch.equal(b, torch.full((4,), 0.5, dtype=F64))
     assert tied.data_ptr() == twin.data_ptr()
     assert torch.equal(tied, torch.zeros(5))  # moved by both, as torch's optimisers do
+
+
+def test_memory_of_several_processes_stays_theirs() -> None:
+    shared, own = net(), net()
+    shared.share_memory()
+    places = [p.data_ptr() for p in shared.parameters()]
+    a, b = hf.NAG(shared.parameters(), 0.05), hf.NAG(own.parameters(), 0.05)
+    for _ in range(3):
+        a.step(closure_of(shared, a))
+        b.step(closure_of(own, b))
+    assert [p.data_ptr() for p in shared.parameters()] == places
+    assert all(p.is_shared() for p in shared.parameters())
+    assert torch.equal(parameters(shared), parameters(own))
 
 
 def test_a_module_an_rnn_and_an_empty_parameter() -> None:
