@@ -29,6 +29,7 @@ from hfcore.bindings.dispatch import choose, native
 from hfcore.bindings.recurrence import NONLINEARITIES
 from hfcore.bindings.triton_backend import serving
 from hfcore.kernels.sparse import EllPattern, Rows, reference
+from hfcore.kernels.sparse.choice import ell_is_faster
 
 __all__ = [
     "EllPattern",
@@ -36,6 +37,7 @@ __all__ = [
     "ell_gather",
     "ell_gradient",
     "ell_hidden",
+    "ell_is_faster",
     "ell_matmul",
     "ell_matmul_t",
     "ell_pattern",

@@ -11,6 +11,7 @@ from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
 from hfcore.curvature.mlp import MlpObjective
 from hfcore.curvature.module import ModuleObjective
 from hfcore.curvature.rnn import Normalize, RnnObjective, StructuralDistance
+from hfcore.curvature.rnn_sparse import SparseRnnObjective
 from hfcore.losses import Loss
 from hfcore.models.mlp import MLP
 from hfcore.models.rnn import RNN
@@ -50,7 +51,7 @@ def objective_for(
             raise ValueError(
                 "model: some parameters of the RNN are frozen; the fused path trains all six"
             )
-        return RnnObjective(
+        return (SparseRnnObjective if model.sparse else RnnObjective)(
             model,
             loss,
             l2=l2,

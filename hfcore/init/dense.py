@@ -6,12 +6,14 @@ import torch
 from torch import nn
 
 from hfcore.init.common import check_model, check_scale, matrices, normal, uniform, zero_biases
+from hfcore.models.rnn import RNN
 
 
 @torch.no_grad()
 def gaussian_(model: nn.Module, generator: torch.Generator, *, scale: float = 1.0) -> None:
     """Dense weights from N(0, scale²/fan_in), fan_in the columns of each matrix; biases zero.
 
+    A sparse hf.RNN keeps its pattern; its fan-in is the number of entries of a row.
     Raises TypeError or ValueError naming the argument that is wrong.
     """
     check_model(model, generator)
@@ -25,9 +27,11 @@ def gaussian_(model: nn.Module, generator: torch.Generator, *, scale: float = 1.
 def glorot_(model: nn.Module, generator: torch.Generator, *, scale: float = 1.0) -> None:
     """Weights uniform on ±scale·√(6 / (fan_in + fan_out)) (Glorot & Bengio 2010); biases zero.
 
-    Raises TypeError or ValueError naming the argument that is wrong.
+    Raises TypeError or ValueError naming the argument that is wrong, a sparse hf.RNN among them.
     """
     check_model(model, generator)
+    if isinstance(model, RNN) and model.sparse:
+        raise ValueError("model: the hf.RNN is sparse, need gaussian_, sparse_ or esn_")
     check_scale("scale", scale)
     for w in matrices(model):
         bound = scale * (6 / (w.shape[0] + w.shape[1])) ** 0.5

@@ -11,6 +11,7 @@ from hfcore import spectral
 from hfcore.bindings.checks import check_positive
 from hfcore.init.common import check_model, check_scale, normal, zero_biases
 from hfcore.losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy
+from hfcore.models.fan_in import distinct_columns
 from hfcore.models.rnn import RNN
 
 logger = logging.getLogger(__name__)
@@ -63,8 +64,11 @@ def esn_(
     check_scale("output_scale", output_scale)
     bias = _output_bias(mean_target, loss, model.output_size)
     index, value = esn_recurrence(model.hidden_size, fan_in, spectral_radius, generator)
-    dense = torch.zeros(model.W_hh.shape, dtype=torch.float64)
-    model.W_hh.copy_(dense.scatter_(1, index.long(), value))
+    if model.sparse:
+        model.set_recurrence(index, value)
+    else:
+        dense = torch.zeros(model.W_hh.shape, dtype=torch.float64)
+        model.W_hh.copy_(dense.scatter_(1, index.long(), value))
     model.W_hx.copy_(input_scale * normal(model.W_hx, generator))
     model.W_yh.copy_(output_scale * normal(model.W_yh, generator))
     zero_biases(model)
@@ -108,14 +112,8 @@ def _radius(index: Tensor, value: Tensor) -> float:
 
 def _draw(H: int, F: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """F distinct columns of H for each of H rows, ascending, and as many normals."""
-    device = generator.device
-    index = torch.empty(H, 0, dtype=torch.int64, device=device)
-    for f in range(F):
-        # The r-th column that a row has not taken yet lies behind all taken c_i with c_i − i ≤ r.
-        r = torch.randint(H - f, (H, 1), generator=generator, device=device)
-        passed = (index - torch.arange(f, device=device) <= r).sum(1, keepdim=True)
-        index = torch.cat([index, r + passed], 1).sort(dim=1).values
-    value = torch.randn(H, F, generator=generator, dtype=torch.float64, device=device)
+    index = distinct_columns(H, H, F, generator)
+    value = torch.randn(H, F, generator=generator, dtype=torch.float64, device=generator.device)
     return index.int().cpu(), value.cpu()
 
 

@@ -97,13 +97,30 @@ def _sparse_rnn(
     std = scale / fan_in**0.5
     for name in WEIGHTS:
         w = getattr(model, name)
+        if name == "W_hh" and model.sparse:  # drawn as the dense net draws it: the same net
+            w = torch.empty(model.hidden_size, model.hidden_size, device="meta")
         values = std * normal(w, generator)
         if name == "W_hx":
             values *= input_scale
         if name != "W_hx" or sparse_inputs:
-            values *= _incoming(w, fan_in, generator, replacement)
-        w.copy_(values)
+            values *= (kept := _incoming(w, fan_in, generator, replacement))
+        if name == "W_hh" and model.sparse:
+            model.set_recurrence(*_entries(values, kept))
+        else:
+            w.copy_(values)
     zero_biases(model)
+
+
+def _entries(W: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """Index and values ``[m,K]`` of the entries that are kept, short rows filled up."""
+    n = W.shape[1]
+    columns = torch.arange(n, device=W.device).expand_as(W)
+    K = int(kept.sum(1).max())
+    index = torch.where(kept > 0, columns, n).sort(1).values[:, :K]
+    present = index < n
+    last = index.masked_fill(~present, -1).amax(1, keepdim=True)
+    index = torch.where(present, index, last)
+    return index, W.gather(1, index) * present
 
 
 def _units(model: nn.Module, activations: Sequence[str] | None) -> list[tuple[nn.Linear, str]]:

@@ -6,12 +6,17 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from hfcore.bindings import recurrence as ops
+from hfcore.bindings import sparse as sparse_ops
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.bindings.dispatch import forced_backend
 from hfcore.bindings.recurrence import RnnShape, RnnWeights
+from hfcore.bindings.sparse import EllPattern
+from hfcore.models.fan_in import distinct_columns
 from hfcore.models.recurrence_library import rnn_outputs
+from hfcore.models.sparse_recurrence import sparse_outputs
 
 
 class RNN(nn.Module):
@@ -30,6 +35,14 @@ class RNN(nn.Module):
     returns, and torch.compile around a forward-mode transform. Under
     ``hf.use_backend("reference")`` the forward pass is a loop of plain torch ops.
 
+    With ``sparse`` each unit hears ``fan_in`` others (all where there are no more): the parameter
+    ``W_hh`` is then ``[H,K]``, the values of the entries, and the buffer ``hidden_index`` int32
+    ``[H,K]`` holds their columns; both are in ``state_dict``. :meth:`set_recurrence` replaces
+    them, :func:`hfcore.init.sparse_` and :func:`hfcore.init.esn_` draw them. The time loop runs on
+    the entries where that is faster (:func:`hfcore.bindings.sparse.ell_is_faster`) and on a dense
+    W_hh elsewhere, to results as close as rounding. Forward mode, torch.func and torch.compile
+    take the dense one, as do second derivatives.
+
     Args:
         input_size: n, at least 1.
         hidden_size: H, at least 1.
@@ -38,6 +51,8 @@ class RNN(nn.Module):
         dtype: a real floating type; None means torch's default. The compiled kernels serve
             float32 and float64.
         device: where the parameters are; None means torch's default.
+        sparse: whether W_hh is sparse.
+        fan_in: entries of a row of W_hh, at least 1; of no meaning without ``sparse``.
         generator: draws the initial weights, see :meth:`reset_parameters`.
 
     Raises:
@@ -54,19 +69,26 @@ class RNN(nn.Module):
         nonlinearity: str = "tanh",
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        sparse: bool = False,
+        fan_in: int = 15,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        _check_sizes(input_size=input_size, hidden_size=hidden_size, output_size=output_size)
+        _check_sizes(
+            input_size=input_size, hidden_size=hidden_size, output_size=output_size, fan_in=fan_in
+        )
         if dtype is not None and not dtype.is_floating_point:
             raise TypeError(f"dtype: got {dtype}, need a real floating type such as torch.float32")
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.output_size = output_size
         self.nonlinearity = check_choice("nonlinearity", nonlinearity, ops.NONLINEARITIES)
+        self.sparse = sparse
+        self.fan_in = min(fan_in, hidden_size) if sparse else hidden_size
+        shapes = list(self.shape.shapes)
+        shapes[1] = (hidden_size, self.fan_in)  # W_hh
         W_hx, W_hh, W_yh, b_h, b_init, b_y = (
-            nn.Parameter(torch.empty(shape, dtype=dtype, device=device))
-            for shape in self.shape.shapes
+            nn.Parameter(torch.empty(shape, dtype=dtype, device=device)) for shape in shapes
         )
         self.W_hx = W_hx
         self.W_hh = W_hh
@@ -74,6 +96,11 @@ class RNN(nn.Module):
         self.b_h = b_h
         self.b_init = b_init
         self.b_y = b_y
+        self._pattern: tuple[object, EllPattern] | None = None
+        if sparse:
+            index = torch.zeros(hidden_size, self.fan_in, dtype=torch.int32, device=device)
+            self.hidden_index: Tensor
+            self.register_buffer("hidden_index", index)
         self.reset_parameters(generator)
 
     @property
@@ -85,8 +112,11 @@ class RNN(nn.Module):
         """Weights from N(0, 1/fan-in), so that each unit sees a variance near 1; biases 0.
 
         A dense start for ordinary training; ``hf.init.sparse_`` is the one of the paper. None
-        draws from torch's global generator.
+        draws from torch's global generator. A sparse net draws its pattern first.
         """
+        if self.sparse:
+            H, K = self.hidden_index.shape
+            self.hidden_index.copy_(distinct_columns(H, H, K, generator))
         with torch.no_grad():
             for W in (self.W_hx, self.W_hh, self.W_yh):
                 # A generator draws on its own device, which need not be that of the parameters.
@@ -96,13 +126,69 @@ class RNN(nn.Module):
             for b in (self.b_h, self.b_init, self.b_y):
                 b.zero_()
 
+    @property
+    def pattern(self) -> EllPattern:
+        """Where the entries of a sparse W_hh are; checked again where the buffer has changed.
+
+        Raises ValueError for a net that is not sparse or whose ``hidden_index`` is no pattern.
+        """
+        if not self.sparse:
+            raise ValueError("model: the RNN is not sparse, need RNN(..., sparse=True)")
+        index = self.hidden_index
+        state = (index.data_ptr(), index.device, None if index.is_inference() else index._version)
+        if self._pattern is None or self._pattern[0] != state:
+            # A copy: a pattern that others hold must not change with the buffer.
+            self._pattern = (state, sparse_ops.ell_pattern(index.clone(), self.hidden_size))
+        return self._pattern[1]
+
+    @torch.no_grad()
+    def set_recurrence(self, index: Tensor, value: Tensor) -> None:
+        """Replace the entries of a sparse W_hh by ``index``, ``value`` ``[H,F]``, F ≤ ``fan_in``.
+
+        The columns of a row ascend; a row with fewer entries repeats its last column, where
+        ``value`` is 0. Raises TypeError or ValueError naming what is wrong.
+        """
+        pattern = self.pattern
+        check_tensor("index", index, [pattern.m, "F"])
+        F = index.shape[1]
+        if F > pattern.K:
+            raise ValueError(f"index: got {F} entries a row, need at most fan_in = {pattern.K}")
+        new = sparse_ops.ell_pattern(index, pattern.n)
+        check_tensor("value", value, [pattern.m, F])
+        present = new.present
+        if present is not None and bool((value[~present] != 0).any()):
+            raise ValueError("value: is not 0 where a row repeats its last column, need 0 there")
+        last = new.index[:, -1:].expand(-1, pattern.K - F)
+        self.hidden_index.copy_(torch.cat([new.index, last], 1))
+        self.W_hh.zero_()
+        self.W_hh[:, :F] = value.to(self.W_hh)
+
     def weights(self, *, detach: bool = False) -> RnnWeights:
         """The parameters as views with a group axis of length 1, as the ops take them.
 
-        They are part of the autograd graph unless ``detach``.
+        They are part of the autograd graph unless ``detach``. A sparse W_hh is made dense.
         """
         parameters = (getattr(self, name) for name in RnnWeights._fields)
-        return RnnWeights(*((p.detach() if detach else p).unsqueeze(0) for p in parameters))
+        w = RnnWeights(*((p.detach() if detach else p).unsqueeze(0) for p in parameters))
+        if self.sparse:
+            w = w._replace(W_hh=sparse_ops.ell_dense(w.W_hh, self.pattern))
+        return w
+
+    @property
+    def runs_sparse(self) -> bool:
+        """Whether the time loop runs on the entries of W_hh: a rule by shape and device."""
+        return self.sparse and sparse_ops.ell_is_faster(
+            self.hidden_size, self.fan_in, self.W_hh.device.type
+        )
+
+    def _takes_entries(self, x: Tensor) -> bool:
+        """Whether this call can: nothing but plain reverse mode is known there."""
+        if not self.runs_sparse or torch.compiler.is_compiling():
+            return False
+        if torch._C._are_functorch_transforms_active():
+            return False
+        arrays = (x, *(getattr(self, name) for name in RnnWeights._fields))
+        return all(forward_ad.unpack_dual(a).tangent is None for a in arrays)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``s [T,B,k]`` for inputs ``x [T,B,n]`` of the parameters' dtype and device.
@@ -112,6 +198,9 @@ class RNN(nn.Module):
         """
         check_tensor("x", x, ["T", "B", self.input_size], like=self.W_hx)
         check_positive(T=x.shape[0], B=x.shape[1])
+        if self._takes_entries(x):
+            own = RnnWeights(*(getattr(self, name) for name in RnnWeights._fields))
+            return sparse_outputs(x, own, self.pattern, self.nonlinearity)
         x, w = x.unsqueeze(0), self.weights()
         # A compiled graph asks for the backend when it runs, inside the op.
         if not torch.compiler.is_compiling() and forced_backend() == "reference":
@@ -123,6 +212,7 @@ class RNN(nn.Module):
         return (
             f"{self.input_size}, {self.hidden_size}, {self.output_size},"
             f" nonlinearity={self.nonlinearity!r}"
+            + (f", sparse=True, fan_in={self.fan_in}" if self.sparse else "")
         )
 
 

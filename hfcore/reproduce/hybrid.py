@@ -33,18 +33,16 @@ def shortened(phases: Sequence[Phase], updates: int) -> list[Phase]:
     values. More updates than the recipe has leave it as it is.
     """
     check_positive(updates=updates)
-    steps = [(phase.cg_total or 0) / phase.options["cg_max_iter"] for phase in phases]
-    factor = min(1.0, updates / sum(steps))
+    per_update = [int(phase.options["cg_max_iter"]) for phase in phases]  # type: ignore[arg-type]
+    counts = [(p.cg_total or 0) / most for p, most in zip(phases, per_update, strict=True)]
+    factor = min(1.0, updates / sum(counts))
     return [
         replace(
             phase,
             options={key: _faster(value, factor) for key, value in phase.options.items()},
-            # At least one update of CG iterations.
-            cg_total=max(
-                phase.options["cg_max_iter"], round(factor * count) * phase.options["cg_max_iter"]
-            ),
+            cg_total=max(1, round(factor * count)) * most,
         )
-        for phase, count in zip(phases, steps, strict=True)
+        for phase, count, most in zip(phases, counts, per_update, strict=True)
     ]
 
 

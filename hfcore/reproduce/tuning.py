@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from hfcore.problems import Problem
-from hfcore.sweeps import SweepResult, sweep
+from hfcore.sweeps import SweepResult, sweep_in_rounds
+from hfcore.sweeps.grid import expand
 from hfcore.sweeps.outcome import Outcome, Test
+from hfcore.sweeps.starts import default_start
 
 Row = dict[str, Any]  # of SweepResult.rows()
 
@@ -133,6 +135,8 @@ class Procedure:
     def __call__(self, problem: Problem, columns: Sequence[Column], folder: Path) -> Tuned:
         """Search and final runs of one problem, begun or continued in ``folder``.
 
+        Continued with further learning rates or columns, only their runs are added.
+
         Raises what :func:`hfcore.sweep` raises.
         """
         whole = self.search_updates == self.updates
@@ -171,15 +175,15 @@ class Procedure:
         updates: int,
         folder: Path,
     ) -> SweepResult:
-        runs = len(seeds) * sum(len(grid["learning_rate"]) for grid in grids)
-        self.report(f"{folder}: {runs} runs of {updates:,} updates")
-        return sweep(
+        start = self.options.get("start") or default_start(problem)
+        runs = expand(grids, seeds, start.options)
+        self.report(f"{folder}: {len(runs)} runs of {updates:,} updates")
+        return sweep_in_rounds(
             problem,
-            grids,
-            seeds=seeds,
+            runs,
+            folder,
+            resume=self.resume,
             updates=updates,
-            run_dir=folder,
-            resume=self.resume and folder.is_dir(),
             final_updates=min(self.final_updates, updates),
             **self.options,
         )

@@ -25,7 +25,7 @@ def ell_dense(value: Tensor, pattern: EllPattern) -> Tensor:
     index = pattern.index.long().expand(value.shape[0], -1, -1)
     W = value.new_zeros(value.shape[0], pattern.m, pattern.n)
     # Added, not written: the places behind a short row name its last column again.
-    return W.scatter_add_(2, index, _present(value, pattern))
+    return W.scatter_add(2, index, _present(value, pattern))
 
 
 def ell_gather(W: Tensor, pattern: EllPattern) -> Tensor:
@@ -34,7 +34,7 @@ def ell_gather(W: Tensor, pattern: EllPattern) -> Tensor:
 
 
 def ell_matmul(x: Tensor, value: Tensor, pattern: EllPattern) -> Tensor:
-    """y = x Wᵀ: ``x [..., G,B,n]`` -> ``[G,B,m]``, one entry of every row at a time."""
+    """y = x Wᵀ: ``x [G,B,n]`` -> ``[G,B,m]``, one entry of every row at a time."""
     value = _present(value, pattern)
     y = x.new_zeros(max(x.shape[0], value.shape[0]), x.shape[1], pattern.m)
     for k in range(pattern.K):

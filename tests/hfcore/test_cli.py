@@ -22,6 +22,7 @@ from hfcore.training.environment import package_version
 
 TINY = ["train", "addition", "--length", "6", "--hidden", "6", "--batch-size", "16"]
 TINY += ["--test-size", "40", "--solved-below", "0", "--minibatches", "0.3"]
+NAG = ["train", "addition", "--optimizer", "nag"]
 
 
 def invoke(*arguments: str) -> Result:
@@ -208,7 +209,20 @@ def test_an_option_overrides_the_preset(tmp_path: Path) -> None:
             "--momentum-schedule has no meaning with --optimizer adam",
         ),
         (
-            [*"train addition --optimizer nag --lr 1 --updates 5 --final-updates 6".split()],
+            [
+                *[
+                    "train",
+                    "addition",
+                    "--optimizer",
+                    "nag",
+                    "--lr",
+                    "1",
+                    "--updates",
+                    "5",
+                    "--final-updates",
+                    "6",
+                ]
+            ],
             "--final-updates: updates: got 6, need at most total = 5",
         ),
         (["train", "addition", "--images", "5"], "got option 'images'"),

@@ -77,7 +77,7 @@ def test_the_input_scale_is_the_problems(tmp_path: Path) -> None:
         (["multiplication", "--target", "sum"], "got option 'target', need length, tolerance"),
         (["addition", "--scored", "all"], "got option 'scored', need length, target, tolerance"),
         (["memorization-5bit", "--length", "0"], "length: got 0, need at least 1"),
-        (["memorization"], "got 'memorization', need one of addition, memorization-20bit, "),
+        (["memorization"], "got 'memorization', need one of addition, "),
         (["addition", "--init", "esn", "--init-scale", "2"], "--init-scale has no meaning with --"),
         (["addition", "--input-scale", "2"], "--input-scale has no meaning with --init sparse"),
         (

@@ -236,6 +236,37 @@ def test_a_schedule_may_step_between_the_lookahead_and_the_update() -> None:
     assert torch.equal(parameters(by_closure), parameters(by_context))
 
 
+def test_conversion_between_the_lookahead_and_the_update() -> None:
+    """Gradient, velocity and point follow the parameters to their new dtype."""
+    model, want = net(), net()
+    a = hf.NAG(model.parameters(), 0.05, 0.9, weight_decay=0.1)
+    b = hf.NAG(want.parameters(), 0.05, 0.9, weight_decay=0.1)
+    for _ in range(3):
+        with a.lookahead():
+            closure_of(model, a)()
+        model.to(F64)
+        a.step()
+        model.to(torch.float32)
+        b.step(closure_of(want, b))
+    torch.testing.assert_close(parameters(model), parameters(want), rtol=1e-5, atol=1e-6)
+
+
+def test_a_parameter_frozen_at_the_lookahead_decays_at_theta() -> None:
+    """Its gradient, whoever made it, is one of θ."""
+    p, q = nn.Parameter(torch.full((2,), 4.0)), nn.Parameter(torch.full((3,), 4.0))
+    opt = hf.NAG([p, q], 0.5, 0.5, weight_decay=0.5)
+    for t in range(2):
+        q.requires_grad_(t == 0)
+        q.grad = torch.ones(3) if t == 0 else None
+        with opt.lookahead():
+            p.grad = torch.ones(2)
+        q.grad = torch.ones(3)
+        opt.step()
+    # v₁ = −½(1 + ½·4) = −3/2, θ₁ = 5/2; p: a = 5/2 − 3/4, q: a = 5/2 in v₂ = ½v₁ − ½(1 + a/2).
+    assert torch.equal(p, torch.full((2,), 2.5 - 0.75 - 0.5 * (1 + 0.875)))
+    assert torch.equal(q, torch.full((3,), 2.5 - 0.75 - 0.5 * (1 + 1.25)))
+
+
 def test_exception_inside_lookahead_restores_theta() -> None:
     model = net()
     opt = hf.NAG(model.parameters(), 0.05)
@@ -498,7 +529,8 @@ def test_groups_have_options_of_their_own(kind: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_without_a_gradient_are_left_alone(kind: str) -> None:
     model, partial = net(), net()
-    a, b = make(kind, model.parameters()), make(kind, partial.parameters())
+    a = make(kind, model.parameters(), weight_decay=0.1)
+    b = make(kind, partial.parameters(), weight_decay=0.1)
     for t in range(4):
 
         def closure(t: int = t) -> Tensor:
@@ -566,7 +598,7 @@ def test_a_module_an_rnn_and_an_empty_parameter() -> None:
         loss.backward()
         return loss
 
-    losses = [float(opt.step(closure)) for _ in range(30)]
+    losses = [float(opt.step(closure).detach()) for _ in range(30)]
     assert losses[-1] < 0.1 * losses[0]
     empty, full = nn.Parameter(torch.zeros(0, 3)), nn.Parameter(torch.ones(2))
     opt = hf.NAG([empty, full], 0.5)

@@ -295,9 +295,12 @@ def test_another_table_in_the_folder(tmp_path: Path) -> None:
     again = invoke(*arguments)
     assert again.exit_code == 1
     assert "already holds a run" in again.output
-    other = invoke(*arguments, "--rates", "0.9N=0.2", "--resume")
+    other = invoke(*arguments, "--batch-size", "3", "--resume")
     assert other.exit_code == 1
     assert "belongs to another config" in other.output
+    finer = invoke(*arguments, "--rates", "0.9N=0.2,0.1", "--resume")
+    assert finer.exit_code == 0, finer.output  # further rates are tried beside those there
+    assert (tmp_path / "run" / "add-5" / "search-2" / "runs.csv").exists()
     more = invoke(*arguments[:-4], "--problems", "add-5,add-6", *arguments[-4:], "--resume")
     assert more.exit_code == 0, more.output  # a further problem is begun beside those there
 
