@@ -22,6 +22,7 @@ from hfcore.training.environment import package_version
 
 TINY = ["train", "addition", "--length", "6", "--hidden", "6", "--batch-size", "16"]
 TINY += ["--test-size", "40", "--solved-below", "0", "--minibatches", "0.3"]
+NAG = ["train", "addition", "--optimizer", "nag"]
 
 
 NAG = ["train", "addition", "--optimizer", "nag"]
