@@ -119,6 +119,10 @@ TARGETS = [
         speedup("PyTorchHessianFree"),
         1.3,
     ),
+    *(
+        Target(op, "B256-N10000-K15", "× torch.sparse CSR", speedup("torch.sparse CSR"), 3.0)
+        for op in ("ell_matmul", "ell_matmul_t", "ell_gradient")
+    ),
     Target(ANY_MODULE, "CNN-B64", "× curvlinops", speedup("curvlinops"), 2.0),
     Target(ANY_MODULE, "loop-RNN-T100-B100", "× curvlinops", speedup("curvlinops"), 3.0),
     *(
