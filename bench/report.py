@@ -122,6 +122,10 @@ TARGETS = [
     ),
     Target(NAG_UPDATE, "B100-T80-H100-n2-k1-last", "× torch.nn.RNN", speedup("torch.nn.RNN"), 2.5),
     Target(NAG_UPDATE, "B100-T80-H100-n2-k1-last", "× JAX jit", speedup("JAX"), 2.0),
+    *(
+        Target(op, "B256-N10000-K15", "× torch.sparse CSR", speedup("torch.sparse CSR"), 3.0)
+        for op in ("ell_matmul", "ell_matmul_t", "ell_gradient")
+    ),
     Target(ANY_MODULE, "CNN-B64", "× curvlinops", speedup("curvlinops"), 2.0),
     Target(ANY_MODULE, "loop-RNN-T100-B100", "× curvlinops", speedup("curvlinops"), 3.0),
     *(

@@ -33,6 +33,7 @@ from hfcore.kernels.sparse.choice import ell_is_faster
 
 __all__ = [
     "EllPattern",
+    "Rows",
     "current_pattern",
     "ell_dense",
     "ell_gather",
