@@ -170,9 +170,8 @@ hybrid2013_mnist: tuple[Phase, ...] = (
     ),
 )
 
-# Sutskever et al. (2013), section 3.2: the runs of tables 1 and 3 as keywords of hf.sweep, and the
-# values their best is from. Eq. 5 and the last 1000 updates with μ = 0.9 are checked against public
-# notes on the paper; batch size, number of updates and both lists of values are remembered. Note 5.
+# Sutskever et al. (2013), section 3: the runs of tables 1 and 3 as keywords of hf.sweep, without
+# weight decay, and the values their best is from (μ_max 0 is plain SGD). Note 5.
 momentum2013: dict[str, Any] = {
     "updates": 750_000,
     "batch_size": 200,

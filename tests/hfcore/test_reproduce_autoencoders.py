@@ -93,7 +93,7 @@ def test_scales_stand_beside_the_published_ones(tmp_path: Path) -> None:
     assert [row[3] for row in details[2:]] == ["2", "2"]
     assert "the first 25 training images" in result.output
     config = json.loads((folder / "curves" / "seeds" / "config.json").read_text())
-    assert config["training"]["weight_decay"] == 2e-5
+    assert config["training"]["weight_decay"] == 0.0
     assert config["training"]["schedule"] == "increasing"
     assert config["training"]["final_updates"] == 4
     assert config["training"]["test_size"] == 25
@@ -102,7 +102,7 @@ def test_scales_stand_beside_the_published_ones(tmp_path: Path) -> None:
             Reconstruction("curves", images=25),
             {"learning_rate": [column["chosen"]], "method": ["nag"], "momentum": [0.999],
              "scale": [column["runs"][0]["scale"]]},
-            updates=12, batch_size=7, schedule="increasing", final_updates=4, weight_decay=2e-5,
+            updates=12, batch_size=7, schedule="increasing", final_updates=4,
             test_every=4, test_size=25, start=AutoencoderStart((784, 6, 3)), progress=False,
         )  # fmt: skip
         assert alone.rows()[0]["error"] == column["error"]

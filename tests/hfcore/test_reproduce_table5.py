@@ -193,7 +193,7 @@ def test_the_table_stands_beside_the_published_one(tmp_path: Path) -> None:
     assert main_table[2] == ["add-80, published", "0.82", "0.39", "0.036"]
     assert main_table[4] == ["add-5, published", "–", "–", "–"]
     numbers = json.loads((folder / "table5.json").read_text())
-    assert "recollected" in result.output
+    assert "Sutskever et al. (2013), table 5" in result.output
     assert numbers["published_source"] == TABLE5.source
     assert numbers["settings"]["updates"] == 20
     for row, name in ((main_table[3], "add-80"), (main_table[5], "add-5")):

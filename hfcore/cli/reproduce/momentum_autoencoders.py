@@ -23,7 +23,6 @@ from hfcore.reproduce.momentum_autoencoders import (
     DATASETS,
     FINAL_UPDATES,
     UPDATES,
-    WEIGHT_DECAY,
     problem_of,
 )
 from hfcore.reproduce.tuning import Column, Procedure, Tuned
@@ -86,9 +85,7 @@ class AutoencoderTable:
         results: dict[str, Tuned] = {}
         for name in datasets:
             problem = self.problem(name)
-            procedure = self.procedure.having(
-                weight_decay=WEIGHT_DECAY[name], test_size=len(problem.images)
-            )
+            procedure = self.procedure.having(test_size=len(problem.images))
             results[name] = procedure(problem, columns(name), self.session.folder / name)
             if not results[name].finished:
                 break
