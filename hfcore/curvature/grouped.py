@@ -56,10 +56,10 @@ def grouped_gradient(model: nn.Module, loss: Loss) -> GroupedGradient | None:
 
 
 def _is_plain(model: RNN | MLP) -> bool:
-    """Its parameters are those it was made with: none frozen, tied, replaced or computed."""
+    """Its parameters are those it was made with, none frozen, tied or computed; no sparse W_hh."""
     names = [name for name, p in model.named_parameters() if p.requires_grad]
     if isinstance(model, RNN):
-        return names == list(RnnWeights._fields)
+        return names == list(RnnWeights._fields) and not model.sparse
     layers = range(len(model.layers))
     return names == [f"layers.{l}.{part}" for l in layers for part in ("weight", "bias")]
 

@@ -165,7 +165,13 @@ def computed() -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("make", [frozen, tied, computed, lambda: Halved([3, 3], ["linear"])])
+def sparse() -> nn.Module:
+    return hf.RNN(2, 20, 1, sparse=True)
+
+
+@pytest.mark.parametrize(
+    "make", [frozen, tied, computed, sparse, lambda: Halved([3, 3], ["linear"])]
+)
 def test_a_changed_net_is_left_to_autograd(make: Any) -> None:
     model = make()
     assert grouped_gradient(model, hf.losses.SquaredError()) is None
