@@ -11,10 +11,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -31,6 +32,7 @@ from hfcore.sweeps.outcome import Test, case_count, constant_output
 from hfcore.sweeps.progress import SweepDisplay
 from hfcore.sweeps.result import Reason, SweepResult
 from hfcore.sweeps.starts import Start, default_start
+from hfcore.training.atomic import write_atomic
 from hfcore.training.data import TrainingData
 from hfcore.training.environment import describe_environment
 from hfcore.training.errors import CheckpointError
@@ -352,7 +354,7 @@ class Session:
             self.seconds,
             self.plan.solved_below,
         )
-        return result if self.folder is None else result.stored(self.folder.path)
+        return result if self.folder is None else _stored(result, self.folder.path)
 
     # ---- checkpoints
 
@@ -386,3 +388,14 @@ class Session:
         cohorts = [cohort.state() for cohort in self.cohorts]
         self.folder.checkpoint(self._done(), {"seconds": self.seconds, "cohorts": cohorts})
         self._stored_at = self._done()
+
+
+def _stored(result: SweepResult, folder: Path) -> SweepResult:
+    """The same with its tables, final parameters and plots written into ``folder``."""
+    from hfcore.sweeps.plots import draw_plots  # matplotlib is slow to import
+
+    result.write(folder / "runs.csv")
+    result.write(folder / "history.csv", history=True)
+    tensors = {f"{index:05d}": theta.contiguous() for index, theta in result.parameters.items()}
+    write_atomic(folder / "parameters.safetensors", safetensors.torch.save(tensors))
+    return replace(result, run_dir=folder, plots=draw_plots(result, folder / "plots"))

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-import safetensors.torch
 from torch import Tensor
 
 from hfcore.sweeps.grid import RunSettings
@@ -89,16 +88,6 @@ class SweepResult:
             diverged_at=_renumbered(self.diverged_at, indices),
             parameters=_renumbered(self.parameters, indices),
         )
-
-    def stored(self, folder: Path) -> SweepResult:
-        """The same with its tables, final parameters and plots written into ``folder``."""
-        from hfcore.sweeps.plots import draw_plots  # matplotlib is slow to import
-
-        self.write(folder / "runs.csv")
-        self.write(folder / "history.csv", history=True)
-        tensors = {f"{index:05d}": theta.contiguous() for index, theta in self.parameters.items()}
-        write_atomic(folder / "parameters.safetensors", safetensors.torch.save(tensors))
-        return replace(self, run_dir=folder, plots=draw_plots(self, folder / "plots"))
 
     def _row(self, index: int) -> Row:
         tests = self.tests[index]
