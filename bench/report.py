@@ -92,6 +92,8 @@ PRODUCT, ITERATION = "Gauss-Newton product", "Hessian-free iteration"
 ANY_MODULE = "Gauss-Newton product of any module"
 AUTOENCODER, CURVES = "Autoencoder Gauss-Newton product", "CURVES-B5000"
 AUTOENCODER_ITERATION = "Autoencoder Hessian-free iteration"
+NAG_UPDATE = "NAG update"
+AUTOENCODER_UPDATE, SWEEP_UPDATE = "Autoencoder NAG update", "NAG update of a sweep"
 ADDITION = "B1000-T100-H100-n2-k1-last"
 TARGETS = [
     Target(PRODUCT, ADDITION, "share of the sgemm rate (8 H² B T flops)", share, 0.80),
@@ -119,9 +121,27 @@ TARGETS = [
         speedup("PyTorchHessianFree"),
         1.3,
     ),
+    Target(NAG_UPDATE, "B100-T80-H100-n2-k1-last", "× torch.nn.RNN", speedup("torch.nn.RNN"), 2.5),
+    Target(NAG_UPDATE, "B100-T80-H100-n2-k1-last", "× JAX jit", speedup("JAX"), 2.0),
     *(
         Target(op, "B256-N10000-K15", "× torch.sparse CSR", speedup("torch.sparse CSR"), 3.0)
         for op in ("ell_matmul", "ell_matmul_t", "ell_gradient")
+    ),
+    Target(AUTOENCODER_UPDATE, "CURVES-B200", "share of the sgemm rate", share, 0.60),
+    Target(AUTOENCODER_UPDATE, "CURVES-B200", "× torch eager", speedup("torch eager"), 1.3),
+    Target(
+        SWEEP_UPDATE,
+        "16-nets-B100-T80-H100-n2-k1-last",
+        "× one net after the other",
+        speedup("hfcore one net"),
+        1.0,
+    ),
+    Target(
+        SWEEP_UPDATE,
+        "16-nets-B100-T80-H100-n2-k1-last",
+        "× torch.func.vmap",
+        speedup("torch.func.vmap"),
+        4.0,
     ),
     Target(ANY_MODULE, "CNN-B64", "× curvlinops", speedup("curvlinops"), 2.0),
     Target(ANY_MODULE, "loop-RNN-T100-B100", "× curvlinops", speedup("curvlinops"), 3.0),

@@ -164,5 +164,6 @@ def _coefficient(name: str, value: Coefficient, G: int, theta: Tensor) -> Tensor
 def _near(name: str, value: Tensor, theta: Tensor) -> Tensor:
     """The small array, contiguous and on the data's device."""
     if value.device not in (theta.device, torch.device("cpu")):
-        raise ValueError(f"{name}: is on {value.device}, need {theta.device} like theta, or cpu")
+        others = "" if theta.device.type == "cpu" else ", or cpu"
+        raise ValueError(f"{name}: is on {value.device}, need {theta.device} like theta{others}")
     return value.detach().to(theta.device).contiguous().resolve_neg()

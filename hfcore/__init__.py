@@ -20,6 +20,7 @@ from hfcore.models.echo_state import EchoState
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
 from hfcore.objective import Objective
+from hfcore.optimisers.adaptive_nag import AdaptiveNAG
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
 from hfcore.optimisers.statistics import StepStats
@@ -32,6 +33,7 @@ __all__ = [
     "NAG",
     "RNN",
     "SGD",
+    "AdaptiveNAG",
     "Autoencoder",
     "AutoencoderStart",
     "BackendUnavailable",

@@ -14,6 +14,8 @@ notes say what was chosen.
    and the phase is given as many CG iterations as the first.
 4. FACES: the demo's objective is Σ(t − y)², ours ½ of it, as in the author's later code; λ halves
    with it.
+5. The loss scale that Sutskever et al.'s learning rates assume is not stated either; ours is the
+   sum over pixels averaged over cases.
 """
 
 from __future__ import annotations
@@ -167,6 +169,19 @@ hybrid2013_mnist: tuple[Phase, ...] = (
         cg_total=125_000,
     ),
 )
+
+# Sutskever et al. (2013), section 3: the runs of tables 1 and 3 as keywords of hf.sweep, without
+# weight decay, and the values their best is from (μ_max 0 is plain SGD). Note 5.
+momentum2013: dict[str, Any] = {
+    "updates": 750_000,
+    "batch_size": 200,
+    "schedule": "increasing",
+    "final_updates": 1000,
+}
+momentum2013_grid: dict[str, tuple[float, ...]] = {
+    "learning_rate": (0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001),
+    "momentum": (0.9, 0.99, 0.995, 0.999),
+}
 
 
 def esn2013(problem: SequenceProblem) -> dict[str, Any]:

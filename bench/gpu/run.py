@@ -1,6 +1,6 @@
 """``make bench-gpu``: time every op on the GPU, print the table, write JSON and a roofline PNG.
 
-python -P bench/gpu/run.py [--rounds 50] [--no-compile] [--out FOLDER]
+python -P bench/gpu/run.py [--rounds 50] [--no-compile] [--sweep-updates 1000] [--out FOLDER]
 """
 
 from __future__ import annotations
@@ -109,6 +109,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument(
+        "--sweep-updates", type=int, default=1000, help="measured of each sweep; 0 leaves them out"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     reason = why_not()
@@ -116,10 +119,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(reason, file=sys.stderr)
         return 2
     from bench.gpu.plot import draw_roofline
+    from bench.gpu.sweeps import projection_table, projections
 
     result = run(options.rounds, compiled=not options.no_compile)
     print(table(result))
     print(kernel_table(result))
+    if options.sweep_updates:
+        found = projections(options.sweep_updates)
+        result["sweeps"] = [projection.row() for projection in found]
+        print(projection_table(found))
     name = "gpu-" + re.sub(r"[^a-z0-9]+", "-", result["machine"]["gpu"].lower()).strip("-")
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -9,7 +9,9 @@ from typing import Any, get_args
 
 import click
 import torch
+from click.core import ParameterSource
 
+from hfcore.cli.build import problem_of
 from hfcore.cli.data import folder_option
 from hfcore.cli.options import (
     INTERRUPTED,
@@ -21,7 +23,7 @@ from hfcore.cli.options import (
     seeds_of,
 )
 from hfcore.data import DataFileError
-from hfcore.problems import PROBLEMS, Problem, create
+from hfcore.problems import PROBLEMS, Problem, Reconstruction
 from hfcore.reproduce.report import clock, markdown, number
 from hfcore.sweeps import AutoencoderStart, RnnStart, Start, SweepResult, sweep
 from hfcore.sweeps.engine import SCHEDULES
@@ -83,6 +85,7 @@ def sweep_command(context: click.Context, /, problem: str, **options: Any) -> No
     grid = _grid(options)
     seeds = seeds_of(options["seeds"])
     task = _problem(problem, options)
+    start = _start(context, task, options)
     run_dir: Path = options["run_dir"] or new_run_dir(f"sweep-{problem}")
     try:
         result = sweep(
@@ -91,7 +94,7 @@ def sweep_command(context: click.Context, /, problem: str, **options: Any) -> No
             seeds=seeds,
             updates=options["updates"],
             batch_size=options["batch_size"],
-            start=_start(task, options),
+            start=start,
             schedule=options["schedule"],
             final_updates=options["final_updates"],
             weight_decay=options["weight_decay"],
@@ -145,24 +148,22 @@ def _grid(options: dict[str, Any]) -> dict[str, Any]:
 
 def _problem(name: str, options: dict[str, Any]) -> Problem:
     """The problem with those of the options that it has."""
-    if name not in PROBLEMS:
-        known = ", ".join(sorted(PROBLEMS))
-        raise click.BadParameter(f"got {name!r}, need one of {known}", param_hint="PROBLEM")
     given = {
         key: options[key] for key in ("length", "images", "folder") if options[key] is not None
     }
-    if "centre" in inspect.signature(PROBLEMS[name]).parameters:
+    if name in PROBLEMS and "centre" in inspect.signature(PROBLEMS[name]).parameters:
         given["centre"] = options["centre"]
-    try:
-        return create(name, **given)
-    except (ValueError, TypeError) as error:
-        raise click.UsageError(str(error)) from error
+    return problem_of(name, **given)
 
 
-def _start(problem: Problem, options: dict[str, Any]) -> Start:
-    sizes = getattr(problem, "encoder_sizes", None)
-    if sizes is not None:
-        return AutoencoderStart(sizes)
+def _start(context: click.Context, problem: Problem, options: dict[str, Any]) -> Start:
+    if isinstance(problem, Reconstruction):
+        for name, flag in (("hidden", "--hidden"), ("init_name", "--init")):
+            if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise click.UsageError(
+                    f"{flag} has no meaning with the autoencoder of {problem.name}"
+                )
+        return AutoencoderStart(problem.encoder_sizes)
     return RnnStart(hidden_size=options["hidden"], init=options["init_name"])
 
 

@@ -2,61 +2,67 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from click.core import ParameterSource
 
-from hfcore import init, presets
-from hfcore.cli.options import INTERRUPTED, check_resume, device_of, new_run_dir
-from hfcore.models.rnn import RNN
-from hfcore.optimisers.hessian_free import HessianFree
-from hfcore.problems import PROBLEMS, Problem, create
-from hfcore.training import RunFolderError, TrainResult, train
+from hfcore.cli.build import (
+    ESN_OPTIONS,
+    INITS,
+    MOMENTUM,
+    PRESETS,
+    model_of,
+    optimizer_of,
+    problem_of,
+    start_of,
+)
+from hfcore.cli.data import folder_option
+from hfcore.cli.options import INTERRUPTED, check_resume, new_run_dir
+from hfcore.data import DataFileError
+from hfcore.problems import ZeroOne
+from hfcore.schedules import Final
+from hfcore.sweeps.engine import SCHEDULES
+from hfcore.training import Callback, RunFolderError, Scheduled, TrainResult, train
+from hfcore.training.steps import COST_UNIT
 
-FIRST_ORDER = {
-    name.lower(): value
-    for name, value in vars(torch.optim).items()
-    if isinstance(value, type)
-    and issubclass(value, torch.optim.Optimizer)
-    and value is not torch.optim.Optimizer
-}
-
-PRESETS = {"rnn2011": presets.rnn2011, "rnn2011_release": presets.rnn2011_release}
-DEFAULT_PRESET = "rnn2011"
-
-# Options that speak to one kind of optimiser, and the keyword each becomes there.
-HF_OPTIONS = {
-    "damping": "damping",
-    "structural": "structural",
-    "l2": "l2",
-    "cg_max_iter": "cg_max_iter",
-}
-FIRST_ORDER_OPTIONS = {
-    "lr": "lr",
-    "momentum": "momentum",
-    "nesterov": "nesterov",
-    "weight_decay": "weight_decay",
-}
+DEFAULT_MOMENTUM = 0.9
+# Options of problems, each known to some of them.
+PROBLEM_OPTIONS = ("length", "target", "scored", "centre", "images", "folder")
 
 
 @click.command("train")
 @click.argument("problem", metavar="PROBLEM")
-@click.option("--length", type=int, default=50, help="Sequence length T of the problem.")
-@click.option("--optimizer", default="hf", metavar="NAME", help="hf, or one of torch.optim.")
+@click.option("--length", type=int, help="Sequence length T.  [default: the problem's]")
+@click.option("--target", type=click.Choice(["mean", "sum"]), help="addition: (x+y)/2 or x+y.")
+@click.option("--scored", type=click.Choice(["all", "recall"]), help="memorization: steps scored.")
+@click.option("--centre", is_flag=True, default=None, help="Inputs and targets with mean zero.")
+@click.option("--images", type=click.IntRange(1), help="Only so many training images.")
+@folder_option
+@click.option("--optimizer", default="hf", metavar="NAME", help="hf, nag, cm, or of torch.optim.")
 @click.option("--hidden", type=click.IntRange(1), default=100, help="Hidden units.")
 @click.option("--nonlinearity", type=click.Choice(["tanh", "logistic", "relu"]), default="tanh")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32")
 @click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda, or cuda:1 and so on.")
-@click.option("--init", "init_name", type=click.Choice(["sparse", "gaussian"]), default="sparse")
-@click.option("--init-scale", type=float, default=1.0, help="Factor on the initial weights.")
+@click.option(
+    "--init",
+    "init_name",
+    type=click.Choice(list(INITS)),
+    default="sparse",
+    help="sparse: for hf; esn: spectral radius 1.1, for momentum.",
+)
+@click.option("--init-scale", type=float, default=1.0, help="Factor on the weights; not for esn.")
+@click.option("--input-scale", type=float, help="esn: of W_hx.  [default: the problem's]")
+@click.option("--spectral-radius", type=float, help="esn: of W_hh.  [default: 1.1]")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of initial weights and data.")
 @click.option(
     "--preset",
-    type=click.Choice(sorted(PRESETS)),
-    help=f"hf: published settings; the hf options below override it.  [default: {DEFAULT_PRESET}]",
+    type=click.Choice(PRESETS),
+    help="hf: published settings; the hf options below override it.  "
+    "[default: rnn2011, for images martens2010]",
 )
 @click.option("--damping", type=float, help="hf: first λ.  [default: 0.1 x sequence length]")
 @click.option("--structural", type=float, help="hf: structural damping μ, 0 for none.")
@@ -64,6 +70,16 @@ FIRST_ORDER_OPTIONS = {
 @click.option("--cg-max-iter", type=click.IntRange(1), help="hf: most CG iterations in a step.")
 @click.option("--lr", type=float, help="First-order: learning rate.")
 @click.option("--momentum", type=float, help="First-order, where it has one: momentum.")
+@click.option(
+    "--momentum-schedule",
+    type=click.Choice(list(SCHEDULES)),
+    default="constant",
+    help="nag, cm: constant; delayed: 0.9 for 1000 updates, then --momentum; increasing: eq. 5 of "
+    "Sutskever et al. 2013 up to --momentum.",
+)
+@click.option(
+    "--final-updates", type=click.IntRange(0), default=0, help="nag, cm: at the end with μ ≤ 0.9."
+)
 @click.option("--nesterov", is_flag=True, default=None, help="First-order: Nesterov momentum.")
 @click.option("--weight-decay", type=float, help="First-order: weight decay.")
 @click.option(
@@ -72,9 +88,12 @@ FIRST_ORDER_OPTIONS = {
     default=50_000,
     help="Budget of gradients and curvature products, each over 1000 sequences.",
 )
+@click.option(
+    "--updates", type=click.IntRange(1), help="First-order: the budget as updates instead."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=1000)
 @click.option("--gradient-batches", type=click.IntRange(1), default=10, help="hf: per step.")
-@click.option("--test-size", type=click.IntRange(1), default=10_000, help="Test sequences.")
+@click.option("--test-size", type=click.IntRange(1), default=10_000, help="Cases of the test set.")
 @click.option("--solved-below", type=click.FloatRange(0, 1), default=0.01, help="Share wrong.")
 @click.option("--test-every", type=click.IntRange(1), help="Iterations.  [default: hf 1, else 100]")
 @click.option(
@@ -90,7 +109,6 @@ def train_command(
     context: click.Context,
     /,
     problem: str,
-    length: int,
     optimizer: str,
     run_dir: Path | None,
     resume: bool,
@@ -99,21 +117,31 @@ def train_command(
     require_solved: bool,
     **options: Any,
 ) -> None:
-    """Train a recurrent net on PROBLEM (addition)."""
+    """Train a recurrent net or an autoencoder on PROBLEM.
+
+    PROBLEM is addition, multiplication, memorization-5bit, memorization-20bit, curves, mnist or
+    faces.
+    """
     check_resume(resume, run_dir)
     if threads is not None:
         torch.set_num_threads(threads)
-    task = _problem(problem, length)
-    model = _model(task, options)
-    chosen = _optimizer(context, optimizer, model, task)
+    given = {key: options[key] for key in PROBLEM_OPTIONS if options[key] is not None}
+    task = problem_of(problem, **given)
+    start = start_of(context, task)
+    model = model_of(context, task, start)
+    chosen = optimizer_of(context, optimizer, model, task)
+    callbacks: list[Callback] = []
+    if optimizer in MOMENTUM:
+        callbacks.append(Scheduled(momentum=_momentum(options)))
     if run_dir is None:
-        run_dir = new_run_dir(f"{problem}-T{length}-{optimizer}-seed{options['seed']}")
+        length = f"-T{task.length}" if hasattr(task, "length") else ""
+        run_dir = new_run_dir(f"{problem}{length}-{optimizer}-seed{options['seed']}")
     try:
         result = train(
             model,
             task,
             chosen,
-            minibatches=options["minibatches"],
+            minibatches=_minibatches(options),
             batch_size=options["batch_size"],
             gradient_batches=options["gradient_batches"],
             test_size=options["test_size"],
@@ -124,14 +152,19 @@ def train_command(
             run_dir=run_dir,
             resume=resume,
             progress=not quiet,
-            notes={"init": options["init_name"], "init_scale": options["init_scale"]},
+            callbacks=callbacks,
+            notes=_notes(options, start),
         )
-    except (RunFolderError, ValueError) as error:  # ValueError: another config, a loss of NaN
+    except (
+        DataFileError,
+        RunFolderError,
+        ValueError,
+    ) as error:  # ValueError: another config, a loss of NaN
         raise click.ClickException(str(error)) from error
     except KeyboardInterrupt:
         click.echo(f"aborted; the last checkpoint is in {run_dir}", err=True)
         context.exit(INTERRUPTED)
-    _report(result)
+    _report(result, shares=isinstance(task, ZeroOne))
     if result.reason == "interrupted":
         click.echo(f"continue with the same command and: --run-dir {run_dir} --resume")
         context.exit(INTERRUPTED)
@@ -139,77 +172,54 @@ def train_command(
         context.exit(1)
 
 
-def _problem(name: str, length: int) -> Problem:
-    if name not in PROBLEMS:
-        known = ", ".join(sorted(PROBLEMS))
-        raise click.BadParameter(f"got {name!r}, need one of {known}", param_hint="PROBLEM")
-    try:
-        return create(name, length=length)
-    except (ValueError, TypeError) as error:
-        raise click.UsageError(str(error)) from error
+def _notes(options: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
+    """What determines the run beside problem, model and optimiser."""
+    notes: dict[str, Any] = {"init": options["init_name"]}
+    if "scale" in start:
+        notes["init_scale"] = start["scale"]
+    else:
+        notes |= {key: start[key] for key in ESN_OPTIONS}
+    if options["momentum_schedule"] != "constant" or options["final_updates"]:
+        notes["momentum_schedule"] = repr(_momentum(options))
+    return notes
 
 
-def _model(problem: Problem, options: dict[str, Any]) -> RNN:
-    model = RNN(
-        problem.input_size,
-        options["hidden"],
-        problem.output_size,
-        nonlinearity=options["nonlinearity"],
-        dtype=getattr(torch, options["dtype"]),
-    )
-    # Drawn on the CPU, so that a seed is the same net on every device.
-    generator = torch.Generator().manual_seed(options["seed"])
-    initialise = {"sparse": init.sparse_, "gaussian": init.gaussian_}[options["init_name"]]
+def _minibatches(options: dict[str, Any]) -> float:
+    """The budget in minibatches of 1000 cases."""
+    if options["updates"] is None:
+        return float(options["minibatches"])
+    return float(options["updates"] * options["batch_size"] / COST_UNIT)
+
+
+def _momentum(options: dict[str, Any]) -> Callable[[int], float]:
+    """μ of every update."""
+    mu = DEFAULT_MOMENTUM if options["momentum"] is None else options["momentum"]
+    schedule = SCHEDULES[options["momentum_schedule"]](mu)
+    if not options["final_updates"]:
+        return schedule
+    updates = math.ceil(_minibatches(options) * COST_UNIT / options["batch_size"])
     try:
-        initialise(model, generator, scale=options["init_scale"])
+        return Final(schedule, updates, updates=options["final_updates"])
     except ValueError as error:
-        raise click.UsageError(f"--init-scale: {error}") from error
-    return model.to(device_of(options["device"]))
+        raise click.UsageError(f"--final-updates: {error}") from error
 
 
-def _optimizer(
-    context: click.Context, name: str, model: RNN, problem: Problem
-) -> torch.optim.Optimizer:
-    if name == "hf":
-        given = _given(context, name, HF_OPTIONS, FIRST_ORDER_OPTIONS)
-        preset = PRESETS[context.params["preset"] or DEFAULT_PRESET]
-        try:
-            return HessianFree(model, problem.loss, **{**preset, **given})
-        except (ValueError, TypeError) as error:
-            raise click.UsageError(f"--optimizer hf: {error}") from error
-    if name not in FIRST_ORDER:
-        known = ", ".join(["hf", *sorted(FIRST_ORDER)])
-        raise click.BadParameter(f"got {name!r}, need one of {known}", param_hint="--optimizer")
-    given = _given(context, name, FIRST_ORDER_OPTIONS, HF_OPTIONS)
-    try:
-        return FIRST_ORDER[name](model.parameters(), **given)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise click.UsageError(f"--optimizer {name}: {error}") from error
-
-
-def _given(
-    context: click.Context, optimizer: str, mine: dict[str, str], others: dict[str, str]
-) -> dict[str, Any]:
-    """Keywords from the options on the command line; an option of the other kind is an error."""
-    for name in [*others, *([] if optimizer == "hf" else ["preset", "gradient_batches"])]:
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            flag = "--" + name.replace("_", "-")
-            raise click.UsageError(f"{flag} has no meaning with --optimizer {optimizer}")
-    values = {keyword: context.params[name] for name, keyword in mine.items()}
-    return {keyword: value for keyword, value in values.items() if value is not None}
-
-
-def _report(result: TrainResult) -> None:
+def _report(result: TrainResult, *, shares: bool) -> None:
+    """``shares``: errors are shares of wrong cases, and the problem can be solved."""
+    error = f"{100 * result.test_error:.2f}% of the test sequences are wrong"
+    if not shares:
+        error = f"{result.test_error:.6g}, the mean over the test cases"
+    verdict = "not solved: " if shares else ""
     why = {
         "solved": "solved",
-        "budget": "not solved: the budget of minibatches is spent",
+        "budget": f"{verdict}the budget of minibatches is spent",
         "interrupted": "interrupted: a checkpoint is written",
-        "diverged": "not solved: the training loss is no longer finite",
+        "diverged": f"{verdict}the training loss is no longer finite",
         "callback": "stopped by a callback",
     }
     rows = [
         ("result", "solved" if result.solved else why[result.reason]),
-        ("test error", f"{100 * result.test_error:.2f}% of the test sequences are wrong"),
+        ("test error", error),
         ("minibatches", f"{result.minibatches:,.6g}"),
         ("objective evaluations", f"{result.objective_evaluations:,.6g} (apart)"),
         ("iterations", f"{result.iterations:,}"),

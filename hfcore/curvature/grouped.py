@@ -16,12 +16,12 @@ from hfcore.batches import Batch
 from hfcore.bindings import loss as loss_ops
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.dense import Scratch
-from hfcore.bindings.recurrence import split_flat
+from hfcore.bindings.recurrence import RnnWeights, split_flat
 from hfcore.curvature.mlp import Cases, check_cases
 from hfcore.curvature.mlp_passes import Layers
 from hfcore.curvature.rnn import Sequences, check_batch
 from hfcore.losses import Loss
-from hfcore.models.mlp import MLP
+from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
 
 # Bytes of activations that nets worked on together fill: on the CPU what stays in the cache.
@@ -47,11 +47,21 @@ class GroupedGradient(Protocol):
 
 def grouped_gradient(model: nn.Module, loss: Loss) -> GroupedGradient | None:
     """The fused path for nets shaped like ``model``; None for a module that has none."""
-    if any(not p.requires_grad for p in model.parameters()):
+    if type(model) not in (RNN, MLP, Autoencoder):  # one derived from them may compute otherwise
         return None
-    if type(model) is RNN:
-        return GroupedRnn(model, loss)
-    return GroupedMlp(model, loss) if isinstance(model, MLP) else None
+    if isinstance(model, RNN):
+        return GroupedRnn(model, loss) if _is_plain(model) else None
+    assert isinstance(model, MLP)
+    return GroupedMlp(model, loss) if _is_plain(model) else None
+
+
+def _is_plain(model: RNN | MLP) -> bool:
+    """Its parameters are those it was made with, none frozen, tied or computed; no sparse W_hh."""
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    if isinstance(model, RNN):
+        return names == list(RnnWeights._fields) and not model.sparse
+    layers = range(len(model.layers))
+    return names == [f"layers.{l}.{part}" for l in layers for part in ("weight", "bias")]
 
 
 class GroupedRnn:

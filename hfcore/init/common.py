@@ -12,6 +12,7 @@ BIASES = ("b_h", "b_init", "b_y")
 
 
 def check_model(model: nn.Module, generator: torch.Generator) -> None:
+    """Raise TypeError unless the model has weights to draw and the generator can draw them."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, need a torch.nn.Module")
     if not isinstance(model, RNN) and not linear_layers(model):
@@ -24,15 +25,18 @@ def check_model(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def check_scale(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is finite and at least 0."""
     if not 0.0 <= value < float("inf"):
         raise ValueError(f"{name}: got {value!r}, need a finite number of at least 0")
 
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:
+    """Every Linear layer, in the order of ``modules()``."""
     return [m for m in model.modules() if isinstance(m, nn.Linear)]
 
 
 def matrices(model: nn.Module) -> list[Tensor]:
+    """Every weight matrix, in the order in which they are drawn."""
     if isinstance(model, RNN):
         return [getattr(model, name) for name in WEIGHTS]
     return [layer.weight for layer in linear_layers(model)]
@@ -49,6 +53,7 @@ def uniform(w: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def zero_biases(model: nn.Module) -> None:
+    """Zero the biases of an hf.RNN or of every Linear layer."""
     if isinstance(model, RNN):
         for name in BIASES:
             getattr(model, name).zero_()

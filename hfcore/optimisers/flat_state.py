@@ -1,40 +1,72 @@
 """Parameters and their velocities in flat memory, so that one call updates all of them.
 
 Flat memory is never relied on: ``.to()``, ``load_state_dict`` and ``deepcopy`` may break it up.
-Before every use neighbours in memory are joined to pieces; what lies alone is a piece of its own.
+Before every use it is looked at: where it was broken up it is made again, and neighbours in memory
+are joined to pieces; what must lie alone is a piece of its own.
 The kernels give an element the same bits wherever it stands, so only the speed depends on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from hfcore.bindings.momentum import lookahead_point
 
-@dataclass
+
 class Piece:
     """Parameters that one call updates: ``theta``, ``velocity`` ``[1,N]``.
 
     ``copied``: theta is a copy, of a parameter that is not contiguous in memory.
     """
 
-    parameters: list[Tensor]
-    theta: Tensor
-    velocity: Tensor
-    copied: bool = False
+    def __init__(
+        self, parameters: list[Tensor], theta: Tensor, velocity: Tensor, *, copied: bool
+    ) -> None:
+        self.parameters, self.theta, self.velocity = parameters, theta, velocity
+        self.copied = copied
+        self._gradient: Tensor | None = None
+        self._point: Tensor | None = None
+        self._views: list[Tensor] = []
 
-    def split(self, flat: Tensor) -> list[Tensor]:
-        """Views of ``flat [1,N]`` in the shapes of the parameters."""
-        parts = flat.view(-1).split([p.numel() for p in self.parameters])
-        return [part.view(p.shape) for part, p in zip(parts, self.parameters, strict=True)]
+    @property
+    def own(self) -> list[Tensor]:
+        """The parameters' values as they are, without autograd."""
+        return [p.data for p in self.parameters] if self.copied else _split(self.theta, self)
 
     def gradient(self) -> Tensor:
         """The parameters' gradients, ``[1,N]``; a copy unless they lie side by side."""
-        return side_by_side([p.grad for p in self.parameters if p.grad is not None])
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        joined = _joined(gradients)
+        if joined is not None:
+            return joined
+        if self._gradient is None:
+            self._gradient = torch.empty_like(self.theta)
+        torch.cat([g.reshape(-1) for g in gradients], out=self._gradient.view(-1))
+        return self._gradient
+
+    def look_ahead(self, momentum: float) -> list[Tensor]:
+        """θ + μv in the shapes of the parameters, in memory that the next call overwrites."""
+        if self._point is None:
+            self._point = torch.empty_like(self.theta)
+            self._views = _split(self._point, self)
+        lookahead_point(self.theta, self.velocity, momentum, out=self._point)
+        return self._views
+
+    @property
+    def point(self) -> Tensor:
+        """What :meth:`look_ahead` made, ``[1,N]``."""
+        assert self._point is not None
+        return self._point
+
+    def hold(self, values: list[Tensor]) -> None:
+        """Let the parameters be these; autograd graphs that hold others end."""
+        for p, value in zip(self.parameters, values, strict=True):
+            p.data = value
+        torch.autograd.graph.increment_version(self.parameters)
 
     def wrote(self) -> None:
         """theta was written: brings a copy back, and ends autograd graphs that hold old values."""
@@ -44,12 +76,58 @@ class Piece:
         torch.autograd.graph.increment_version(self.parameters)
 
 
+class Layout:
+    """Where the parameters of a group and their velocities lie, after bringing them together.
+
+    ``velocities[i]`` belongs to ``parameters[i]``; a given one of None is new, and zero.
+    """
+
+    def __init__(self, parameters: list[Tensor], velocities: list[Tensor | None]) -> None:
+        found = {p: v for p, v in zip(parameters, velocities, strict=True) if v is not None}
+        flatten(parameters, found)
+        self.pieces = pieces(parameters, found)
+        self.parameters = parameters
+        self.velocities = [found[p] for p in parameters]
+        self._places = [p.data_ptr() for p in parameters]
+        self._lasting = not any(piece.copied for piece in self.pieces)
+
+    def holds(self, parameters: list[Tensor], velocities: list[Tensor | None]) -> bool:
+        """Whether these lie as they lay; the pieces keep their memory, so no other can be there."""
+        return (
+            self._lasting
+            and len(parameters) == len(self.parameters)
+            and all(
+                p is q and v is w and p.data_ptr() == place and p.is_contiguous()
+                and p.dtype == w.dtype
+                for p, q, v, w, place in zip(
+                    parameters, self.parameters, velocities, self.velocities, self._places,
+                    strict=True,
+                )
+            )
+        )  # fmt: skip
+
+    def some(self, parameters: list[Tensor]) -> list[Piece]:
+        """Pieces of some of the parameters."""
+        if len(parameters) == len(self.parameters):
+            return self.pieces
+        return pieces(parameters, dict(zip(self.parameters, self.velocities, strict=True)))
+
+    def points(self) -> dict[Tensor, Tensor]:
+        """What :meth:`Piece.look_ahead` made, by parameter."""
+        return {
+            p: view
+            for piece in self.pieces
+            for p, view in zip(piece.parameters, _split(piece.point, piece), strict=True)
+        }
+
+
 def flatten(parameters: Sequence[Tensor], velocities: dict[Tensor, Tensor]) -> None:
     """Move parameters and velocities of one dtype and device side by side, in this order.
 
     ``velocities`` is brought to the parameters' dtype and device; a new one is zero. Left where
-    they are: parameters that are not contiguous, that share memory with another, or that other
-    processes share. Storage is swapped, as ``.to()`` does it.
+    they are: parameters that are not contiguous, that share memory with another of these, or that
+    other processes share. Storage is swapped, as ``.to()`` does it: a tensor elsewhere that shared
+    a parameter's memory is left with the old.
     """
     for p in parameters:
         if p not in velocities:
@@ -60,11 +138,11 @@ def flatten(parameters: Sequence[Tensor], velocities: dict[Tensor, Tensor]) -> N
         data, state = [p.data for p in bucket], [velocities[p] for p in bucket]
         if _joined(data) is None:
             flat = torch.cat([t.reshape(-1) for t in data])
-            for p, part in zip(bucket, _split(flat, bucket), strict=True):
+            for p, part in zip(bucket, _cut(flat, bucket), strict=True):
                 p.data = part
         if _joined(state) is None:
             flat = torch.cat([t.reshape(-1) for t in state])
-            velocities.update(zip(bucket, _split(flat, bucket), strict=True))
+            velocities.update(zip(bucket, _cut(flat, bucket), strict=True))
 
 
 def pieces(parameters: Iterable[Tensor], velocities: dict[Tensor, Tensor]) -> list[Piece]:
@@ -83,7 +161,7 @@ def pieces(parameters: Iterable[Tensor], velocities: dict[Tensor, Tensor]) -> li
         if velocity is None:
             velocities[run[0]] = velocities[run[0]].contiguous()
             velocity = velocities[run[0]].view(1, -1)
-        found.append(Piece(list(run), theta, velocity, copied))
+        found.append(Piece(list(run), theta, velocity, copied=copied))
         run.clear()
 
     for p in parameters:
@@ -134,7 +212,13 @@ def _sharing_memory(parameters: Sequence[Tensor]) -> set[Tensor]:
     return shared
 
 
-def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+def _split(flat: Tensor, piece: Piece) -> list[Tensor]:
+    """Views of ``flat [1,N]`` in the shapes of the piece's parameters."""
+    return _cut(flat.view(-1), piece.parameters)
+
+
+def _cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Views of ``flat [N]`` in these shapes."""
     parts = flat.split([p.numel() for p in like])
     return [part.view(p.shape) for part, p in zip(parts, like, strict=True)]
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfcore.bindings.momentum import lookahead_point, momentum_update
-from hfcore.optimisers.flat_state import Piece, flatten, pieces, side_by_side
+from hfcore.bindings.momentum import momentum_update
+from hfcore.optimisers.flat_state import Layout, Piece
 
 Parameters = nn.Module | Iterable[Any]  # a module, or what torch's optimisers take
 Closure = Callable[[], Tensor]
@@ -40,6 +40,7 @@ class _Momentum(torch.optim.Optimizer):
 
     def _forget(self) -> None:
         """Drop what belongs to neither the options nor the state."""
+        self._layouts: dict[int, Layout] = {}  # by the identity of the group
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -75,33 +76,37 @@ class _Momentum(torch.optim.Optimizer):
             raise
         self._forget()
 
-    def _pieces(self, group: dict[str, Any], parameters: list[Tensor]) -> list[Piece]:
-        """``parameters`` of the group in flat memory, their velocities made where missing."""
-        everyone = [p for p in group["params"] if p.requires_grad or p.grad is not None]
-        velocities = {p: self.state[p][VELOCITY] for p in everyone if VELOCITY in self.state[p]}
-        flatten(everyone, velocities)
-        found = pieces(parameters, velocities)
-        for p in everyone:
-            self.state[p][VELOCITY] = velocities[p]
-        return found
+    def _layout(self, group: dict[str, Any]) -> Layout:
+        """Where the group's parameters and velocities lie, the velocities made where missing."""
+        parameters = [p for p in group["params"] if p.requires_grad or p.grad is not None]
+        velocities = [self.state[p].get(VELOCITY) for p in parameters]
+        layout = self._layouts.get(id(group))
+        if layout is None or not layout.holds(parameters, velocities):
+            layout = self._layouts[id(group)] = Layout(parameters, velocities)
+            for p, velocity in zip(parameters, layout.velocities, strict=True):
+                self.state[p][VELOCITY] = velocity
+        return layout
 
-    def _update(self, group: dict[str, Any], momentum: float, ahead: dict[Tensor, Tensor]) -> None:
+    def _update(self, group: dict[str, Any], momentum: float, looked: Layout | None) -> None:
         """One update of all parameters of the group that have a gradient.
 
-        ``ahead`` holds θ + μv of each parameter where the gradient was taken there, else nothing.
+        ``looked`` has the points θ + μv where the gradients were taken; None: they are of θ.
         """
         _check_options(group)
-        moving = [p for p in group["params"] if p.grad is not None]
         for i, p in enumerate(group["params"]):
             if p.grad is not None and p.grad.layout != torch.strided:
                 raise TypeError(
                     f"params[{i}]: has a gradient of layout {p.grad.layout}, need a dense one"
                 )
-        l2 = group["weight_decay"] or None
-        for piece in self._pieces(group, moving):
+        layout, l2 = self._layout(group), group["weight_decay"] or None
+        found = layout.some([p for p in layout.parameters if p.grad is not None])
+        points: dict[Tensor, Tensor] | None = None
+        if l2 is not None and looked is not None and found is not looked.pieces:
+            points = looked.points()
+        for piece in found:
             point = None
-            if l2 is not None and ahead:
-                point = side_by_side([ahead[p] for p in piece.parameters])
+            if l2 is not None and looked is not None:
+                point = piece.point if points is None else _gather(piece, points)
             momentum_update(
                 piece.theta,
                 piece.velocity,
@@ -173,9 +178,7 @@ class NAG(_Momentum):
     Args: as :class:`ClassicalMomentum`.
     """
 
-    _looked: dict[int, float]  # μ of each group since the last lookahead; empty: there was none
-    _ahead: dict[Tensor, Tensor]  # θ + μv of each parameter since the last lookahead
-    _spare: dict[tuple[int, int], Tensor]  # memory of θ + μv, of each piece of each group
+    _looked: list[tuple[float, Layout]]  # μ and θ + μv of each group at the last lookahead, or none
     _inside: bool
 
     def __init__(
@@ -184,7 +187,8 @@ class NAG(_Momentum):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     def _forget(self) -> None:
-        self._looked, self._ahead, self._spare, self._inside = {}, {}, {}, False
+        super()._forget()
+        self._looked, self._inside = [], False
 
     @contextmanager
     def lookahead(self) -> Iterator[None]:
@@ -196,40 +200,23 @@ class NAG(_Momentum):
         """
         if self._inside:
             raise RuntimeError("lookahead: is entered within itself, need it closed first")
-        own: list[tuple[Tensor, Tensor]] = []
-        looked: dict[int, float] = {}
-        self._looked, self._ahead = {}, {}
-        for i, group in enumerate(self.param_groups):
+        self._looked = []
+        looked = []
+        for group in self.param_groups:
             _check_options(group)
-            looked[i] = group["momentum"]
-            moving = [p for p in group["params"] if p.requires_grad]
-            for j, piece in enumerate(self._pieces(group, moving)):
-                ahead = self._point((i, j), piece, looked[i])
-                self._ahead.update(zip(piece.parameters, piece.split(ahead), strict=True))
+            looked.append((group["momentum"], self._layout(group)))
+        pieces = [(piece, mu) for mu, layout in looked for piece in layout.pieces]
+        swaps = [(piece, piece.own, piece.look_ahead(mu)) for piece, mu in pieces]
         self._inside = True
         try:
-            for p, point in self._ahead.items():
-                own.append((p, p.data))
-                p.data = point
-            _changed(own)
+            for piece, _, points in swaps:
+                piece.hold(points)
             yield
             self._looked = looked
         finally:
-            for p, data in own:
-                p.data = data
-            _changed(own)
+            for piece, own, _ in swaps:
+                piece.hold(own)
             self._inside = False
-
-    def _point(self, place: tuple[int, int], piece: Piece, momentum: float) -> Tensor:
-        """θ + μv of a piece, in the memory of the last time where it fits."""
-        spare, theta = self._spare.get(place), piece.theta
-        if spare is None or (spare.shape, spare.dtype, spare.device) != (
-            theta.shape,
-            theta.dtype,
-            theta.device,
-        ):
-            spare = self._spare[place] = torch.empty_like(theta)
-        return lookahead_point(theta, piece.velocity, momentum, out=spare)
 
     @torch.no_grad()
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
@@ -249,9 +236,9 @@ class NAG(_Momentum):
                 "step: the gradient of NAG is taken at θ + μv, need a closure, or a gradient "
                 "computed inside `with opt.lookahead():` since the last step"
             )
-        for i, group in enumerate(self.param_groups):
-            self._update(group, self._looked[i], self._ahead)
-        self._looked, self._ahead = {}, {}
+        for group, (momentum, layout) in zip(self.param_groups, self._looked, strict=True):
+            self._update(group, momentum, layout)
+        self._looked = []
         return loss
 
 
@@ -262,14 +249,14 @@ def _plain_step(optimizer: _Momentum, closure: Closure | None) -> Tensor | None:
         with torch.enable_grad():
             loss = closure()
     for group in optimizer.param_groups:
-        optimizer._update(group, group.get("momentum", 0.0), {})
+        optimizer._update(group, group.get("momentum", 0.0), None)
     return loss
 
 
-def _changed(swapped: list[tuple[Tensor, Tensor]]) -> None:
-    """Autograd graphs that hold the other values must not be walked any more."""
-    if swapped:
-        torch.autograd.graph.increment_version([p for p, _ in swapped])
+def _gather(piece: Piece, points: dict[Tensor, Tensor]) -> Tensor:
+    """The points of a piece's parameters, ``[1,N]``; θ of one that was frozen at the lookahead."""
+    parts = [points.get(p, p.detach()).reshape(-1).to(piece.theta) for p in piece.parameters]
+    return torch.cat(parts).unsqueeze(0)
 
 
 def _check_options(group: dict[str, Any]) -> None:

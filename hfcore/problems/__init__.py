@@ -14,6 +14,7 @@ from hfcore.problems.reconstruction import DATASETS, Reconstruction
 
 __all__ = [
     "PROBLEMS",
+    "SEQUENCES",
     "Addition",
     "FixedTest",
     "Memorization5",
@@ -26,11 +27,14 @@ __all__ = [
     "create",
 ]
 
-PROBLEMS: dict[str, Callable[..., Problem]] = {
+SEQUENCES: dict[str, Callable[..., SequenceProblem]] = {
     Addition.name: Addition,
     Multiplication.name: Multiplication,
     Memorization5.name: Memorization5,
     Memorization20.name: Memorization20,
+}
+PROBLEMS: dict[str, Callable[..., Problem]] = {
+    **SEQUENCES,
     **{name: partial(Reconstruction, name) for name in DATASETS},
 }
 

@@ -2,7 +2,9 @@
 
     hfcore reproduce curves-log            Martens' own CURVES log, iteration by iteration
     hfcore reproduce martens2010-table2    training and test errors of the three autoencoders
-    hfcore reproduce table5                Sutskever et al. (2013): momentum on recurrent nets
+    hfcore reproduce table1, table2, table3    Sutskever et al. (2013): momentum on autoencoders
+    hfcore reproduce table5                momentum on recurrent nets, from the same paper
+    hfcore reproduce fig5                  CG against NAG on a quadratic of a Hessian-free run
 
 ``run.py`` trains one autoencoder with one optimiser (``trainers.py``), resumable to the bit;
 ``tuning.py`` searches learning rates and then trains more seeds, all runs of a problem as one

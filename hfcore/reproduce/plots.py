@@ -1,4 +1,4 @@
-"""Training errors against iterations and against seconds, as PNG."""
+"""Errors against iterations and against seconds, a quadratic against iterations, as PNG."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -51,6 +52,21 @@ def plot_seconds(
     ax.set_yscale("log")
     ax.set_xlabel("seconds of training")
     ax.set_ylabel("train error (Σ squared, per image)")
+    ax.legend(fontsize="small")
+    save_figure(figure, path)
+
+
+def plot_quadratic(
+    cg: np.ndarray, others: Mapping[str, np.ndarray], path: Path, facts: str
+) -> None:
+    """φ after 0, 1, … iterations of CG, and of the other methods by name."""
+    figure, (ax,) = _figure(1, facts)
+    ax.plot(cg, color="black", linewidth=1.8, label="CG")
+    for name, phi in others.items():
+        ax.plot(phi, linewidth=1.0, label=name)
+    ax.set_ylim(1.08 * cg[-1], -0.05 * cg[-1])
+    ax.set_xlabel("iterations (products)")
+    ax.set_ylabel("φ")
     ax.legend(fontsize="small")
     save_figure(figure, path)
 

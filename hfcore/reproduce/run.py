@@ -225,6 +225,7 @@ class _Session:
                 "progress": vars(self.at),
                 "model": dict(self.run.model.state_dict()),
                 "optimizer": self.run.trainer.optimizer.state_dict(),
+                "trainer": self.run.trainer.state_dict(),
             },
         )
 
@@ -233,6 +234,7 @@ class _Session:
             self.at = _Progress(**state["progress"])
             self.run.model.load_state_dict(state["model"])
             self.run.trainer.optimizer.load_state_dict(state["optimizer"])
+            self.run.trainer.load_state_dict(state.get("trainer", {}))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"{self.folder.checkpoints.folder}: iteration {self.at.iteration} does not fit "

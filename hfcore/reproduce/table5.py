@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfcore.problems import Problem, create
+from hfcore.problems import SequenceProblem, create
 from hfcore.reproduce.published import TABLE5
-from hfcore.reproduce.report import clock, markdown, number, write_results
-from hfcore.reproduce.tuning import Column, ColumnResult, Tuned
+from hfcore.reproduce.tuning import Column, Tuned, column_settings, rates_for
+from hfcore.reproduce.tuning_tables import beside_published, details, procedure_text, times
 
 PROBLEMS = ("add-80", "mul-80", "mem-5-200", "mem-20-80")
 COLUMNS = ("0", "0.9N", "0.98N", "0.995N", "0.9M", "0.98M", "0.995M")
@@ -65,42 +65,22 @@ class Rung:
         rung.problem()
         return rung
 
-    def problem(self) -> Problem:
+    def problem(self) -> SequenceProblem:
         """Centred (note 3); memorisation scored on what is recalled (note 5)."""
         scored = {"scored": "recall"} if self.kind.startswith("mem") else {}
-        return create(KINDS[self.kind], length=self.length, centre=True, **scored)
-
-
-def column_settings(name: str) -> dict[str, Any]:
-    """Grid settings of a column: ``0`` (SGD), ``0.995N`` (Nesterov), ``0.995M`` (classical).
-
-    Raises ValueError saying what is needed.
-    """
-    if name == "0":
-        return {"method": "sgd", "momentum": 0.0}
-    match = re.fullmatch(r"(0\.\d+)([NM])", name)
-    if match is None or not float(match[1]) > 0:
-        raise ValueError(
-            f"column: got {name!r}, need 0 or a momentum below 1 with N (Nesterov) or M "
-            "(classical), like 0.995N"
-        )
-    return {"method": "nag" if match[2] == "N" else "cm", "momentum": float(match[1])}
+        problem = create(KINDS[self.kind], length=self.length, centre=True, **scored)
+        assert isinstance(problem, SequenceProblem)
+        return problem
 
 
 def columns_of(
     rung: Rung, names: Sequence[str], rates: Mapping[str, tuple[float, ...]]
 ) -> list[Column]:
-    """The columns of one problem with their learning rates.
-
-    ``rates`` replaces the default grid for a key that is ``problem/column``, a column, a problem
-    or empty; the first of these that there is counts.
-    """
-    columns = []
-    for name in names:
-        keys = (f"{rung}/{name}", name, str(rung), "")
-        chosen = next((rates[key] for key in keys if key in rates), RATES[rung.kind])
-        columns.append(Column(name, column_settings(name), chosen))
-    return columns
+    """The columns of one problem with their learning rates, see :func:`rates_for`."""
+    return [
+        Column(name, column_settings(name), rates_for(str(rung), name, rates, RATES[rung.kind]))
+        for name in names
+    ]
 
 
 # ---- the report
@@ -109,85 +89,27 @@ def columns_of(
 def table5_report(
     results: Mapping[str, Tuned], settings: Mapping[str, Any], folder: Path
 ) -> tuple[str, list[Path]]:
-    """The table as markdown, and the paths of table, numbers, maps and plots in ``folder``."""
-    from hfcore.reproduce import tuning_files  # matplotlib is slow to import
+    """The table as markdown, and the paths of table, numbers, maps and plot in ``folder``."""
+    from hfcore.reproduce.tuning_files import write_tuned  # matplotlib is slow to import
 
     text = table5_table(results, settings)
-    data = {
-        "settings": settings,
-        "published": TABLE5.numbers,
-        "published_source": TABLE5.source,
-        "problems": {name: tuning_files.tuned_json(tuned) for name, tuned in results.items()},
-    }
-    written = [*write_results(folder, "table5", text, data)]
-    for name, tuned in results.items():
-        written += tuning_files.write_maps(folder, name, tuned)
-    plot = folder / "table5.png"
-    tuning_files.plot_columns(results, TABLE5, plot, "error")
-    return text, [*written, plot]
+    return text, write_tuned(folder, "table5", text, results, TABLE5, settings)
 
 
 def table5_table(results: Mapping[str, Tuned], settings: Mapping[str, Any]) -> str:
     """Errors beside the published ones, then what each of them rests on."""
-    names = list(dict.fromkeys(r.column.name for t in results.values() for r in t.columns))
-    rows, details = [], []
-    for problem, tuned in results.items():
-        here = {r.column.name: r for r in tuned.columns}
-        bias = Rung.parse(problem).problem().bias_error
-        rows.append([f"{problem}, published", number(TABLE5.get(problem, "biases"))])
-        rows[-1] += [number(TABLE5.get(problem, name)) for name in names]
-        rows.append([f"{problem}, here", number(bias)])
-        rows[-1] += [number(here[name].error) if name in here else "–" for name in names]
-        details += [_detail(problem, result) for result in tuned.columns]
-    seeds = ", ".join(str(seed) for seed in settings["seeds"])
-    parts = [
-        "Errors after the last update: share of wrong sequences, for mem wrong steps of a "
-        "sequence, on 10,000 test sequences a seed, averaged over seeds. "
-        f"Published figures: {TABLE5.source}.",
-        markdown(["", "biases", *names], rows),
-        f"Seeds {seeds}; {settings['updates']:,} updates on {settings['batch_size']} sequences; ε "
-        f"chosen by the error of seed {settings['seeds'][0]} after "
-        f"{settings['search_updates']:,} updates, that seed counts among the others. Loss: mean "
-        "over sequences of ½(s − target)² at the last step, for mem of the cross-entropy summed "
-        "over the recalled steps. μ: 0.9 for the first 1000 updates, then the column's; 0 is plain "
-        "SGD. "
-        f"Inputs and targets centred, echo-state start, {settings['hidden']} tanh units.",
-        markdown(DETAILS, details),
-        "Training took "
-        + "; ".join(f"{name} {clock(tuned.seconds)}" for name, tuned in results.items())
-        + ", all columns of a problem together, searches included.",
-    ]
-    unfinished = [name for name, tuned in results.items() if not tuned.finished]
-    if unfinished:
-        parts.append(f"Not finished: {', '.join(unfinished)}; these are the figures so far.")
-    return "\n\n".join(parts)
-
-
-DETAILS = (
-    "problem",
-    "column",
-    "ε",
-    "of",
-    "error",
-    "published",
-    "error of each seed",
-    "outcomes",
-    "updates",
-)
-
-
-def _detail(problem: str, result: ColumnResult) -> list[str]:
-    each = ", ".join("inf" if r["error"] is None else number(r["error"]) for r in result.rows)
-    outcomes = ", ".join(f"{count} {name}" for name, count in result.outcomes.items())
-    none = "all diverged" if result.searched else "–"
-    return [
-        problem,
-        result.column.name,
-        none if result.chosen is None else f"{result.chosen:g}",
-        f"{len(result.searched)}",
-        number(result.error),
-        number(TABLE5.get(problem, result.column.name)),
-        each or "–",
-        outcomes or "–",
-        f"{result.updates:,}",
-    ]
+    biases = {name: Rung.parse(name).problem().bias_error for name in results}
+    return "\n\n".join(
+        [
+            "Errors after the last update: share of wrong sequences, for mem wrong steps of a "
+            "sequence, on 10,000 test sequences a seed, averaged over seeds. "
+            f"Published figures: {TABLE5.source}.",
+            beside_published(results, TABLE5, before={"biases": biases}),
+            f"{procedure_text(settings)} Loss: mean over sequences of ½(s − target)² at the last "
+            "step, for mem of the cross-entropy summed over the recalled steps. μ: 0.9 for the "
+            "first 1000 updates, then the column's; 0 is plain SGD. Inputs and targets centred, "
+            f"echo-state start, {settings['hidden']} tanh units.",
+            details(results, TABLE5),
+            times(results),
+        ]
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, Protocol
 
@@ -11,8 +12,9 @@ from torch import Tensor
 
 from hfcore.batches import Batch, Batches
 from hfcore.losses import Loss
-from hfcore.minibatches import SmallBatches
+from hfcore.minibatches import PhaseBatches, SmallBatches
 from hfcore.optimisers.hessian_free import HessianFree
+from hfcore.schedules import Phases
 
 
 class Policy(Protocol):
@@ -24,7 +26,7 @@ class Policy(Protocol):
 class Trainer(Protocol):
     """An optimiser with its data. ``iterate(i)`` does iteration i, from 0, and reports it.
 
-    The report holds at least ``seconds``. Everything mutable is the model's or the optimiser's.
+    The report holds at least ``seconds``. What changes besides model and optimiser is in the state.
     """
 
     @property
@@ -32,8 +34,22 @@ class Trainer(Protocol):
 
     def iterate(self, iteration: int) -> dict[str, Any]: ...
 
+    def state_dict(self) -> dict[str, Any]: ...
 
-class HessianFreeTrainer:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Stateless:
+    """A trainer whose model and optimiser hold everything that changes."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+class HessianFreeTrainer(Stateless):
     """One HF step an iteration, on the batches of a policy."""
 
     def __init__(self, optimizer: HessianFree, policy: Policy) -> None:
@@ -46,7 +62,30 @@ class HessianFreeTrainer:
         return {**stats, "seconds": phases["total"], "phases": phases}
 
 
-class FirstOrderTrainer:
+class HybridTrainer:
+    """One HF step an iteration, in the phases of Sutskever et al. (2013), appendix A.6."""
+
+    def __init__(self, optimizer: HessianFree, phases: Phases, batches: PhaseBatches) -> None:
+        self.optimizer = optimizer
+        self.phases = phases
+        self._batches = batches
+
+    def iterate(self, iteration: int) -> dict[str, Any]:
+        phase = self.phases.present
+        stats = self.optimizer.step(self._batches(phase, self.phases.t))
+        self.phases.step(stats)
+        line = asdict(stats)
+        seconds = line.pop("seconds")
+        return {**line, "phase": phase.name, "seconds": seconds["total"], "phases": seconds}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.phases.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.phases.load_state_dict(state)
+
+
+class FirstOrderTrainer(Stateless):
     """One pass over the data an iteration, in small batches that are new in every pass.
 
     The loss has no L2: use the optimiser's weight decay.

@@ -9,19 +9,30 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from hfcore.problems import Problem
-from hfcore.sweeps import SweepResult, sweep
-from hfcore.sweeps.outcome import Outcome
+from hfcore.sweeps import SweepResult, sweep_in_rounds
+from hfcore.sweeps.grid import expand
+from hfcore.sweeps.outcome import Outcome, Test
+from hfcore.sweeps.starts import default_start
 
 Row = dict[str, Any]  # of SweepResult.rows()
 
 SEARCH, SEEDS = "search", "seeds"  # the run folders of a problem
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run: its row in the sweep's table, and its tests."""
+
+    row: Row
+    tests: Sequence[Test]
 
 
 @dataclass(frozen=True)
@@ -37,13 +48,13 @@ class Column:
         settings = {key: [value] for key, value in self.settings.items()}
         return {**settings, "learning_rate": list(rates)}
 
-    def rows(self, result: SweepResult | None) -> list[Row]:
-        """Its rows in a sweep over several columns."""
+    def runs(self, result: SweepResult | None) -> list[Run]:
+        """Its runs in a sweep over several columns."""
         if result is None:
             return []
         return [
-            row
-            for row in result.rows()
+            Run(row, tests)
+            for row, tests in zip(result.rows(), result.tests, strict=True)
             if all(row[key] == value for key, value in self.settings.items())
         ]
 
@@ -55,9 +66,13 @@ class ColumnResult:
     column: Column
     chosen: float | None
     """The learning rate; None if all diverged, or while the search goes on."""
-    searched: Sequence[Row]
-    rows: Sequence[Row]
-    """The runs at the chosen rate, one a seed."""
+    searched: Sequence[Run]
+    runs: Sequence[Run]
+    """Those at the chosen rate, one a seed."""
+
+    @property
+    def rows(self) -> list[Row]:
+        return [run.row for run in self.runs]
 
     @property
     def error(self) -> float | None:
@@ -113,10 +128,14 @@ class Procedure:
     search_updates: int
     resume: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    final_updates: int = 0
+    """Updates at the end with μ = 0.9 at most; a shorter run has no more than it has."""
     report: Callable[[str], None] = lambda line: None
 
     def __call__(self, problem: Problem, columns: Sequence[Column], folder: Path) -> Tuned:
         """Search and final runs of one problem, begun or continued in ``folder``.
+
+        Continued with further learning rates or columns, only their runs are added.
 
         Raises what :func:`hfcore.sweep` raises.
         """
@@ -128,21 +147,25 @@ class Procedure:
             at = folder / SEARCH
             search = self._sweep(problem, grids, self.seeds[:1], self.search_updates, at)
             if search.reason == "interrupted":
-                results = [ColumnResult(c, None, c.rows(search), []) for c in columns]
+                results = [ColumnResult(c, None, c.runs(search), []) for c in columns]
                 return Tuned(results, search, None, False)
-        chosen = {c.name: _choose(c, c.rows(search)) for c in columns}
+        chosen = {c.name: _choose(c, c.runs(search)) for c in columns}
         grids = [c.grid([rate]) for c in columns if (rate := chosen[c.name]) is not None]
         seeds = self.seeds[1:] if whole else self.seeds
         if grids and seeds:
             final = self._sweep(problem, grids, seeds, self.updates, folder / SEEDS)
         results = []
         for column in columns:
-            searched, rate = column.rows(search), chosen[column.name]
-            rows = column.rows(final)
+            searched, rate = column.runs(search), chosen[column.name]
+            runs = column.runs(final)
             if whole:
-                rows = [row for row in searched if row["learning_rate"] == rate] + rows
-            results.append(ColumnResult(column, rate, searched, rows))
+                runs = [run for run in searched if run.row["learning_rate"] == rate] + runs
+            results.append(ColumnResult(column, rate, searched, runs))
         return Tuned(results, search, final, final is None or final.reason == "updates")
+
+    def having(self, **options: Any) -> Procedure:
+        """The same with further options of the sweeps."""
+        return replace(self, options={**self.options, **options})
 
     def _sweep(
         self,
@@ -152,24 +175,54 @@ class Procedure:
         updates: int,
         folder: Path,
     ) -> SweepResult:
-        runs = len(seeds) * sum(len(grid["learning_rate"]) for grid in grids)
-        self.report(f"{folder}: {runs} runs of {updates:,} updates")
-        return sweep(
+        start = self.options.get("start") or default_start(problem)
+        runs = expand(grids, seeds, start.options)
+        self.report(f"{folder}: {len(runs)} runs of {updates:,} updates")
+        return sweep_in_rounds(
             problem,
-            grids,
-            seeds=seeds,
+            runs,
+            folder,
+            resume=self.resume,
             updates=updates,
-            run_dir=folder,
-            resume=self.resume and folder.is_dir(),
+            final_updates=min(self.final_updates, updates),
             **self.options,
         )
 
 
-def _choose(column: Column, searched: Sequence[Row]) -> float | None:
+def column_settings(name: str) -> dict[str, Any]:
+    """Grid settings of a column: ``0`` (SGD), ``0.995N`` (Nesterov), ``0.995M`` (classical).
+
+    Raises ValueError saying what is needed.
+    """
+    if name == "0":
+        return {"method": "sgd", "momentum": 0.0}
+    match = re.fullmatch(r"(0\.\d+)([NM])", name)
+    if match is None or not float(match[1]) > 0:
+        raise ValueError(
+            f"column: got {name!r}, need 0 or a momentum below 1 with N (Nesterov) or M "
+            "(classical), like 0.995N"
+        )
+    return {"method": "nag" if match[2] == "N" else "cm", "momentum": float(match[1])}
+
+
+def rates_for(
+    problem: str, column: str, given: Mapping[str, tuple[float, ...]], default: tuple[float, ...]
+) -> tuple[float, ...]:
+    """The learning rates of a column of a problem.
+
+    ``given`` has keys ``problem/column``, a column, a problem or "": the first of these that
+    there is replaces the default.
+    """
+    keys = (f"{problem}/{column}", column, problem, "")
+    return next((given[key] for key in keys if key in given), default)
+
+
+def _choose(column: Column, searched: Sequence[Run]) -> float | None:
     """The rate with the least final error, None if all diverged; one rate needs no search."""
     if not searched:
         return column.rates[0]
-    ended = [row for row in searched if row["error"] is not None and math.isfinite(row["error"])]
+    rows = [run.row for run in searched]
+    ended = [row for row in rows if row["error"] is not None and math.isfinite(row["error"])]
     if not ended:
         return None
     best = min(ended, key=lambda row: (row["error"], row["test_loss"]))

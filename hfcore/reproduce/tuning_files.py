@@ -15,9 +15,35 @@ from matplotlib.figure import Figure
 
 from hfcore.reproduce.plots import save_figure
 from hfcore.reproduce.published import PublishedTable
+from hfcore.reproduce.report import write_results
 from hfcore.reproduce.tuning import SEARCH, SEEDS, Row, Tuned
 from hfcore.sweeps.plots import outcome_map
 from hfcore.training.atomic import write_atomic
+
+
+def write_tuned(
+    folder: Path,
+    name: str,
+    text: str,
+    results: Mapping[str, Tuned],
+    published: PublishedTable,
+    settings: Mapping[str, Any],
+    **more: Any,
+) -> list[Path]:
+    """``name.md``, ``.json`` and ``.png``, and the map of every problem; gives the paths."""
+    data = {
+        "settings": settings,
+        "published": published.numbers,
+        "published_source": published.source,
+        "problems": {problem: tuned_json(tuned) for problem, tuned in results.items()},
+        **more,
+    }
+    written = [*write_results(folder, name, text, data)]
+    for problem, tuned in results.items():
+        written += write_maps(folder, problem, tuned)
+    plot = folder / f"{name}.png"
+    plot_columns(results, published, plot)
+    return [*written, plot]
 
 
 def tuned_json(tuned: Tuned) -> dict[str, Any]:
@@ -33,7 +59,7 @@ def tuned_json(tuned: Tuned) -> dict[str, Any]:
                 "chosen": result.chosen,
                 "error": result.error,
                 "outcomes": result.outcomes,
-                "searched": result.searched,
+                "searched": [run.row for run in result.searched],
                 "runs": result.rows,
             }
             for result in tuned.columns
@@ -45,8 +71,8 @@ def write_maps(folder: Path, name: str, tuned: Tuned) -> list[Path]:
     """``name_map.csv``, every run with its rate and outcome, and the search drawn as PNG."""
     rows: list[Row] = []
     for result in tuned.columns:
-        for stage, found in ((SEARCH, result.searched), (SEEDS, result.column.rows(tuned.final))):
-            rows += [{"column": result.column.name, "stage": stage, **row} for row in found]
+        for stage, found in ((SEARCH, result.searched), (SEEDS, result.column.runs(tuned.final))):
+            rows += [{"column": result.column.name, "stage": stage, **run.row} for run in found]
     table, picture = folder / f"{name}_map.csv", folder / f"{name}_map.png"
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -59,9 +85,7 @@ def write_maps(folder: Path, name: str, tuned: Tuned) -> list[Path]:
     return [table, picture]
 
 
-def plot_columns(
-    results: Mapping[str, Tuned], published: PublishedTable, path: Path, ylabel: str
-) -> None:
+def plot_columns(results: Mapping[str, Tuned], published: PublishedTable, path: Path) -> None:
     """Mean error of every column, here and published; dots are single runs."""
     count = len(results)
     figure = Figure(figsize=(7.0, 2.6 * count), dpi=120, layout="constrained")
@@ -69,7 +93,7 @@ def plot_columns(
     for i, (name, tuned) in enumerate(results.items()):
         ax = figure.add_subplot(count, 1, i + 1)
         ax.set_title(name, fontsize=9)
-        ax.set_ylabel(ylabel)
+        ax.set_ylabel("error")
         _plot_problem(ax, name, tuned, published)
     save_figure(figure, path)
 

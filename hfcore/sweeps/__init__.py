@@ -3,7 +3,8 @@
 from hfcore.sweeps.engine import sweep
 from hfcore.sweeps.grid import RunSettings
 from hfcore.sweeps.outcome import Constant, Test
-from hfcore.sweeps.result import SweepResult
+from hfcore.sweeps.result import SweepResult, join
+from hfcore.sweeps.rounds import sweep_in_rounds
 from hfcore.sweeps.starts import AutoencoderStart, RnnStart, Start
 
 __all__ = [
@@ -14,5 +15,7 @@ __all__ = [
     "Start",
     "SweepResult",
     "Test",
+    "join",
     "sweep",
+    "sweep_in_rounds",
 ]

@@ -47,7 +47,7 @@ SCHEDULES: dict[str, Callable[[float], Schedule]] = {
 
 def sweep(
     problem: Problem | str,
-    grid: Grid | Sequence[Grid],
+    grid: Grid | Sequence[Grid] | Sequence[RunSettings],
     *,
     seeds: int | Sequence[int] = 1,
     updates: int = 50_000,
@@ -79,7 +79,8 @@ def sweep(
 
     Args:
         problem: a problem of ``hf.problems``, or its name.
-        grid: values by key, see :func:`hfcore.sweeps.grid.expand`; several grids are united.
+        grid: values by key, see :func:`hfcore.sweeps.grid.expand`; several grids are united. Or
+            the runs themselves, each with its seed.
         seeds: how many seeds from 0, or which. A seed draws the initial net and the batches.
         updates: of every run, each on ``batch_size`` cases (Sutskever et al. 2013, table 5: 50,000
             of 100; autoencoders: 750,000 of 200). The loss is the problem's, averaged over cases.
@@ -376,9 +377,8 @@ class Session:
         self._stored_at = checkpoint.iteration
         self.folder.start_logs(checkpoint.iteration)
         for line in read_metrics(self.folder.path / "metrics.jsonl"):
-            for index, *values in line["tests"]:
-                numbers = [float(v) if isinstance(v, str) else v for v in values]
-                self.tests[index].append(Test(*numbers))
+            for index, update, *values in line["tests"]:
+                self.tests[index].append(Test(update, *map(float, values)))
 
     def _checkpoint(self) -> None:
         if self.folder is None or self._stored_at == self._done():

@@ -47,9 +47,13 @@ class RunSettings:
 
 
 def expand(
-    grid: Grid | Sequence[Grid], seeds: int | Sequence[int], options: Sequence[str]
+    grid: Grid | Sequence[Grid] | Sequence[RunSettings],
+    seeds: int | Sequence[int],
+    options: Sequence[str],
 ) -> list[RunSettings]:
     """The runs of a grid, or of several grids one after the other, seeds varying fastest.
+
+    The runs themselves may be given too, each with its seed; ``seeds`` does not count then.
 
     Keys are ``learning_rate`` (needed), ``momentum`` (default 0.9), ``method`` (default ``"nag"``;
     ``"cm"``, ``"sgd"``) and the ``options`` of the start. Momentum 0 is plain SGD whatever the
@@ -61,15 +65,31 @@ def expand(
     grids = [grid] if isinstance(grid, Mapping) else list(grid)
     if not grids:
         raise ValueError("grid: got none, need at least one")
+    if isinstance(grids[0], RunSettings):
+        return _checked_runs(grids, options)
+    several: list[Any] = [one for one in grids if not isinstance(one, RunSettings)]
+    if len(several) < len(grids):
+        raise TypeError("grid: got grids and a RunSettings, need one kind")
     chosen = _checked_seeds(seeds)
     runs: list[RunSettings] = []
-    for one in grids:
+    for one in several:
         new = _one_grid(one, chosen, options)
         shared = next((run for run in new if run in runs), None)
         if shared is not None:
             raise ValueError(f"grid: two of the grids hold the same run, {shared.row()}")
         runs += new
     return runs
+
+
+def _checked_runs(runs: Sequence[Any], options: Sequence[str]) -> list[RunSettings]:
+    for i, run in enumerate(runs):
+        if not isinstance(run, RunSettings):
+            raise TypeError(f"grid: got runs and a {type(run).__name__}, need one kind")
+        if run in runs[:i]:
+            raise ValueError(f"grid: got the run {run.row()} twice")
+        _one_grid({key: [value] for key, value in run.row().items() if key != "seed"}, [0], options)
+        _checked_seeds([run.seed])
+    return list(runs)
 
 
 def _one_grid(grid: Grid, seeds: Sequence[int], options: Sequence[str]) -> list[RunSettings]:
@@ -135,7 +155,7 @@ def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
         if seeds < 1:
             raise ValueError(f"seeds: got {seeds}, need at least 1")
         return list(range(seeds))
-    if not isinstance(seeds, Sequence) or isinstance(seeds, str) or not seeds:
+    if not isinstance(seeds, list | tuple | range) or not seeds:
         raise TypeError(f"seeds: got {seeds!r}, need a number of seeds or a list of them")
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:

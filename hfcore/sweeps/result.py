@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import safetensors.torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from hfcore.training.atomic import write_atomic
 
 Reason = Literal["updates", "interrupted"]
 Row = dict[str, Any]
+V = TypeVar("V")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,16 @@ class SweepResult:
             raise ValueError(f"path: got {str(path)!r}, need a name that ends in .csv or .parquet")
         return path
 
+    def of(self, indices: Sequence[int]) -> SweepResult:
+        """The same about these runs alone, numbered anew."""
+        return replace(
+            self,
+            runs=[self.runs[i] for i in indices],
+            tests=[self.tests[i] for i in indices],
+            diverged_at=_renumbered(self.diverged_at, indices),
+            parameters=_renumbered(self.parameters, indices),
+        )
+
     def stored(self, folder: Path) -> SweepResult:
         """The same with its tables, final parameters and plots written into ``folder``."""
         from hfcore.sweeps.plots import draw_plots  # matplotlib is slow to import
@@ -107,6 +118,40 @@ class SweepResult:
             "best_error": min((test.error for test in tests), default=None),
             "escaped_at": escape(tests, self.constant),
         }
+
+
+def _renumbered(values: Mapping[int, V], indices: Sequence[int]) -> dict[int, V]:
+    return {new: values[old] for new, old in enumerate(indices) if old in values}
+
+
+def join(results: Sequence[SweepResult]) -> SweepResult:
+    """One result about the runs of several sweeps of one problem, numbered one after the other.
+
+    Raises ValueError for none.
+    """
+    if not results:
+        raise ValueError("results: got none, need at least one")
+    runs: list[RunSettings] = []
+    tests: list[Sequence[Test]] = []
+    diverged: dict[int, int] = {}
+    parameters: dict[int, Tensor] = {}
+    for result in results:
+        first = len(runs)
+        runs += result.runs
+        tests += result.tests
+        diverged |= {first + i: at for i, at in result.diverged_at.items()}
+        parameters |= {first + i: theta for i, theta in result.parameters.items()}
+    return replace(
+        results[0],
+        runs=runs,
+        tests=tests,
+        diverged_at=diverged,
+        parameters=parameters,
+        reason="interrupted" if any(r.reason == "interrupted" for r in results) else "updates",
+        updates=min(result.updates for result in results),
+        seconds=sum(result.seconds for result in results),
+        plots=tuple(path for result in results for path in result.plots),
+    )
 
 
 def _columns(rows: Sequence[Row]) -> list[str]:

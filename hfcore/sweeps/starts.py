@@ -92,7 +92,7 @@ class AutoencoderStart:
     def build(self, problem: Problem, seed: int, **options: float) -> Autoencoder:
         model = Autoencoder(self.encoder_sizes, activation=self.activation, dtype=torch.float32)
         generator = torch.Generator().manual_seed(seed)
-        init.sparse_(model, generator, replacement=True, **options)
+        init.sparse_(model, generator, replacement=True, scale=options.get("scale", 1.0))
         return model
 
     def config(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hfcore.training.callbacks import Callback, TrainState
+from hfcore.training.callbacks import Callback, Scheduled, TrainState
 from hfcore.training.errors import CheckpointError, ConfigMismatchError, RunFolderError
 from hfcore.training.loop import TrainResult, train
 
@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "ConfigMismatchError",
     "RunFolderError",
+    "Scheduled",
     "TrainResult",
     "TrainState",
     "train",

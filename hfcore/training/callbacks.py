@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hfcore.schedules import OptionSchedule, Value
+
 if TYPE_CHECKING:
     from hfcore.problems import Problem
 
@@ -49,3 +51,26 @@ class Callback:
 
     def on_train_end(self, state: TrainState) -> None:
         """After the last step, also when training stops through an error."""
+
+
+class Scheduled(Callback):
+    """Options of the optimiser as functions of t, the number of iterations done; or constants.
+
+    >>> hf.train(model, problem, hf.NAG(model, lr=1e-3), callbacks=[
+    ...     hf.training.Scheduled(momentum=hf.schedules.Delayed(0.99))])
+
+    t is the run's, so a resumed one goes on where it was. Raises ValueError before the first step
+    for an option that the optimiser does not have.
+    """
+
+    def __init__(self, **options: Value) -> None:
+        self.options = options
+        self._schedule: OptionSchedule | None = None
+
+    def on_train_begin(self, state: TrainState) -> None:
+        self._schedule = OptionSchedule(state.optimizer, **self.options)
+        self._schedule.load_state_dict({"t": state.iteration})
+
+    def on_step(self, state: TrainState) -> None:
+        assert self._schedule is not None
+        self._schedule.load_state_dict({"t": state.iteration})

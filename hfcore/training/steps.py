@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hfcore.batches import Batch, Batches
 from hfcore.optimisers.hessian_free import HessianFree
+from hfcore.training.gradients import backpropagation
 
 if TYPE_CHECKING:
     from hfcore.problems import Problem
@@ -57,10 +58,12 @@ class HessianFreeStepper:
 
 
 class FirstOrderStepper:
-    """One update of a torch optimiser an iteration, on one fresh batch.
+    """One update of a torch optimiser an iteration, on one batch.
 
-    The loss is the problem's, a sum over a sequence's unmasked outputs averaged over sequences,
-    without L2 (use the optimiser's weight decay).
+    The loss is the problem's, a sum over the unmasked outputs of a case averaged over cases,
+    without L2 (use the optimiser's weight decay). Gradients of hf.RNN and hf.MLP come from the
+    fused ops, those of other modules from autograd; an optimiser that takes its gradient elsewhere
+    than at the present parameters (hf.NAG, L-BFGS) calls the closure there.
     """
 
     batches = 1
@@ -73,9 +76,8 @@ class FirstOrderStepper:
         batch_size: int,
     ) -> None:
         self._batch_size = batch_size
-        self._model = model
-        self._loss = problem.loss
         self._optimizer = optimizer
+        self._backward = backpropagation(model, problem.loss, batch_size)
 
     def step(self, batches: Sequence[Batch]) -> Iteration:
         (batch,) = batches
@@ -95,14 +97,6 @@ class FirstOrderStepper:
             sequences=len(losses) * size,
             evaluated=0,
         )
-
-    def _backward(self, batch: Batch) -> float:
-        """Loss on ``batch``; adds its gradient to the parameters'."""
-        s = self._model(batch.inputs)
-        outputs, scale = s.detach(), 1.0 / self._batch_size
-        value = self._loss.value(outputs, batch.targets, batch.mask, scale=scale)
-        s.backward(gradient=self._loss.gradient(outputs, batch.targets, batch.mask, scale=scale))
-        return value
 
 
 def make_stepper(

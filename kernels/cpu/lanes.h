@@ -264,8 +264,13 @@ void lanes_to_rows(int V, T* rows, int64_t stride, const T* lanes, int64_t colum
             for (int i = 0; i < N; ++i)
                 x[i] = i < width ? load<T>(lanes + (c + i) * L + v * N) : typename simd<T>::vec{};
             transpose<T>(x);
-            for (int64_t i = 0; i < count; ++i)
-                std::memcpy(rows + (v * N + i) * stride + c, &x[i], width * sizeof(T));
+            T* to = rows + v * N * stride + c;
+            if (width == N && count == N) {  // a memcpy of any width is a call for every row
+#pragma GCC unroll 16
+                for (int i = 0; i < N; ++i) store<T>(to + i * stride, x[i]);
+            } else {
+                for (int64_t i = 0; i < count; ++i) store_first<T>(to + i * stride, x[i], width);
+            }
         }
 }
 

@@ -131,3 +131,28 @@ def test_table_of_kernels(result: dict[str, Any]) -> None:
         "| B1000 | `linear_scan` | 180.0 | 0.90 | 0.8 missed |",
         "| B1000 | `outer_partials` | 100.0 | 0.50 |  |",
     ]
+
+
+def test_sweeps_are_projected_from_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from bench.gpu import sweeps
+
+    small = {name: {**options, "length": 5} for name, options in sweeps.TABLE5.items()}
+    monkeypatch.setattr(sweeps, "TABLE5", small)
+    monkeypatch.setattr(sweeps, "RATES", [1e-3])
+    grid = [{"learning_rate": [1e-3]}, {"learning_rate": [1e-3], "method": ["sgd"]}]
+    monkeypatch.setattr(sweeps, "TABLE5_GRID", grid)
+    found = sweeps.projections(2, seeds=2, device="cpu")
+    assert [p.name for p in found] == [*small, "curves"]
+    assert [p.runs for p in found] == [4, 4, 4, 4, 1]
+    for p in found:
+        total = 750_000 if p.name == "curves" else 50_000
+        assert p.projected == pytest.approx(p.seconds * total / 2)
+        assert p.seconds > 0
+    assert "| curves | 1 | 2 |" in sweeps.projection_table(found)
+
+
+def test_the_table_is_448_runs() -> None:
+    from bench.gpu import sweeps
+    from hfcore.sweeps.grid import expand
+
+    assert len(sweeps.TABLE5) * len(expand(sweeps.TABLE5_GRID, 4, ())) == 448

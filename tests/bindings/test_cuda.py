@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfcore as hf
 from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, nvtx, triton_backend
+from hfcore.bindings.momentum import lookahead_point, momentum_update
 
 FAMILY = "recurrence"
 DEVICE = torch.device("cuda", 0)
@@ -445,6 +446,7 @@ def test_tensors_on_two_devices_are_refused_by_name() -> None:
     """By the ops that serve CUDA data, before any implementation is chosen."""
     s, v = torch.rand(1, 2, 3, 4), torch.rand(5)
     there = v.to("meta")
+    rates = {"learning_rate": 0.1, "momentum": 0.9}
     calls: list[tuple[str, Any]] = [
         ("targets", lambda: loss.loss_value("squared", s, s.to("meta"), None)),
         ("mask", lambda: loss.loss_gradient("squared", s, s, torch.ones(1, 2, 3).to("meta"))),
@@ -454,6 +456,11 @@ def test_tensors_on_two_devices_are_refused_by_name() -> None:
         ("b", lambda: conjugate_gradient.dot(v, there)),
         ("Ap", lambda: conjugate_gradient.cg_update(v, v, v, v, there, v, 1.0)),
         ("z", lambda: conjugate_gradient.cg_direction(v, there, 0.5)),
+        ("velocity", lambda: momentum_update(v[None], there[None], v[None], **rates)),
+        ("gradient", lambda: momentum_update(v[None], v[None], there[None], **rates)),
+        ("active", lambda: momentum_update(v[None], v[None], v[None], **rates,
+                                           active=torch.ones(1, dtype=torch.bool).to("meta"))),
+        ("out", lambda: lookahead_point(v[None], v[None], 0.9, out=there[None])),
         ("targets", lambda: hf.GaussNewton(hf.RNN(4, 3, 4), hf.losses.SquaredError(),
                                            s[0], s[0].to("meta"))),
     ]  # fmt: skip

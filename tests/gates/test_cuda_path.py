@@ -23,6 +23,7 @@ from torch import Tensor
 
 import hfcore as hf
 from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, recurrence
+from hfcore.bindings.momentum import lookahead_point, momentum_update
 from hfcore.kernels.recurrence import gpu
 
 HERE = Path(__file__).resolve().parent
@@ -208,6 +209,48 @@ else:
                     results.append((torch.tensor([rz, *scalars], dtype=torch.float64), *v))
                 for want, got in zip(*results, strict=True):
                     torch.testing.assert_close(got, want, rtol=3e-6, atol=1e-6)
+
+    def test_momentum_branches(as_cuda: Callable[[], Any]) -> None:
+        draw = torch.Generator().manual_seed(0)
+        for N, full in ((1, False), (1025, True)):
+            nets = torch.rand(4, 3, N, generator=draw)
+            rate = torch.rand(3, generator=draw, dtype=torch.float64)
+            ends = []
+            for served in (False, True):
+                theta, v, g, ahead = nets.clone()
+                given: dict[str, Any] = {"learning_rate": rate, "momentum": 0.9}
+                if full:
+                    active = torch.tensor([True, False, True])
+                    given |= {"lookahead": 0.5, "l2": rate, "ahead": ahead, "active": active}
+                with as_cuda() if served else hf.use_backend("reference"):
+                    momentum_update(theta, v, g.expand(3, N) if full else g[:1], **given)
+                    point = lookahead_point(theta, v, 0.9)
+                ends.append((theta, v, ahead, point))
+            for want, got in zip(*ends, strict=True):
+                torch.testing.assert_close(got, want, rtol=3e-6, atol=1e-6)
+
+    @pytest.mark.parametrize("kind", ["SGD", "ClassicalMomentum", "NAG"])
+    def test_momentum_end_to_end(as_cuda: Callable[[], Any], kind: str) -> None:
+        x = torch.rand(5, 7, 2, generator=torch.Generator().manual_seed(1))
+
+        def run() -> Tensor:
+            model = hf.RNN(2, 9, 2, generator=torch.Generator().manual_seed(0))
+            opt = getattr(hf, kind)(model.parameters(), 0.05, weight_decay=0.01)
+
+            def closure() -> Tensor:
+                opt.zero_grad()
+                value = model(x).square().mean()
+                value.backward()
+                return value
+
+            for _ in range(4):
+                opt.step(closure)
+            return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+        want = run()
+        with as_cuda():
+            got = run()
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
     @pytest.mark.parametrize("problem", ["squared last", "softmax all"])
     def test_hessian_free_end_to_end(as_cuda: Callable[[], Any], problem: str) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
+import hfcore as hf
 from hfcore import presets
 from hfcore.bindings import dispatch
 from hfcore.cli import main
@@ -21,6 +22,10 @@ from hfcore.training.environment import package_version
 
 TINY = ["train", "addition", "--length", "6", "--hidden", "6", "--batch-size", "16"]
 TINY += ["--test-size", "40", "--solved-below", "0", "--minibatches", "0.3"]
+NAG = ["train", "addition", "--optimizer", "nag"]
+
+
+NAG = ["train", "addition", "--optimizer", "nag"]
 
 
 def invoke(*arguments: str) -> Result:
@@ -124,6 +129,56 @@ def test_settings_reach_the_run(tmp_path: Path, arguments: list[str]) -> None:
             assert str(flat[key]) in (value, f"{value}.0")
 
 
+IMAGES = ["train", "curves", "--images", "30", "--batch-size", "10", "--test-size", "30"]
+
+
+def test_images_train_with_a_momentum_schedule(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["--optimizer", "nag", "--lr", "1e-4", "--momentum", "0.99", "--updates", "3"]
+    arguments += ["--momentum-schedule", "increasing", "--final-updates", "2", "--init-scale", "2"]
+    result = invoke(*IMAGES, *arguments, "--run-dir", str(folder), "--quiet")
+    assert result.exit_code == 0, result.output
+    assert "result                the budget of minibatches is spent" in result.output
+    assert "the mean over the test cases" in result.output
+    config = json.loads((folder / "config.json").read_text())
+    assert config["problem"] == {"name": "curves", "images": 30}
+    assert config["optimizer"]["name"] == "NAG"
+    schedule = hf.schedules.Final(hf.schedules.Increasing(0.99), 3, updates=2)
+    assert config["notes"] == {
+        "init": "sparse",
+        "init_scale": 2.0,
+        "momentum_schedule": repr(schedule),
+    }
+    assert iterations(folder) == 3
+    # The same run by hand.
+    task = hf.problems.create("curves", images=30)
+    model = hf.Autoencoder(task.encoder_sizes)
+    generator = torch.Generator().manual_seed(0)
+    hf.init.sparse_(model, generator, scale=2.0, replacement=True)
+    expected = hf.train(
+        model,
+        task,
+        hf.NAG(model, lr=1e-4),
+        minibatches=0.03,
+        batch_size=10,
+        test_size=30,
+        callbacks=[hf.training.Scheduled(momentum=schedule)],
+        progress=False,
+    )
+    assert f"test error            {expected.test_error:.6g}, the mean" in result.output
+
+
+def test_images_have_the_hessian_free_preset_of_their_net(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    arguments = ["--gradient-batches", "1", "--cg-max-iter", "2", "--minibatches", "0.01"]
+    result = invoke(*IMAGES, *arguments, "--run-dir", str(folder), "--quiet")
+    assert result.exit_code == 0, result.output
+    settings = json.loads((folder / "config.json").read_text())["optimizer"]
+    expected = {**presets.martens2010_curves, "cg_max_iter": 2}
+    del expected["damping_rule"]
+    assert {key: settings[key] for key in expected} == expected
+
+
 def test_an_option_overrides_the_preset(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = [*TINY, "--preset", "rnn2011_release", "--cg-max-iter", "7"]
@@ -151,6 +206,34 @@ def test_an_option_overrides_the_preset(tmp_path: Path) -> None:
         ),
         (["train", "addition", "--optimizer", "adam", "--momentum", "0.9"], "momentum"),
         (["train", "addition", "--damping", "-1"], "damping: got -1.0"),
+        (["train", "addition", "--updates", "5"], "--updates has no meaning with --optimizer hf"),
+        (
+            ["train", "addition", "--optimizer", "adam", "--momentum-schedule", "delayed"],
+            "--momentum-schedule has no meaning with --optimizer adam",
+        ),
+        (
+            [
+                *[
+                    "train",
+                    "addition",
+                    "--optimizer",
+                    "nag",
+                    "--lr",
+                    "1",
+                    "--updates",
+                    "5",
+                    "--final-updates",
+                    "6",
+                ]
+            ],
+            "--final-updates: updates: got 6, need at most total = 5",
+        ),
+        (["train", "addition", "--images", "5"], "got option 'images'"),
+        (["train", "addition", "--preset", "martens2010"], "has no meaning with addition"),
+        (["train", "curves", "--preset", "rnn2011"], "--preset rnn2011 has no meaning with curves"),
+        (["train", "curves", "--length", "5"], "got option 'length'"),
+        (["train", "curves", "--hidden", "5"], "--hidden has no meaning with curves"),
+        (["train", "curves", "--init", "esn"], "--init esn has no meaning with curves"),
         (["train", "addition", "--hidden", "0"], "--hidden"),
         (["train", "addition", "--init-scale", "-1"], "--init-scale: scale: got -1.0"),
         (["train", "addition", "--device", "tpu"], "--device: got 'tpu', need cpu or cuda"),

@@ -139,7 +139,7 @@ def test_output_biases_answer_the_mean_target(
     )
 
 
-@pytest.mark.parametrize("name", sorted(hf.problems.PROBLEMS))
+@pytest.mark.parametrize("name", sorted(hf.problems.SEQUENCES))
 @pytest.mark.parametrize("centre", [False, True], ids=["plain", "centred"])
 def test_the_preset_starts_at_the_mean(name: str, centre: bool) -> None:
     """With hidden units at rest the loss has no gradient at the output biases, on average."""

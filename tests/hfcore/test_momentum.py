@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hfcore as hf
+from hfcore.bindings.momentum import momentum_update
 
 F64 = torch.float64
 KINDS = ("SGD", "ClassicalMomentum", "NAG")
@@ -129,6 +130,37 @@ def test_nesterov_is_torchs_seen_from_the_lookahead_point() -> None:
             torch.testing.assert_close(a.state[p]["velocity"], -lr * buffer, rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.parametrize("l2", [0.0, 0.1], ids=["plain", "l2"])
+@pytest.mark.parametrize("kind", ["ClassicalMomentum", "NAG"])
+def test_the_op_on_flat_memory_gives_the_same_bits(kind: str, l2: float) -> None:
+    """The update that leaves θ + μ_{t+1}v behind it, and the optimiser that asks for it later."""
+    start = torch.randn(1, 1009, generator=torch.Generator().manual_seed(2))
+    theta, velocity, ahead = start.clone(), torch.zeros_like(start), start.clone()
+    p = nn.Parameter(start[0].clone())
+    opt = make(kind, [p], weight_decay=l2)
+    schedule = hf.schedules.Increasing(0.8)
+
+    def closure() -> Tensor:
+        p.grad = p.detach().sin()
+        return torch.zeros(())
+
+    for t in range(0, 1200, 100):
+        opt.param_groups[0]["momentum"] = schedule(t)
+        opt.step(closure)
+        momentum_update(
+            theta,
+            velocity,
+            ahead.sin(),
+            learning_rate=0.05,
+            momentum=schedule(t),
+            lookahead=schedule(t + 100) if kind == "NAG" else 0.0,
+            l2=l2 or None,
+            ahead=ahead,
+        )
+    assert torch.equal(p, theta[0])
+    assert torch.equal(opt.state[p]["velocity"], velocity[0])
+
+
 # ---------------------------------------------------------------------------- theory
 
 
@@ -234,6 +266,37 @@ def test_a_schedule_may_step_between_the_lookahead_and_the_update() -> None:
         b.param_groups[0]["momentum"] = mu
         b.step()
     assert torch.equal(parameters(by_closure), parameters(by_context))
+
+
+def test_conversion_between_the_lookahead_and_the_update() -> None:
+    """Gradient, velocity and point follow the parameters to their new dtype."""
+    model, want = net(), net()
+    a = hf.NAG(model.parameters(), 0.05, 0.9, weight_decay=0.1)
+    b = hf.NAG(want.parameters(), 0.05, 0.9, weight_decay=0.1)
+    for _ in range(3):
+        with a.lookahead():
+            closure_of(model, a)()
+        model.to(F64)
+        a.step()
+        model.to(torch.float32)
+        b.step(closure_of(want, b))
+    torch.testing.assert_close(parameters(model), parameters(want), rtol=1e-5, atol=1e-6)
+
+
+def test_a_parameter_frozen_at_the_lookahead_decays_at_theta() -> None:
+    """Its gradient, whoever made it, is one of θ."""
+    p, q = nn.Parameter(torch.full((2,), 4.0)), nn.Parameter(torch.full((3,), 4.0))
+    opt = hf.NAG([p, q], 0.5, 0.5, weight_decay=0.5)
+    for t in range(2):
+        q.requires_grad_(t == 0)
+        q.grad = torch.ones(3) if t == 0 else None
+        with opt.lookahead():
+            p.grad = torch.ones(2)
+        q.grad = torch.ones(3)
+        opt.step()
+    # v₁ = −½(1 + ½·4) = −3/2, θ₁ = 5/2; p: a = 5/2 − 3/4, q: a = 5/2 in v₂ = ½v₁ − ½(1 + a/2).
+    assert torch.equal(p, torch.full((2,), 2.5 - 0.75 - 0.5 * (1 + 0.875)))
+    assert torch.equal(q, torch.full((3,), 2.5 - 0.75 - 0.5 * (1 + 1.25)))
 
 
 def test_exception_inside_lookahead_restores_theta() -> None:
@@ -498,7 +561,8 @@ def test_groups_have_options_of_their_own(kind: str, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_without_a_gradient_are_left_alone(kind: str) -> None:
     model, partial = net(), net()
-    a, b = make(kind, model.parameters()), make(kind, partial.parameters())
+    a = make(kind, model.parameters(), weight_decay=0.1)
+    b = make(kind, partial.parameters(), weight_decay=0.1)
     for t in range(4):
 
         def closure(t: int = t) -> Tensor:
@@ -555,6 +619,19 @@ def test_mixed_dtypes_and_tied_memory() -> None:
     assert torch.equal(tied, torch.zeros(5))  # moved by both, as torch's optimisers do
 
 
+def test_memory_of_several_processes_stays_theirs() -> None:
+    shared, own = net(), net()
+    shared.share_memory()
+    places = [p.data_ptr() for p in shared.parameters()]
+    a, b = hf.NAG(shared.parameters(), 0.05), hf.NAG(own.parameters(), 0.05)
+    for _ in range(3):
+        a.step(closure_of(shared, a))
+        b.step(closure_of(own, b))
+    assert [p.data_ptr() for p in shared.parameters()] == places
+    assert all(p.is_shared() for p in shared.parameters())
+    assert torch.equal(parameters(shared), parameters(own))
+
+
 def test_a_module_an_rnn_and_an_empty_parameter() -> None:
     rnn = hf.RNN(2, 5, 1, generator=torch.Generator().manual_seed(0))
     opt = hf.NAG(rnn, lr=0.05, momentum=0.9)
@@ -566,7 +643,7 @@ def test_a_module_an_rnn_and_an_empty_parameter() -> None:
         loss.backward()
         return loss
 
-    losses = [float(opt.step(closure)) for _ in range(30)]
+    losses = [float(opt.step(closure).detach()) for _ in range(30)]
     assert losses[-1] < 0.1 * losses[0]
     empty, full = nn.Parameter(torch.zeros(0, 3)), nn.Parameter(torch.ones(2))
     opt = hf.NAG([empty, full], 0.5)

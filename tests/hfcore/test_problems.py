@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hfcore.problems import (
-    PROBLEMS,
+    SEQUENCES,
     Addition,
     Memorization5,
     Memorization20,
@@ -154,7 +154,7 @@ def test_all_sequences_are_all_and_each_once() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", sorted(PROBLEMS))
+@pytest.mark.parametrize("name", sorted(SEQUENCES))
 def test_centring_takes_the_expected_values_away(name: str, dtype: torch.dtype) -> None:
     plain, centred = create(name, length=10), create(name, length=10, centre=True)
     for seed in range(6):  # lengths 10 and 11
@@ -170,7 +170,7 @@ def test_centring_takes_the_expected_values_away(name: str, dtype: torch.dtype) 
             assert not bool(centred.mean_target.any())
 
 
-@pytest.mark.parametrize("name", sorted(PROBLEMS))
+@pytest.mark.parametrize("name", sorted(SEQUENCES))
 def test_expected_inputs_and_targets_are_what_sampling_gives(name: str) -> None:
     problem = create(name, length=10, centre=True)
     plain = create(name, length=10)
@@ -191,7 +191,7 @@ def test_recalled_classes_have_their_own_frequencies() -> None:
     assert Memorization5(200).mean_target.tolist() == [5 / 2 / 210] * 2 + [205 / 210]
 
 
-@pytest.mark.parametrize("name", sorted(PROBLEMS))
+@pytest.mark.parametrize("name", sorted(SEQUENCES))
 def test_batches_do_not_depend_on_their_size_through_the_means(name: str) -> None:
     """Expected values, not a batch's own: a case is centred alike in any batch."""
     small, large = (create(name, length=5, centre=True).batch(size, rng(7)) for size in (1, 4))
@@ -269,7 +269,7 @@ def test_memorization_counts_the_wrong_steps() -> None:
     assert problem.wrong(s, batch).tolist() == [False, True, True, True, True, True]
 
 
-@pytest.mark.parametrize("name", sorted(PROBLEMS))
+@pytest.mark.parametrize("name", sorted(SEQUENCES))
 def test_a_group_is_judged_net_by_net(name: str) -> None:
     problem = create(name, length=10)
     batch = problem.batch(50, rng(12))
@@ -279,7 +279,7 @@ def test_a_group_is_judged_net_by_net(name: str) -> None:
         assert torch.equal(judge(s, batch), torch.stack([judge(net, batch) for net in s]))
 
 
-@pytest.mark.parametrize("name", sorted(PROBLEMS))
+@pytest.mark.parametrize("name", sorted(SEQUENCES))
 def test_outputs_of_another_shape_are_refused(name: str) -> None:
     problem = create(name, length=10)
     batch = problem.batch(4, rng())
@@ -289,7 +289,7 @@ def test_outputs_of_another_shape_are_refused(name: str) -> None:
             problem.errors(torch.zeros(shape), batch)
 
 
-@pytest.mark.parametrize("name", sorted(PROBLEMS))
+@pytest.mark.parametrize("name", sorted(SEQUENCES))
 def test_config_rebuilds_the_problem(name: str) -> None:
     problem = create(name, length=37, centre=True)
     again = create(**problem.config())

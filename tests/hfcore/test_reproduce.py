@@ -272,6 +272,12 @@ class Scripted:
             self._weight.copy_(self._factors[iteration] * torch.eye(len(self._weight)))
         return {"seconds": 1.0}
 
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert state == {}
+
 
 def scripted(factors: list[float], validation: bool = True) -> Run:
     images = torch.ones(2, 3)

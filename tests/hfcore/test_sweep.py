@@ -14,7 +14,8 @@ import torch
 
 import hfcore as hf
 from hfcore.problems import Addition
-from hfcore.sweeps import RnnStart, SweepResult, engine, sweep
+from hfcore.sweeps import RnnStart, SweepResult, engine, join, sweep, sweep_in_rounds
+from hfcore.sweeps.grid import expand
 from hfcore.sweeps.outcome import Constant, Test, constant_output, escape, outcome
 from hfcore.training import CheckpointError, ConfigMismatchError, RunFolderError
 from hfcore.training.data import TrainingData
@@ -312,3 +313,63 @@ def test_the_constant_output_is_the_best_one() -> None:
     assert constant.loss == pytest.approx(0.5 * float(targets.var(unbiased=False)), rel=1e-12)
     wrong = (targets - targets.mean()).abs() > problem.tolerance
     assert constant.error == pytest.approx(float(wrong.double().mean()), abs=1e-12)
+
+
+# ---- rounds
+
+
+def in_rounds(folder: Path, rates: list[float], seeds: int, **options: Any) -> SweepResult:
+    runs = expand({"learning_rate": rates, "momentum": [0.9]}, seeds, ())
+    return sweep_in_rounds(Addition(10, centre=True), runs, folder, **{**SMALL, **options})
+
+
+def test_later_runs_go_to_further_folders_and_none_is_done_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    in_rounds(folder, [0.05, 0.01], 1)
+    grown = in_rounds(folder, [0.01, 0.02], 2, resume=True)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["s", "s-2"]
+    wanted = [(0.01, 0), (0.01, 1), (0.02, 0), (0.02, 1)]
+    assert sorted((r.learning_rate, r.seed) for r in grown.runs) == wanted
+    added = csv_rows(tmp_path / "s-2" / "runs.csv")
+    assert sorted((float(r["learning_rate"]), int(r["seed"])) for r in added) == wanted[1:]
+    alone = in_rounds(tmp_path / "other", [0.01, 0.02], 2)
+    assert_same(grown, alone, [(i, same_run(alone, r)) for i, r in enumerate(grown.runs)])
+
+
+def test_a_stopped_round_is_finished_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "stop_on_signal", Interrupt(12))
+        assert in_rounds(tmp_path / "s", [0.05], 1).reason == "interrupted"
+    grown = in_rounds(tmp_path / "s", [0.05, 0.01], 1, resume=True)
+    assert (grown.reason, grown.updates) == ("updates", SMALL["updates"])
+    assert_same(grown, in_rounds(tmp_path / "other", [0.05, 0.01], 1), [(0, 0), (1, 1)])
+
+
+def test_rounds_need_resume_and_a_sweep(tmp_path: Path) -> None:
+    in_rounds(tmp_path / "s", [0.05], 1)
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        in_rounds(tmp_path / "s", [0.01], 1)
+    (tmp_path / "s" / "config.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="is not the config of a sweep"):
+        in_rounds(tmp_path / "s", [0.01], 1, resume=True)
+
+
+def csv_rows(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_join_numbers_runs_anew(whole: SweepResult) -> None:
+    wild = run({"learning_rate": [1e30, 0.05], "method": ["sgd"]})
+    both = join([whole, wild])
+    n = len(whole.runs)
+    assert list(both.runs) == [*whole.runs, *wild.runs]
+    assert set(both.diverged_at) == {n}
+    assert torch.equal(both.parameters[n + 1], wild.parameters[1])
+    assert [row["run"] for row in both.rows()] == list(range(n + 2))
+    last = both.of([n + 1, 0])
+    assert_same(last, wild, [(0, 1)])
+    assert_same(last, whole, [(1, 0)])
+    assert not last.diverged_at
+    with pytest.raises(ValueError, match="results: got none"):
+        join([])

@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 from hfcore.cli import main
-from hfcore.problems import Addition
+from hfcore.problems import Addition, reconstruction
 from hfcore.reproduce.report import number
 from hfcore.sweeps import RnnStart, engine, sweep
 
+IMAGES = torch.rand(30, 784, generator=torch.Generator().manual_seed(0))
 PNG = b"\x89PNG\r\n\x1a\n"
 SMALL = ["--length", "6", "--hidden", "7", "--updates", "30", "--test-every", "10"]
 SMALL += ["--batch-size", "5", "--test-size", "40", "--threads", "1", "--quiet"]
@@ -147,6 +149,29 @@ def test_other_starts_and_schedules(tmp_path: Path) -> None:
     result = invoke(*arguments, "--run-dir", tmp_path / "run")
     assert result.exit_code == 0, result.output
     assert [cells[2] for cells in table_of(result.output)[2:]] == ["0.5", "1"] * 2
+
+
+def test_autoencoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "_training_images", lambda name, folder: IMAGES)
+    arguments = [
+        "sweep",
+        "curves",
+        "--images",
+        "20",
+        "--learning-rate",
+        "0.01",
+        "--batch-size",
+        "5",
+    ]
+    arguments += ["--scale", "0.5,1", "--updates", "2", "--test-every", "1", "--quiet"]
+    result = invoke(*arguments, "--threads", "1", "--run-dir", tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    assert [cells[2] for cells in table_of(result.output)[2:]] == ["0.5", "1"]
+    refused = invoke(*arguments, "--hidden", "7", "--run-dir", tmp_path / "other")
+    assert refused.exit_code == 2
+    assert "--hidden has no meaning with the autoencoder of curves" in refused.output
+    refused = invoke(*arguments, "--length", "7", "--run-dir", tmp_path / "other")
+    assert "got option 'length'" in refused.output
 
 
 @pytest.mark.parametrize(

@@ -84,3 +84,16 @@ def test_refused_grids(grid: Any, error: type[Exception], message: str) -> None:
 def test_refused_seeds(seeds: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="seeds: got"):
         expand({"learning_rate": [0.1]}, seeds, ())
+
+
+def test_runs_themselves_with_their_seeds() -> None:
+    runs = [RunSettings("nag", 0.1, 0.9, 3), RunSettings("sgd", 0.1, 0.0, 1, {"input_scale": 0.1})]
+    assert expand(runs, 1, OPTIONS) == runs
+    with pytest.raises(ValueError, match="twice"):
+        expand([runs[0], runs[0]], 1, ())
+    with pytest.raises(ValueError, match="got the key 'input_scale'"):
+        expand(runs, 1, ())
+    with pytest.raises(TypeError, match="need one kind"):
+        expand([runs[0], {"learning_rate": [1]}], 1, ())  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="below 1"):
+        expand([RunSettings("cm", 0.1, 1.0, 0)], 1, ())

@@ -9,6 +9,10 @@ from __future__ import annotations
 import click
 
 from hfcore.cli.reproduce.autoencoders import curves_log_command, martens2010_table2_command
+from hfcore.cli.reproduce.fig5 import fig5_command
+from hfcore.cli.reproduce.table1 import table1_command
+from hfcore.cli.reproduce.table2 import table2_command
+from hfcore.cli.reproduce.table3 import table3_command
 from hfcore.cli.reproduce.table5 import table5_command
 
 
@@ -17,5 +21,13 @@ def reproduce_commands() -> None:
     """Run published experiments and print their figures beside the published ones."""
 
 
-for command in (curves_log_command, martens2010_table2_command, table5_command):
+for command in (
+    curves_log_command,
+    martens2010_table2_command,
+    table1_command,
+    table2_command,
+    table3_command,
+    table5_command,
+    fig5_command,
+):
     reproduce_commands.add_command(command)

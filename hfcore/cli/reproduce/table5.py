@@ -14,11 +14,10 @@ from hfcore.reproduce.table5 import (
     PROBLEMS,
     TEST_SIZE,
     Rung,
-    column_settings,
     columns_of,
     table5_report,
 )
-from hfcore.reproduce.tuning import Tuned
+from hfcore.reproduce.tuning import Tuned, column_settings
 from hfcore.sweeps import RnnStart
 
 

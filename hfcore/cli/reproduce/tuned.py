@@ -12,9 +12,22 @@ from hfcore.cli.options import numbers, seeds_of
 from hfcore.cli.reproduce.session import Session
 from hfcore.reproduce.tuning import Procedure
 
+Decorator = Callable[[Callable[..., None]], Any]
 
-def tuned_options(updates: int, batch_size: int) -> Callable[[Callable[..., None]], Any]:
-    """The options of a tuned table, with its default number of updates and batch size."""
+
+def tuned_options(
+    updates: int,
+    batch_size: int,
+    *,
+    seeds: str = "4",
+    test_every: int = 500,
+    search_share: int = 1,
+) -> Decorator:
+    """The options of a tuned table with its defaults.
+
+    The search of ε has one part in ``search_share`` of the updates.
+    """
+    search = "as many as --updates" if search_share == 1 else f"--updates / {search_share}"
     options = [
         click.option(
             "--rates",
@@ -27,17 +40,23 @@ def tuned_options(updates: int, batch_size: int) -> Callable[[Callable[..., None
         click.option(
             "--search-updates",
             type=click.IntRange(1),
-            help="Of the runs that choose ε.  [default: as many as --updates]",
+            help=f"Of the runs that choose ε.  [default: {search}]",
         ),
-        click.option("--seeds", default="4", metavar="N|A,B,…", help="How many, or which."),
+        click.option("--seeds", default=seeds, metavar="N|A,B,…", help="How many, or which."),
         click.option("--batch-size", type=click.IntRange(1), default=batch_size),
-        click.option("--test-every", type=click.IntRange(1), default=500, help="Updates."),
+        click.option("--test-every", type=click.IntRange(1), default=test_every, help="Updates."),
         click.option("--run-dir", type=click.Path(path_type=Path), help="[default: in runs/]"),
         click.option("--resume", is_flag=True, help="Continue the runs in --run-dir."),
         click.option("--threads", type=click.IntRange(1), help="[default: torch's]"),
         click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 …"),
         click.option("--quiet", is_flag=True, help="Only the table at the end."),
     ]
+
+    return decorated_by(options)
+
+
+def decorated_by(options: list[Decorator]) -> Decorator:
+    """One decorator for several options, in their order in the help."""
 
     def decorate(command: Callable[..., None]) -> Any:
         for option in reversed(options):
@@ -66,13 +85,14 @@ def rates_of(given: tuple[str, ...], known: set[str]) -> dict[str, tuple[float, 
     return rates
 
 
-def procedure_of(session: Session, **sweep_options: Any) -> Procedure:
+def procedure_of(session: Session, *, search_share: int = 1, **sweep_options: Any) -> Procedure:
     """How the runs of a call are made; ``sweep_options`` join those of the command line."""
     options = session.options
+    search_updates = options["search_updates"] or max(1, options["updates"] // search_share)
     return Procedure(
         seeds_of(options["seeds"]),
         options["updates"],
-        options["search_updates"] or options["updates"],
+        search_updates,
         resume=options["resume"],
         options={
             "batch_size": options["batch_size"],
@@ -81,6 +101,7 @@ def procedure_of(session: Session, **sweep_options: Any) -> Procedure:
             "progress": not options["quiet"],
             **sweep_options,
         },
+        final_updates=options.get("final_updates", 0),
         report=(lambda line: None) if options["quiet"] else click.echo,
     )
 

@@ -1,0 +1,191 @@
+"""One quadratic of a Hessian-free run, kept on disk, and what CG and NAG make of it.
+
+1. The iterates of CG and of NAG from 0 lie in the Krylov space of the matrix and the gradient, so
+   m products of the Lanczos process (each vector orthogonalised against all before it, twice) give
+   the first m iterates of both in exact arithmetic, of NAG for any ε and μ.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from hfcore import presets
+from hfcore.bindings.checks import check_positive
+from hfcore.curvature.gauss_newton import GaussNewton
+from hfcore.flat import FlatParameters
+from hfcore.models.mlp import Autoencoder
+from hfcore.training.atomic import write_atomic
+from hfcore.training.errors import CheckpointError
+
+# A residual smaller than this share of the matrix ends the Lanczos process: the space is whole.
+BREAKDOWN = 1e-6
+
+
+@dataclass(frozen=True)
+class QuadraticSettings:
+    """Where a quadratic comes from: data set, HF iterations before it, λ, l2, seed of the run."""
+
+    dataset: str
+    iteration: int
+    damping: float
+    l2: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """φ(x) = ½ xᵀAx + gᵀx with A = G + λI + l2·I, G the Gauss-Newton matrix on ``images [B,n]``.
+
+    ``theta [N]`` is where it was taken, ``gradient [N]`` is g, that of the whole objective there.
+    """
+
+    settings: QuadraticSettings
+    theta: Tensor
+    gradient: Tensor
+    images: Tensor
+
+    def operator(self) -> GaussNewton:
+        """A, rebuilt from what is stored."""
+        preset = presets.autoencoders[self.settings.dataset]
+        model = Autoencoder(preset.encoder_sizes, dtype=self.theta.dtype, device=self.theta.device)
+        FlatParameters(model).write(self.theta)
+        return GaussNewton(
+            model,
+            preset.loss,
+            self.images,
+            self.images,
+            damping=self.settings.damping,
+            l2=self.settings.l2,
+        )
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        names = ("theta", "gradient", "images")
+        tensors = {name: getattr(self, name).cpu().contiguous() for name in names}
+        metadata = {"settings": json.dumps(asdict(self.settings))}
+        write_atomic(path, safetensors.torch.save(tensors, metadata=metadata))
+
+    @classmethod
+    def load(cls, path: Path, device: torch.device) -> Quadratic:
+        """What :meth:`save` wrote. Raises CheckpointError for a file that is not one."""
+        try:
+            with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
+                settings = QuadraticSettings(**json.loads(file.metadata()["settings"]))
+                names = ("theta", "gradient", "images")
+                return cls(settings, *(file.get_tensor(name) for name in names))
+        except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: holds no quadratic: {error}") from error
+
+
+@dataclass(frozen=True)
+class Krylov:
+    """A and g in the Krylov space: T ``[m,m]`` tridiagonal, g = ‖g‖ e₁; float64.
+
+    ``asked`` is how many products were wanted; m is less where the space was whole before.
+    """
+
+    asked: int
+    diagonal: np.ndarray
+    off_diagonal: np.ndarray
+    gradient_norm: float
+
+    @property
+    def matrix(self) -> np.ndarray:
+        off = self.off_diagonal
+        return np.diag(self.diagonal) + np.diag(off, 1) + np.diag(off, -1)
+
+    @property
+    def largest(self) -> float:
+        """The largest Ritz value, an estimate of A's largest eigenvalue from below."""
+        return float(np.linalg.eigvalsh(self.matrix)[-1])
+
+    def conjugate_gradient(self) -> np.ndarray:
+        """φ after 0, 1, … m iterations of CG from 0: the minima over the first k dimensions."""
+        T, m = self.matrix, len(self.diagonal)
+        values = [0.0]
+        for k in range(1, m + 1):
+            e1 = np.zeros(k)
+            e1[0] = self.gradient_norm
+            values.append(-0.5 * float(e1 @ np.linalg.solve(T[:k, :k], e1)))
+        return np.array(values)
+
+    def nag(self, learning_rate: float, momentum: Callable[[int], float]) -> np.ndarray:
+        """φ after 0, 1, … m updates of eqs. 3-4 from 0 with v₀ = 0."""
+        T, m = self.matrix, len(self.diagonal)
+        x, v = np.zeros(m), np.zeros(m)
+        values = [0.0]
+        for t in range(m):
+            mu = momentum(t)
+            gradient = T @ (x + mu * v)
+            gradient[0] += self.gradient_norm
+            v = mu * v - learning_rate * gradient
+            x = x + v
+            with np.errstate(over="ignore", invalid="ignore"):
+                values.append(float(0.5 * x @ (T @ x) + self.gradient_norm * x[0]))
+        return np.array(values)
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all."""
+        tensors = {
+            "asked": torch.tensor(self.asked),
+            "diagonal": torch.from_numpy(self.diagonal),
+            "off_diagonal": torch.from_numpy(self.off_diagonal),
+            "gradient_norm": torch.tensor(self.gradient_norm, dtype=torch.float64),
+        }
+        write_atomic(path, safetensors.torch.save(tensors))
+
+    @classmethod
+    def load(cls, path: Path) -> Krylov:
+        """What :meth:`save` wrote. Raises CheckpointError for a file that is not one."""
+        try:
+            tensors = safetensors.torch.load_file(path)
+            return cls(
+                int(tensors["asked"]),
+                tensors["diagonal"].numpy(),
+                tensors["off_diagonal"].numpy(),
+                float(tensors["gradient_norm"]),
+            )
+        except (OSError, safetensors.SafetensorError, KeyError) as error:
+            raise CheckpointError(f"{path}: holds no Krylov space: {error}") from error
+
+
+def lanczos(
+    product: Callable[[Tensor], Tensor],
+    gradient: Tensor,
+    iterations: int,
+    report: Callable[[int], Any] = lambda j: None,
+) -> Krylov:
+    """The Krylov space of a symmetric matrix and ``gradient [N]`` after ``iterations`` products.
+
+    It has fewer dimensions where the space is whole before. ``report`` is told of each product.
+    """
+    check_positive(iterations=iterations)
+    size = min(iterations, gradient.numel())
+    norm = float(gradient.double().norm())
+    if not 0 < norm < float("inf"):
+        raise ValueError(f"gradient: has norm {norm}, need a positive finite one")
+    basis = gradient.new_empty(size, gradient.numel())
+    basis[0] = gradient / norm
+    diagonal, off_diagonal = [], []
+    for j in range(size):
+        w = product(basis[j])
+        diagonal.append(float(w.double() @ basis[j].double()))
+        report(j + 1)
+        for _ in range(2):
+            w = w - basis[: j + 1].mT @ (basis[: j + 1] @ w)
+        beta = float(w.double().norm())
+        if j + 1 == size or beta < BREAKDOWN * max(map(abs, diagonal)):
+            break
+        off_diagonal.append(beta)
+        basis[j + 1] = w / beta
+    return Krylov(iterations, np.array(diagonal), np.array(off_diagonal), norm)

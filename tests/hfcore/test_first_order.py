@@ -1,0 +1,220 @@
+"""First-order training: gradients on the fused ops, and a run beside the same run of a sweep."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hfcore as hf
+from hfcore.curvature.grouped import grouped_gradient
+from hfcore.problems import Addition, Problem, Reconstruction
+from hfcore.sweeps import AutoencoderStart, RnnStart, Start
+from hfcore.training import Callback, Scheduled, TrainState
+from hfcore.training.gradients import (
+    AutogradBackpropagation,
+    FusedBackpropagation,
+    backpropagation,
+)
+
+ADDITION = Addition(10)
+IMAGES = Reconstruction("curves", images=40)
+CASES: dict[str, tuple[Problem, Start]] = {
+    "addition": (ADDITION, RnnStart(hidden_size=20)),
+    "images": (IMAGES, AutoencoderStart((784, 7, 3))),
+}
+UPDATES, BATCH = 25, 8
+OPTIMISERS = {"nag": hf.NAG, "cm": hf.ClassicalMomentum}
+SCHEDULES = {"delayed": hf.schedules.Delayed, "increasing": hf.schedules.Increasing}
+
+
+def train(model: nn.Module, problem: Problem, optimizer: Any, **options: Any) -> hf.TrainResult:
+    settings: dict[str, Any] = {
+        "minibatches": UPDATES * BATCH / 1000,
+        "batch_size": BATCH,
+        "test_size": 20,
+        "progress": False,
+    }
+    return hf.train(model, problem, optimizer, **{**settings, **options})
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("method", ["nag", "cm", "sgd"])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_run_has_the_bits_of_the_same_run_of_a_sweep(
+    name: str, method: str, schedule: str
+) -> None:
+    problem, start = CASES[name]
+    rate, final = 0.01, 10
+    swept = hf.sweep(
+        problem,
+        {"learning_rate": [rate / 3, rate], "momentum": [0.95, 0.99], "method": [method]},
+        seeds=[3],
+        start=start,
+        updates=UPDATES,
+        batch_size=BATCH,
+        schedule=schedule,  # type: ignore[arg-type]
+        final_updates=final,
+        weight_decay=1e-4,
+        test_every=UPDATES,
+        test_size=20,
+        progress=False,
+    )
+    (row,) = (
+        r for r in swept.rows() if r["learning_rate"] == rate and r["momentum"] in (0.0, 0.99)
+    )
+    model = start.build(problem, 3)
+    callbacks: list[Callback] = []
+    if method == "sgd":
+        optimizer: Any = hf.SGD(model, lr=rate, weight_decay=1e-4)
+    else:
+        optimizer = OPTIMISERS[method](model, lr=rate, weight_decay=1e-4)
+        momentum = hf.schedules.Final(SCHEDULES[schedule](0.99), UPDATES, updates=final)
+        callbacks = [Scheduled(momentum=momentum)]
+    result = train(model, problem, optimizer, seed=3, callbacks=callbacks)
+    assert result.iterations == UPDATES
+    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    assert torch.equal(theta, swept.parameters[row["run"]])
+    wanted = row["error"] if name == "images" else row["wrong"]
+    # a sum of float64 numbers that were float32 before, in another order
+    assert result.test_error == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_fused_gradient_is_that_of_autograd(name: str, dtype: torch.dtype) -> None:
+    problem, start = CASES[name]
+    model = start.build(problem, 1).to(dtype)
+    batch = problem.batch(BATCH, np.random.default_rng(0), dtype)
+    fused = backpropagation(model, problem.loss, BATCH)
+    assert isinstance(fused, FusedBackpropagation)
+    for p in model.parameters():
+        p.grad = torch.full_like(p, torch.nan)  # what is there is overwritten
+    value = fused(batch)
+    found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    oracle = copy.deepcopy(model).double()
+    oracle.zero_grad()
+    exact = batch._replace(inputs=batch.inputs.double(), targets=batch.targets.double())
+    expected = AutogradBackpropagation(oracle, problem.loss, BATCH)(exact)
+    assert value == pytest.approx(expected, rel=1e-5 if dtype == torch.float32 else 1e-12)
+    # sums of at most 784·8 products
+    unit = 2**-24 if dtype == torch.float32 else 2**-53
+    for (path, p), gradient in zip(oracle.named_parameters(), found, strict=True):
+        assert p.grad is not None
+        scale = float(p.grad.abs().max())
+        torch.testing.assert_close(
+            gradient.double(), p.grad, rtol=0, atol=100 * unit * max(scale, 1e-3), msg=path
+        )
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9, nesterov=True),
+        lambda p: torch.optim.Adam(p, lr=0.01),
+        lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3),
+        lambda p: hf.NAG(p, lr=0.01, momentum=0.9),
+    ],
+    ids=["sgd", "adam", "lbfgs", "nag"],
+)
+def test_any_optimiser_moves_as_it_does_on_autograd(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, start = CASES["addition"]
+    ours, theirs = (start.build(problem, 0).double() for _ in range(2))
+    train(ours, problem, make(ours.parameters()), minibatches=5 * BATCH / 1000)
+    monkeypatch.setattr(
+        "hfcore.training.steps.backpropagation",
+        lambda model, loss, batch_size: AutogradBackpropagation(model, loss, batch_size),
+    )
+    train(theirs, problem, make(theirs.parameters()), minibatches=5 * BATCH / 1000)
+    before = start.build(problem, 0).double()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-12)
+    moved = zip(ours.parameters(), before.parameters(), strict=True)
+    assert any(not torch.equal(p, q) for p, q in moved)
+
+
+class Halved(hf.MLP):
+    """Computes something else than its parameters say."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) / 2
+
+
+def frozen() -> nn.Module:
+    model = hf.RNN(2, 3, 1)
+    model.b_h.requires_grad_(False)
+    return model
+
+
+def tied() -> nn.Module:
+    model = hf.MLP([3, 3, 3], ["tanh", "linear"])
+    model.layers[1].weight = model.layers[0].weight
+    return model
+
+
+def computed() -> nn.Module:
+    model = hf.MLP([3, 3], ["linear"])
+    torch.nn.utils.parametrizations.weight_norm(model.layers[0])
+    return model
+
+
+def sparse() -> nn.Module:
+    return hf.RNN(2, 20, 1, sparse=True)
+
+
+@pytest.mark.parametrize(
+    "make", [frozen, tied, computed, sparse, lambda: Halved([3, 3], ["linear"])]
+)
+def test_a_changed_net_is_left_to_autograd(make: Any) -> None:
+    model = make()
+    assert grouped_gradient(model, hf.losses.SquaredError()) is None
+    assert isinstance(
+        backpropagation(model, hf.losses.SquaredError(), BATCH), AutogradBackpropagation
+    )
+
+
+def test_a_schedule_is_resumed(tmp_path: Path) -> None:
+    problem, start = CASES["addition"]
+
+    def run(folder: str, updates: int, **options: Any) -> tuple[nn.Module, list[float]]:
+        model = start.build(problem, 0)
+        seen: list[float] = []
+
+        class Watch(Callback):
+            def on_step(self, state: TrainState) -> None:
+                seen.append(state.optimizer.param_groups[0]["momentum"])
+
+        schedule = Scheduled(momentum=lambda t: 1 - 1 / (t + 2))
+        train(
+            model,
+            problem,
+            hf.NAG(model, lr=0.01),
+            minibatches=updates * BATCH / 1000,
+            run_dir=tmp_path / folder,
+            checkpoint_every=4,
+            callbacks=[schedule, Watch()],
+            **options,
+        )
+        return model, seen
+
+    whole, momenta = run("whole", 20)
+    assert momenta == [1 - 1 / (t + 2) for t in range(1, 21)]  # after update t, for the next
+    run("cut", 9)
+    resumed, rest = run("cut", 20, resume=True)
+    assert rest == momenta[9:]
+    for p, q in zip(whole.parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_a_schedule_of_an_unknown_option_is_named() -> None:
+    problem, start = CASES["addition"]
+    model = start.build(problem, 0)
+    with pytest.raises(ValueError, match="speed: is no option of the optimiser"):
+        train(model, problem, hf.SGD(model, lr=0.1), callbacks=[Scheduled(speed=1.0)])
