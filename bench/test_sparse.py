@@ -7,6 +7,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
+import hfcore as hf
 from bench.conftest import Effort
 from bench.test_ops import Call, race
 from hfcore.bindings import recurrence, sparse
@@ -95,10 +96,7 @@ def test_sparse(benchmark: BenchmarkFixture, effort: Effort, weights: Weights, o
     [*((K, H) for H in (64, 100, 150, 300, 1000)), *((60, H) for H in (200, 400, 600))],
 )
 def test_recurrence(benchmark: BenchmarkFixture, effort: Effort, fan_in: int, H: int) -> None:
-    """R-op and BPTT through time, as a Gauss-Newton product takes them: entries against dense.
-
-    Where the rule (kernels/sparse/choice.py) draws its line.
-    """
+    """The two scans of a Gauss-Newton product: entries against dense (kernels/sparse/choice.py)."""
     draw = torch.Generator().manual_seed(0)
     pattern = sparse.ell_pattern(distinct_columns(H, H, min(fan_in, H), draw), H)
     value = torch.randn(1, H, pattern.K, generator=draw) / (2 * pattern.K**0.5)
@@ -123,4 +121,37 @@ def test_recurrence(benchmark: BenchmarkFixture, effort: Effort, fan_in: int, H:
         entries,
         {"dense W_hh": dense},
         flops=4.0 * TIME_B * TIME_T * H * pattern.K,
+    )
+
+
+@pytest.mark.parametrize(("fan_in", "H"), [(K, 100), (K, 150), (K, 300), (60, 200), (60, 400)])
+def test_product(
+    benchmark: BenchmarkFixture,
+    effort: Effort,
+    monkeypatch: pytest.MonkeyPatch,
+    fan_in: int,
+    H: int,
+) -> None:
+    """A whole product of a sparse hf.RNN in both forms: where the rule draws its line."""
+    draw = torch.Generator().manual_seed(0)
+    net = hf.RNN(2, H, 1, sparse=True, fan_in=fan_in, generator=draw)
+    x = torch.rand(TIME_T, TIME_B, 2, generator=draw)
+    y = torch.rand(TIME_T, TIME_B, 1, generator=draw)
+    mask = torch.zeros(TIME_T, TIME_B, dtype=torch.bool)
+    mask[-1] = True
+
+    def operator(entries: bool) -> hf.GaussNewton:
+        monkeypatch.setattr(sparse, "ell_is_faster", lambda *_: entries)
+        return hf.GaussNewton(net, hf.losses.SquaredError(), x, y, mask=mask)
+
+    on_entries, on_dense = operator(True), operator(False)
+    v = torch.randn(on_entries.shape[0], generator=draw)
+    race(
+        benchmark,
+        effort,
+        "Gauss-Newton product of a sparse RNN on its entries",
+        f"B{TIME_B}-T{TIME_T}-H{H}-K{fan_in}",
+        lambda: on_entries @ v,
+        {"on a dense W_hh": lambda: on_dense @ v},
+        flops=8.0 * TIME_B * TIME_T * H * fan_in,
     )

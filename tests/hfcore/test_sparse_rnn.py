@@ -177,8 +177,9 @@ def test_state_is_kept_and_loaded() -> None:
 
 
 def test_the_rule_and_what_it_says_of_a_net() -> None:
-    assert not ops.ell_is_faster(50, 15, "cpu")
-    assert not ops.ell_is_faster(200, 100, "cpu")
+    assert not ops.ell_is_faster(100, 15, "cpu")
+    assert not ops.ell_is_faster(400, 100, "cpu")
+    assert not ops.ell_is_faster(1000, 15, "cuda")
     assert ops.ell_is_faster(2000, 15, "cpu")
     assert hf.RNN(2, 500, 1, sparse=True).runs_sparse
     assert not hf.RNN(2, 30, 1, sparse=True).runs_sparse
