@@ -232,18 +232,17 @@ void pack_panel_of_columns(T* panel, const Panels<T>& panels, int64_t p, const T
 }
 
 template <class T, int J, bool square>
-void pack_left_block(T* packed, const T* A, int64_t stride, int64_t K) {
+void pack_left_block(T* packed, const T* A, int64_t stride, int64_t K, T scale) {
     for (int64_t k = 0; k < K; ++k, A += stride, packed += J) {
         T row[J];  // a copy of known length: vectors, whatever J is
         std::memcpy(row, A, sizeof row);
-        if (square)
-            for (int j = 0; j < J; ++j) row[j] *= row[j];
+        for (int j = 0; j < J; ++j) row[j] *= square ? scale * row[j] : scale;
         std::memcpy(packed, row, sizeof row);
     }
 }
 
 template <class T>
-using PackLeftBlock = void (*)(T*, const T*, int64_t, int64_t);
+using PackLeftBlock = void (*)(T*, const T*, int64_t, int64_t, T);
 
 template <class T, bool square, int... N>
 PackLeftBlock<T> pack_left_block_at(int64_t J, std::integer_sequence<int, N...>) {
@@ -251,14 +250,14 @@ PackLeftBlock<T> pack_left_block_at(int64_t J, std::integer_sequence<int, N...>)
     return table[J - 1];
 }
 
-// A [K][rows] of this stride, or its square, in blocks of up to tile_rows rows, each [K][J].
+// scale·A [K][rows] of this stride, or scale·A², in blocks of up to tile_rows rows, each [K][J].
 template <class T, bool square>
-void pack_left(T* packed, const T* A, int64_t stride, int64_t K, int64_t rows) {
+void pack_left(T* packed, const T* A, int64_t stride, int64_t K, int64_t rows, T scale) {
     const Blocks down(rows, tile_rows);
     for (int64_t b = 0; b < down.count; ++b) {
         const int64_t i0 = down.start(b), J = down.start(b + 1) - i0;
         pack_left_block_at<T, square>(J, std::make_integer_sequence<int, tile_rows>())(
-            packed + i0 * K, A + i0, stride, K);
+            packed + i0 * K, A + i0, stride, K, scale);
     }
 }
 

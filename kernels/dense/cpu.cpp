@@ -17,8 +17,10 @@ constexpr int64_t chunk_cases = 8 * tile_rows;
 // Packed weights held at a time; beyond it the nets of a group take turns.
 constexpr int64_t pack_bytes = 64 << 20;
 // A task's block of gW: its packed operands, one block of cases deep, fill half the L2 cache. Wide,
-// as every task reads all cases of its columns from memory.
+// as every task reads all cases of its columns from memory. A minibatch is one block: a second would
+// read and write the whole of gW again.
 constexpr int64_t gradient_rows = 800, gradient_columns = 800, gradient_cases = 128;
+constexpr int64_t minibatch = 256;
 // Below this many multiply-adds waking a second thread costs more than it saves.
 constexpr int64_t serial_work = 1 << 18;
 
@@ -209,7 +211,8 @@ template <class T, bool square>
 void gradient_form(const DenseDims& d, Grouped<T> delta, Grouped<T> a, T scale,
                    const DenseGradient<T>& out) {
     const int threads = useful_threads(d, 1);
-    const Blocks across(d.n, gradient_columns), depth(d.B, gradient_cases);
+    const int64_t deepest = d.B <= minibatch ? d.B : gradient_cases;
+    const Blocks across(d.n, gradient_columns), depth(d.B, deepest);
     const Blocks down = gradient_blocks(d, d.G * across.count, threads);
     const int64_t blocks = down.count * across.count;
     Region region(threads, Denormals::flush);
@@ -220,9 +223,9 @@ void gradient_form(const DenseDims& d, Grouped<T> delta, Grouped<T> a, T scale,
         const int64_t j0 = across.start(c);
         const int64_t columns = across.start(c + 1) - j0;
         const Panels<T> panels(columns);
-        const int64_t left_size = round_up<T>(rows * gradient_cases);
+        const int64_t left_size = round_up<T>(rows * deepest);
         T* left = static_cast<T*>(region.scratch(
-            worker, (left_size + panels.elements(gradient_cases)) * sizeof(T)));
+            worker, (left_size + panels.elements(deepest)) * sizeof(T)));
         T* right = left + left_size;
         Target<T> to{out.W + g * out.W_stride + i0 * d.n + j0, d.n, nullptr, d.n};
         T* gb = out.b + g * out.b_stride + i0;
@@ -232,16 +235,14 @@ void gradient_form(const DenseDims& d, Grouped<T> delta, Grouped<T> a, T scale,
             const int64_t b0 = depth.start(k), K = depth.start(k + 1) - b0;
             const T* deltas = delta.at(g) + b0 * d.m + i0;
             const T* inputs = a.at(g) + b0 * d.n + j0;
-            pack_left<T, square>(left, deltas, d.m, K, rows);
+            pack_left<T, square>(left, deltas, d.m, K, rows, scale);
             if (c == 0) add_rows<T, square>(gb, deltas, d.m, K, rows);
             for (int64_t p = 0; p < panels.count(); ++p)
                 pack_panel<T, square>(right + panels.first(p) * K, panels, p, inputs, d.n, K);
             column_product<T>(to, rows, panels, left, right, K);
             to.start = to.C;
         }
-        const auto scaled = [scale](vec_t<T> x) { return x * scale; };
-        for (int64_t i = 0; i < rows; ++i) map<T>(to.C + i * d.n, columns, scaled, to.C + i * d.n);
-        if (c == 0) map<T>(gb, rows, scaled, gb);
+        if (c == 0) map<T>(gb, rows, [scale](vec_t<T> x) { return x * scale; }, gb);
     });
 }
 
