@@ -10,6 +10,7 @@ from typing import Any
 import click
 import torch
 
+from hfcore import presets
 from hfcore.cli.build import (
     ESN_OPTIONS,
     INITS,
@@ -23,7 +24,7 @@ from hfcore.cli.build import (
 from hfcore.cli.data import folder_option
 from hfcore.cli.options import INTERRUPTED, check_resume, new_run_dir
 from hfcore.data import DataFileError
-from hfcore.problems import ZeroOne
+from hfcore.problems import Problem, Reconstruction, ZeroOne
 from hfcore.schedules import Final
 from hfcore.sweeps.engine import SCHEDULES
 from hfcore.training import Callback, RunFolderError, Scheduled, TrainResult, train
@@ -91,7 +92,11 @@ PROBLEM_OPTIONS = ("length", "target", "scored", "centre", "images", "folder")
 @click.option(
     "--updates", type=click.IntRange(1), help="First-order: the budget as updates instead."
 )
-@click.option("--batch-size", type=click.IntRange(1), default=1000)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(1),
+    help="[default: 1000; 200 for images with a first-order optimiser]",
+)
 @click.option("--gradient-batches", type=click.IntRange(1), default=10, help="hf: per step.")
 @click.option("--test-size", type=click.IntRange(1), default=10_000, help="Cases of the test set.")
 @click.option("--solved-below", type=click.FloatRange(0, 1), default=0.01, help="Share wrong.")
@@ -127,6 +132,8 @@ def train_command(
         torch.set_num_threads(threads)
     given = {key: options[key] for key in PROBLEM_OPTIONS if options[key] is not None}
     task = problem_of(problem, **given)
+    if options["batch_size"] is None:
+        options["batch_size"] = _batch_size(task, optimizer)
     start = start_of(context, task)
     model = model_of(context, task, start)
     chosen = optimizer_of(context, optimizer, model, task)
@@ -170,6 +177,17 @@ def train_command(
         context.exit(INTERRUPTED)
     if require_solved and not result.solved:
         context.exit(1)
+
+
+def _batch_size(problem: Problem, optimizer: str) -> int:
+    """What the papers use, or all images where there are fewer."""
+    if not isinstance(problem, Reconstruction):
+        return 1000
+    try:
+        images = len(problem.images)
+    except (DataFileError, ValueError) as error:
+        raise click.ClickException(str(error)) from error
+    return min(1000 if optimizer == "hf" else presets.momentum2013["batch_size"], images)
 
 
 def _notes(options: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:

@@ -168,6 +168,15 @@ def test_images_train_with_a_momentum_schedule(tmp_path: Path) -> None:
     assert f"test error            {expected.test_error:.6g}, the mean" in result.output
 
 
+@pytest.mark.parametrize(("images", "batch"), [("30", 30), ("230", 200)])
+def test_images_have_batches_of_their_own_size(tmp_path: Path, images: str, batch: int) -> None:
+    arguments = ["--optimizer", "nag", "--lr", "1e-4", "--updates", "1", "--images", images]
+    folder = tmp_path / "run"
+    result = invoke("train", "curves", *arguments, "--run-dir", str(folder), "--quiet")
+    assert result.exit_code == 0, result.output
+    assert json.loads((folder / "config.json").read_text())["data"]["batch_size"] == batch
+
+
 def test_images_have_the_hessian_free_preset_of_their_net(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = ["--gradient-batches", "1", "--cg-max-iter", "2", "--minibatches", "0.01"]
