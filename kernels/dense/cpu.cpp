@@ -21,8 +21,9 @@ constexpr int64_t pack_bytes = 64 << 20;
 // read and write the whole of gW again.
 constexpr int64_t gradient_rows = 800, gradient_columns = 800, gradient_cases = 128;
 constexpr int64_t minibatch = 256;
-// Below this many multiply-adds waking a second thread costs more than it saves.
-constexpr int64_t serial_work = 1 << 18;
+// Below this many multiply-adds, some ten microseconds, waking a second thread costs more than it
+// saves.
+constexpr int64_t serial_work = 1 << 22;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
