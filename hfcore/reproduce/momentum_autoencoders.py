@@ -18,16 +18,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hfcore import presets
 from hfcore.problems import Reconstruction
 from hfcore.reproduce.published import AUTOENCODER_UPDATES
 from hfcore.reproduce.tuning import Tuned
 from hfcore.schedules import Increasing
 
 DATASETS = ("curves", "mnist", "faces")
-RATES = (0.05, 0.01, 0.005, 0.001, 0.0005, 0.0001)
-BATCH_SIZE = 200
+RATES = presets.momentum2013_grid["learning_rate"]
+BATCH_SIZE: int = presets.momentum2013["batch_size"]
 UPDATES = 20_000
-FINAL_UPDATES = 1000
+FINAL_UPDATES: int = presets.momentum2013["final_updates"]
 
 
 def problem_of(name: str, folder: Path | None, images: int | None) -> Reconstruction:
