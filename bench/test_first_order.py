@@ -27,6 +27,8 @@ LR, MU = 1e-6, 0.9
 AGREEMENT, CHECK_LR = 1e-3, 1e-2
 AUTOENCODER_CASES = 200
 NETS = 16
+# Updates of a timed turn: training does them one after the other.
+UPDATES = 10
 
 
 class Form(Protocol):
@@ -126,9 +128,8 @@ AUTOENCODERS: dict[str, Callable[[autoencoder.Workload, float], Form]] = {
 def test_autoencoder_update(benchmark: BenchmarkFixture, effort: Effort) -> None:
     load = autoencoder.make(AUTOENCODER_CASES)
     start = FlatParameters(load.model).read()
-    ours, *others = raced(
-        {n: (lambda lr, m=m: m(load, lr)) for n, m in AUTOENCODERS.items()}, start
-    )
+    forms = {n: (lambda lr, m=m: m(load, lr)) for n, m in AUTOENCODERS.items()}
+    ours, *others = raced(forms, start, repeat=UPDATES)
     compare(
         benchmark,
         ours,
@@ -223,8 +224,10 @@ def test_sweep_update(benchmark: BenchmarkFixture, effort: Effort) -> None:
     )
 
 
-def raced(forms: dict[str, Callable[[float], Form]], start: Tensor) -> list[Contestant]:
-    """Contestants whose first update moves ``start`` alike."""
+def raced(
+    forms: dict[str, Callable[[float], Form]], start: Tensor, *, repeat: int = 1
+) -> list[Contestant]:
+    """Contestants of ``repeat`` updates a turn, whose first update moves ``start`` alike."""
     want: Tensor | None = None
     contestants = []
     for name, make in forms.items():
@@ -240,5 +243,7 @@ def raced(forms: dict[str, Callable[[float], Form]], start: Tensor) -> list[Cont
         extra = {"difference": error}
         rounds = SLOW_ROUNDS if name == VMAP else None
         took = perf_counter() - begun
-        contestants.append(Contestant(name, form.update, took, rounds=rounds, extra=extra))
+        contestants.append(
+            Contestant(name, form.update, took, rounds=rounds, repeat=repeat, extra=extra)
+        )
     return contestants

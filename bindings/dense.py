@@ -40,11 +40,13 @@ __all__ = [
     "dense_forward",
     "dense_gradient",
     "dense_rforward",
+    "split_layers",
 ]
 
 ACTIVATIONS = (reference.LINEAR, reference.LOGISTIC, reference.TANH, reference.RELU)
 
 activation_derivative = reference.activation_derivative
+split_layers = reference.split_layers
 
 
 def dense_forward(
@@ -221,7 +223,7 @@ def dense_gradient(
     check_tensor("a", a, ["G", B, "n"], like=delta)
     n = a.shape[2]
     check_positive(n=n)
-    _check_factor("scale", scale)
+    check_factor("scale", scale)
     _check_stop(stop)
     G = check_group(delta=delta, a=a)
     gW, gb = _check_gradients(out, G, m, n, delta, a)
@@ -283,7 +285,8 @@ def _check_weights(name: str, W: Tensor, like: Tensor, *, n: int) -> int:
     return W.shape[1]
 
 
-def _check_factor(name: str, value: object) -> None:
+def check_factor(name: str, value: object) -> None:
+    """Check a finite number; TypeError or ValueError otherwise."""
     if not isinstance(value, Real):
         raise TypeError(f"{name}: got {type(value).__name__}, need a float")
     if not math.isfinite(value):

@@ -38,7 +38,7 @@ def loss_value(
     G = _check_targets(kind, s, targets, mask)
     backend = choose("loss.loss_value", s)
     if backend != "cpu":
-        _check_values(kind, s, targets, mask)
+        check_values(kind, s, targets, mask)
     if backend == "reference":
         return reference.loss_value(kind, s, targets, mask, scale).expand(G)
     if backend == "cuda":
@@ -75,7 +75,7 @@ def loss_gradient(
     shape = (G, *s.shape[1:])
     backend = choose("loss.loss_gradient", s)
     if backend != "cpu":
-        _check_values(kind, s, targets, mask)
+        check_values(kind, s, targets, mask)
     if backend == "reference":
         g = reference.loss_gradient(kind, s, targets, mask, scale)
         return g if out is None else check_out(out, shape, s).copy_(g)
@@ -109,7 +109,7 @@ def loss_curvature(
     shape = (G, *s.shape[1:])
     backend = choose("loss.loss_curvature", s)
     if backend != "cpu":
-        _check_values(kind, s, None, mask)
+        check_values(kind, s, None, mask)
     if backend == "reference":
         c = reference.loss_curvature(kind, s, mask)
         return c if out is None else check_out(out, shape, s).copy_(c)
@@ -205,7 +205,7 @@ def _check_device(name: str, tensor: Tensor, s: Tensor) -> None:
         raise ValueError(f"{name}: is on {tensor.device}, need {s.device} like s")
 
 
-def _check_values(kind: str, s: Tensor, targets: Tensor | None, mask: Tensor | None) -> None:
+def check_values(kind: str, s: Tensor, targets: Tensor | None, mask: Tensor | None) -> None:
     """What the compiled module checks while it reads: mask of 0/1, unmasked classes in range."""
     if mask is not None and mask.dtype != torch.bool:
         strange = mask[(mask != 0) & (mask != 1)]

@@ -97,6 +97,7 @@ NB_MODULE(_native, m) {
     hfcore::bind_recurrence(m);
     hfcore::bind_loss(m);
     hfcore::bind_dense(m);
+    hfcore::bind_net(m);
     hfcore::bind_sparse(m);
     hfcore::bind_conjugate_gradient(m);
     hfcore::bind_momentum(m);

@@ -23,6 +23,7 @@ Isa active_isa();
 void bind_recurrence(nb::module_& m);
 void bind_loss(nb::module_& m);
 void bind_dense(nb::module_& m);
+void bind_net(nb::module_& m);
 void bind_sparse(nb::module_& m);
 void bind_conjugate_gradient(nb::module_& m);
 void bind_momentum(nb::module_& m);

@@ -16,6 +16,7 @@ from hfcore.batches import Batch
 from hfcore.bindings import loss as loss_ops
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.dense import Scratch
+from hfcore.bindings.net import net_gradient
 from hfcore.bindings.recurrence import RnnWeights, split_flat
 from hfcore.curvature.mlp import Cases, check_cases
 from hfcore.curvature.mlp_passes import Layers
@@ -27,6 +28,9 @@ from hfcore.models.rnn import RNN
 # Bytes of activations that nets worked on together fill: on the CPU what stays in the cache.
 CPU_BYTES = 8 << 20
 CUDA_BYTES = 8 << 30
+# Cases up to which whole nets are one call on the CPU, if their activations fill no more than that;
+# above, the layers' own ops share the cases out among more threads.
+MINIBATCH = 4096
 
 
 class GroupedGradient(Protocol):
@@ -114,16 +118,36 @@ class GroupedMlp:
         return check_cases(self.model, self.loss, batch)
 
     def gradient(self, theta: Tensor, data: Cases, out: Tensor) -> Tensor:
-        kind, scale = self.loss.kind, 1.0 / data.count
+        activations = sum(self.model.sizes) * data.count
+        fits = data.count <= MINIBATCH and activations * theta.element_size() <= CPU_BYTES
+        if theta.device.type == "cpu" and fits:
+            return self._whole_nets(theta, data, out)
         losses = torch.empty(len(theta), dtype=torch.float64, device=theta.device)
-        for nets in _blocks(theta, sum(self.model.sizes) * data.count):
-            layers = Layers(theta[nets], self.model.sizes, self.model.activations, self._work)
-            ys = layers.states(data.x, "state")
-            s = ys[-1].unsqueeze(1)
-            losses[nets] = loss_ops.loss_value(kind, s, data.targets, None, scale=scale)
-            gs = self._work.take("gs", s, *s.shape)
-            loss_ops.loss_gradient(kind, s, data.targets, None, out=gs)
-            layers.backward(ys, layers.through_output(gs[:, 0], ys), out[nets], scale=scale)
+        for nets in _blocks(theta, activations):
+            losses[nets] = self._by_layers(theta[nets], data, out[nets])
+        return losses
+
+    def _whole_nets(self, theta: Tensor, data: Cases, out: Tensor) -> Tensor:
+        return net_gradient(
+            self.loss.kind,
+            data.x,
+            data.targets[:, 0],
+            theta,
+            self.model.sizes,
+            self.model.activations,
+            scale=1.0 / data.count,
+            out=out,
+        )[0]
+
+    def _by_layers(self, theta: Tensor, data: Cases, out: Tensor) -> Tensor:
+        kind, scale = self.loss.kind, 1.0 / data.count
+        layers = Layers(theta, self.model.sizes, self.model.activations, self._work)
+        ys = layers.states(data.x, "state")
+        s = ys[-1].unsqueeze(1)
+        losses = loss_ops.loss_value(kind, s, data.targets, None, scale=scale)
+        gs = self._work.take("gs", s, *s.shape)
+        loss_ops.loss_gradient(kind, s, data.targets, None, out=gs)
+        layers.backward(ys, layers.through_output(gs[:, 0], ys), out, scale=scale)
         return losses
 
     def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ from hfcore.bindings.dense import (
     dense_forward,
     dense_gradient,
     dense_rforward,
+    split_layers,
 )
-from hfcore.models.mlp import split_layers
 
 
 def activation_bend(y: Tensor, activation: str) -> Tensor | None:

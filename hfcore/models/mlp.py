@@ -133,16 +133,6 @@ class Autoencoder(MLP):
         )
 
 
-def split_layers(flat: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
-    """Views (W ``[G,m,n]``, b ``[G,m]``) of every layer in ``flat [G,N]``."""
-    layers, at = [], 0
-    for n, m in pairwise(sizes):
-        W, b = flat[:, at : at + m * n], flat[:, at + m * n : at + m * (n + 1)]
-        layers.append((W.unflatten(1, (m, n)), b))
-        at += m * (n + 1)
-    return layers
-
-
 def _checked_sizes(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
     if not isinstance(sizes, Sequence):
         raise TypeError(f"{name}: got {type(sizes).__name__}, need a sequence of ints")

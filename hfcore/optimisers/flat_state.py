@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,25 +29,19 @@ class Piece:
     ) -> None:
         self.parameters, self.theta, self.velocity = parameters, theta, velocity
         self.copied = copied
-        self._gradient: Tensor | None = None
+        self._own = [] if copied else _split(theta, self)
+        self._gradients = SideBySide()
         self._point: Tensor | None = None
         self._views: list[Tensor] = []
 
     @property
     def own(self) -> list[Tensor]:
         """The parameters' values as they are, without autograd."""
-        return [p.data for p in self.parameters] if self.copied else _split(self.theta, self)
+        return [p.data for p in self.parameters] if self.copied else self._own
 
     def gradient(self) -> Tensor:
         """The parameters' gradients, ``[1,N]``; a copy unless they lie side by side."""
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        joined = _joined(gradients)
-        if joined is not None:
-            return joined
-        if self._gradient is None:
-            self._gradient = torch.empty_like(self.theta)
-        torch.cat([g.reshape(-1) for g in gradients], out=self._gradient.view(-1))
-        return self._gradient
+        return self._gradients.view([p.grad for p in self.parameters if p.grad is not None])
 
     def look_ahead(self, momentum: float) -> list[Tensor]:
         """θ + μv in the shapes of the parameters, in memory that the next call overwrites."""
@@ -88,23 +83,12 @@ class Layout:
         self.pieces = pieces(parameters, found)
         self.parameters = parameters
         self.velocities = [found[p] for p in parameters]
-        self._places = [p.data_ptr() for p in parameters]
+        self._found = _where(parameters, list(self.velocities))
         self._lasting = not any(piece.copied for piece in self.pieces)
 
     def holds(self, parameters: list[Tensor], velocities: list[Tensor | None]) -> bool:
         """Whether these lie as they lay; the pieces keep their memory, so no other can be there."""
-        return (
-            self._lasting
-            and len(parameters) == len(self.parameters)
-            and all(
-                p is q and v is w and p.data_ptr() == place and p.is_contiguous()
-                and p.dtype == w.dtype
-                for p, q, v, w, place in zip(
-                    parameters, self.parameters, velocities, self.velocities, self._places,
-                    strict=True,
-                )
-            )
-        )  # fmt: skip
+        return self._lasting and _where(parameters, velocities) == self._found
 
     def some(self, parameters: list[Tensor]) -> list[Piece]:
         """Pieces of some of the parameters."""
@@ -119,6 +103,19 @@ class Layout:
             for piece in self.pieces
             for p, view in zip(piece.parameters, _split(piece.point, piece), strict=True)
         }
+
+
+def _where(parameters: list[Tensor], velocities: Sequence[Tensor | None]) -> tuple[list[Any], ...]:
+    """Which tensors these are and how they lie; a velocity of another dtype is brought to its
+    parameter's, so that of the parameter will do.
+    """
+    return (
+        list(map(id, parameters)),
+        list(map(id, velocities)),
+        [p.data_ptr() for p in parameters],
+        [p.is_contiguous() for p in parameters],
+        [p.dtype for p in parameters],
+    )
 
 
 def flatten(parameters: Sequence[Tensor], velocities: dict[Tensor, Tensor]) -> None:
@@ -176,10 +173,30 @@ def pieces(parameters: Iterable[Tensor], velocities: dict[Tensor, Tensor]) -> li
     return found
 
 
-def side_by_side(tensors: Sequence[Tensor]) -> Tensor:
-    """All as one ``[1,N]``: a view where they lie side by side in memory, else a copy."""
-    joined = _joined(tensors)
-    return torch.cat([t.reshape(-1) for t in tensors])[None] if joined is None else joined
+class SideBySide:
+    """Tensors as one ``[1,N]``, asked for again and again: where they lie is looked at once.
+
+    What is found is kept, with its memory, so no other tensor can come to lie there unseen.
+    """
+
+    def __init__(self) -> None:
+        self._places: tuple[list[Any], ...] = ()
+        self._found = torch.empty(0)
+
+    def view(self, tensors: Sequence[Tensor]) -> Tensor:
+        """A view where they lie side by side in memory, else a copy; without autograd."""
+        places = (
+            [t.data_ptr() for t in tensors],
+            [t.numel() for t in tensors],
+            [t.dtype for t in tensors],
+            [t.is_contiguous() and not t.is_neg() for t in tensors],
+        )
+        if places != self._places:
+            joined = _joined(tensors)
+            if joined is None:
+                return torch.cat([t.detach().reshape(-1) for t in tensors])[None]
+            self._places, self._found = places, joined
+        return self._found
 
 
 def _buckets(parameters: Sequence[Tensor]) -> list[list[Tensor]]:

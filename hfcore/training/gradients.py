@@ -5,17 +5,17 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hfcore.batches import Batch
 from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
-from hfcore.optimisers.flat_state import side_by_side
+from hfcore.optimisers.flat_state import SideBySide
 
 
 class Backpropagation(Protocol):
-    """Mean loss over the cases of a batch; its gradient goes to the parameters' ``grad``."""
+    """Mean loss over the cases of a batch; its gradient replaces the parameters' ``grad``."""
 
     def __call__(self, batch: Batch) -> float: ...
 
@@ -30,21 +30,25 @@ class FusedBackpropagation:
     def __init__(self, model: nn.Module, passes: GroupedGradient) -> None:
         self._parameters = FlatParameters(model)
         self._passes = passes
+        self._theta = SideBySide()
         self._gradient = torch.empty(0)
+        self._parts: list[Tensor] = []
 
     def __call__(self, batch: Batch) -> float:
         parameters = self._parameters.tensors
-        theta = side_by_side([p.data for p in parameters])
-        if self._gradient.shape != theta.shape or self._gradient.device != theta.device:
+        theta = self._theta.view(parameters)
+        kept = self._gradient
+        if kept.shape != theta.shape or kept.device != theta.device or kept.dtype != theta.dtype:
             self._gradient = torch.empty_like(theta)
+            self._parts = self._parameters.split(self._gradient[0])
         losses = self._passes.gradient(theta, self._passes.prepare(batch), self._gradient)
-        for p, gradient in zip(parameters, self._parameters.split(self._gradient[0]), strict=True):
+        for p, gradient in zip(parameters, self._parts, strict=True):
             p.grad = gradient
         return float(losses)
 
 
 class AutogradBackpropagation:
-    """By autograd through any module; the gradient is added to what is there."""
+    """By autograd through any module."""
 
     def __init__(self, model: nn.Module, loss: Loss, batch_size: int) -> None:
         self._model = model
@@ -52,6 +56,7 @@ class AutogradBackpropagation:
         self._batch_size = batch_size
 
     def __call__(self, batch: Batch) -> float:
+        self._model.zero_grad()
         s = self._model(batch.inputs)
         outputs, scale = s.detach(), 1.0 / self._batch_size
         value = self._loss.value(outputs, batch.targets, batch.mask, scale=scale)

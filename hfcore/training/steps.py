@@ -85,7 +85,6 @@ class FirstOrderStepper:
         started = time.perf_counter()
 
         def closure() -> Tensor:
-            self._optimizer.zero_grad()
             losses.append(self._backward(batch))
             return torch.tensor(losses[-1], dtype=torch.float64)
 

@@ -57,10 +57,14 @@ struct Target {
     }
 };
 
-// A [J][stride] in rows or, packed, [K][J]. Whole vectors only: one call in here, and GCC keeps the
+// Rows of P that are fetched ahead where P does not lie in the L1 cache.
+constexpr int64_t fetched_rows = 16;
+
+// A [J][stride] in rows or, packed, [K][J]; P [K][P_stride], in the L1 cache or far from it. Whole vectors only: one call in here, and GCC keeps the
 // accumulators on the stack.
-template <class T, int J, int V, bool packed>
-void product_tile(const T* A, int64_t stride, const T* P, int64_t K, const Target<T>& to) {
+template <class T, int J, int V, bool packed, bool far>
+void product_tile(const T* A, int64_t stride, const T* P, int64_t P_stride, int64_t K,
+                  const Target<T>& to) {
     using vec = vec_t<T>;
     constexpr int lanes = simd<T>::lanes;
     vec acc[J][V];
@@ -71,10 +75,13 @@ void product_tile(const T* A, int64_t stride, const T* P, int64_t K, const Targe
     const T* row[J];
 #pragma GCC unroll 16
     for (int j = 0; j < J; ++j) row[j] = A + j * stride;
-    for (int64_t k = 0; k < K; ++k, P += V * lanes) {
+    for (int64_t k = 0; k < K; ++k, P += P_stride) {
         vec p[V];
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) p[v] = load<T>(P + v * lanes);
+        for (int v = 0; v < V; ++v) {
+            p[v] = load<T>(P + v * lanes);
+            if constexpr (far) __builtin_prefetch(P + fetched_rows * P_stride + v * lanes);
+        }
 #pragma GCC unroll 16
         for (int j = 0; j < J; ++j) {
             const T a = packed ? A[k * J + j] : row[j][k];
@@ -99,24 +106,30 @@ void product_tile(const T* A, int64_t stride, const T* P, int64_t K, const Targe
 }
 
 template <class T>
-using ProductTile = void (*)(const T*, int64_t, const T*, int64_t, const Target<T>&);
+using ProductTile = void (*)(const T*, int64_t, const T*, int64_t, int64_t, const Target<T>&);
 
-template <class T, bool packed, int... N>
+template <class T, bool packed, bool far, int... N>
 ProductTile<T> product_tile_at(int64_t J, int64_t V, std::integer_sequence<int, N...>) {
     static constexpr ProductTile<T> table[] = {
-        product_tile<T, N / tile_vectors + 1, N % tile_vectors + 1, packed>...};
+        product_tile<T, N / tile_vectors + 1, N % tile_vectors + 1, packed, far>...};
     return table[(J - 1) * tile_vectors + V - 1];
 }
 
-// The tile of any J and width; where fewer columns are used, through a padded copy.
+// The tile of any J and width, in whole vectors.
+template <class T, bool packed, bool far>
+ProductTile<T> tile_of(int64_t J, int64_t width) {
+    return product_tile_at<T, packed, far>(
+        J, width / simd<T>::lanes, std::make_integer_sequence<int, tile_rows * tile_vectors>());
+}
+
+// The same for a packed P; where fewer columns are used, through a padded copy.
 template <class T, bool packed>
 void tile_product(int64_t J, int64_t width, int64_t used, const T* A, int64_t stride, const T* P,
                   int64_t K, const Target<T>& to) {
     constexpr int64_t lanes = simd<T>::lanes, widest = tile_vectors * lanes;
-    const ProductTile<T> tile = product_tile_at<T, packed>(
-        J, width / lanes, std::make_integer_sequence<int, tile_rows * tile_vectors>());
+    const ProductTile<T> tile = tile_of<T, packed, false>(J, width);
     if (used == width) {
-        tile(A, stride, P, K, to);
+        tile(A, stride, P, width, K, to);
         return;
     }
     // Of the panel's last vector alone some lanes are not used.
@@ -129,7 +142,7 @@ void tile_product(int64_t J, int64_t width, int64_t used, const T* A, int64_t st
                 store<T>(padded + j * widest + i, load<T>(from + i));
             store<T>(padded + j * widest + whole, load_first<T>(from + whole, rest));
         }
-    tile(A, stride, P, K, {padded, widest, to.start ? padded : nullptr, widest});
+    tile(A, stride, P, width, K, {padded, widest, to.start ? padded : nullptr, widest});
     for (int64_t j = 0; j < J; ++j) {
         T* C = to.C + j * to.stride;
         for (int64_t i = 0; i < whole; i += lanes)
@@ -231,14 +244,22 @@ void pack_panel_of_columns(T* panel, const Panels<T>& panels, int64_t p, const T
         }
 }
 
+// Whole vectors where the memory behind a row allows it: what they write too much, the next row
+// overwrites.
 template <class T, int J, bool square>
 void pack_left_block(T* packed, const T* A, int64_t stride, int64_t K, T scale) {
-    for (int64_t k = 0; k < K; ++k, A += stride, packed += J) {
-        T row[J];  // a copy of known length: vectors, whatever J is
-        std::memcpy(row, A, sizeof row);
-        for (int j = 0; j < J; ++j) row[j] *= square ? scale * row[j] : scale;
-        std::memcpy(packed, row, sizeof row);
-    }
+    constexpr int lanes = simd<T>::lanes, V = (J + lanes - 1) / lanes, whole = V * lanes;
+    const auto scaled = [scale](vec_t<T> x) { return square ? x * x * scale : x * scale; };
+    int64_t k = 0;
+    for (; (K - 1 - k) * stride + J >= whole && (K - k) * J >= whole; ++k, A += stride, packed += J)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v)
+            store<T>(packed + v * lanes, scaled(load<T>(A + v * lanes)));
+    for (; k < K; ++k, A += stride, packed += J)
+        for (int v = 0; v < V; ++v) {
+            const int64_t left = J - v * lanes < lanes ? J - v * lanes : lanes;
+            store_first<T>(packed + v * lanes, scaled(load_first<T>(A + v * lanes, left)), left);
+        }
 }
 
 template <class T>

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <exception>
@@ -75,6 +76,31 @@ private:
     std::size_t bytes_ = 0;
 };
 
+// How long a thread that waits looks again and again before it sleeps. Ops follow each other within
+// some ten microseconds, and waking a thread takes as long as a small product.
+constexpr std::chrono::microseconds patience{50};
+
+void pause() {
+#if defined(__SSE__)
+    _mm_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+}
+
+// Whether `met` came true within the patience.
+template <class F>
+bool soon(const F& met) {
+    const auto end = std::chrono::steady_clock::now() + patience;
+    do {
+        for (int i = 0; i < 16; ++i) {
+            if (met()) return true;
+            pause();
+        }
+    } while (std::chrono::steady_clock::now() < end);
+    return met();
+}
+
 // Workers 1 .. n-1 are threads; worker 0 is whoever calls.
 class Pool {
 public:
@@ -89,7 +115,7 @@ public:
         try {
             while (static_cast<int>(workers_.size()) + 1 < threads) {
                 const int worker = static_cast<int>(workers_.size()) + 1;
-                workers_.emplace_back([this, worker, seen = generation_] { serve(worker, seen); });
+                workers_.emplace_back([this, worker, seen = call_.load()] { serve(worker, seen); });
             }
         } catch (const std::system_error&) {
             return static_cast<int>(workers_.size()) + 1;
@@ -98,29 +124,41 @@ public:
     }
 
     void run(int threads, const std::function<void(int)>& body) {
-        error_ = nullptr;
-        {
-            std::lock_guard<std::mutex> lock(mutex_);
-            body_ = &body;
-            active_ = threads;
-            pending_ = threads - 1;
-            ++generation_;
+        if (threads == 1) {
+            body(0);
+            return;
         }
-        if (threads > 1) wake_.notify_all();
+        error_ = nullptr;
+        body_ = &body;
+        pending_ = threads - 1;
+        call_ = (call_ / most_workers + 1) * most_workers + static_cast<std::uint64_t>(threads);
+        if (sleeping_ > 0) {
+            std::lock_guard<std::mutex> lock(mutex_);
+            wake_.notify_all();
+        }
         guarded(body, 0);
-        std::unique_lock<std::mutex> lock(mutex_);
-        done_.wait(lock, [this] { return pending_ == 0; });
+        const auto finished = [this] { return pending_ == 0; };
+        if (!soon(finished)) {
+            std::unique_lock<std::mutex> lock(mutex_);
+            caller_sleeps_ = true;
+            done_.wait(lock, finished);
+            caller_sleeps_ = false;
+        }
         if (error_) std::rethrow_exception(error_);
     }
 
 private:
+    // A call's number and how many work on it, in one word: a worker that is not among them looks at
+    // nothing else, as the next call may already be written.
+    static constexpr std::uint64_t most_workers = 1024;
+
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable wake_, done_;
+    std::atomic<std::uint64_t> call_{0};
+    std::atomic<int> pending_{0}, sleeping_{0};
+    std::atomic<bool> caller_sleeps_{false};
     const std::function<void(int)>* body_ = nullptr;
-    int active_ = 0;
-    int pending_ = 0;
-    std::uint64_t generation_ = 0;
     std::exception_ptr error_;
 
     void guarded(const std::function<void(int)>& body, int worker) {
@@ -132,19 +170,24 @@ private:
         }
     }
 
+    // Each side writes its own word before it reads the other's, in one order for all: whoever goes
+    // to sleep is seen, or sees that there is no need to.
     void serve(int worker, std::uint64_t seen) {
         for (;;) {
-            const std::function<void(int)>* body = nullptr;
-            {
+            const auto called = [&] { return call_ != seen; };
+            if (!soon(called)) {
                 std::unique_lock<std::mutex> lock(mutex_);
-                wake_.wait(lock, [&] { return generation_ != seen; });
-                seen = generation_;
-                if (worker < active_) body = body_;
+                ++sleeping_;
+                wake_.wait(lock, called);
+                --sleeping_;
             }
-            if (body == nullptr) continue;
-            guarded(*body, worker);
-            std::lock_guard<std::mutex> lock(mutex_);
-            if (--pending_ == 0) done_.notify_one();
+            seen = call_;
+            if (worker >= static_cast<int>(seen % most_workers)) continue;
+            guarded(*body_, worker);
+            if (--pending_ == 0 && caller_sleeps_) {
+                std::lock_guard<std::mutex> lock(mutex_);
+                done_.notify_one();
+            }
         }
     }
 };

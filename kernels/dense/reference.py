@@ -6,8 +6,13 @@ group axis of length 1 is shared. φ' is always recomputed from the activation's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
+
+from hfcore.kernels.loss import reference as loss
 
 LINEAR, LOGISTIC, TANH, RELU = "linear", "logistic", "tanh", "relu"
 
@@ -65,3 +70,42 @@ def dense_gradient(delta: Tensor, a: Tensor, scale: float, squared: bool) -> tup
     gW, gb = scale * (delta.mT @ a), scale * delta.sum(1)
     G = gW.shape[0]
     return gW, gb.expand(G, -1)
+
+
+# ---------------------------------------------------------------------------- a whole net
+
+
+def split_layers(flat: Tensor, sizes: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+    """Views (W ``[G,m,n]``, b ``[G,m]``) of every layer in ``flat [G,N]``."""
+    layers, at = [], 0
+    for n, m in pairwise(sizes):
+        W, b = flat[:, at : at + m * n], flat[:, at + m * n : at + m * (n + 1)]
+        layers.append((W.unflatten(1, (m, n)), b))
+        at += m * (n + 1)
+    return layers
+
+
+def net_gradient(
+    kind: str,
+    x: Tensor,
+    targets: Tensor,
+    theta: Tensor,
+    sizes: Sequence[int],
+    activations: Sequence[str],
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """scale·Σ over cases of the losses ``[G]`` float64, and their gradient ``[G,N]``."""
+    layers, ys = split_layers(theta, sizes), [x]
+    for (W, b), activation in zip(layers, activations, strict=True):
+        ys.append(dense_forward(ys[-1], W, b, activation))
+    s, y = ys[-1].unsqueeze(1), targets.unsqueeze(1)
+    losses = loss.loss_value(kind, s, y, None, scale)
+    delta = loss.loss_gradient(kind, s, y, None, scale)[:, 0]
+    delta = delta * activation_derivative(activations[-1], ys[-1])
+    parts = []
+    for l in reversed(range(len(layers))):
+        gW, gb = dense_gradient(delta, ys[l], 1.0, squared=False)
+        parts += [gb, gW.flatten(1)]
+        if l:
+            delta = dense_backward(delta, layers[l][0], ys[l], activations[l - 1], None)
+    return losses, torch.cat(parts[::-1], 1)

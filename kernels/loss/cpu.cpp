@@ -6,9 +6,8 @@
 // of threads or on the other nets of the group.
 #include "kernels/loss/cpu.h"
 
-#include "kernels/cpu/math.h"
 #include "kernels/cpu/parallel.h"
-#include "kernels/cpu/wide.h"
+#include "kernels/loss/elementwise.h"
 
 namespace hfcore {
 namespace HFCORE_ISA {
@@ -62,52 +61,6 @@ void for_every_tile(const LossDims& d, const F& use) {
 }
 
 // ---------------------------------------------------------------------------- flat runs
-
-// out[i] = f(vectors of a, b, ... at i) for i < n; lanes beyond n are never touched.
-template <class T, class F>
-HFCORE_INLINE void map(T* out, int64_t n, const F& f, const T* a) {
-    constexpr int lanes = simd<T>::lanes;
-    int64_t i = 0;
-    for (; i + lanes <= n; i += lanes) store<T>(out + i, f(load<T>(a + i)));
-    if (i < n) store_first<T>(out + i, f(load_first<T>(a + i, n - i)), n - i);
-}
-
-template <class T, class F>
-HFCORE_INLINE void map(T* out, int64_t n, const F& f, const T* a, const T* b) {
-    constexpr int lanes = simd<T>::lanes;
-    int64_t i = 0;
-    for (; i + lanes <= n; i += lanes) store<T>(out + i, f(load<T>(a + i), load<T>(b + i)));
-    if (i < n)
-        store_first<T>(out + i, f(load_first<T>(a + i, n - i), load_first<T>(b + i, n - i)), n - i);
-}
-
-// out[i] = f(out[i], a[i], b[i]) with T widened to double.
-template <class T, class F>
-HFCORE_INLINE void map_wide(double* out, int64_t n, const F& f, const T* a, const T* b) {
-    constexpr int lanes = simd<double>::lanes;
-    int64_t i = 0;
-    for (; i + lanes <= n; i += lanes)
-        store<double>(out + i, f(load<double>(out + i), widen<T>(load_narrow<T>(a + i)),
-                                 widen<T>(load_narrow<T>(b + i))));
-    if (i < n)
-        store_first<double>(out + i,
-                            f(load_first<double>(out + i, n - i),
-                              widen<T>(load_narrow_first<T>(a + i, n - i)),
-                              widen<T>(load_narrow_first<T>(b + i, n - i))),
-                            n - i);
-}
-
-// Σ a[i] in float64.
-template <class T>
-HFCORE_INLINE double sum_of(const T* a, int64_t n) {
-    constexpr int lanes = simd<double>::lanes;
-    vec_t<double> sum = {};
-    int64_t i = 0;
-    for (; i + lanes <= n; i += lanes) sum += widen<T>(load_narrow<T>(a + i));
-    double total = i > 0 ? sum_lanes<double>(sum) : 0.0;
-    for (; i < n; ++i) total += a[i];
-    return total;
-}
 
 // Σ a[i] b[i] in float64.
 template <class T>
@@ -212,22 +165,7 @@ int64_t tile_losses(const Tile& tile, LossKind kind, const T* s, const LossTarge
         return tile.rows;
     }
     const T* y = targets.values.at(tile.g) + tile.first();
-    using vec = vec_t<double>;
-    if (kind == LossKind::squared) {
-        map_wide<T>(
-            losses, n, [](vec, vec a, vec b) { return 0.5 * (a - b) * (a - b); }, s, y);
-    } else {
-        // softplus(s) - y s, with softplus(s) = max(s, 0) + log1p(exp(-|s|)); exp runs by itself
-        // because one chain of both is too long to overlap with the next.
-        map_wide<T>(
-            losses, n, [](vec, vec a, vec) { return vexp<double>(-vabs<double>(a)); }, s, y);
-        map_wide<T>(
-            losses, n,
-            [](vec e, vec a, vec b) {
-                return select<double>(a > 0.0, a, vec{}) - b * a + vlog1p<double>(e);
-            },
-            s, y);
-    }
+    elementwise_losses(kind, s, y, n, losses);
     drop_masked(mask, tile, losses, k);
     return n;
 }
@@ -272,10 +210,7 @@ void gradient_tile(const Tile& tile, LossKind kind, const T* s, const LossTarget
         return;
     }
     const T* y = targets.values.at(tile.g) + tile.first();
-    if (kind == LossKind::squared)
-        map<T>(out, n, [scale](vec a, vec b) { return (a - b) * scale; }, s, y);
-    else
-        map<T>(out, n, [scale](vec a, vec b) { return (vlogistic<T>(a) - b) * scale; }, s, y);
+    elementwise_gradient(kind, s, y, scale, n, out);
 }
 
 template <class T>

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import faulthandler
+import itertools
 import math
 import os
 import re
@@ -283,6 +284,26 @@ def dense_gradient(d: Sizes) -> Arguments:
     }
 
 
+def net_gradient(d: Sizes) -> Arguments:
+    sizes = [d.n, d.H, d.k] if d.optional else [d.n, d.H, d.T, d.k]
+    parameters = sum(m * (n + 1) for n, m in itertools.pairwise(sizes))
+    targets = d.array(d.B, d.k).sigmoid()
+    if d.kind == 2:
+        targets = torch.randint(0, d.k, (1, d.B), generator=d.generator)
+    return {
+        "kind": d.kind,
+        "x": d.array(d.B, d.n),
+        "targets": targets,
+        "theta": d.array(parameters) / 4,
+        "sizes": sizes,
+        "activations": [(d.kind + l) % 4 for l in range(len(sizes) - 1)],
+        "scale": 0.5,
+        "out": d.out(parameters),
+        "losses": d.out(dtype=torch.float64),
+        "threads": d.threads,
+    }
+
+
 def entries(d: Sizes, rows: int, columns: int) -> tuple[Arguments, int]:
     """Entries of a matrix row by row, every other row short where ``optional``; and K."""
     K = min(d.k, columns)
@@ -342,6 +363,7 @@ RECIPES = (
     dense_rforward,
     dense_backward,
     dense_gradient,
+    net_gradient,
     ell_product,
     ell_gradient,
     ell_scan,

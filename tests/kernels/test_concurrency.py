@@ -20,6 +20,7 @@ import hfcore as hf
 from hfcore.bindings import dispatch, sparse
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.momentum import momentum_update
+from hfcore.bindings.net import net_gradient
 from hfcore.kernels.recurrence import RnnShape, RnnWeights
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
@@ -57,9 +58,17 @@ class Net:
             assert h is not None
             theta, velocity = self.v.clone(), self.v.clone()
             momentum_update(theta, velocity, self.v, learning_rate=0.1, momentum=0.9)
+            cases, layer = h[0], self.w.W_hh.flatten(1)
+            square = torch.cat([layer, self.w.b_h], 1).repeat(1, 2)  # two layers of H units
+            H = cases.shape[2]
+            losses, gradient = net_gradient(
+                "logistic", cases, cases, square, (H, H, H), ("tanh", "linear")
+            )
             return (
                 theta,
                 velocity,
+                losses,
+                gradient,
                 h,
                 s,
                 ops.linear_scan(h, h, self.w.W_hh, reverse=True),

@@ -36,7 +36,7 @@ def test_narrower_instruction_set(isa: str) -> None:
         " or test_against_algebra and cpu or bits_that_it_has_alone or wherever_it_stands"
         " or test_every_op and cpu and short or test_through_time and cpu"
     )
-    names = ("recurrence", "dense", "momentum", "sparse")
+    names = ("recurrence", "dense", "net", "momentum", "sparse")
     files = [str(HERE / f"test_{name}.py") for name in names]
     done = subprocess.run(
         [sys.executable, "-P", "-c", COMPARE, isa, *files, "-k", chosen],

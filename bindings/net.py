@@ -1,0 +1,113 @@
+"""Loss and gradient of whole nets on one minibatch: checks, choice of implementation.
+
+They are what the dense and loss ops give layer by layer, up to rounding. The CPU form does all of
+it in one call and packs no weights, which is what a minibatch of some hundred cases needs; for
+CUDA data there is none, use the dense ops there. Formulas: ``kernels/dense/reference.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # not in its __all__
+
+from hfcore.bindings.checks import (
+    check_choice,
+    check_group,
+    check_out,
+    check_positive,
+    check_tensor,
+    dense,
+    overlap,
+)
+from hfcore.bindings.dense import ACTIVATIONS, check_factor
+from hfcore.bindings.dispatch import choose, native
+from hfcore.bindings.loss import KINDS, check_values
+from hfcore.kernels.dense import reference
+
+
+def net_gradient(
+    kind: str,
+    x: Tensor,
+    targets: Tensor,
+    theta: Tensor,
+    sizes: Sequence[int],
+    activations: Sequence[str],
+    *,
+    scale: float = 1.0,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """scale·Σ over cases of the losses, ``[G]`` float64, and their gradient ``[G,N]``.
+
+    Args:
+        kind: the loss, as for the loss ops.
+        x: inputs ``[1 or G,B,n]``.
+        targets: ``[1 or G,B,k]``, for ``"softmax"`` int64 classes ``[1 or G,B]``.
+        theta: parameters ``[1 or G,N]``: W ``[m,n]`` and b ``[m]`` of one layer after the other.
+        sizes: units of every layer, inputs first.
+        activations: one name a layer; the loss is that of the last one's outputs.
+        scale: a finite factor.
+        out: a buffer for the gradient.
+
+    Raises TypeError or ValueError that names the argument.
+    """
+    B = _check_net(x, theta, sizes, activations)
+    _check_targets(kind, targets, x, B, sizes[-1])
+    check_factor("scale", scale)
+    G = check_group(x=x, targets=targets, theta=theta)
+    out = check_out(out, (G, theta.shape[1]), x)
+    for name, array in {"x": x, "targets": targets, "theta": theta}.items():
+        if overlap(out, array):
+            raise ValueError(f"out: shares memory with {name}, need its own")
+    if choose("dense.net_gradient", x) == "reference":
+        check_values(kind, x.new_empty(1, 1, 1, sizes[-1]), targets, None)
+        losses, gradient = reference.net_gradient(
+            kind, x.detach(), targets, theta.detach(), sizes, activations, scale
+        )
+        return losses.expand(G), out.copy_(gradient)
+    losses = torch.empty(G, dtype=torch.float64)
+    native().net_gradient(
+        KINDS.index(kind),
+        to_dlpack(dense(x)),
+        to_dlpack(dense(targets)),
+        to_dlpack(dense(theta)),
+        sizes,
+        [ACTIVATIONS.index(e) for e in activations],
+        scale,
+        to_dlpack(out),
+        to_dlpack(losses),
+        torch.get_num_threads(),
+    )
+    return losses, out
+
+
+def _check_net(x: Tensor, theta: Tensor, sizes: Sequence[int], activations: Sequence[str]) -> int:
+    """Check the net's shape, its parameters and inputs; gives B."""
+    if len(sizes) < 2:
+        raise ValueError(f"sizes: got {list(sizes)}, need at least inputs and one layer")
+    if min(sizes) < 1:
+        raise ValueError(f"sizes: got {list(sizes)}, need at least 1 unit a layer")
+    if len(activations) != len(sizes) - 1:
+        raise ValueError(f"activations: got {len(activations)}, need {len(sizes) - 1}")
+    for activation in activations:
+        check_choice("activations", activation, ACTIVATIONS)
+    check_tensor("x", x, ["G", "B", sizes[0]])
+    if not x.is_floating_point():
+        raise TypeError(f"x: got {x.dtype}, need a floating-point dtype")
+    N = sum(m * (n + 1) for n, m in pairwise(sizes))
+    check_tensor("theta", theta, ["G", N], like=x)
+    check_positive(G=min(len(x), len(theta)), B=x.shape[1])
+    return x.shape[1]
+
+
+def _check_targets(kind: str, targets: Tensor, x: Tensor, B: int, k: int) -> None:
+    check_choice("kind", kind, KINDS)
+    if kind != "softmax":
+        check_tensor("targets", targets, ["G", B, k], like=x)
+        return
+    check_tensor("targets", targets, ["G", B], dtype=torch.int64)
+    if targets.device != x.device:
+        raise ValueError(f"targets: is on {targets.device}, need {x.device} like x")

@@ -1,0 +1,44 @@
+// Loss and gradient of whole nets on one minibatch: what the compiled module calls. Formulas:
+// reference.py.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/grouped.h"
+#include "kernels/dense/cpu.h"
+#include "kernels/loss/cpu.h"
+
+namespace hfcore {
+
+// G nets and B cases; layer l takes sizes[l] inputs to sizes[l+1] outputs.
+struct NetDims {
+    std::int64_t G, B;
+    int layers;
+    const std::int64_t* sizes;
+    const Activation* activations;
+    int threads;
+};
+
+// theta and gradient: the layers' weights [m,n] and biases [m] one after the other; gradient
+// [G,N] shares no memory with an input. x [B,n], targets [B,k] or for softmax classes [B].
+template <class T>
+struct NetKernels {
+    // scale · the losses [G] and scale · their gradients, summed over cases.
+    void (*gradient)(const NetDims&, LossKind, Grouped<T> x, const LossTargets<T>& targets,
+                     Grouped<T> theta, double scale, T* gradient, double* losses);
+};
+
+namespace baseline {
+template <class T>
+const NetKernels<T>& net_kernels();
+}
+namespace avx2 {
+template <class T>
+const NetKernels<T>& net_kernels();
+}
+namespace avx512 {
+template <class T>
+const NetKernels<T>& net_kernels();
+}
+
+}  // namespace hfcore

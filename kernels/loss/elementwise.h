@@ -1,0 +1,100 @@
+// The losses that are sums over outputs, over runs of elements.
+#pragma once
+
+#include "kernels/cpu/runs.h"
+#include "kernels/loss/cpu.h"
+
+namespace hfcore {
+namespace HFCORE_ISA {
+namespace {
+
+// Losses of outputs s at targets y in float64, squared or logistic.
+template <class T>
+void elementwise_losses(LossKind kind, const T* s, const T* y, int64_t n, double* losses) {
+    using vec = vec_t<double>;
+    if (kind == LossKind::squared) {
+        map_wide<T>(
+            losses, n, [](vec, vec a, vec b) { return 0.5 * (a - b) * (a - b); }, s, y);
+        return;
+    }
+    // softplus(s) - y s, with softplus(s) = max(s, 0) + log1p(exp(-|s|)); exp runs by itself
+    // because one chain of both is too long to overlap with the next.
+    map_wide<T>(
+        losses, n, [](vec, vec a, vec) { return vexp<double>(-vabs<double>(a)); }, s, y);
+    map_wide<T>(
+        losses, n,
+        [](vec e, vec a, vec b) {
+            return select<double>(a > 0.0, a, vec{}) - b * a + vlog1p<double>(e);
+        },
+        s, y);
+}
+
+// scale·∂L/∂s; out may be s.
+template <class T>
+void elementwise_gradient(LossKind kind, const T* s, const T* y, T scale, int64_t n, T* out) {
+    using vec = vec_t<T>;
+    if (kind == LossKind::squared)
+        map<T>(out, n, [scale](vec a, vec b) { return (a - b) * scale; }, s, y);
+    else
+        map<T>(out, n, [scale](vec a, vec b) { return (vlogistic<T>(a) - b) * scale; }, s, y);
+}
+
+// Σ of the logistic losses of outputs s with e = exp(-|s|): the logarithms of a run are one, that of
+// the product of the 1 + e, kept as what it is above 1 so that small losses stay exact.
+template <class T>
+double sum_of_logistic_losses(const T* s, const T* y, const T* e, int64_t n) {
+    using vec = vec_t<double>;
+    constexpr int lanes = simd<double>::lanes;
+    constexpr int64_t run = 512 * lanes;  // (1 + e)^512 is at most 2^512
+    double total = 0.0;
+    for (int64_t from = 0; from < n; from += run) {
+        const int64_t end = n - from < run ? n : from + run;
+        vec linear{}, above[2] = {};
+        const auto add = [&](vec& product, vec a, vec b, vec x) {
+            linear += select<double>(a > 0.0, a, vec{}) - b * a;
+            product += x + product * x;
+        };
+        const auto at = [](const T* p) { return widen<T>(load_narrow<T>(p)); };
+        int64_t i = from;
+        for (; i + 2 * lanes <= end; i += 2 * lanes) {
+            add(above[0], at(s + i), at(y + i), at(e + i));
+            add(above[1], at(s + i + lanes), at(y + i + lanes), at(e + i + lanes));
+        }
+        for (; i < end; i += lanes) {
+            const int64_t left = end - i < lanes ? end - i : lanes;
+            const auto first = [left](const T* p) {
+                return widen<T>(load_narrow_first<T>(p, left));
+            };
+            add(above[0], first(s + i), first(y + i), first(e + i));
+        }
+        total += sum_lanes<double>(linear + vlog1p<double>(above[0]) + vlog1p<double>(above[1]));
+    }
+    return total;
+}
+
+// Σ of the losses of the first `counted` of n outputs s, and scale·∂L/∂s of all; out may be s, work
+// is n elements and n float64 behind them.
+template <class T>
+double elementwise_pass(LossKind kind, const T* s, const T* y, T scale, int64_t counted, int64_t n,
+                        T* work, T* out) {
+    using vec = vec_t<T>;
+    if (kind == LossKind::squared) {
+        double* losses = reinterpret_cast<double*>(work + n);
+        elementwise_losses(kind, s, y, counted, losses);
+        elementwise_gradient(kind, s, y, scale, n, out);
+        return sum_of(losses, counted);
+    }
+    map<T>(work, n, [](vec a) { return vexp<T>(-vabs<T>(a)); }, s);
+    const double sum = sum_of_logistic_losses(s, y, work, counted);
+    map<T>(
+        out, n,
+        [scale](vec a, vec b, vec e) {
+            return (select<T>(a < T(0), e, splat<T>(1)) / (1 + e) - b) * scale;
+        },
+        s, y, work);
+    return sum;
+}
+
+}  // namespace
+}  // namespace HFCORE_ISA
+}  // namespace hfcore

@@ -1,0 +1,358 @@
+"""Loss and gradient of whole nets against autograd in float64, on every backend that has them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hfcore.bindings.dispatch import BackendUnavailable, native, use_backend
+from hfcore.bindings.loss import KINDS
+from hfcore.bindings.net import net_gradient
+
+BACKENDS = ("reference", "cpu")
+DTYPES = (torch.float32, torch.float64)
+Net = tuple[tuple[int, ...], tuple[str, ...]]
+# Sizes and activations: one layer, ones, primes, 12 rows and 32 columns of a tile ± 1, deeper than
+# a block of 256, an autoencoder.
+NETS: dict[str, Net] = {
+    "one layer": ((3, 2), ("linear",)),
+    "ones": ((1, 1, 1), ("tanh", "linear")),
+    "primes": ((13, 41, 17, 5), ("logistic", "tanh", "relu")),
+    "tiles": ((31, 12, 33, 13), ("relu", "logistic", "linear")),
+    "deep": ((257, 25, 300), ("tanh", "logistic")),
+    "autoencoder": ((20, 64, 3, 64, 20), ("logistic", "linear", "logistic", "linear")),
+}
+# Ones, a vector ± 1, more than a block of 256.
+CASES = (1, 2, 15, 16, 17, 100, 300)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    with use_backend(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=DTYPES, ids=["f32", "f64"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture
+def cpu() -> Iterator[None]:
+    """The compiled backend; the number of threads is put back afterwards."""
+    threads = torch.get_num_threads()
+    with use_backend("cpu"):
+        yield
+    torch.set_num_threads(threads)
+
+
+class Case:
+    """Random nets, data and a gradient buffer that is NaN."""
+
+    def __init__(
+        self,
+        net: str,
+        B: int,
+        kind: str = "logistic",
+        dtype: torch.dtype = torch.float32,
+        *,
+        G: int = 1,
+        own_data: bool = False,
+    ) -> None:
+        self.sizes, self.activations = NETS[net]
+        self.kind, self.G = kind, G
+        draw = torch.Generator().manual_seed(B)
+        fan_in = torch.cat([torch.full((m * (n + 1),), float(n)) for n, m in pairwise(self.sizes)])
+        theta = torch.randn(G, len(fan_in), generator=draw) / fan_in.sqrt()
+        self.theta = theta.to(dtype)
+        data, k = (G if own_data else 1), self.sizes[-1]
+        self.x = torch.rand(data, B, self.sizes[0], generator=draw).to(dtype)
+        self.targets = (
+            torch.randint(k, (data, B), generator=draw)
+            if kind == "softmax"
+            else torch.rand(data, B, k, generator=draw).to(dtype)
+        )
+        self.out = torch.full_like(self.theta, torch.nan)
+
+    def run(self, scale: float = 0.3) -> tuple[Tensor, Tensor]:
+        return net_gradient(
+            self.kind,
+            self.x,
+            self.targets,
+            self.theta,
+            self.sizes,
+            self.activations,
+            scale=scale,
+            out=self.out,
+        )
+
+    def one(self, g: int) -> Case:
+        """Net g by itself."""
+        alone = object.__new__(Case)
+        alone.__dict__.update(self.__dict__, G=1)
+        alone.theta = self.theta[g : g + 1].clone()
+        if len(self.x) > 1:
+            alone.x, alone.targets = self.x[g : g + 1], self.targets[g : g + 1]
+        alone.out = torch.full_like(alone.theta, torch.nan)
+        return alone
+
+
+def oracle(case: Case, scale: float = 0.3) -> tuple[Tensor, Tensor]:
+    """By autograd through torch's own layers and losses, in float64."""
+    functions = {"logistic": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
+    losses, gradients = [], []
+    for g in range(case.G):
+        theta = case.theta[g].double().requires_grad_()
+        y, at = case.x[g % len(case.x)].double(), 0
+        for (n, m), activation in zip(pairwise(case.sizes), case.activations, strict=True):
+            W, b = theta[at : at + m * n].view(m, n), theta[at + m * n : at + m * (n + 1)]
+            at += m * (n + 1)
+            y = nn.functional.linear(y, W, b)
+            y = functions[activation](y) if activation in functions else y
+        target = case.targets[g % len(case.x)]
+        if case.kind == "softmax":
+            loss = nn.functional.cross_entropy(y, target, reduction="sum")
+        elif case.kind == "logistic":
+            loss = nn.functional.binary_cross_entropy_with_logits(
+                y, target.double(), reduction="sum"
+            )
+        else:
+            loss = 0.5 * (y - target.double()).square().sum()
+        loss = scale * loss
+        losses.append(loss.detach())
+        gradients.append(torch.autograd.grad(loss, theta)[0])
+    return torch.stack(losses), torch.stack(gradients)
+
+
+def check(case: Case) -> None:
+    losses, gradient = case.run()
+    assert gradient is case.out
+    assert losses.dtype == torch.float64
+    want_losses, want = oracle(case)
+    eps = torch.finfo(case.theta.dtype).eps
+    # Rounding of a layer's sums grows like the root of their length, and adds up over the layers.
+    depth = 2 * len(case.activations)
+    tolerance = 4 * eps * depth * max(*case.sizes, case.x.shape[1]) ** 0.5
+    assert float((gradient.double() - want).norm()) <= tolerance * float(want.norm())
+    torch.testing.assert_close(losses, want_losses, rtol=tolerance, atol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("B", CASES)
+@pytest.mark.parametrize("net", NETS)
+def test_against_algebra(net: str, B: int, kind: str, dtype: torch.dtype, backend: str) -> None:
+    check(Case(net, B, kind, dtype))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("own_data", [False, True], ids=["shared data", "own data"])
+def test_groups(kind: str, own_data: bool, dtype: torch.dtype, backend: str) -> None:
+    check(Case("primes", 17, kind, dtype, G=3, own_data=own_data))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("own_data", [False, True], ids=["shared data", "own data"])
+def test_a_net_in_a_group_has_the_bits_that_it_has_alone(
+    kind: str, own_data: bool, dtype: torch.dtype, cpu: None
+) -> None:
+    case = Case("deep", 33, kind, dtype, G=3, own_data=own_data)
+    losses, gradients = case.run()
+    for g in range(3):
+        loss, gradient = case.one(g).run()
+        assert torch.equal(gradients[g], gradient[0])
+        assert torch.equal(losses[g], loss[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bits_do_not_depend_on_threads(kind: str, dtype: torch.dtype, cpu: None) -> None:
+    found = []
+    for threads in (1, 2, 3, 7):
+        torch.set_num_threads(threads)
+        losses, gradient = Case("deep", 300, kind, dtype).run()
+        found.append((losses, gradient))
+    for losses, gradient in found[1:]:
+        assert torch.equal(losses, found[0][0])
+        assert torch.equal(gradient, found[0][1])
+
+
+@pytest.mark.parametrize("kind", ["squared", "logistic"])
+def test_targets_that_are_the_inputs(kind: str, dtype: torch.dtype, backend: str) -> None:
+    case = Case("autoencoder", 19, kind, dtype)
+    case.targets = case.x
+    check(case)
+    losses, gradient = case.run()
+    before = gradient.clone()
+    case.targets = case.x.clone()
+    again, gradient = case.run()
+    assert torch.equal(gradient, before)
+    assert torch.equal(again, losses)
+
+
+def test_targets_that_begin_where_the_inputs_do(backend: str) -> None:
+    """The same memory in another shape is other data."""
+    case = Case("one layer", 4)
+    memory = torch.rand(12)
+    case.x, case.targets = memory.view(1, 4, 3), memory[:8].view(1, 4, 2)
+    check(case)
+
+
+def test_small_losses_are_not_rounded_to_one(cpu: None) -> None:
+    """log(1 + e) of an e far below the machine's precision of 1."""
+    theta = torch.tensor([[40.0, 0.0]], dtype=torch.float64)
+    x = torch.ones(1, 21, 1, dtype=torch.float64)
+    losses, _ = net_gradient("logistic", x, x, theta, (1, 1), ("linear",))
+    want = 21 * torch.exp(torch.tensor([-40.0], dtype=torch.float64))
+    torch.testing.assert_close(losses, want, rtol=1e-12, atol=0)
+
+
+def test_long_sums_of_logarithms(cpu: None) -> None:
+    """More cases than the product of all 1 + e could hold."""
+    x = torch.zeros(1, 40_001, 1)
+    losses, _ = net_gradient("logistic", x, x, torch.zeros(1, 2), (1, 1), ("linear",))
+    assert float(losses) == pytest.approx(40_001 * 0.6931471805599453, rel=1e-12)
+
+
+def test_saturated_outputs_stay_finite(dtype: torch.dtype, backend: str) -> None:
+    theta = torch.tensor([[1e4, 0.0]], dtype=dtype)
+    x = torch.tensor([[[-1.0], [1.0]]], dtype=dtype)
+    y = torch.tensor([[[1.0], [0.0]]], dtype=dtype)
+    losses, gradient = net_gradient("logistic", x, y, theta, (1, 1), ("linear",))
+    assert losses.tolist() == [2e4]
+    assert gradient.tolist() == [[2.0, 0.0]]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_nan_reaches_loss_and_gradient(kind: str, dtype: torch.dtype, backend: str) -> None:
+    case = Case("tiles", 20, kind, dtype, G=2)
+    case.theta[1, 0] = torch.nan
+    case.activations = ("logistic", "logistic", "linear")  # relu's derivative at NaN is 0
+    losses, gradient = case.run()
+    assert losses.isnan().tolist() == [False, True]
+    assert not gradient[0].isnan().any()
+    assert gradient[1].isnan().all()
+
+
+def test_nothing_is_written_outside(dtype: torch.dtype, backend: str) -> None:
+    case = Case("primes", 17, dtype=dtype, G=2)
+    memory = torch.full((2 * case.theta.shape[1] + 64,), 7.0, dtype=dtype)
+    case.out = memory[32:-32].view_as(case.theta)
+    before = [t.clone() for t in (case.x, case.targets, case.theta)]
+    case.run()
+    assert (memory[:32] == 7).all()
+    assert (memory[-32:] == 7).all()
+    for t, want in zip((case.x, case.targets, case.theta), before, strict=True):
+        assert torch.equal(t, want)
+
+
+def test_any_stride_and_parameters_go_in(dtype: torch.dtype, backend: str) -> None:
+    case = Case("primes", 17, dtype=dtype)
+    losses, gradient = case.run()
+    before = gradient.clone()
+    case.x = case.x.mT.contiguous().mT
+    case.targets = torch.complex(case.targets, -case.targets).conj().imag
+    case.theta = torch.stack([case.theta, case.theta], 2)[:, :, 0].requires_grad_()
+    again, gradient = case.run()
+    exact = 0 if backend == "cpu" else 1e-5
+    assert not gradient.requires_grad
+    torch.testing.assert_close(gradient, before, rtol=exact, atol=exact)
+    torch.testing.assert_close(again, losses, rtol=exact, atol=exact)
+
+
+def test_without_a_buffer(backend: str) -> None:
+    case = Case("tiles", 5)
+    want = case.run()[1].clone()
+    case.out = None  # type: ignore[assignment]
+    assert torch.equal(case.run()[1], want)
+
+
+# ---------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        ({"sizes": (3,)}, ValueError, r"sizes: got \[3\], need at least inputs and one layer"),
+        ({"sizes": (3, 0)}, ValueError, r"sizes: got \[3, 0\], need at least 1 unit a layer"),
+        ({"activations": ()}, ValueError, "activations: got 0, need 1"),
+        ({"activations": ("sin",)}, ValueError, "activations: got 'sin', need one of 'linear'"),
+        ({"kind": "hinge"}, ValueError, "kind: got 'hinge', need one of 'squared'"),
+        ({"x": torch.rand(1, 4, 4)}, ValueError, r"x: got shape \[1, 4, 4\], need \[G,B,3\]"),
+        ({"x": torch.rand(1, 0, 3)}, ValueError, "B: got 0, need at least 1"),
+        ({"x": torch.zeros(1, 4, 3, dtype=torch.int64)}, TypeError, "x: got torch.int64"),
+        ({"theta": torch.rand(1, 9)}, ValueError, r"theta: got shape \[1, 9\], need \[G,8\]"),
+        ({"theta": torch.rand(1, 8).double()}, TypeError, "theta: got torch.float64, need torch"),
+        ({"theta": torch.rand(0, 8)}, ValueError, "G: got 0, need at least 1"),
+        ({"targets": torch.rand(1, 4, 3)}, ValueError, r"targets: got shape \[1, 4, 3\]"),
+        ({"targets": torch.rand(2, 4, 2)}, ValueError, "out: got shape"),
+        ({"kind": "softmax"}, ValueError, r"targets: got shape \[1, 4, 2\], need \[G,4\]"),
+        (
+            {"kind": "softmax", "targets": torch.full((1, 4), 2)},
+            ValueError,
+            r"targets: got class 2, need 0\.\.1",
+        ),
+        ({"scale": float("nan")}, ValueError, "scale: got nan, need a finite number"),
+        ({"out": torch.zeros(1, 9)}, ValueError, r"out: got shape \[1, 9\], need \[1,8\]"),
+        ({"out": torch.zeros(8, 1).mT}, None, ""),
+    ],
+)
+def test_refuses_by_name(
+    change: dict[str, object], error: type[Exception] | None, text: str, backend: str
+) -> None:
+    case = Case("one layer", 4)
+    arguments = {"scale": 1.0, **change}
+    scale = arguments.pop("scale")
+    for name, value in arguments.items():
+        setattr(case, name, value)
+    if error is None:
+        case.run()
+        return
+    with pytest.raises(error, match=text):
+        case.run(scale)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["x", "targets", "theta"])
+def test_refuses_shared_memory(name: str, backend: str) -> None:
+    case = Case("ones", 8)  # everything in one piece of memory
+    memory = torch.rand(20)
+    case.out = memory[8:12].view(1, 4)
+    parts = {"x": memory[4:12].view(1, 8, 1), "targets": memory[4:12].view(1, 8, 1)}
+    setattr(case, name, parts.get(name, memory[10:14].view(1, 4)))
+    with pytest.raises(ValueError, match=f"out: shares memory with {name}, need its own"):
+        case.run()
+
+
+def test_the_compiled_form_checks_by_itself(cpu: None) -> None:
+    x, y, theta, out = torch.rand(1, 4, 3), torch.rand(1, 4, 2), torch.rand(1, 8), torch.zeros(1, 8)
+    losses = torch.zeros(1, dtype=torch.float64)
+    good = (0, x, y, theta, [3, 2], [0], 1.0, out, losses, 1)
+    native().net_gradient(*good)
+    for place, value, text in (
+        (0, 3, "kind: got 3"),
+        (1, x[0], "x: got shape"),
+        (1, x.double(), "targets: wrong dtype"),
+        (2, y[:, :3], "targets: got shape"),
+        (3, torch.rand(1, 7), "theta: got 7 parameters"),
+        (3, torch.rand(1, 9), "theta: got 9 parameters, need 8"),
+        (4, [3], "sizes: got fewer than two"),
+        (4, [3, -2], "sizes: got -2"),
+        (4, [2**62, 2**62], "fewer than the net of these sizes has"),
+        (5, [4], "activations: got 4"),
+        (5, [0, 0], "activations: got 2, need 1"),
+        (7, torch.zeros(0, 8), "G: got 0"),
+        (7, theta, "out: shares memory with theta"),
+        (8, torch.zeros(2, dtype=torch.float64), "losses: got shape"),
+        (8, torch.zeros(1), "losses: wrong dtype"),
+    ):
+        bad = list(good)
+        bad[place] = value
+        with pytest.raises((ValueError, TypeError), match=text):
+            native().net_gradient(*bad)
+
+
+def test_there_is_no_cuda_form() -> None:
+    with pytest.raises(BackendUnavailable), use_backend("cuda"):
+        Case("ones", 1).run()
