@@ -43,9 +43,17 @@ class Workload:
     def flops(self) -> float:
         """8 flops a weight and case (two products forward, one back, one for the gradient), 4 in
         the first layer, whose inputs have neither tangent nor gradient."""
-        sizes = self.model.sizes
-        weights = [m * n for n, m in pairwise(sizes)]
-        return len(self.x) * (8.0 * sum(weights) - 4.0 * weights[0])
+        return len(self.x) * (8.0 * sum(self._weights) - 4.0 * self._weights[0])
+
+    @property
+    def gradient_flops(self) -> float:
+        """6 flops a weight and case (one product forward, one back, one for the gradient), 4 in
+        the first layer."""
+        return len(self.x) * (6.0 * sum(self._weights) - 2.0 * self._weights[0])
+
+    @property
+    def _weights(self) -> list[int]:
+        return [m * n for n, m in pairwise(self.model.sizes)]
 
 
 def make(cases: int = CASES) -> Workload:

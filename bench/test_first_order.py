@@ -138,7 +138,7 @@ def test_autoencoder_update(benchmark: BenchmarkFixture, effort: Effort) -> None
         sgemm_size=effort.sgemm_size,
         group="Autoencoder NAG update",
         case=f"CURVES-B{AUTOENCODER_CASES}",
-        flops=6.0 * len(start) * AUTOENCODER_CASES,
+        flops=load.gradient_flops,
     )
 
 

@@ -20,8 +20,8 @@ constexpr int64_t block_rows = 64;
 constexpr int64_t panel_bytes = 1536 << 10;
 // Tiles of a gradient are summed to at most so many partial sums.
 constexpr int64_t most_partial_sums = 64;
-// Values that a task brings into the order of the entries.
-constexpr int64_t copied_entries = 1 << 14;
+// Values that a task brings into the order of the entries, and blocks whose rows it sorts.
+constexpr int64_t copied_entries = 1 << 14, sorted_blocks = 32;
 // Below this many multiply-adds waking a second thread costs more than it saves.
 constexpr int64_t serial_work = 1 << 17;
 
@@ -93,12 +93,34 @@ void store_rows(T* rows, int64_t stride, const T* block, int64_t units, int64_t 
 
 // ---------------------------------------------------------------------------- entries
 
-// out[i][·] = Σ over the entries of row first + i of value · panel[column].
+// The rows of a block, from `first` on, those of equal length together: how long the next row is, is
+// then mostly foreseen. Rows of all too different lengths stay as they are.
+inline void order_rows(const SparseRows& A, int64_t first, int64_t count, std::int8_t* order) {
+    constexpr int64_t most_lengths = 128;
+    const auto length = [&](int64_t i) { return A.start[first + i + 1] - A.start[first + i]; };
+    int64_t least = length(0), most = least;
+    for (int64_t i = 1; i < count; ++i) {
+        least = smaller(least, length(i));
+        most = larger(most, length(i));
+    }
+    std::int8_t next[most_lengths + 1] = {};
+    const bool sorted = most - least < most_lengths;
+    if (sorted) {
+        for (int64_t i = 0; i < count; ++i) ++next[length(i) - least + 1];
+        for (int64_t l = 0; l < most - least; ++l) next[l + 1] += next[l];
+    }
+    for (int64_t i = 0; i < count; ++i)
+        order[sorted ? next[length(i) - least]++ : i] = static_cast<std::int8_t>(i);
+}
+
+// out[i][·] = Σ over the entries of row first + i of value · panel[column], the rows in this order or,
+// with null, one after the other.
 template <class T, int V>
 void sum_rows(T* out, const T* panel, const SparseRows& A, const T* value, int64_t first,
-              int64_t count) {
+              int64_t count, const std::int8_t* order) {
     constexpr int64_t L = V * simd<T>::lanes;
-    for (int64_t i = 0; i < count; ++i) {
+    for (int64_t at = 0; at < count; ++at) {
+        const int64_t i = order ? order[at] : at;
         const int64_t end = A.start[first + i + 1];
         vec_t<T> sum[V] = {};
         for (int64_t e = A.start[first + i]; e < end; ++e) {
@@ -112,12 +134,15 @@ void sum_rows(T* out, const T* panel, const SparseRows& A, const T* value, int64
     }
 }
 
-// Values of every net in the order of the entries; nets that share theirs share the copy.
+// Values of every net in the order of the entries; nets that share theirs share the copy. Behind them
+// are `more` bytes for the caller.
 template <class T>
-Grouped<T> order_values(Region& region, const SparseRows& A, Grouped<T> value, int64_t G) {
+Grouped<T> order_values(Region& region, const SparseRows& A, Grouped<T> value, int64_t G,
+                        int64_t more, void** behind) {
+    const int64_t nets = A.place == nullptr ? 0 : value.stride == 0 ? 1 : G;
+    T* room = static_cast<T*>(region.shared(larger(nets * A.entries, 1) * sizeof(T) + more));
+    if (behind) *behind = room + larger(nets * A.entries, 1);
     if (A.place == nullptr) return value;
-    const int64_t nets = value.stride == 0 ? 1 : G;
-    T* room = static_cast<T*>(region.shared(larger(nets * A.entries, 1) * sizeof(T)));
     const Blocks pieces(A.entries, copied_entries);
     region.run(nets * pieces.count, [&](int64_t task, int) {
         const int64_t net = task / pieces.count, piece = task % pieces.count;
@@ -131,10 +156,12 @@ Grouped<T> order_values(Region& region, const SparseRows& A, Grouped<T> value, i
 
 // Few tiles are cut into pieces of rows as well. Each piece fills its panel anew, so there are only as
 // many as the entries outweigh; which piece a row is in does not touch its bits.
-inline Blocks row_pieces(const SparseRows& A, int64_t tiles, int threads) {
+inline int64_t row_cuts(const SparseRows& A, int64_t tiles, int threads) {
     const int64_t most = smaller(A.entries / A.columns / 2, quotient_up(A.rows, block_rows));
-    const int64_t cuts = tiles >= 2 * threads ? 1 : larger(smaller(threads, most), 1);
-    return Blocks(A.rows, quotient_up(A.rows, cuts));
+    return tiles >= 2 * threads ? 1 : larger(smaller(threads, most), 1);
+}
+inline Blocks row_pieces(const SparseRows& A, int64_t tiles, int threads) {
+    return Blocks(A.rows, quotient_up(A.rows, row_cuts(A, tiles, threads)));
 }
 
 // ---------------------------------------------------------------------------- product
@@ -145,9 +172,18 @@ void product_form(const SparseDims& d, const SparseRows& A, Grouped<T> value, Gr
     constexpr int64_t L = V * simd<T>::lanes;
     const int threads = useful_threads(d.threads, d.G * d.B * (A.entries + A.columns));
     const int64_t tiles = quotient_up(d.B, L);
-    const Blocks pieces = row_pieces(A, d.G * tiles, threads);
+    const int64_t blocks = quotient_up(A.rows, block_rows);
+    const Blocks pieces(blocks, quotient_up(blocks, row_cuts(A, d.G * tiles, threads)));
+    const auto rows_of = [&](int64_t b) { return smaller(A.rows - b * block_rows, block_rows); };
     Region region(threads, Denormals::flush);
-    const Grouped<T> ordered = order_values(region, A, value, d.G);
+    void* behind = nullptr;
+    const Grouped<T> ordered = order_values(region, A, value, d.G, blocks * block_rows, &behind);
+    std::int8_t* const order = static_cast<std::int8_t*>(behind);
+    const Blocks sorted(blocks, sorted_blocks);
+    region.run(sorted.count, [&](int64_t task, int) {
+        for (int64_t b = sorted.start(task); b < sorted.start(task + 1); ++b)
+            order_rows(A, b * block_rows, rows_of(b), order + b * block_rows);
+    });
     region.run(d.G * tiles * pieces.count, [&](int64_t task, int worker) {
         const int64_t piece = task % pieces.count, tile = task / pieces.count % tiles;
         const int64_t g = task / pieces.count / tiles;
@@ -157,9 +193,9 @@ void product_form(const SparseDims& d, const SparseRows& A, Grouped<T> value, Gr
         T* block = panel + A.columns * L;
         fill_panel<T, V>(panel, x.at(g) + tile * L * A.columns, A.columns, A.columns, cases);
         T* y = out + (g * d.B + tile * L) * A.rows;
-        for (int64_t i = pieces.start(piece); i < pieces.start(piece + 1); i += block_rows) {
-            const int64_t count = smaller(pieces.start(piece + 1) - i, block_rows);
-            sum_rows<T, V>(block, panel, A, ordered.at(g), i, count);
+        for (int64_t b = pieces.start(piece); b < pieces.start(piece + 1); ++b) {
+            const int64_t i = b * block_rows, count = rows_of(b);
+            sum_rows<T, V>(block, panel, A, ordered.at(g), i, count, order + i);
             store_rows<T, V>(y + i, A.rows, block, count, cases);
         }
     });
@@ -303,7 +339,7 @@ void through_time(const SparseScanDims& d, const SparseRows& A, Grouped<T> value
     const int threads = useful_threads(d.threads, d.G * d.T * d.B * (A.entries + d.H));
     const int64_t tiles = quotient_up(d.B, L);
     Region region(threads, Denormals::flush);
-    const Grouped<T> ordered = order_values(region, A, value, d.G);
+    const Grouped<T> ordered = order_values(region, A, value, d.G, 0, nullptr);
     region.run(d.G * tiles, [&](int64_t task, int worker) {
         const int64_t g = task / tiles, tile = task % tiles;
         const int64_t cases = smaller(d.B - tile * L, L);
@@ -317,7 +353,8 @@ void through_time(const SparseScanDims& d, const SparseRows& A, Grouped<T> value
             T* rows = y + g * d.T * d.B * d.H + corner;
             for (int64_t i0 = 0; i0 < d.H; i0 += N) {
                 const int64_t width = smaller(d.H - i0, N);
-                if (step > 0) sum_rows<T, V>(block, now, A, ordered.at(g), i0, width);
+                if (step > 0)
+                    sum_rows<T, V>(block, now, A, ordered.at(g), i0, width, nullptr);
                 for (int v = 0; v < V; ++v) {
                     const int64_t here = smaller(larger(cases - v * N, 0), N);
                     for (int i = 0; i < N; ++i)
