@@ -10,7 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 from pytest_benchmark.fixture import BenchmarkFixture
@@ -20,6 +20,8 @@ from bench import machine
 # A call shorter than this is first made once untimed: a solver calls it again and again, and the
 # contestant before it has emptied the caches and left its threads spinning.
 WARM_BELOW = 0.5
+# After a yardstick: the threads of OpenBLAS spin for another tenth of a second.
+SETTLE_SECONDS = 0.15
 
 
 @dataclass
@@ -85,6 +87,8 @@ def compare(
         first = played % len(lineup)
         for contestant in lineup[first:] + lineup[:first]:
             contestant.turn()
+            if any(contestant is y for y in yardsticks):
+                sleep(SETTLE_SECONDS)
         played += 1
         ours.warm()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -13,20 +12,8 @@ from torch import Tensor
 from hfcore.bindings.conjugate_gradient import cg_direction, cg_update, dot
 from hfcore.bindings.dispatch import native, use_backend
 
-BACKENDS = ("reference", "cpu")
 # Ones, vector widths ± 1, primes, a block ± 1, and enough for several threads.
 SIZES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 1009, 4095, 4096, 4097, 40_009)
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with use_backend(request.param):
-        yield request.param
-
-
-@pytest.fixture(params=(torch.float32, torch.float64), ids=["f32", "f64"])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
 
 
 class Vectors(NamedTuple):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,10 +17,8 @@ from hfcore.bindings.dense import (
     dense_gradient,
     dense_rforward,
 )
-from hfcore.bindings.dispatch import native, use_backend
+from hfcore.bindings.dispatch import native
 
-BACKENDS = ("reference", "cpu")
-DTYPES = (torch.float32, torch.float64)
 # B, n, m: ones, primes, 12 rows and 16 lanes of a tile ± 1, a chunk of cases, blocks of 256 in the
 # depth of the products, of 192 rows and 400 columns in the gradient.
 SHAPES = (
@@ -47,26 +45,6 @@ ACTIVATE: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "relu": torch.relu,
 }
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with use_backend(request.param):
-        yield request.param
-
-
-@pytest.fixture(params=DTYPES, ids=["f32", "f64"])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
-
-
-@pytest.fixture
-def cpu() -> Iterator[None]:
-    """The compiled backend; the number of threads is put back afterwards."""
-    threads = torch.get_num_threads()
-    with use_backend("cpu"):
-        yield
-    torch.set_num_threads(threads)
 
 
 class Case:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hfcore.bindings.dispatch import native, use_backend
+from hfcore.bindings.dispatch import native
 from hfcore.bindings.loss import (
     KINDS,
     loss_curvature,
@@ -19,8 +18,6 @@ from hfcore.bindings.loss import (
     loss_value,
 )
 
-BACKENDS = ("reference", "cpu")
-DTYPES = (torch.float32, torch.float64)
 # T, B, k: ones, primes, 16 lanes of a vector ± 1, several tiles, several blocks.
 SHAPES = (
     (1, 1, 1),
@@ -38,26 +35,6 @@ SHAPES = (
 )
 SHAPE_IDS = [f"T{T}-B{B}-k{k}" for T, B, k in SHAPES]
 MASKS = ("none", "bool", "float", "sequence")
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with use_backend(request.param):
-        yield request.param
-
-
-@pytest.fixture(params=DTYPES, ids=["f32", "f64"])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
-
-
-@pytest.fixture
-def cpu() -> Iterator[None]:
-    """The compiled backend; the number of threads is put back afterwards."""
-    threads = torch.get_num_threads()
-    with use_backend("cpu"):
-        yield
-    torch.set_num_threads(threads)
 
 
 class Case(NamedTuple):

@@ -13,22 +13,10 @@ from torch import Tensor
 from hfcore.bindings.dispatch import native, use_backend
 from hfcore.bindings.momentum import lookahead_point, momentum_update
 
-BACKENDS = ("reference", "cpu")
 # Ones, vector widths ± 1, primes, a block ± 1, several blocks.
 SIZES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 1009, 8191, 8192, 8193, 40_009)
 # Which of the optional arguments are there.
 FORMS = ("plain", "l2", "ahead", "l2 ahead", "active", "l2 ahead active")
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with use_backend(request.param):
-        yield request.param
-
-
-@pytest.fixture(params=(torch.float32, torch.float64), ids=["f32", "f64"])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -13,8 +12,6 @@ from hfcore.bindings.dispatch import BackendUnavailable, native, use_backend
 from hfcore.bindings.loss import KINDS
 from hfcore.bindings.net import net_gradient
 
-BACKENDS = ("reference", "cpu")
-DTYPES = (torch.float32, torch.float64)
 Net = tuple[tuple[int, ...], tuple[str, ...]]
 # Sizes and activations: one layer, ones, primes, 12 rows and 32 columns of a tile ± 1, deeper than
 # a block of 256, an autoencoder.
@@ -28,26 +25,6 @@ NETS: dict[str, Net] = {
 }
 # Ones, a vector ± 1, more than a block of 256.
 CASES = (1, 2, 15, 16, 17, 100, 300)
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with use_backend(request.param):
-        yield request.param
-
-
-@pytest.fixture(params=DTYPES, ids=["f32", "f64"])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
-
-
-@pytest.fixture
-def cpu() -> Iterator[None]:
-    """The compiled backend; the number of threads is put back afterwards."""
-    threads = torch.get_num_threads()
-    with use_backend("cpu"):
-        yield
-    torch.set_num_threads(threads)
 
 
 class Case:

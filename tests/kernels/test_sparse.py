@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from hfcore.bindings.dispatch import native, use_backend
+from hfcore.bindings.dispatch import native
 from hfcore.bindings.sparse import (
     EllPattern,
     ell_dense,
@@ -22,8 +22,6 @@ from hfcore.bindings.sparse import (
     ell_scan,
 )
 
-BACKENDS = ("reference", "cpu")
-DTYPES = (torch.float32, torch.float64)
 NONLINEARITIES = ("tanh", "logistic", "relu")
 # B, n, m, K: ones, primes, 16 lanes and tiles of 32 cases ± 1, blocks of 64 rows ± 1, several
 # chunks of a row's entries, a panel beyond the cache.
@@ -44,26 +42,6 @@ SHAPE_IDS = [f"B{B}-n{n}-m{m}-K{K}" for B, n, m, K in SHAPES]
 GROUPS = {"alone": (1, 1), "tangents": (1, 3), "nets": (3, 3), "one case": (3, 1)}
 
 Shape = tuple[int, int, int, int]
-
-
-@pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    with use_backend(request.param):
-        yield request.param
-
-
-@pytest.fixture(params=DTYPES, ids=["f32", "f64"])
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    return request.param
-
-
-@pytest.fixture
-def cpu() -> Iterator[None]:
-    """The compiled backend; the number of threads is put back afterwards."""
-    threads = torch.get_num_threads()
-    with use_backend("cpu"):
-        yield
-    torch.set_num_threads(threads)
 
 
 def draw_index(m: int, n: int, K: int, draw: torch.Generator, short: bool) -> Tensor:
