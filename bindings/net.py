@@ -1,8 +1,9 @@
 """Loss and gradient of whole nets on one minibatch: checks, choice of implementation.
 
-They are what the dense and loss ops give layer by layer, up to rounding. The CPU form does all of
-it in one call and packs no weights, which is what a minibatch of some hundred cases needs; for
-CUDA data there is none, use the dense ops there. Formulas: ``kernels/dense/reference.py``.
+They are what the dense and loss ops give layer by layer, up to rounding: a logistic loss has its
+exponential in the data's dtype here and is summed in float64. The CPU form does all of it in one
+call, without packing whole weight matrices, which is what a minibatch of some hundred cases needs;
+for CUDA data there is none, use the dense ops there. Formulas: ``kernels/dense/reference.py``.
 """
 
 from __future__ import annotations
@@ -86,6 +87,9 @@ def net_gradient(
 
 def _check_net(x: Tensor, theta: Tensor, sizes: Sequence[int], activations: Sequence[str]) -> int:
     """Check the net's shape, its parameters and inputs; gives B."""
+    for size in sizes:
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"sizes: got {size!r}, need an int for every layer")
     if len(sizes) < 2:
         raise ValueError(f"sizes: got {list(sizes)}, need at least inputs and one layer")
     if min(sizes) < 1:

@@ -113,6 +113,7 @@ def _where(parameters: list[Tensor], velocities: Sequence[Tensor | None]) -> tup
         list(map(id, parameters)),
         list(map(id, velocities)),
         [p.data_ptr() for p in parameters],
+        [p.shape for p in parameters],
         [p.is_contiguous() for p in parameters],
         [p.dtype for p in parameters],
     )
@@ -184,7 +185,12 @@ class SideBySide:
         self._found = torch.empty(0)
 
     def view(self, tensors: Sequence[Tensor]) -> Tensor:
-        """A view where they lie side by side in memory, else a copy; without autograd."""
+        """A view where they lie side by side in memory, else a copy that the next call overwrites.
+
+        Without autograd.
+        """
+        if len(tensors) == 1 and tensors[0].is_contiguous() and not tensors[0].is_neg():
+            return tensors[0].detach().view(1, -1)
         places = (
             [t.data_ptr() for t in tensors],
             [t.numel() for t in tensors],
@@ -194,9 +200,18 @@ class SideBySide:
         if places != self._places:
             joined = _joined(tensors)
             if joined is None:
-                return torch.cat([t.detach().reshape(-1) for t in tensors])[None]
+                return self._copied(tensors)
             self._places, self._found = places, joined
         return self._found
+
+    def _copied(self, tensors: Sequence[Tensor]) -> Tensor:
+        first, N = tensors[0], sum(t.numel() for t in tensors)
+        found = self._found
+        held = self._places == () and found.dtype == first.dtype and found.device == first.device
+        if not held or found.numel() != N:
+            self._found = torch.empty(1, N, dtype=first.dtype, device=first.device)
+        self._places = ()
+        return torch.cat([t.detach().reshape(-1) for t in tensors], out=self._found[0]).view(1, -1)
 
 
 def _buckets(parameters: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -60,8 +60,8 @@ struct Target {
 // Rows of P that are fetched ahead where P does not lie in the L1 cache.
 constexpr int64_t fetched_rows = 16;
 
-// A [J][stride] in rows or, packed, [K][J]; P [K][P_stride], in the L1 cache or far from it. Whole vectors only: one call in here, and GCC keeps the
-// accumulators on the stack.
+// A [J][stride] in rows or, packed, [K][J]; P [K][P_stride], in the L1 cache or far from it. Whole
+// vectors only: one call in here, and GCC keeps the accumulators on the stack.
 template <class T, int J, int V, bool packed, bool far>
 void product_tile(const T* A, int64_t stride, const T* P, int64_t P_stride, int64_t K,
                   const Target<T>& to) {

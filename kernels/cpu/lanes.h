@@ -30,6 +30,11 @@ constexpr int JR = 6, JG = 6, NI = 2;
 #endif
 constexpr int NV = 2;  // vectors of lanes in a full tile
 
+// Not std::min and std::max: their shared code, compiled for one instruction set, could be linked
+// into the kernels of another.
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
+
 template <class T>
 inline int64_t round_up(int64_t count) {
     return (count + simd<T>::lanes - 1) / simd<T>::lanes * simd<T>::lanes;

@@ -112,6 +112,7 @@ public:
     // that lends no more threads slows a call down, it does not fail it.
     int prepare(int threads) {
         if (static_cast<int>(scratch.size()) < threads) scratch.resize(threads);
+        crew_ = threads;
         try {
             while (static_cast<int>(workers_.size()) + 1 < threads) {
                 const int worker = static_cast<int>(workers_.size()) + 1;
@@ -155,8 +156,11 @@ private:
     std::vector<std::thread> workers_;
     std::mutex mutex_;
     std::condition_variable wake_, done_;
-    std::atomic<std::uint64_t> call_{0};
-    std::atomic<int> pending_{0}, sleeping_{0};
+    // Each on a cache line of its own: all threads look at the one while they write the other.
+    alignas(64) std::atomic<std::uint64_t> call_{0};
+    alignas(64) std::atomic<int> pending_{0};
+    alignas(64) std::atomic<int> sleeping_{0};
+    std::atomic<int> crew_{0};  // workers of the region; others need not wait awake for its calls
     std::atomic<bool> caller_sleeps_{false};
     const std::function<void(int)>* body_ = nullptr;
     std::exception_ptr error_;
@@ -175,7 +179,7 @@ private:
     void serve(int worker, std::uint64_t seen) {
         for (;;) {
             const auto called = [&] { return call_ != seen; };
-            if (!soon(called)) {
+            if (worker >= crew_ || !soon(called)) {
                 std::unique_lock<std::mutex> lock(mutex_);
                 ++sleeping_;
                 wake_.wait(lock, called);

@@ -1,8 +1,8 @@
 // A small thread pool for the CPU kernels, and the scratch memory they reuse between calls.
 //
 // Own threads instead of OpenMP: torch ships its own copy of the OpenMP runtime, and a second
-// one in the process spins against it on every switch. A worker with nothing to do waits for some ten
-// microseconds awake, then it sleeps.
+// one in the process spins against it on every switch. A worker with nothing to do stays awake for 50
+// microseconds, then it sleeps.
 #pragma once
 
 #include <cstddef>

@@ -26,9 +26,6 @@ constexpr int64_t minibatch = 256;
 // saves.
 constexpr int64_t serial_work = 1 << 22;
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
-
 // Within what a region has, whatever was asked for.
 inline int useful_threads(const DenseDims& d, int64_t products) {
     if (d.G * d.B * d.n * d.m * products < serial_work) return 1;

@@ -1,12 +1,11 @@
 // Loss and gradient of whole nets on one minibatch, in one parallel region.
 //
-// Inputs, targets, states and deltas lie unit by unit, a unit's cases in vector lanes: then every
-// product reads its weights in place, a scalar of W against vectors of cases, and only the inputs of
-// the gradient are packed. A task is a block of units over all cases, for the gradient of a layer's
-// inputs; a layer waits for the one before it. Bits depend on the shape alone.
+// Inputs, targets, states and deltas lie unit by unit, a unit's cases in vector lanes: a scalar of W
+// stands against vectors of cases, and W is read in place going forward, a block of its columns copied
+// going back. A task is a block of units over all cases, for the gradient a panel of a layer's inputs;
+// a layer waits for the one before it. Of many nets each is one task. Bits depend on the shape alone.
 #include "kernels/dense/net.h"
 
-#include <algorithm>
 #include <vector>
 
 #include "kernels/cpu/gemm.h"
@@ -42,30 +41,39 @@ std::vector<Layer> layers_of(const NetDims& d) {
     return layers;
 }
 
-// What the phases share: the net's layers, its arrays [unit][stride], and how a phase is run.
+// What the phases of one net share: its layers, its arrays [unit][stride], and how a phase is run.
 template <class T>
 struct Pass {
     const NetDims& d;
-    const std::vector<Layer> layers;
+    const std::vector<Layer>& layers;
+    Region& region;
+    const int alone;       // the worker that does all of it, or -1: the region shares it
     const int64_t stride;  // cases, filled up to whole vectors
     const Blocks panels;   // of cases, in vectors
-    Region region;
+    double* partial;       // losses, one a task
     T *inputs, *targets, *states, *deltas;
-    double* partial;  // losses, one a task
 
-    explicit Pass(const NetDims& d_)
-        : d(d_), layers(layers_of(d_)), stride(round_up<T>(d_.B)),
-          panels(stride / simd<T>::lanes, tile_vectors), region(d_.threads, Denormals::flush) {
+    Pass(const NetDims& d_, const std::vector<Layer>& layers_, Region& region_, int alone_,
+         char* memory)
+        : d(d_), layers(layers_), region(region_), alone(alone_), stride(round_up<T>(d_.B)),
+          panels(stride / simd<T>::lanes, tile_vectors) {
         const int64_t k = last().m, hidden = last().above;
-        const int64_t parts = std::max(k, stride) * static_cast<int64_t>(sizeof(double));
-        const int64_t units = d.sizes[0] + k + hidden + hidden + k;
-        char* memory = static_cast<char*>(
-            region.shared(parts + units * stride * static_cast<int64_t>(sizeof(T)) + 64));
         partial = reinterpret_cast<double*>(memory);
-        inputs = reinterpret_cast<T*>(memory + (parts + 63) / 64 * 64);
+        inputs = reinterpret_cast<T*>(memory + bytes_of_losses(d, layers));
         targets = inputs + d.sizes[0] * stride;
         states = targets + k * stride;
         deltas = states + hidden * stride;
+    }
+
+    static int64_t bytes_of_losses(const NetDims& d, const std::vector<Layer>& layers) {
+        const int64_t tasks = larger(layers.back().m, d.B);
+        return (tasks * static_cast<int64_t>(sizeof(double)) + 63) / 64 * 64;
+    }
+    static int64_t bytes(const NetDims& d, const std::vector<Layer>& layers) {
+        const int64_t k = layers.back().m, hidden = layers.back().above;
+        const int64_t elements = (d.sizes[0] + k + hidden + hidden + k) * round_up<T>(d.B);
+        return bytes_of_losses(d, layers) +
+               (elements * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
     }
 
     const Layer& last() const { return layers.back(); }
@@ -80,12 +88,12 @@ struct Pass {
 
     // use(task, worker), on one thread where there is little to do.
     void run(int64_t tasks, int64_t work, TaskRef use) {
-        if (work >= serial_work) {
+        if (alone < 0 && work >= serial_work) {
             region.run(tasks, use);
             return;
         }
         const WithControlWord flushed(control_word(Denormals::flush));
-        for (int64_t task = 0; task < tasks; ++task) use(task, 0);
+        for (int64_t task = 0; task < tasks; ++task) use(task, larger(alone, 0));
     }
 
     // to [J][stride] = A·P over all cases, P [K][stride]; A in rows, or packed [K][J].
@@ -116,7 +124,7 @@ void turn_rows(Pass<T>& pass, const T* rows, int64_t columns, T* units) {
         vec_t<T> x[lanes];
         for (int64_t b = 0; b < pass.stride; b += lanes)
             for (int64_t c = blocks.start(task); c < end; c += lanes) {
-                const int64_t width = std::min<int64_t>(end - c, lanes);
+                const int64_t width = smaller(end - c, lanes);
                 const T* from = rows + b * columns + c;
 #pragma GCC unroll 16
                 for (int64_t i = 0; i < lanes; ++i)
@@ -140,7 +148,7 @@ void turn_units(const Pass<T>& pass, const T* units, int64_t count, T* panel, in
         for (int64_t i = 0; i < lanes; ++i)
             x[i] = i < count ? load<T>(units + i * pass.stride + b) : vec_t<T>{};
         transpose<T>(x);
-        const int64_t cases = std::min<int64_t>(pass.d.B - b, lanes);
+        const int64_t cases = smaller(pass.d.B - b, lanes);
         for (int64_t i = 0; i < cases; ++i) store<T>(panel + (b + i) * width, x[i]);
     }
 }
@@ -178,7 +186,7 @@ double softmax_loss(Pass<T>& pass, const int64_t* classes, double scale, T* outp
     const Layer& last = pass.last();
     const int64_t B = pass.d.B, vectors = (B + lanes - 1) / lanes;
     pass.run(vectors, 16 * last.m * B, [&](int64_t task, int worker) {
-        const int64_t b = task * lanes, cases = std::min(B - b, lanes);
+        const int64_t b = task * lanes, cases = smaller(B - b, lanes);
         T* s = outputs + b;
         T* y = pass.scratch(worker, last.m * lanes);
         for (int64_t u = 0; u < last.m; ++u)
@@ -318,7 +326,7 @@ void layer_gradient(Pass<T>& pass, const Layer& layer, int64_t p, const T* x, T*
     else
         for (int64_t j = 0; j < width; j += lanes)
             turn_units(pass, pass.inputs_of(layer) + (j0 + j) * pass.stride,
-                       std::min(used - j, lanes), panel + j, width);
+                       smaller(used - j, lanes), panel + j, width);
     const Target<T> to{gradient + layer.weights + j0, layer.n, nullptr, layer.n};
     const Blocks down(layer.m, tile_rows), depth(B, block_k);
     for (int64_t b = 0; b < depth.count; ++b) {
@@ -339,40 +347,75 @@ struct GradientTask {
     int64_t panel;
 };
 
-// The largest first, so that the threads end together.
+// Those of the layers with most units first, so that the threads end together.
 template <class T>
-std::vector<GradientTask> gradient_tasks(const Pass<T>& pass) {
+std::vector<GradientTask> gradient_tasks(const std::vector<Layer>& layers) {
+    std::vector<const Layer*> order;
+    for (const Layer& layer : layers) {
+        auto at = order.begin();
+        while (at != order.end() && (*at)->m >= layer.m) ++at;
+        order.insert(at, &layer);
+    }
     std::vector<GradientTask> tasks;
-    for (const Layer& layer : pass.layers)
-        for (int64_t p = 0; p < Panels<T>(layer.n).count(); ++p) tasks.push_back({&layer, p});
-    std::stable_sort(tasks.begin(), tasks.end(), [](const auto& a, const auto& b) {
-        return a.layer->m > b.layer->m;
-    });
+    for (const Layer* layer : order)
+        for (int64_t p = 0; p < Panels<T>(layer->n).count(); ++p) tasks.push_back({layer, p});
     return tasks;
+}
+
+// What all nets are given.
+template <class T>
+struct Data {
+    LossKind kind;
+    Grouped<T> x;
+    const LossTargets<T>& targets;
+    Grouped<T> theta;
+    double scale;
+    // The targets of an autoencoder may be its inputs: those are turned once.
+    bool reconstructs(const Pass<T>& pass) const {
+        return kind != LossKind::softmax && pass.last().m == pass.d.sizes[0] &&
+               targets.values.data == x.data && targets.values.stride == x.stride;
+    }
+};
+
+// Net g; with `turned` the arrays hold inputs and targets that all nets share.
+template <class T>
+double net_gradient(Pass<T>& pass, const Data<T>& data, const std::vector<GradientTask>& tasks,
+                    int64_t g, bool turned, T* gradient) {
+    const bool reconstructs = data.reconstructs(pass), classes = data.kind == LossKind::softmax;
+    if (!turned || data.x.stride != 0)
+        turn_rows(pass, data.x.at(g), pass.d.sizes[0], pass.inputs);
+    if (!classes && !reconstructs && (!turned || data.targets.values.stride != 0))
+        turn_rows(pass, data.targets.values.at(g), pass.last().m, pass.targets);
+    const double loss =
+        forward_net(pass, data.kind, reconstructs ? pass.inputs : pass.targets,
+                    classes ? data.targets.classes.at(g) : nullptr, data.theta.at(g), data.scale);
+    backward_deltas(pass, data.theta.at(g));
+    const int64_t work = (pass.last().biases + pass.last().m) * pass.d.B;
+    pass.run(static_cast<int64_t>(tasks.size()), work, [&](int64_t task, int worker) {
+        layer_gradient(pass, *tasks[task].layer, tasks[task].panel, data.x.at(g), gradient, worker);
+    });
+    return data.scale * loss;
 }
 
 template <class T>
 void gradient(const NetDims& d, LossKind kind, Grouped<T> x, const LossTargets<T>& targets,
               Grouped<T> theta, double scale, T* gradient, double* losses) {
-    Pass<T> pass(d);
-    const Layer& last = pass.last();
-    const std::vector<GradientTask> tasks = gradient_tasks(pass);
-    const int64_t N = last.biases + last.m;
-    const bool reconstructs = last.m == d.sizes[0] && targets.values.data == x.data &&
-                              targets.values.stride == x.stride;
-    for (int64_t g = 0; g < d.G; ++g) {
-        if (g == 0 || x.stride != 0) turn_rows(pass, x.at(g), d.sizes[0], pass.inputs);
-        if (kind != LossKind::softmax && !reconstructs && (g == 0 || targets.values.stride != 0))
-            turn_rows(pass, targets.values.at(g), last.m, pass.targets);
-        losses[g] = scale * forward_net(pass, kind, reconstructs ? pass.inputs : pass.targets,
-                                        kind == LossKind::softmax ? targets.classes.at(g) : nullptr,
-                                        theta.at(g), scale);
-        backward_deltas(pass, theta.at(g));
-        T* own = gradient + g * N;
-        pass.run(static_cast<int64_t>(tasks.size()), N * d.B, [&](int64_t task, int worker) {
-            layer_gradient(pass, *tasks[task].layer, tasks[task].panel, x.at(g), own, worker);
-        });
-    }
+    const std::vector<Layer> layers = layers_of(d);
+    const std::vector<GradientTask> tasks = gradient_tasks<T>(layers);
+    const Data<T> data{kind, x, targets, theta, scale};
+    const int64_t N = layers.back().biases + layers.back().m;
+    Region region(d.threads, Denormals::flush);
+    // As many nets as the threads can share evenly go to one thread each; all work on the others.
+    const int64_t crew = region.threads(), one_each = crew > 1 ? d.G / crew * crew : 0;
+    const int64_t bytes = Pass<T>::bytes(d, layers);
+    char* memory = static_cast<char*>(region.shared((one_each ? crew : 1) * bytes));
+    region.run(one_each, [&](int64_t g, int worker) {
+        Pass<T> pass(d, layers, region, worker, memory + worker * bytes);
+        losses[g] = net_gradient(pass, data, tasks, g, false, gradient + g * N);
+    });
+    Pass<T> pass(d, layers, region, -1, memory);
+    for (int64_t g = one_each; g < d.G; ++g)
+        losses[g] = net_gradient(pass, data, tasks, g, g > one_each, gradient + g * N);
 }
 
 }  // namespace

@@ -100,11 +100,11 @@ def net_gradient(
         ys.append(dense_forward(ys[-1], W, b, activation))
     s, y = ys[-1].unsqueeze(1), targets.unsqueeze(1)
     losses = loss.loss_value(kind, s, y, None, scale)
-    delta = loss.loss_gradient(kind, s, y, None, scale)[:, 0]
+    delta = loss.loss_gradient(kind, s, y, None, 1.0)[:, 0]
     delta = delta * activation_derivative(activations[-1], ys[-1])
     parts = []
     for l in reversed(range(len(layers))):
-        gW, gb = dense_gradient(delta, ys[l], 1.0, squared=False)
+        gW, gb = dense_gradient(delta, ys[l], scale, squared=False)
         parts += [gb, gW.flatten(1)]
         if l:
             delta = dense_backward(delta, layers[l][0], ys[l], activations[l - 1], None)

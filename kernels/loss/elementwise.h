@@ -40,7 +40,7 @@ void elementwise_gradient(LossKind kind, const T* s, const T* y, T scale, int64_
 }
 
 // Σ of the logistic losses of outputs s with e = exp(-|s|): the logarithms of a run are one, that of
-// the product of the 1 + e, kept as what it is above 1 so that small losses stay exact.
+// the product of the 1 + e, kept as what it is above 1 so that small losses are not rounded away.
 template <class T>
 double sum_of_logistic_losses(const T* s, const T* y, const T* e, int64_t n) {
     using vec = vec_t<double>;
@@ -73,7 +73,7 @@ double sum_of_logistic_losses(const T* s, const T* y, const T* e, int64_t n) {
 }
 
 // Σ of the losses of the first `counted` of n outputs s, and scale·∂L/∂s of all; out may be s, work
-// is n elements and n float64 behind them.
+// is n elements, in whole vectors, and n float64 behind them.
 template <class T>
 double elementwise_pass(LossKind kind, const T* s, const T* y, T scale, int64_t counted, int64_t n,
                         T* work, T* out) {

@@ -25,8 +25,6 @@ constexpr int64_t copied_entries = 1 << 14, sorted_blocks = 32;
 // Below this many multiply-adds waking a second thread costs more than it saves.
 constexpr int64_t serial_work = 1 << 17;
 
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a < b ? b : a; }
 inline int64_t quotient_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline int useful_threads(int threads, int64_t work) {

@@ -482,6 +482,24 @@ def test_bits_survive_what_breaks_the_flat_memory(kind: str, disturb: Any) -> No
         assert torch.equal(parameters(calm), parameters(disturbed))
 
 
+def test_a_parameter_cut_in_place_is_refused_and_left_cut() -> None:
+    """Rows dropped where they lie: the velocity does not fit them, and they do not come back."""
+    model = nn.Linear(4, 6)
+    opt = make("NAG", model.parameters())
+
+    def closure() -> Tensor:
+        opt.zero_grad()
+        loss = model(torch.ones(2, 4)).square().sum()
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    model.weight.data, model.bias.data = model.weight.data[:3], model.bias.data[:3]
+    with pytest.raises(ValueError, match="velocity: got shape"):
+        opt.step(closure)
+    assert model.weight.shape == (3, 4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_fixed_gradients_one_by_one_and_together(
     kind: str, monkeypatch: pytest.MonkeyPatch

@@ -138,6 +138,17 @@ def test_number_of_workers_changes_between_calls() -> None:
             assert same(net.run(), expected)
 
 
+def test_workers_that_fell_asleep_wake_again() -> None:
+    """Pauses around the time that a worker stays awake for, on a changing number of them."""
+    net = Net(100, 40, torch.float32, 0)
+    want = net.run()
+    for count in (2, 5, 2, 3):
+        torch.set_num_threads(count)
+        for microseconds in (0, 20, 40, 50, 60, 80, 200, 2000) * 5:
+            time.sleep(microseconds * 1e-6)
+            assert same(net.run(), want)
+
+
 def test_failed_call_leaves_the_next_one_alone() -> None:
     net = Net(33, 25, torch.float64, 0)
     want = net.run()

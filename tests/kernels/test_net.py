@@ -136,20 +136,22 @@ def test_groups(kind: str, own_data: bool, dtype: torch.dtype, backend: str) -> 
 def test_a_net_in_a_group_has_the_bits_that_it_has_alone(
     kind: str, own_data: bool, dtype: torch.dtype, cpu: None
 ) -> None:
-    case = Case("deep", 33, kind, dtype, G=3, own_data=own_data)
+    torch.set_num_threads(2)
+    case = Case("deep", 33, kind, dtype, G=5, own_data=own_data)
     losses, gradients = case.run()
-    for g in range(3):
+    for g in range(5):
         loss, gradient = case.one(g).run()
         assert torch.equal(gradients[g], gradient[0])
         assert torch.equal(losses[g], loss[0])
 
 
+@pytest.mark.parametrize("G", [1, 5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_bits_do_not_depend_on_threads(kind: str, dtype: torch.dtype, cpu: None) -> None:
+def test_bits_do_not_depend_on_threads(kind: str, G: int, dtype: torch.dtype, cpu: None) -> None:
     found = []
     for threads in (1, 2, 3, 7):
         torch.set_num_threads(threads)
-        losses, gradient = Case("deep", 300, kind, dtype).run()
+        losses, gradient = Case("deep", 300, kind, dtype, G=G).run()
         found.append((losses, gradient))
     for losses, gradient in found[1:]:
         assert torch.equal(losses, found[0][0])
@@ -254,6 +256,7 @@ def test_without_a_buffer(backend: str) -> None:
     [
         ({"sizes": (3,)}, ValueError, r"sizes: got \[3\], need at least inputs and one layer"),
         ({"sizes": (3, 0)}, ValueError, r"sizes: got \[3, 0\], need at least 1 unit a layer"),
+        ({"sizes": (3.0, 2)}, TypeError, "sizes: got 3.0, need an int for every layer"),
         ({"activations": ()}, ValueError, "activations: got 0, need 1"),
         ({"activations": ("sin",)}, ValueError, "activations: got 'sin', need one of 'linear'"),
         ({"kind": "hinge"}, ValueError, "kind: got 'hinge', need one of 'squared'"),
@@ -328,6 +331,17 @@ def test_the_compiled_form_checks_by_itself(cpu: None) -> None:
         bad[place] = value
         with pytest.raises((ValueError, TypeError), match=text):
             native().net_gradient(*bad)
+
+
+def test_half_precision_scales_last() -> None:
+    """What a mean over many cases is, must not be lost before it is summed."""
+    x = torch.full((1, 1000, 1), 1e-3, dtype=torch.float16)
+    theta = torch.ones(1, 4, dtype=torch.float16)
+    theta[0, 1::2] = 0
+    _, gradient = net_gradient(
+        "squared", x, x * 0, theta, (1, 1, 1), ("linear", "linear"), scale=1e-3
+    )
+    torch.testing.assert_close(gradient[0, 3], torch.tensor(1e-3, dtype=torch.float16))
 
 
 def test_there_is_no_cuda_form() -> None:
