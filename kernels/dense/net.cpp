@@ -3,7 +3,7 @@
 // Inputs, targets, states and deltas lie unit by unit, a unit's cases in vector lanes: a scalar of W
 // stands against vectors of cases, and W is read in place going forward, a block of its columns copied
 // going back. A task is a block of units over all cases, for the gradient a panel of a layer's inputs;
-// a layer waits for the one before it. Of many nets each is one task. Bits depend on the shape alone.
+// a layer waits for the one before it. Small nets are one task each. Bits depend on the shape alone.
 #include "kernels/dense/net.h"
 
 #include <vector>
@@ -19,6 +19,8 @@ namespace {
 
 // Multiply-adds of a phase below which a second thread is not worth waiting for.
 constexpr int64_t serial_work = 1 << 17;
+// Below so many multiply-adds forward, a net of a group is left to one thread.
+constexpr int64_t small_net = 1 << 23;
 // Units of one transposing task.
 constexpr int64_t turned_units = 64;
 
@@ -405,8 +407,10 @@ void gradient(const NetDims& d, LossKind kind, Grouped<T> x, const LossTargets<T
     const Data<T> data{kind, x, targets, theta, scale};
     const int64_t N = layers.back().biases + layers.back().m;
     Region region(d.threads, Denormals::flush);
-    // As many nets as the threads can share evenly go to one thread each; all work on the others.
-    const int64_t crew = region.threads(), one_each = crew > 1 ? d.G / crew * crew : 0;
+    // Of small nets, as many as the threads can share evenly go to one thread each; all work on the
+    // others, and on each of the large ones, whose arrays fill the caches of all.
+    const int64_t crew = region.threads();
+    const int64_t one_each = crew > 1 && N * d.B < small_net ? d.G / crew * crew : 0;
     const int64_t bytes = Pass<T>::bytes(d, layers);
     char* memory = static_cast<char*>(region.shared((one_each ? crew : 1) * bytes));
     region.run(one_each, [&](int64_t g, int worker) {

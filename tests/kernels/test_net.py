@@ -133,11 +133,13 @@ def test_groups(kind: str, own_data: bool, dtype: torch.dtype, backend: str) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("own_data", [False, True], ids=["shared data", "own data"])
+@pytest.mark.parametrize("B", [33, 700], ids=["small", "large"])
 def test_a_net_in_a_group_has_the_bits_that_it_has_alone(
-    kind: str, own_data: bool, dtype: torch.dtype, cpu: None
+    kind: str, B: int, own_data: bool, dtype: torch.dtype, cpu: None
 ) -> None:
+    """Small nets are left to one thread each, all threads work on a large one."""
     torch.set_num_threads(2)
-    case = Case("deep", 33, kind, dtype, G=5, own_data=own_data)
+    case = Case("deep", B, kind, dtype, G=5, own_data=own_data)
     losses, gradients = case.run()
     for g in range(5):
         loss, gradient = case.one(g).run()
