@@ -32,7 +32,7 @@ OPS: dict[str, tuple[Backend, ...]] = {
     "dense.dense_rforward": EVERYWHERE,
     "dense.dense_backward": EVERYWHERE,
     "dense.dense_gradient": EVERYWHERE,
-    "dense.net_gradient": ("reference", "cpu"),  # on CUDA: the dense ops, layer by layer
+    "dense.net_gradient": EVERYWHERE,
     "sparse.ell_matmul": EVERYWHERE,
     "sparse.ell_matmul_t": EVERYWHERE,
     "sparse.ell_gradient": EVERYWHERE,

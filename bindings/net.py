@@ -3,7 +3,7 @@
 They are what the dense and loss ops give layer by layer, up to rounding: a logistic loss has its
 exponential in the data's dtype here and is summed in float64. The CPU form does all of it in one
 call, without packing whole weight matrices, which is what a minibatch of some hundred cases needs;
-for CUDA data there is none, use the dense ops there. Formulas: ``kernels/dense/reference.py``.
+the CUDA form is those ops. Formulas: ``kernels/dense/reference.py``.
 """
 
 from __future__ import annotations
@@ -24,9 +24,17 @@ from hfcore.bindings.checks import (
     dense,
     overlap,
 )
-from hfcore.bindings.dense import ACTIVATIONS, check_factor
+from hfcore.bindings.dense import (
+    ACTIVATIONS,
+    activation_derivative,
+    check_factor,
+    dense_backward,
+    dense_forward,
+    dense_gradient,
+    split_layers,
+)
 from hfcore.bindings.dispatch import choose, native
-from hfcore.bindings.loss import KINDS, check_values
+from hfcore.bindings.loss import KINDS, check_values, loss_gradient, loss_value
 from hfcore.kernels.dense import reference
 
 
@@ -63,7 +71,11 @@ def net_gradient(
     for name, array in {"x": x, "targets": targets, "theta": theta}.items():
         if overlap(out, array):
             raise ValueError(f"out: shares memory with {name}, need its own")
-    if choose("dense.net_gradient", x) == "reference":
+    backend = choose("dense.net_gradient", x)
+    if backend == "cuda":
+        layers = kind, x.detach(), targets, theta.detach(), sizes, activations
+        return layer_by_layer(*layers, scale=scale, out=out).expand(G), out
+    if backend == "reference":
         check_values(kind, x.new_empty(1, 1, 1, sizes[-1]), targets, None)
         losses, gradient = reference.net_gradient(
             kind, x.detach(), targets, theta.detach(), sizes, activations, scale
@@ -83,6 +95,33 @@ def net_gradient(
         torch.get_num_threads(),
     )
     return losses, out
+
+
+def layer_by_layer(
+    kind: str,
+    x: Tensor,
+    targets: Tensor,
+    theta: Tensor,
+    sizes: Sequence[int],
+    activations: Sequence[str],
+    *,
+    scale: float,
+    out: Tensor,
+) -> Tensor:
+    """The same on the dense and loss ops; gives the losses, the gradient goes to ``out``."""
+    layers, gradients, ys = split_layers(theta, sizes), split_layers(out, sizes), [x]
+    for (W, b), activation in zip(layers, activations, strict=True):
+        ys.append(dense_forward(ys[-1], W, b, activation=activation))
+    s, y = ys[-1].unsqueeze(1), targets.unsqueeze(1)
+    losses = loss_value(kind, s, y, None, scale=scale)
+    delta = loss_gradient(kind, s, y, None)[:, 0]
+    if activations[-1] != "linear":
+        delta = delta * activation_derivative(activations[-1], ys[-1])
+    for l in reversed(range(len(layers))):
+        dense_gradient(delta, ys[l], scale=scale, out=gradients[l])
+        if l:
+            delta = dense_backward(delta, layers[l][0], ys[l], activation=activations[l - 1])
+    return losses
 
 
 def _check_net(x: Tensor, theta: Tensor, sizes: Sequence[int], activations: Sequence[str]) -> int:

@@ -35,6 +35,7 @@ def load(name: str) -> ModuleType:
 
 of = load("test_recurrence")
 layers = load("test_dense")
+nets = load("test_net")
 sparse = load("test_sparse")
 updates = load("test_momentum")
 
@@ -184,6 +185,21 @@ def test_dense(e: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("group", layers.GROUPS)
 def test_dense_group(group: str) -> None:
     check_layer(layers.Case((300, 17, 33), torch.float32, "tanh", group), 1.2e-7)
+
+
+@pytest.mark.parametrize("kind", nets.KINDS)
+@pytest.mark.parametrize("net", nets.NETS)
+def test_whole_nets(net: str, kind: str) -> None:
+    case = nets.Case(net, 17, kind, torch.float32, G=3)
+    for name in ("x", "targets", "theta", "out"):
+        setattr(case, name, getattr(case, name).cuda())
+    with hf.use_backend("cuda"):
+        losses, gradient = case.run()
+    for name in ("x", "targets", "theta"):
+        setattr(case, name, getattr(case, name).cpu())
+    want_losses, want = nets.oracle(case)
+    assert float((gradient.cpu().double() - want).norm()) <= 1e-5 * float(want.norm())
+    torch.testing.assert_close(losses.cpu(), want_losses, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(("precision", "eps"), [("tf32x3", 4e-7), ("tf32", 2.0**-10)])

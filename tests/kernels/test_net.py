@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcore.bindings.dispatch import BackendUnavailable, native, use_backend
+from hfcore.bindings.dispatch import native
 from hfcore.bindings.loss import KINDS
-from hfcore.bindings.net import net_gradient
+from hfcore.bindings.net import layer_by_layer, net_gradient
 
 Net = tuple[tuple[int, ...], tuple[str, ...]]
 # Sizes and activations: one layer, ones, primes, 12 rows and 32 columns of a tile ± 1, deeper than
@@ -346,6 +346,16 @@ def test_half_precision_scales_last() -> None:
     torch.testing.assert_close(gradient[0, 3], torch.tensor(1e-3, dtype=torch.float16))
 
 
-def test_there_is_no_cuda_form() -> None:
-    with pytest.raises(BackendUnavailable), use_backend("cuda"):
-        Case("ones", 1).run()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("net", NETS)
+def test_the_form_of_cuda_data(net: str, kind: str, dtype: torch.dtype, cpu: None) -> None:
+    """The ops it is made of, on the CPU."""
+    case = Case(net, 17, kind, dtype, G=3)
+    want_losses, want = case.run()
+    out = torch.full_like(want, torch.nan)
+    losses = layer_by_layer(
+        kind, case.x, case.targets, case.theta, case.sizes, case.activations, scale=0.3, out=out
+    )
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-13
+    torch.testing.assert_close(losses.expand(3), want_losses, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(out, want, rtol=tolerance, atol=tolerance)
