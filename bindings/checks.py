@@ -85,17 +85,15 @@ def check_group(**arrays: Tensor | None) -> int:
     return G
 
 
-def check_out(
-    out: Tensor | None, shape: Sequence[int], like: Tensor, *, name: str = "out"
-) -> Tensor:
+def check_out(out: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
     """A new output tensor, or the caller's if of this shape, like's dtype, and contiguous."""
     if out is None:
         return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
-    check_tensor(name, out, shape, like=like)
+    check_tensor("out", out, shape, like=like)
     if not out.is_contiguous() or out.is_neg():
-        raise ValueError(f"{name}: is not contiguous, need a C-contiguous buffer")
+        raise ValueError("out: is not contiguous, need a C-contiguous output buffer")
     if out.requires_grad:
-        raise ValueError(f"{name}: requires grad, need a plain buffer")
+        raise ValueError("out: requires grad, need a plain buffer")
     return out
 
 

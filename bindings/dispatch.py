@@ -124,13 +124,13 @@ def _why_declined(
     backend: Backend, op: str, device: torch.device, dtype: torch.dtype
 ) -> str | None:
     """Why this backend cannot take data of this kind, or None if it can."""
+    if backend not in OPS[op]:
+        return f"{op} has no {backend} form in this release"
     if backend == "reference":
         return None
     if device.type != backend:
         # The reason that helps: no CUDA at all comes before where the data is.
         return _why_absent(backend) or f"the data is on {device}"
-    if backend not in OPS[op]:
-        return f"{op} has no {backend} form in this release"
     absent = _native_error if backend == "cpu" else _why_no_cuda_form(op, device)
     if absent is not None:
         return absent
