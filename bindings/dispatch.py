@@ -33,6 +33,7 @@ OPS: dict[str, tuple[Backend, ...]] = {
     "dense.dense_backward": EVERYWHERE,
     "dense.dense_gradient": EVERYWHERE,
     "dense.net_gradient": EVERYWHERE,
+    "dense.net_update": EVERYWHERE,
     "sparse.ell_matmul": EVERYWHERE,
     "sparse.ell_matmul_t": EVERYWHERE,
     "sparse.ell_gradient": EVERYWHERE,

@@ -5,7 +5,9 @@ Formulas: the family's reference.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +19,19 @@ from hfcore.bindings.triton_backend import serving
 from hfcore.kernels.momentum import reference
 
 Coefficient = Tensor | float
+
+
+class Step(NamedTuple):
+    """Coefficients of one update, floats or ``[G]`` float64 (Sutskever et al. 2013, eqs. 1-4)."""
+
+    learning_rate: Coefficient
+    """ε."""
+    momentum: Coefficient
+    """μ."""
+    lookahead: Coefficient = 0.0
+    """The gradient is taken at θ + lookahead·v: μ for Nesterov's, 0 for classical momentum."""
+    l2: Coefficient | None = None
+    """Weight of ½‖a‖², a being where the gradient is taken."""
 
 
 def momentum_update(
@@ -47,15 +62,15 @@ def momentum_update(
     Raises TypeError or ValueError that names the argument; the compiled CPU form also refuses
     arrays that overlap.
     """
-    G = _check_arrays(theta, velocity=velocity, ahead=ahead)
+    G = check_arrays(theta, velocity=velocity, ahead=ahead)
     _check_gradient(gradient, theta)
     rates = (
-        _coefficient("learning_rate", learning_rate, G, theta),
-        _coefficient("momentum", momentum, G, theta),
-        _coefficient("lookahead", lookahead, G, theta),
-        None if l2 is None else _coefficient("l2", l2, G, theta),
+        check_coefficient("learning_rate", learning_rate, G, theta),
+        check_coefficient("momentum", momentum, G, theta),
+        check_coefficient("lookahead", lookahead, G, theta),
+        None if l2 is None else check_coefficient("l2", l2, G, theta),
     )
-    active = _which(active, G, theta)
+    active = check_active(active, G, theta)
     backend = choose("momentum.momentum_update", theta)
     if backend == "reference":
         reference.momentum_update(theta, velocity, gradient.detach(), *rates, ahead, active)
@@ -90,10 +105,10 @@ def lookahead_point(
     On the CPU with the bits of ``ahead`` that :func:`momentum_update` leaves for this μ as
     ``lookahead``. Arguments as there; of a net that is not active ``out`` is left alone.
     """
-    G = _check_arrays(theta, velocity=velocity, out=out)
+    G = check_arrays(theta, velocity=velocity, out=out)
     out = torch.empty_like(theta) if out is None else out
-    rate = _coefficient("momentum", momentum, G, theta)
-    active = _which(active, G, theta)
+    rate = check_coefficient("momentum", momentum, G, theta)
+    active = check_active(active, G, theta)
     backend = choose("momentum.lookahead_point", theta)
     if backend == "reference":
         reference.lookahead_point(theta, velocity, rate, out, active)
@@ -112,13 +127,48 @@ def lookahead_point(
     return out
 
 
+def update_through(
+    gradient: Callable[[Tensor, Tensor], Tensor],
+    theta: Tensor,
+    velocity: Tensor,
+    step: Step,
+    *,
+    active: Tensor | None = None,
+    point: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """One update of ``theta``, ``velocity`` ``[G,N]`` in place; gives the losses ``[G]`` float64.
+
+    ``gradient(a, out)`` writes the gradients at ``a [G,N]`` and gives the losses there. ``point``
+    and ``out`` are buffers for a and the gradients. A net whose loss is not finite does not move;
+    one that is not active neither, and its loss is NaN.
+    """
+    looks = isinstance(step.lookahead, Tensor) or step.lookahead != 0
+    at = lookahead_point(theta, velocity, step.lookahead, out=point) if looks else theta
+    out = torch.empty_like(theta) if out is None else out
+    losses = gradient(at, out)
+    if active is not None:
+        losses = losses.where(active, torch.nan)
+    momentum_update(
+        theta,
+        velocity,
+        out,
+        learning_rate=step.learning_rate,
+        momentum=step.momentum,
+        l2=step.l2,
+        ahead=at if looks and step.l2 is not None else None,
+        active=losses.isfinite(),
+    )
+    return losses
+
+
 def _triton() -> ModuleType:
     from hfcore.kernels.momentum import gpu_triton  # needs Triton, as CUDA data does
 
     return gpu_triton
 
 
-def _check_arrays(theta: Tensor, **others: Tensor | None) -> int:
+def check_arrays(theta: Tensor, **others: Tensor | None) -> int:
     """Check shapes, types and layouts of the arrays ``[G,N]`` to work on in place; gives G."""
     check_tensor("theta", theta, ["G", "N"])
     if not theta.is_floating_point():
@@ -144,14 +194,14 @@ def _check_gradient(gradient: Tensor, theta: Tensor) -> None:
         raise ValueError(f"gradient: got group axis {gradient.shape[0]}, need {wanted}")
 
 
-def _which(active: Tensor | None, G: int, theta: Tensor) -> Tensor | None:
+def check_active(active: Tensor | None, G: int, theta: Tensor) -> Tensor | None:
     """``[G]`` bool on the data's device."""
     if active is None:
         return None
     return _near("active", check_tensor("active", active, [G], dtype=torch.bool), theta)
 
 
-def _coefficient(name: str, value: Coefficient, G: int, theta: Tensor) -> Tensor:
+def check_coefficient(name: str, value: Coefficient, G: int, theta: Tensor) -> Tensor:
     """``[G]`` float64 on the data's device."""
     if isinstance(value, Tensor):
         check_tensor(name, value, [G], dtype=torch.float64)

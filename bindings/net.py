@@ -1,4 +1,4 @@
-"""Loss and gradient of whole nets on one minibatch: checks, choice of implementation.
+"""Loss, gradient and update of whole nets on one minibatch: checks, choice of implementation.
 
 They are what the dense and loss ops give layer by layer, up to rounding: a logistic loss has its
 exponential in the data's dtype here and is summed in float64. The CPU form does all of it in one
@@ -8,7 +8,7 @@ the CUDA form is those ops. Formulas: ``kernels/dense/reference.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -35,6 +35,13 @@ from hfcore.bindings.dense import (
 )
 from hfcore.bindings.dispatch import choose, native
 from hfcore.bindings.loss import KINDS, check_values, loss_gradient, loss_value
+from hfcore.bindings.momentum import (
+    Step,
+    check_active,
+    check_arrays,
+    check_coefficient,
+    update_through,
+)
 from hfcore.kernels.dense import reference
 
 
@@ -68,9 +75,7 @@ def net_gradient(
     check_factor("scale", scale)
     G = check_group(x=x, targets=targets, theta=theta)
     out = check_out(out, (G, theta.shape[1]), x)
-    for name, array in {"x": x, "targets": targets, "theta": theta}.items():
-        if overlap(out, array):
-            raise ValueError(f"out: shares memory with {name}, need its own")
+    _check_apart({"out": out}, x=x, targets=targets, theta=theta)
     backend = choose("dense.net_gradient", x)
     if backend == "cuda":
         layers = kind, x.detach(), targets, theta.detach(), sizes, activations
@@ -95,6 +100,75 @@ def net_gradient(
         torch.get_num_threads(),
     )
     return losses, out
+
+
+def net_update(
+    kind: str,
+    x: Tensor,
+    targets: Tensor,
+    theta: Tensor,
+    velocity: Tensor,
+    sizes: Sequence[int],
+    activations: Sequence[str],
+    step: Step,
+    *,
+    scale: float = 1.0,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """One update with momentum of whole nets, in place; gives their losses ``[G]`` before it.
+
+    Losses and gradient are those at a = θ + lookahead·v; then ``v = μ v − ε (g + l2 a)``,
+    ``θ = θ + v`` (Sutskever et al. 2013, eqs. 1-4), to the bit what :func:`net_gradient` and
+    ``momentum_update`` do one after the other. The CPU form makes a going forward and takes every
+    piece of the gradient where it is computed, so that neither passes through memory.
+
+    Args:
+        theta, velocity: ``[G,N]``, contiguous; ``theta`` as for :func:`net_gradient`.
+        active: ``[G]`` bool; the others are left alone, their losses are NaN.
+        out: a buffer for the gradient, where it is wanted.
+
+    A net whose loss is not finite does not move. Raises TypeError or ValueError that names the
+    argument.
+    """
+    B = _check_net(x, theta, sizes, activations)
+    _check_targets(kind, targets, x, B, sizes[-1])
+    check_factor("scale", scale)
+    G = check_arrays(theta, velocity=velocity, out=out)
+    for name, array in {"x": x, "targets": targets}.items():
+        if array.shape[0] not in (1, G):
+            wanted = f"1 or {G}" if G > 1 else "1"
+            raise ValueError(f"{name}: got group axis {array.shape[0]}, need {wanted} like theta")
+    _check_apart({"theta": theta, "velocity": velocity, "out": out}, x=x, targets=targets)
+    rates = {
+        name: None if rate is None else check_coefficient(name, rate, G, theta)
+        for name, rate in step._asdict().items()
+    }
+    active = check_active(active, G, theta)
+    if choose("dense.net_update", x) != "cpu":
+
+        def gradient(point: Tensor, out: Tensor) -> Tensor:
+            net = kind, x, targets, point, sizes, activations
+            return net_gradient(*net, scale=scale, out=out)[0]
+
+        return update_through(gradient, theta, velocity, step, active=active, out=out)
+    losses = torch.full((G,), torch.nan, dtype=torch.float64)
+    native().net_update(
+        KINDS.index(kind),
+        to_dlpack(dense(x)),
+        to_dlpack(dense(targets)),
+        to_dlpack(theta),
+        to_dlpack(velocity),
+        sizes,
+        [ACTIVATIONS.index(e) for e in activations],
+        scale,
+        *(None if rate is None else to_dlpack(rate) for rate in rates.values()),
+        None if active is None else to_dlpack(active),
+        None if out is None else to_dlpack(out),
+        to_dlpack(losses),
+        torch.get_num_threads(),
+    )
+    return losses
 
 
 def layer_by_layer(
@@ -144,6 +218,16 @@ def _check_net(x: Tensor, theta: Tensor, sizes: Sequence[int], activations: Sequ
     check_tensor("theta", theta, ["G", N], like=x)
     check_positive(G=min(len(x), len(theta)), B=x.shape[1])
     return x.shape[1]
+
+
+def _check_apart(written: Mapping[str, Tensor | None], **read: Tensor) -> None:
+    """Check that what is written shares memory with nothing else."""
+    arrays = {name: array for name, array in written.items() if array is not None}
+    for i, (name, array) in enumerate(arrays.items()):
+        others = {**dict(list(arrays.items())[i + 1 :]), **read}
+        for other, there in others.items():
+            if overlap(array, there):
+                raise ValueError(f"{name}: shares memory with {other}, need its own")
 
 
 def _check_targets(kind: str, targets: Tensor, x: Tensor, B: int, k: int) -> None:

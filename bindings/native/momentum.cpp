@@ -1,56 +1,22 @@
 // Checks and unpacking for the momentum update and its lookahead point.
 #include "kernels/momentum/cpu.h"
 
-#include <nanobind/stl/optional.h>
-
-#include <optional>
 #include <type_traits>
-#include <utility>
 
 #include "bindings/native/memory.h"
 #include "bindings/native/native.h"
+#include "bindings/native/step.h"
 
 namespace hfcore {
 namespace {
 
 using std::int64_t;
-using MaybeArray = std::optional<Array>;
-
-const Array* pointer(const MaybeArray& a) { return a ? &*a : nullptr; }
-
-template <class T>
-T* data(const Array* a) {
-    return a == nullptr ? nullptr : static_cast<T*>(a->data());
-}
-
-void check_coefficients(int64_t G, std::initializer_list<NamedArray> coefficients) {
-    for (const NamedArray& c : coefficients) {
-        if (c.array == nullptr) continue;
-        check_shape(c.name, *c.array, {G});
-        if (c.array->dtype() != nb::dtype<double>())
-            throw nb::type_error((std::string(c.name) + ": wrong dtype, need float64").c_str());
-    }
-}
-
-// G and N of theta; `active` belongs to them.
-std::pair<int64_t, int64_t> check_sizes(const Array& theta, const MaybeArray& active) {
-    check_shape("theta", theta, {-1, -1});
-    const int64_t G = static_cast<int64_t>(theta.shape(0)), N = static_cast<int64_t>(theta.shape(1));
-    if (G < 1) value_error("G: got 0, need at least 1");
-    if (N < 1) value_error("N: got 0, need at least 1");
-    if (active) {
-        check_shape("active", *active, {G});
-        if (active->dtype() != nb::dtype<bool>())
-            throw nb::type_error("active: wrong dtype, need bool");
-    }
-    return {G, N};
-}
 
 void momentum_update(const Array& theta, const Array& velocity, const Array& gradient,
                      const Array& learning_rate, const Array& momentum, const Array& lookahead,
                      const MaybeArray& l2, const MaybeArray& ahead, const MaybeArray& active,
                      int threads) {
-    const auto [G, N] = check_sizes(theta, active);
+    const auto [G, N] = check_step(theta, active);
     check_shape("velocity", velocity, {G, N});
     check_grouped("gradient", gradient, G, {N});
     if (ahead) check_shape("ahead", *ahead, {G, N});
@@ -88,7 +54,7 @@ void momentum_update(const Array& theta, const Array& velocity, const Array& gra
 
 void lookahead_point(const Array& theta, const Array& velocity, const Array& momentum,
                      const Array& out, const MaybeArray& active, int threads) {
-    const auto [G, N] = check_sizes(theta, active);
+    const auto [G, N] = check_step(theta, active);
     check_shape("velocity", velocity, {G, N});
     check_coefficients(G, {{"momentum", &momentum}});
     check_shape("out", out, {G, N});

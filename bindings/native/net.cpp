@@ -1,4 +1,4 @@
-// Checks and unpacking for the gradient of whole nets.
+// Checks and unpacking for the gradient and the update of whole nets.
 #include "kernels/dense/net.h"
 
 #include <nanobind/stl/vector.h>
@@ -8,6 +8,7 @@
 
 #include "bindings/native/memory.h"
 #include "bindings/native/native.h"
+#include "bindings/native/step.h"
 
 namespace hfcore {
 namespace {
@@ -81,22 +82,30 @@ LossTargets<T> check_targets(LossKind kind, const Array& targets, int64_t G, int
     return unpacked;
 }
 
-void net_gradient(int kind, const Array& x, const Array& targets, const Array& theta,
-                  const std::vector<int64_t>& sizes, const std::vector<int>& activations,
-                  double scale, const Array& out, const Array& losses, int threads) {
+// Cases of a call for G nets, after checking what the gradient and the update have in common.
+int64_t check_cases(int kind, const Array& x, const std::vector<int64_t>& sizes, int64_t G,
+                    const Array& losses) {
     if (kind < 0 || kind > 2)
         value_error("kind: got " + std::to_string(kind) +
                     ", need 0 (squared), 1 (logistic) or 2 (softmax)");
-    const Net net = check_net(sizes, activations, theta);
-    check_shape("out", out, {-1, net.parameters});
     check_shape("x", x, {-1, -1, sizes.front()});
-    const int64_t G = static_cast<int64_t>(out.shape(0)), B = static_cast<int64_t>(x.shape(1));
+    const int64_t B = static_cast<int64_t>(x.shape(1));
     if (G < 1) value_error("G: got 0, need at least 1");
     if (B < 1) value_error("B: got 0, need at least 1");
     check_grouped("x", x, G, {B, sizes.front()});
-    check_grouped("theta", theta, G, {net.parameters});
     check_shape("losses", losses, {G});
     check_dtype<double>("losses", losses);
+    return B;
+}
+
+void net_gradient(int kind, const Array& x, const Array& targets, const Array& theta,
+                  const std::vector<int64_t>& sizes, const std::vector<int>& activations,
+                  double scale, const Array& out, const Array& losses, int threads) {
+    const Net net = check_net(sizes, activations, theta);
+    check_shape("out", out, {-1, net.parameters});
+    const int64_t G = static_cast<int64_t>(out.shape(0));
+    const int64_t B = check_cases(kind, x, sizes, G, losses);
+    check_grouped("theta", theta, G, {net.parameters});
     check_apart({"out", &out},
                 {{"x", &x}, {"targets", &targets}, {"theta", &theta}, {"losses", &losses}});
     check_apart({"losses", &losses}, {{"x", &x}, {"targets", &targets}, {"theta", &theta}});
@@ -115,6 +124,51 @@ void net_gradient(int kind, const Array& x, const Array& targets, const Array& t
     });
 }
 
+void net_update(int kind, const Array& x, const Array& targets, const Array& theta,
+                const Array& velocity, const std::vector<int64_t>& sizes,
+                const std::vector<int>& activations, double scale, const Array& learning_rate,
+                const Array& momentum, const Array& lookahead, const MaybeArray& l2,
+                const MaybeArray& active, const MaybeArray& out, const Array& losses,
+                int threads) {
+    const Net net = check_net(sizes, activations, theta);
+    const int64_t G = check_step(theta, active).first;
+    const int64_t B = check_cases(kind, x, sizes, G, losses);
+    check_shape("velocity", velocity, {G, net.parameters});
+    if (out) check_shape("out", *out, {G, net.parameters});
+    const NamedArray rates[] = {{"learning_rate", &learning_rate},
+                                {"momentum", &momentum},
+                                {"lookahead", &lookahead},
+                                {"l2", pointer(l2)}};
+    check_coefficients(G, {rates[0], rates[1], rates[2], rates[3]});
+    const NamedArray t{"theta", &theta}, v{"velocity", &velocity}, g{"out", pointer(out)},
+        loss{"losses", &losses}, in{"x", &x}, wanted{"targets", &targets},
+        on{"active", pointer(active)};
+    check_apart(t, {v, g, loss, in, wanted, rates[0], rates[1], rates[2], rates[3], on});
+    check_apart(v, {g, loss, in, wanted, rates[0], rates[1], rates[2], rates[3], on});
+    if (out) check_apart(g, {loss, in, wanted, rates[0], rates[1], rates[2], rates[3], on});
+    check_apart(loss, {in, wanted, rates[0], rates[1], rates[2], rates[3], on});
+    with_float_type("x", x, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        const LossKind which = static_cast<LossKind>(kind);
+        const LossTargets<T> y = check_targets<T>(which, targets, G, B, sizes.back());
+        for (const NamedArray& array : {t, v, g})
+            if (array.array != nullptr) check_dtype<T>(array.name, *array.array);
+        const NetDims d{G, B, static_cast<int>(net.activations.size()), sizes.data(),
+                        net.activations.data(), threads};
+        const NetUpdate<T> step{data<T>(&theta),
+                                data<T>(&velocity),
+                                data<T>(pointer(out)),
+                                data<const double>(&learning_rate),
+                                data<const double>(&momentum),
+                                data<const double>(&lookahead),
+                                data<const double>(pointer(l2)),
+                                data<const std::uint8_t>(pointer(active))};
+        nb::gil_scoped_release release;
+        HFCORE_PICK(net_kernels<T>())
+            .update(d, which, grouped<T>(x), y, scale, step, static_cast<double*>(losses.data()));
+    });
+}
+
 }  // namespace
 
 void bind_net(nb::module_& m) {
@@ -122,6 +176,10 @@ void bind_net(nb::module_& m) {
     m.def("net_gradient", &net_gradient, nb::arg("kind"), array("x"), array("targets"),
           array("theta"), nb::arg("sizes"), nb::arg("activations"), nb::arg("scale"), array("out"),
           array("losses"), nb::arg("threads"));
+    m.def("net_update", &net_update, nb::arg("kind"), array("x"), array("targets"), array("theta"),
+          array("velocity"), nb::arg("sizes"), nb::arg("activations"), nb::arg("scale"),
+          array("learning_rate"), array("momentum"), array("lookahead"), array("l2").none(),
+          array("active").none(), array("out").none(), array("losses"), nb::arg("threads"));
 }
 
 }  // namespace hfcore

@@ -1,4 +1,4 @@
-"""Loss and gradient of many nets of one shape at once, ``theta [G,N]``, on the same data.
+"""Losses, gradients, updates of many nets of one shape at once, ``theta [G,N]``, on the same data.
 
 The nets lie on the group axis of the fused ops, which give each of them the bits it has alone. It
 is what sweeps and first-order training run on; curvature is not needed here.
@@ -6,6 +6,7 @@ is what sweeps and first-order training run on; curvature is not needed here.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -16,7 +17,8 @@ from hfcore.batches import Batch
 from hfcore.bindings import loss as loss_ops
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.dense import Scratch
-from hfcore.bindings.net import net_gradient
+from hfcore.bindings.momentum import Step, update_through
+from hfcore.bindings.net import net_gradient, net_update
 from hfcore.bindings.recurrence import RnnWeights, split_flat
 from hfcore.curvature.mlp import Cases, check_cases
 from hfcore.curvature.mlp_passes import Layers
@@ -45,6 +47,23 @@ class GroupedGradient(Protocol):
         Both are means over the cases (sequences), a sequence counting the sum over its outputs.
         """
 
+    def update(
+        self,
+        theta: Tensor,
+        velocity: Tensor,
+        data: Any,
+        step: Step,
+        *,
+        active: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """One update with momentum in place (Sutskever et al. 2013, eqs. 1-4); gives the losses.
+
+        The gradients, those of :meth:`gradient` at θ + lookahead·v, go to ``out`` where that is
+        given. A net whose loss is not finite does not move. One that is not ``active [G]`` neither,
+        and its loss is NaN.
+        """
+
     def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """Outputs ``[G,T,B,k]``, of an MLP ``[G,B,k]``, for ``inputs [T,B,n]`` or ``[B,n]``."""
 
@@ -68,10 +87,42 @@ def _is_plain(model: RNN | MLP) -> bool:
     return names == [f"layers.{l}.{part}" for l in layers for part in ("weight", "bias")]
 
 
-class GroupedRnn:
+class _InTurn(ABC):
+    """Updates that come after the gradient, through memory."""
+
+    def __init__(self) -> None:
+        self._work = Scratch()
+
+    @abstractmethod
+    def gradient(self, theta: Tensor, data: Any, out: Tensor) -> Tensor:
+        """As :meth:`GroupedGradient.gradient`."""
+
+    def update(
+        self,
+        theta: Tensor,
+        velocity: Tensor,
+        data: Any,
+        step: Step,
+        *,
+        active: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        return update_through(
+            lambda point, out: self.gradient(point, data, out),
+            theta,
+            velocity,
+            step,
+            active=active,
+            point=self._work.take("point", theta, *theta.shape),
+            out=self._work.take("gradient", theta, *theta.shape) if out is None else out,
+        )
+
+
+class GroupedRnn(_InTurn):
     """Nets shaped like one :class:`hfcore.RNN`."""
 
     def __init__(self, model: RNN, loss: Loss) -> None:
+        super().__init__()
         self.model = model
         self.loss = loss
         self._states = torch.empty(0)
@@ -106,38 +157,66 @@ class GroupedRnn:
         return self._states[:numel].view(shape)
 
 
-class GroupedMlp:
+class GroupedMlp(_InTurn):
     """Nets shaped like one :class:`hfcore.MLP`."""
 
     def __init__(self, model: MLP, loss: Loss) -> None:
+        super().__init__()
         self.model = model
         self.loss = loss
-        self._work = Scratch()
 
     def prepare(self, batch: Batch) -> Cases:
         return check_cases(self.model, self.loss, batch)
 
     def gradient(self, theta: Tensor, data: Cases, out: Tensor) -> Tensor:
-        activations = sum(self.model.sizes) * data.count
-        fits = data.count <= MINIBATCH and activations * theta.element_size() <= CPU_BYTES
-        if theta.device.type == "cpu" and fits:
-            return self._whole_nets(theta, data, out)
+        if self._as_whole_nets(theta, data):
+            return net_gradient(
+                self.loss.kind,
+                data.x,
+                data.targets[:, 0],
+                theta,
+                self.model.sizes,
+                self.model.activations,
+                scale=1.0 / data.count,
+                out=out,
+            )[0]
         losses = torch.empty(len(theta), dtype=torch.float64, device=theta.device)
-        for nets in _blocks(theta, activations):
+        for nets in _blocks(theta, self._activations(data)):
             losses[nets] = self._by_layers(theta[nets], data, out[nets])
         return losses
 
-    def _whole_nets(self, theta: Tensor, data: Cases, out: Tensor) -> Tensor:
-        return net_gradient(
+    def update(
+        self,
+        theta: Tensor,
+        velocity: Tensor,
+        data: Cases,
+        step: Step,
+        *,
+        active: Tensor | None = None,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        if not self._as_whole_nets(theta, data):
+            return super().update(theta, velocity, data, step, active=active, out=out)
+        return net_update(
             self.loss.kind,
             data.x,
             data.targets[:, 0],
             theta,
+            velocity,
             self.model.sizes,
             self.model.activations,
+            step,
             scale=1.0 / data.count,
+            active=active,
             out=out,
-        )[0]
+        )
+
+    def _activations(self, data: Cases) -> int:
+        return sum(self.model.sizes) * data.count
+
+    def _as_whole_nets(self, theta: Tensor, data: Cases) -> bool:
+        fits = self._activations(data) * theta.element_size() <= CPU_BYTES
+        return theta.device.type == "cpu" and data.count <= MINIBATCH and fits
 
     def _by_layers(self, theta: Tensor, data: Cases, out: Tensor) -> Tensor:
         kind, scale = self.loss.kind, 1.0 / data.count

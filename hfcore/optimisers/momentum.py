@@ -10,20 +10,38 @@ Numbered notes say where this departs from the paper.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hfcore.bindings.momentum import momentum_update
+from hfcore.bindings.momentum import Step, momentum_update
 from hfcore.optimisers.flat_state import Layout, Piece
 
 Parameters = nn.Module | Iterable[Any]  # a module, or what torch's optimisers take
 Closure = Callable[[], Tensor]
 
 VELOCITY = "velocity"
+
+
+class UpdatingClosure(ABC):
+    """A closure that can take the whole step itself, where the parameters lie as it needs them.
+
+    It is asked to only for the parameters it names, in that order, in one piece of memory.
+    """
+
+    parameters: Sequence[Tensor]
+
+    @abstractmethod
+    def __call__(self) -> Tensor:
+        """Leave gradients in the parameters; gives the loss."""
+
+    @abstractmethod
+    def update(self, theta: Tensor, velocity: Tensor, step: Step) -> Tensor:
+        """One update of ``[1,N]`` in place, as ``momentum_update``; gives the loss."""
 
 
 class _Momentum(torch.optim.Optimizer):
@@ -117,6 +135,27 @@ class _Momentum(torch.optim.Optimizer):
                 ahead=point,
             )
             piece.wrote()
+
+    def _updated_by(self, closure: Closure | None, *, ahead: bool) -> Tensor | None:
+        """The loss of an update that the closure did itself; None: it did nothing.
+
+        ``ahead``: the gradient is that of θ + μv.
+        """
+        if not isinstance(closure, UpdatingClosure) or len(self.param_groups) > 1:
+            return None
+        (group,) = self.param_groups
+        _check_options(group)
+        layout = self._layout(group)
+        if len(layout.pieces) != 1 or layout.pieces[0].copied:
+            return None
+        (piece,) = layout.pieces
+        if list(map(id, piece.parameters)) != list(map(id, closure.parameters)):
+            return None
+        momentum, l2 = group.get("momentum", 0.0), group["weight_decay"] or None
+        step = Step(group["lr"], momentum, momentum if ahead else 0.0, l2)
+        loss = closure.update(piece.theta, piece.velocity, step)
+        piece.wrote()
+        return loss
 
 
 class SGD(_Momentum):
@@ -227,7 +266,10 @@ class NAG(_Momentum):
         """
         if self._inside:
             raise RuntimeError("step: was called inside lookahead(), need it after the context")
-        loss = None
+        loss = self._updated_by(closure, ahead=True)
+        if loss is not None:
+            self._looked = []
+            return loss
         if closure is not None:
             with self.lookahead(), torch.enable_grad():
                 loss = closure()
@@ -244,7 +286,9 @@ class NAG(_Momentum):
 
 def _plain_step(optimizer: _Momentum, closure: Closure | None) -> Tensor | None:
     """A step whose gradient is taken at θ."""
-    loss = None
+    loss = optimizer._updated_by(closure, ahead=False)
+    if loss is not None:
+        return loss
     if closure is not None:
         with torch.enable_grad():
             loss = closure()

@@ -1,8 +1,8 @@
 """Nets trained in step: one seed's runs, or as many of them as memory holds.
 
-Nets of one seed see the same batches, so a batch is drawn once. Parameters, velocities and the
-points where gradients are taken lie in ``[G,N]`` arrays; a run that diverges is left alone from
-then on, and its row is taken out at the next test.
+Nets of one seed see the same batches, so a batch is drawn once. Parameters and velocities lie in
+``[G,N]`` arrays; a run that diverges is left alone from then on, and its row is taken out at the
+next test.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfcore.bindings.momentum import momentum_update
+from hfcore.bindings.momentum import Step
 from hfcore.curvature.grouped import GroupedGradient
 from hfcore.sweeps.grid import RunSettings
 from hfcore.training.data import TrainingData
 
 Schedule = Callable[[int], float]  # t, the number of updates done, to μ of the next one
 
-ARRAYS = 4  # θ, v, the point of the gradient and the gradient
+ARRAYS = 4  # θ, v and, for nets that are not updated in one go, θ + μv and the gradient
 
 
 class Cohort:
@@ -48,7 +48,6 @@ class Cohort:
         self.schedules = list(schedules)
         self.theta = theta
         self.velocity = torch.zeros_like(theta)
-        self.ahead = theta.clone()  # v = 0: the first lookahead is the start itself
         self.done = 0
         self.diverged_at: dict[int, int] = {}
         self._passes = passes
@@ -60,7 +59,6 @@ class Cohort:
     def _begin_rows(self) -> None:
         """What depends on which runs are in the rows."""
         G, device = len(self.indices), self.theta.device
-        self._gradient = torch.empty_like(self.theta)
         self._rate = self._column(run.learning_rate for run in self.runs)
         self._looks = self._column(float(run.method == "nag") for run in self.runs)
         self._l2 = self._column(self._weight_decay for _ in self.runs)
@@ -78,23 +76,20 @@ class Cohort:
         if not self.indices:
             return
         (batch,) = self._data.batches(1, self._batch_size)
-        losses = self._passes.gradient(self.ahead, self._passes.prepare(batch), self._gradient)
+        momentum = self._column(schedule(t) for schedule in self.schedules)
+        l2 = self._l2 if self._weight_decay else None
+        losses = self._passes.update(
+            self.theta,
+            self.velocity,
+            self._passes.prepare(batch),
+            Step(self._rate, momentum, self._looks * momentum, l2),
+            active=self._active,
+        )
         finite = losses.isfinite()
         self._stopped = torch.where(self._active & ~finite, t, self._stopped)
         self._active &= finite
         self._losses += torch.where(self._active, losses, 0.0)
         self._summed += 1
-        momentum_update(
-            self.theta,
-            self.velocity,
-            self._gradient,
-            learning_rate=self._rate,
-            momentum=self._column(schedule(t) for schedule in self.schedules),
-            lookahead=self._looks * self._column(schedule(t + 1) for schedule in self.schedules),
-            l2=self._l2 if self._weight_decay else None,
-            ahead=self.ahead,
-            active=self._active,
-        )
 
     def retire(self) -> None:
         """Take the runs that diverged out of the rows."""
@@ -120,9 +115,7 @@ class Cohort:
         self.indices = [self.indices[row] for row in rows]
         self.runs = [self.runs[row] for row in rows]
         self.schedules = [self.schedules[row] for row in rows]
-        self.theta, self.velocity, self.ahead = (
-            array[at].contiguous() for array in (self.theta, self.velocity, self.ahead)
-        )
+        self.theta, self.velocity = self.theta[at], self.velocity[at]
         self._begin_rows()
         self._losses, self._summed = losses, summed
 
@@ -135,7 +128,6 @@ class Cohort:
             "diverged_at": {str(index): at for index, at in self.diverged_at.items()},
             "theta": self.theta,
             "velocity": self.velocity,
-            "ahead": self.ahead,
             "active": self._active,
             "stopped": self._stopped,
             "losses": self._losses,
@@ -149,7 +141,7 @@ class Cohort:
         self.keep(rows)
         self.done = state["done"]
         self.diverged_at = {int(index): at for index, at in state["diverged_at"].items()}
-        for name in ("theta", "velocity", "ahead"):
+        for name in ("theta", "velocity"):
             getattr(self, name).copy_(state[name])
         self._active.copy_(state["active"])
         self._stopped.copy_(state["stopped"])

@@ -42,6 +42,10 @@ class Callback:
     model or the optimiser is resumed, state of their own is not.
     """
 
+    reads_gradients = True
+    """Set it to False where ``on_step`` looks at no parameter's ``grad``: if no callback does, an
+    update of hf.SGD, hf.ClassicalMomentum or hf.NAG may leave none, and is faster."""
+
     def on_train_begin(self, state: TrainState) -> None:
         """Before the first step (after a resume: before the first resumed step)."""
 
@@ -62,6 +66,8 @@ class Scheduled(Callback):
     t is the run's, so a resumed one goes on where it was. Raises ValueError before the first step
     for an option that the optimiser does not have.
     """
+
+    reads_gradients = False
 
     def __init__(self, **options: Value) -> None:
         self.options = options

@@ -1,23 +1,22 @@
-"""Loss and gradient of a model on one batch, left in the parameters' ``grad``."""
+"""Loss and gradient of a model on one batch.
+
+Called with a batch, each gives the mean loss over its cases; the gradient replaces the parameters'
+``grad``.
+"""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from hfcore.batches import Batch
+from hfcore.bindings.momentum import Step
 from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 from hfcore.optimisers.flat_state import SideBySide
-
-
-class Backpropagation(Protocol):
-    """Mean loss over the cases of a batch; its gradient replaces the parameters' ``grad``."""
-
-    def __call__(self, batch: Batch) -> float: ...
 
 
 class FusedBackpropagation:
@@ -28,23 +27,41 @@ class FusedBackpropagation:
     """
 
     def __init__(self, model: nn.Module, passes: GroupedGradient) -> None:
-        self._parameters = FlatParameters(model)
+        self._flat = FlatParameters(model)
+        self.parameters = self._flat.tensors
         self._passes = passes
         self._theta = SideBySide()
         self._gradient = torch.empty(0)
         self._parts: list[Tensor] = []
 
     def __call__(self, batch: Batch) -> float:
-        parameters = self._parameters.tensors
-        theta = self._theta.view(parameters)
+        theta = self._theta.view(self.parameters)
+        out = self._buffer(theta)
+        losses = self._passes.gradient(theta, self._passes.prepare(batch), out)
+        self._give(self._parts)
+        return float(losses)
+
+    def update(
+        self, batch: Batch, theta: Tensor, velocity: Tensor, step: Step, *, gradients: bool
+    ) -> float:
+        """One update of ``[1,N]`` in place; ``grad`` is left only with ``gradients``."""
+        out = self._buffer(theta) if gradients else None
+        data = self._passes.prepare(batch)
+        losses = self._passes.update(theta, velocity, data, step, out=out)
+        self._give(self._parts if gradients else [None] * len(self.parameters))
+        return float(losses)
+
+    def _buffer(self, theta: Tensor) -> Tensor:
+        """For the gradient of ``theta [1,N]``."""
         kept = self._gradient
         if kept.shape != theta.shape or kept.device != theta.device or kept.dtype != theta.dtype:
             self._gradient = torch.empty_like(theta)
-            self._parts = self._parameters.split(self._gradient[0])
-        losses = self._passes.gradient(theta, self._passes.prepare(batch), self._gradient)
-        for p, gradient in zip(parameters, self._parts, strict=True):
+            self._parts = self._flat.split(self._gradient[0])
+        return self._gradient
+
+    def _give(self, gradients: Sequence[Tensor | None]) -> None:
+        for p, gradient in zip(self.parameters, gradients, strict=True):
             p.grad = gradient
-        return float(losses)
 
 
 class AutogradBackpropagation:
@@ -64,7 +81,9 @@ class AutogradBackpropagation:
         return value
 
 
-def backpropagation(model: nn.Module, loss: Loss, batch_size: int) -> Backpropagation:
+def backpropagation(
+    model: nn.Module, loss: Loss, batch_size: int
+) -> FusedBackpropagation | AutogradBackpropagation:
     """The fused one where the model has one, else autograd."""
     passes = grouped_gradient(model, loss)
     if passes is None:

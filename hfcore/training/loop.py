@@ -168,6 +168,7 @@ class _Run:
             optimizer,
             gradient_batches=settings.gradient_batches,
             batch_size=settings.batch_size,
+            gradients=any(hook.reads_gradients for hook in hooks),
         )
         self.data = TrainingData(problem, settings.seed, first.dtype, first.device)
         self.test_set = self.data.test_set(settings.test_size)

@@ -21,6 +21,8 @@ class ProgressDisplay(Callback):
     The time left is to the end of the budget: a run that solves its problem ends sooner.
     """
 
+    reads_gradients = False
+
     def __init__(self, console: Console | None = None) -> None:
         self._console = console if console is not None else Console(stderr=True)
         self._bar = Progress(

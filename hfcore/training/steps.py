@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from hfcore.batches import Batch, Batches
+from hfcore.bindings.momentum import Step
 from hfcore.optimisers.hessian_free import HessianFree
-from hfcore.training.gradients import backpropagation
+from hfcore.optimisers.momentum import UpdatingClosure
+from hfcore.training.gradients import FusedBackpropagation, backpropagation
 
 if TYPE_CHECKING:
     from hfcore.problems import Problem
@@ -63,7 +65,9 @@ class FirstOrderStepper:
     The loss is the problem's, a sum over the unmasked outputs of a case averaged over cases,
     without L2 (use the optimiser's weight decay). Gradients of hf.RNN and hf.MLP come from the
     fused ops, those of other modules from autograd; an optimiser that takes its gradient elsewhere
-    than at the present parameters (hf.NAG, L-BFGS) calls the closure there.
+    than at the present parameters (hf.NAG, L-BFGS) calls the closure there. hf.SGD,
+    hf.ClassicalMomentum and hf.NAG leave the whole update to the fused ops: the parameters then
+    have a ``grad`` only with ``gradients``.
     """
 
     batches = 1
@@ -74,21 +78,19 @@ class FirstOrderStepper:
         problem: Problem,
         optimizer: torch.optim.Optimizer,
         batch_size: int,
+        *,
+        gradients: bool = True,
     ) -> None:
         self._batch_size = batch_size
         self._optimizer = optimizer
+        self._gradients = gradients
         self._backward = backpropagation(model, problem.loss, batch_size)
 
     def step(self, batches: Sequence[Batch]) -> Iteration:
         (batch,) = batches
         losses: list[float] = []
         started = time.perf_counter()
-
-        def closure() -> Tensor:
-            losses.append(self._backward(batch))
-            return torch.tensor(losses[-1], dtype=torch.float64)
-
-        self._optimizer.step(closure)  # type: ignore[arg-type]
+        self._optimizer.step(self._closure(batch, losses))  # type: ignore[arg-type]
         size = self._batch_size
         seconds = {"update": time.perf_counter() - started}
         return Iteration(
@@ -96,6 +98,42 @@ class FirstOrderStepper:
             sequences=len(losses) * size,
             evaluated=0,
         )
+
+    def _closure(self, batch: Batch, losses: list[float]) -> Callable[[], Tensor]:
+        """The loss on the batch, which joins ``losses``."""
+        backward = self._backward
+        if isinstance(backward, FusedBackpropagation):
+            return _FusedClosure(backward, batch, losses, gradients=self._gradients)
+
+        def closure() -> Tensor:
+            losses.append(backward(batch))
+            return torch.tensor(losses[-1], dtype=torch.float64)
+
+        return closure
+
+
+class _FusedClosure(UpdatingClosure):
+    """The loss of a batch on the fused ops."""
+
+    def __init__(
+        self, backward: FusedBackpropagation, batch: Batch, losses: list[float], *, gradients: bool
+    ) -> None:
+        self.parameters = backward.parameters
+        self._backward, self._batch = backward, batch
+        self._losses, self._gradients = losses, gradients
+
+    def __call__(self) -> Tensor:
+        return self._keep(self._backward(self._batch))
+
+    def update(self, theta: Tensor, velocity: Tensor, step: Step) -> Tensor:
+        wanted = self._gradients
+        return self._keep(
+            self._backward.update(self._batch, theta, velocity, step, gradients=wanted)
+        )
+
+    def _keep(self, loss: float) -> Tensor:
+        self._losses.append(loss)
+        return torch.tensor(loss, dtype=torch.float64)
 
 
 def make_stepper(
@@ -105,9 +143,11 @@ def make_stepper(
     *,
     gradient_batches: int,
     batch_size: int,
+    gradients: bool,
 ) -> Stepper:
     """The stepper for this optimiser.
 
+    Without ``gradients`` it may leave none in the parameters, where that is faster.
     Raises ValueError if the optimiser holds a parameter that is not the model's.
     """
     own = {id(p) for p in model.parameters()}
@@ -116,4 +156,4 @@ def make_stepper(
         raise ValueError("optimizer: holds parameters that are not the model's")
     if isinstance(optimizer, HessianFree):
         return HessianFreeStepper(optimizer, gradient_batches, batch_size)
-    return FirstOrderStepper(model, problem, optimizer, batch_size)
+    return FirstOrderStepper(model, problem, optimizer, batch_size, gradients=gradients)

@@ -58,7 +58,7 @@ struct Target {
 };
 
 // Rows of P that are fetched ahead where P does not lie in the L1 cache.
-constexpr int64_t fetched_rows = 16;
+constexpr int64_t fetched_rows = 24;
 
 // A [J][stride] in rows or, packed, [K][J]; P [K][P_stride], in the L1 cache or far from it. Whole
 // vectors only: one call in here, and GCC keeps the accumulators on the stack.

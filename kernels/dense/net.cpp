@@ -6,154 +6,17 @@
 // a layer waits for the one before it. Small nets are one task each. Bits depend on the shape alone.
 #include "kernels/dense/net.h"
 
-#include <vector>
-
-#include "kernels/cpu/gemm.h"
-#include "kernels/cpu/parallel.h"
 #include "kernels/dense/activation.h"
+#include "kernels/dense/net_pass.h"
 #include "kernels/loss/elementwise.h"
+#include "kernels/momentum/update.h"
 
 namespace hfcore {
 namespace HFCORE_ISA {
 namespace {
 
-// Multiply-adds of a phase below which a second thread is not worth waiting for.
-constexpr int64_t serial_work = 1 << 17;
 // Below so many multiply-adds forward, a net of a group is left to one thread.
 constexpr int64_t small_net = 1 << 23;
-// Units of one transposing task.
-constexpr int64_t turned_units = 64;
-
-struct Layer {
-    int64_t n, m;
-    int64_t weights, biases;  // where they begin in theta
-    int64_t below, above;     // first unit of its inputs, behind 0 for the net's own, and outputs
-    Activation activation;
-};
-
-std::vector<Layer> layers_of(const NetDims& d) {
-    std::vector<Layer> layers;
-    int64_t offset = 0, units = -d.sizes[0];
-    for (int l = 0; l < d.layers; ++l) {
-        const int64_t n = d.sizes[l], m = d.sizes[l + 1];
-        layers.push_back({n, m, offset, offset + m * n, units, units + n, d.activations[l]});
-        offset += m * n + m;
-        units += n;
-    }
-    return layers;
-}
-
-// What the phases of one net share: its layers, its arrays [unit][stride], and how a phase is run.
-template <class T>
-struct Pass {
-    const NetDims& d;
-    const std::vector<Layer>& layers;
-    Region& region;
-    const int alone;       // the worker that does all of it, or -1: the region shares it
-    const int64_t stride;  // cases, filled up to whole vectors
-    const Blocks panels;   // of cases, in vectors
-    double* partial;       // losses, one a task
-    T *inputs, *targets, *states, *deltas;
-
-    Pass(const NetDims& d_, const std::vector<Layer>& layers_, Region& region_, int alone_,
-         char* memory)
-        : d(d_), layers(layers_), region(region_), alone(alone_), stride(round_up<T>(d_.B)),
-          panels(stride / simd<T>::lanes, tile_vectors) {
-        const int64_t k = last().m, hidden = last().above;
-        partial = reinterpret_cast<double*>(memory);
-        inputs = reinterpret_cast<T*>(memory + bytes_of_losses(d, layers));
-        targets = inputs + d.sizes[0] * stride;
-        states = targets + k * stride;
-        deltas = states + hidden * stride;
-    }
-
-    static int64_t bytes_of_losses(const NetDims& d, const std::vector<Layer>& layers) {
-        const int64_t tasks = larger(layers.back().m, d.B);
-        return (tasks * static_cast<int64_t>(sizeof(double)) + 63) / 64 * 64;
-    }
-    static int64_t bytes(const NetDims& d, const std::vector<Layer>& layers) {
-        const int64_t k = layers.back().m, hidden = layers.back().above;
-        const int64_t elements = (d.sizes[0] + k + hidden + hidden + k) * round_up<T>(d.B);
-        return bytes_of_losses(d, layers) +
-               (elements * static_cast<int64_t>(sizeof(T)) + 63) / 64 * 64;
-    }
-
-    const Layer& last() const { return layers.back(); }
-    const T* inputs_of(const Layer& layer) const {
-        return layer.below < 0 ? inputs : states + layer.below * stride;
-    }
-    T* delta_of(const Layer& layer) const { return deltas + layer.above * stride; }
-    T* scratch(int worker, int64_t elements) {
-        return static_cast<T*>(
-            region.scratch(worker, static_cast<std::size_t>(elements) * sizeof(T)));
-    }
-
-    // use(task, worker), on one thread where there is little to do.
-    void run(int64_t tasks, int64_t work, TaskRef use) {
-        if (alone < 0 && work >= serial_work) {
-            region.run(tasks, use);
-            return;
-        }
-        const WithControlWord flushed(control_word(Denormals::flush));
-        for (int64_t task = 0; task < tasks; ++task) use(task, larger(alone, 0));
-    }
-
-    // to [J][stride] = A·P over all cases, P [K][stride]; A in rows, or packed [K][J].
-    template <bool packed>
-    void product(int64_t J, int64_t K, const T* A, int64_t A_stride, const T* P, T* to) const {
-        const Blocks depth(K, block_k);
-        for (int64_t b = 0; b < depth.count; ++b) {
-            const int64_t k0 = depth.start(b), deep = depth.start(b + 1) - k0;
-            const T* A_block = packed ? A + k0 * J : A + k0;
-            for (int64_t p = 0; p < panels.count; ++p) {
-                const int64_t j0 = panels.start(p) * simd<T>::lanes;
-                const int64_t width = panels.start(p + 1) * simd<T>::lanes - j0;
-                const Target<T> C{to + j0, stride, b ? to + j0 : nullptr, stride};
-                tile_of<T, packed, true>(J, width)(A_block, A_stride, P + k0 * stride + j0, stride,
-                                                   deep, C);
-            }
-        }
-    }
-};
-
-// units [columns][stride] from rows [B][columns]; behind the B cases are zeros.
-template <class T>
-void turn_rows(Pass<T>& pass, const T* rows, int64_t columns, T* units) {
-    constexpr int64_t lanes = simd<T>::lanes;
-    const Blocks blocks(columns, turned_units);
-    pass.run(blocks.count, columns * pass.d.B, [&](int64_t task, int) {
-        const int64_t end = blocks.start(task + 1);
-        vec_t<T> x[lanes];
-        for (int64_t b = 0; b < pass.stride; b += lanes)
-            for (int64_t c = blocks.start(task); c < end; c += lanes) {
-                const int64_t width = smaller(end - c, lanes);
-                const T* from = rows + b * columns + c;
-#pragma GCC unroll 16
-                for (int64_t i = 0; i < lanes; ++i)
-                    x[i] = b + i >= pass.d.B ? vec_t<T>{}
-                           : width == lanes  ? load<T>(from + i * columns)
-                                             : load_first<T>(from + i * columns, width);
-                transpose<T>(x);
-                for (int64_t i = 0; i < width; ++i)
-                    store<T>(units + (c + i) * pass.stride + b, x[i]);
-            }
-    });
-}
-
-// A vector's width of columns of a panel [B][width] from `count` units, the missing ones zero.
-template <class T>
-void turn_units(const Pass<T>& pass, const T* units, int64_t count, T* panel, int64_t width) {
-    constexpr int64_t lanes = simd<T>::lanes;
-    vec_t<T> x[lanes];
-    for (int64_t b = 0; b < pass.d.B; b += lanes) {
-#pragma GCC unroll 16
-        for (int64_t i = 0; i < lanes; ++i)
-            x[i] = i < count ? load<T>(units + i * pass.stride + b) : vec_t<T>{};
-        transpose<T>(x);
-        const int64_t cases = smaller(pass.d.B - b, lanes);
-        for (int64_t i = 0; i < cases; ++i) store<T>(panel + (b + i) * width, x[i]);
-    }
-}
 
 // ---------------------------------------------------------------------------- outputs and loss
 
@@ -209,13 +72,42 @@ double softmax_loss(Pass<T>& pass, const int64_t* classes, double scale, T* outp
 
 // ---------------------------------------------------------------------------- forward
 
-// Outputs of the J units of a layer from i0 on.
+// Parameters of one net, or the point θ + μv, which the units make as they go forward.
 template <class T>
-void forward_units(const Pass<T>& pass, const Layer& layer, const T* theta, int64_t i0, int64_t J,
-                   T* units) {
-    const T* W = theta + layer.weights + i0 * layer.n;
-    const T* b = theta + layer.biases + i0;
-    pass.template product<false>(J, layer.n, W, layer.n, pass.inputs_of(layer), units);
+struct Point {
+    const T *theta, *velocity;  // velocity may be null: θ itself
+    T momentum;
+    T* ahead;
+    const T* at() const { return velocity ? ahead : theta; }
+    void reach(int64_t from, int64_t n) const {
+        if (velocity) look_ahead(theta + from, velocity + from, momentum, ahead + from, n);
+    }
+    // What reach() will read, on its way into the cache.
+    void fetch(int64_t from, int64_t to) const {
+        for (int64_t i = from; i < to; i += 64 / sizeof(T)) {
+            __builtin_prefetch(theta + i, 0, 2);
+            if (velocity) __builtin_prefetch(velocity + i, 0, 2);
+        }
+    }
+};
+
+// Outputs of a layer's units of one block.
+template <class T>
+void forward_units(const Pass<T>& pass, const Layer& layer, const Point<T>& point,
+                   const Blocks& down, int64_t block, T* units) {
+    const int64_t i0 = down.start(block), J = down.start(block + 1) - i0;
+    point.reach(layer.weights + i0 * layer.n, J * layer.n);
+    point.reach(layer.biases + i0, J);
+    const T* W = point.at() + layer.weights + i0 * layer.n;
+    const T* b = point.at() + layer.biases + i0;
+    // Behind the blocks of the other threads comes the next one of this.
+    const int64_t next = smaller(block + pass.threads(), down.count - 1);
+    const int64_t from = layer.weights + down.start(next) * layer.n;
+    const int64_t size = next > block ? (down.start(next + 1) - down.start(next)) * layer.n : 0;
+    const auto fetch = [&](int64_t tile, int64_t tiles) {
+        point.fetch(from + size * tile / tiles, from + size * (tile + 1) / tiles);
+    };
+    pass.template product<false>(J, layer.n, W, layer.n, pass.inputs_of(layer), units, fetch);
     for (int64_t j = 0; j < J; ++j) {
         T* unit = units + j * pass.stride;
         const vec_t<T> bias = splat<T>(b[j]);
@@ -225,17 +117,16 @@ void forward_units(const Pass<T>& pass, const Layer& layer, const T* theta, int6
 }
 
 template <class T>
-void forward_layer(Pass<T>& pass, const Layer& layer, const T* theta, T* to) {
+void forward_layer(Pass<T>& pass, const Layer& layer, const Point<T>& point, T* to) {
     const Blocks down(layer.m, tile_rows);
     pass.run(down.count, layer.m * layer.n * pass.stride, [&](int64_t task, int) {
-        const int64_t i0 = down.start(task), J = down.start(task + 1) - i0;
-        forward_units(pass, layer, theta, i0, J, to + i0 * pass.stride);
+        forward_units(pass, layer, point, down, task, to + down.start(task) * pass.stride);
     });
 }
 
 // The last layer and its loss; leaves its delta.
 template <class T>
-double elementwise_loss(Pass<T>& pass, LossKind kind, const T* targets, const T* theta,
+double elementwise_loss(Pass<T>& pass, LossKind kind, const T* targets, const Point<T>& point,
                         double scale) {
     constexpr int64_t wide = sizeof(double) / sizeof(T);
     const Layer& last = pass.last();
@@ -243,7 +134,7 @@ double elementwise_loss(Pass<T>& pass, LossKind kind, const T* targets, const T*
     pass.run(down.count, last.m * last.n * pass.stride, [&](int64_t task, int worker) {
         const int64_t i0 = down.start(task), J = down.start(task + 1) - i0;
         T* units = pass.delta_of(last) + i0 * pass.stride;
-        forward_units(pass, last, theta, i0, J, units);
+        forward_units(pass, last, point, down, task, units);
         T* work = pass.scratch(worker, pass.stride * (2 + wide));
         T* y = work + pass.stride * (1 + wide);
         double sum = 0.0;
@@ -264,13 +155,13 @@ double elementwise_loss(Pass<T>& pass, LossKind kind, const T* targets, const T*
 // The loss; leaves the states and the last layer's delta.
 template <class T>
 double forward_net(Pass<T>& pass, LossKind kind, const T* targets, const int64_t* classes,
-                   const T* theta, double scale) {
+                   const Point<T>& point, double scale) {
     for (const Layer& layer : pass.layers)
         if (&layer != &pass.last())
-            forward_layer(pass, layer, theta, pass.states + layer.above * pass.stride);
-    if (kind != LossKind::softmax) return elementwise_loss(pass, kind, targets, theta, scale);
+            forward_layer(pass, layer, point, pass.states + layer.above * pass.stride);
+    if (kind != LossKind::softmax) return elementwise_loss(pass, kind, targets, point, scale);
     T* outputs = pass.delta_of(pass.last());
-    forward_layer(pass, pass.last(), theta, outputs);
+    forward_layer(pass, pass.last(), point, outputs);
     return softmax_loss(pass, classes, scale, outputs);
 }
 
@@ -291,7 +182,8 @@ void backward_deltas(Pass<T>& pass, const T* theta) {
             T* columns = pass.scratch(worker, layer.m * J);
             pack_left<T, false>(columns, W + i0, layer.n, layer.m, J, T(1));
             T* units = to + i0 * pass.stride;
-            pass.template product<true>(J, layer.m, columns, J, delta, units);
+            pass.template product<true>(J, layer.m, columns, J, delta, units,
+                                        [](int64_t, int64_t) {});
             scale_by_derivative<T>(below.activation, units, y + i0 * pass.stride, nullptr,
                                    J * pass.stride);
         });
@@ -313,35 +205,79 @@ void sum_cases(const Pass<T>& pass, const T* units, int64_t count, T* sums) {
     }
 }
 
+// What becomes of one net's gradient: it is kept, or moves the parameters, or both.
+template <class T>
+struct Outcome {
+    T* gradient;         // or null
+    T *theta, *velocity; // or null: nothing moves
+    T* point;            // where the gradient was taken, beside theta; null: at theta
+    Coefficients<T> rates;
+    bool has_l2;
+
+    bool moves() const { return theta != nullptr; }
+    Outcome kept() const { return {gradient, nullptr, nullptr, nullptr, {}, false}; }
+    // g [rows][apart] of n parameters a row, the first from `at` on, the next `stride` behind.
+    void take(int64_t at, int64_t n, int64_t rows, int64_t stride, const T* g, int64_t apart) const {
+        if (gradient)
+            for (int64_t j = 0; j < rows; ++j)
+                std::memcpy(gradient + at + j * stride, g + j * apart,
+                            static_cast<std::size_t>(n) * sizeof(T));
+        const Stretch<T> here{theta + at, velocity + at, point ? point + at : nullptr, g};
+        const auto update = !has_l2 ? update_rows<T, false, false>
+                            : point ? update_rows<T, true, true>
+                                    : update_rows<T, true, false>;
+        update(here, rates, n, rows, stride, apart);
+    }
+    // What take() will touch, on its way while the gradient is computed.
+    void fetch(int64_t at, int64_t n, int64_t rows, int64_t stride) const {
+        constexpr int64_t line = 64 / sizeof(T);
+        for (int64_t j = 0; j < rows; ++j, at += stride)
+            for (int64_t i = 0; i < n; i += line) {
+                __builtin_prefetch(theta + at + i, 1);
+                __builtin_prefetch(velocity + at + i, 1);
+            }
+    }
+};
+
 // A layer's gradient for one panel of its inputs; with the first of them come the biases.
 template <class T>
-void layer_gradient(Pass<T>& pass, const Layer& layer, int64_t p, const T* x, T* gradient,
-                    int worker) {
+void layer_gradient(Pass<T>& pass, const Layer& layer, int64_t p, const T* x,
+                    const Outcome<T>& outcome, int worker) {
     constexpr int64_t lanes = simd<T>::lanes;
     const int64_t B = pass.d.B;
     const Panels<T> panels(layer.n);
     const int64_t j0 = panels.first(p), width = panels.width(p), used = panels.used(p);
     const T* delta = pass.delta_of(layer);
-    T* panel = pass.scratch(worker, B * width);
+    const bool moves = outcome.moves();
+    T* panel = pass.scratch(worker, B * width + (moves ? layer.m * width : 0));
+    T* sums = panel + B * width;
     if (layer.below < 0)
         pack_panel<T, false>(panel, panels, p, x, layer.n, B);
     else
         for (int64_t j = 0; j < width; j += lanes)
             turn_units(pass, pass.inputs_of(layer) + (j0 + j) * pass.stride,
                        smaller(used - j, lanes), panel + j, width);
-    const Target<T> to{gradient + layer.weights + j0, layer.n, nullptr, layer.n};
     const Blocks down(layer.m, tile_rows), depth(B, block_k);
     for (int64_t b = 0; b < depth.count; ++b) {
         const int64_t k0 = depth.start(b), K = depth.start(b + 1) - k0;
+        const bool last = b + 1 == depth.count;
         for (int64_t i = 0; i < down.count; ++i) {
             const int64_t i0 = down.start(i), J = down.start(i + 1) - i0;
-            Target<T> C = to.at(i0, 0);
-            if (b) C.start = C.C;
-            tile_product<T, false>(J, width, used, delta + i0 * pass.stride + k0, pass.stride,
-                                   panel + k0 * width, K, C);
+            const int64_t at = layer.weights + i0 * layer.n + j0;
+            Target<T> C{moves ? sums + i0 * width : outcome.gradient + at, moves ? width : layer.n,
+                        nullptr, 0};
+            if (b) C.start = C.C, C.start_stride = C.stride;
+            if (moves && last) outcome.fetch(at, used, J, layer.n);
+            tile_product<T, false>(J, width, moves ? width : used,
+                                   delta + i0 * pass.stride + k0, pass.stride, panel + k0 * width,
+                                   K, C);
+            if (moves && last) outcome.take(at, used, J, layer.n, C.C, width);
         }
     }
-    if (p == 0) sum_cases(pass, delta, layer.m, gradient + layer.biases);
+    if (p > 0) return;
+    T* biases = moves ? sums : outcome.gradient + layer.biases;
+    sum_cases(pass, delta, layer.m, biases);
+    if (moves) outcome.take(layer.biases, layer.m, 1, 0, biases, 0);
 }
 
 struct GradientTask {
@@ -349,9 +285,11 @@ struct GradientTask {
     int64_t panel;
 };
 
-// Those of the layers with most units first, so that the threads end together.
+// Those of the layers with most units first, so that the threads end together, and of a layer in
+// turns from as many places as there are threads: what neighbouring panels write shares cache lines,
+// which would go back and forth.
 template <class T>
-std::vector<GradientTask> gradient_tasks(const std::vector<Layer>& layers) {
+std::vector<GradientTask> gradient_tasks(const std::vector<Layer>& layers, int64_t threads) {
     std::vector<const Layer*> order;
     for (const Layer& layer : layers) {
         auto at = order.begin();
@@ -359,8 +297,12 @@ std::vector<GradientTask> gradient_tasks(const std::vector<Layer>& layers) {
         order.insert(at, &layer);
     }
     std::vector<GradientTask> tasks;
-    for (const Layer* layer : order)
-        for (int64_t p = 0; p < Panels<T>(layer->n).count(); ++p) tasks.push_back({layer, p});
+    for (const Layer* layer : order) {
+        const int64_t panels = Panels<T>(layer->n).count();
+        const int64_t apart = (panels + threads - 1) / threads;
+        for (int64_t first = 0; first < apart; ++first)
+            for (int64_t p = first; p < panels; p += apart) tasks.push_back({layer, p});
+    }
     return tasks;
 }
 
@@ -370,7 +312,6 @@ struct Data {
     LossKind kind;
     Grouped<T> x;
     const LossTargets<T>& targets;
-    Grouped<T> theta;
     double scale;
     // The targets of an autoencoder may be its inputs: those are turned once.
     bool reconstructs(const Pass<T>& pass) const {
@@ -379,10 +320,11 @@ struct Data {
     }
 };
 
-// Net g; with `turned` the arrays hold inputs and targets that all nets share.
+// Net g; with `turned` the arrays hold inputs and targets that all nets share. A net whose loss is not
+// finite does not move.
 template <class T>
-double net_gradient(Pass<T>& pass, const Data<T>& data, const std::vector<GradientTask>& tasks,
-                    int64_t g, bool turned, T* gradient) {
+double net_pass(Pass<T>& pass, const Data<T>& data, const std::vector<GradientTask>& tasks,
+                int64_t g, bool turned, const Point<T>& point, const Outcome<T>& wanted) {
     const bool reconstructs = data.reconstructs(pass), classes = data.kind == LossKind::softmax;
     if (!turned || data.x.stride != 0)
         turn_rows(pass, data.x.at(g), pass.d.sizes[0], pass.inputs);
@@ -390,43 +332,79 @@ double net_gradient(Pass<T>& pass, const Data<T>& data, const std::vector<Gradie
         turn_rows(pass, data.targets.values.at(g), pass.last().m, pass.targets);
     const double loss =
         forward_net(pass, data.kind, reconstructs ? pass.inputs : pass.targets,
-                    classes ? data.targets.classes.at(g) : nullptr, data.theta.at(g), data.scale);
-    backward_deltas(pass, data.theta.at(g));
-    const int64_t work = (pass.last().biases + pass.last().m) * pass.d.B;
+                    classes ? data.targets.classes.at(g) : nullptr, point, data.scale);
+    const Outcome<T> outcome = __builtin_isfinite(loss) ? wanted : wanted.kept();
+    if (!outcome.moves() && outcome.gradient == nullptr) return data.scale * loss;
+    backward_deltas(pass, point.at());
+    const int64_t work = parameters(pass.layers) * pass.d.B;
     pass.run(static_cast<int64_t>(tasks.size()), work, [&](int64_t task, int worker) {
-        layer_gradient(pass, *tasks[task].layer, tasks[task].panel, data.x.at(g), gradient, worker);
+        layer_gradient(pass, *tasks[task].layer, tasks[task].panel, data.x.at(g), outcome, worker);
     });
     return data.scale * loss;
+}
+
+// use(pass, tasks, g, turned) for every net, of the tasks of its gradient; gives whether the arrays
+// now hold what all nets share. Of small nets, as many as the threads can share evenly go to one
+// thread each; all work on the others, and on each of the large ones, whose arrays fill the caches
+// of all.
+template <class T, class F>
+void for_nets(const NetDims& d, const F& use) {
+    const std::vector<Layer> layers = layers_of(d);
+    Region region(d.threads, Denormals::flush);
+    const int64_t crew = region.threads();
+    const std::vector<GradientTask> tasks = gradient_tasks<T>(layers, crew);
+    const int64_t one_each = crew > 1 && parameters(layers) * d.B < small_net ? d.G / crew * crew : 0;
+    const int64_t bytes = Pass<T>::bytes(d, layers);
+    char* memory = static_cast<char*>(region.shared((one_each ? crew : 1) * bytes));
+    region.run(one_each, [&](int64_t g, int worker) {
+        Pass<T> pass(d, layers, region, worker, memory + worker * bytes);
+        use(pass, tasks, g, false);
+    });
+    Pass<T> pass(d, layers, region, -1, memory);
+    bool turned = false;
+    for (int64_t g = one_each; g < d.G; ++g) turned = use(pass, tasks, g, turned);
 }
 
 template <class T>
 void gradient(const NetDims& d, LossKind kind, Grouped<T> x, const LossTargets<T>& targets,
               Grouped<T> theta, double scale, T* gradient, double* losses) {
-    const std::vector<Layer> layers = layers_of(d);
-    const std::vector<GradientTask> tasks = gradient_tasks<T>(layers);
-    const Data<T> data{kind, x, targets, theta, scale};
-    const int64_t N = layers.back().biases + layers.back().m;
-    Region region(d.threads, Denormals::flush);
-    // Of small nets, as many as the threads can share evenly go to one thread each; all work on the
-    // others, and on each of the large ones, whose arrays fill the caches of all.
-    const int64_t crew = region.threads();
-    const int64_t one_each = crew > 1 && N * d.B < small_net ? d.G / crew * crew : 0;
-    const int64_t bytes = Pass<T>::bytes(d, layers);
-    char* memory = static_cast<char*>(region.shared((one_each ? crew : 1) * bytes));
-    region.run(one_each, [&](int64_t g, int worker) {
-        Pass<T> pass(d, layers, region, worker, memory + worker * bytes);
-        losses[g] = net_gradient(pass, data, tasks, g, false, gradient + g * N);
+    const Data<T> data{kind, x, targets, scale};
+    for_nets<T>(d, [&](Pass<T>& pass, const auto& tasks, int64_t g, bool turned) {
+        const Point<T> point{theta.at(g), nullptr, T(0), nullptr};
+        T* to = gradient + g * parameters(pass.layers);
+        const Outcome<T> outcome{to, nullptr, nullptr, nullptr, {}, false};
+        losses[g] = net_pass(pass, data, tasks, g, turned, point, outcome);
+        return true;
     });
-    Pass<T> pass(d, layers, region, -1, memory);
-    for (int64_t g = one_each; g < d.G; ++g)
-        losses[g] = net_gradient(pass, data, tasks, g, g > one_each, gradient + g * N);
+}
+
+template <class T>
+void update(const NetDims& d, LossKind kind, Grouped<T> x, const LossTargets<T>& targets,
+            double scale, const NetUpdate<T>& u, double* losses) {
+    const Data<T> data{kind, x, targets, scale};
+    for_nets<T>(d, [&](Pass<T>& pass, const auto& tasks, int64_t g, bool turned) {
+        if (u.active && !u.active[g]) return turned;
+        const int64_t N = parameters(pass.layers);
+        T *theta = u.theta + g * N, *velocity = u.velocity + g * N;
+        const bool ahead = u.lookahead[g] != 0.0;
+        const Point<T> point{theta, ahead ? velocity : nullptr, T(u.lookahead[g]), pass.ahead};
+        const T rate = T(u.learning_rate[g]), momentum = T(u.momentum[g]);
+        const Outcome<T> outcome{u.gradient ? u.gradient + g * N : nullptr,
+                                 theta,
+                                 velocity,
+                                 ahead ? pass.ahead : nullptr,
+                                 {rate, momentum, T(0), u.l2 ? T(u.l2[g]) : T(0)},
+                                 u.l2 != nullptr};
+        losses[g] = net_pass(pass, data, tasks, g, turned, point, outcome);
+        return true;
+    });
 }
 
 }  // namespace
 
 template <class T>
 const NetKernels<T>& net_kernels() {
-    static const NetKernels<T> kernels = {gradient<T>};
+    static const NetKernels<T> kernels = {gradient<T>, update<T>};
     return kernels;
 }
 template const NetKernels<float>& net_kernels<float>();

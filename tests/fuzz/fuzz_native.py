@@ -304,6 +304,23 @@ def net_gradient(d: Sizes) -> Arguments:
     }
 
 
+def net_update(d: Sizes) -> Arguments:
+    given = net_gradient(d)
+    given["theta"] = given["theta"].repeat(d.G // len(given["theta"]), 1)
+    rate = {name: d.out(dtype=torch.float64).fill_(0.1) for name in ("momentum", "lookahead", "l2")}
+    return {
+        **{name: given[name] for name in ("kind", "x", "targets", "theta")},
+        "velocity": torch.zeros_like(given["theta"]),
+        **{name: given[name] for name in ("sizes", "activations", "scale")},
+        "learning_rate": d.out(dtype=torch.float64).fill_(0.1),
+        **rate,
+        "active": d.out(dtype=torch.bool).fill_(True) if d.flag else None,
+        "out": given["out"] if d.optional else None,
+        "losses": given["losses"],
+        "threads": d.threads,
+    }
+
+
 def entries(d: Sizes, rows: int, columns: int) -> tuple[Arguments, int]:
     """Entries of a matrix row by row, every other row short where ``optional``; and K."""
     K = min(d.k, columns)
@@ -364,6 +381,7 @@ RECIPES = (
     dense_backward,
     dense_gradient,
     net_gradient,
+    net_update,
     ell_product,
     ell_gradient,
     ell_scan,

@@ -16,7 +16,8 @@ from torch import Tensor
 
 import hfcore as hf
 from hfcore.bindings import conjugate_gradient, dense, loss, recurrence
-from hfcore.bindings.momentum import lookahead_point, momentum_update
+from hfcore.bindings.momentum import Step, lookahead_point, momentum_update
+from hfcore.bindings.net import net_update
 from hfcore.kernels.recurrence import RnnWeights
 
 pytestmark = pytest.mark.gpu
@@ -200,6 +201,26 @@ def test_whole_nets(net: str, kind: str) -> None:
     want_losses, want = nets.oracle(case)
     assert float((gradient.cpu().double() - want).norm()) <= 1e-5 * float(want.norm())
     torch.testing.assert_close(losses.cpu(), want_losses, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("kind", nets.KINDS)
+@pytest.mark.parametrize("net", nets.NETS)
+def test_updates_of_whole_nets(net: str, kind: str) -> None:
+    """θ and v of CPU and CUDA data after one update."""
+    case = nets.Case(net, 17, kind, torch.float32, G=3)
+    step, moved = Step(0.1, 0.9, 0.9, 0.01), []
+    for device in ("cpu", "cuda"):
+        theta, x, y = (t.to(device) for t in (case.theta, case.x, case.targets))
+        velocity = theta / 10
+        theta = theta.clone()
+        active = torch.tensor([True, False, True])
+        with hf.use_backend(device):
+            losses = net_update(
+                *(kind, x, y, theta, velocity, case.sizes, case.activations, step), active=active
+            )
+        moved.append([t.cpu() for t in (theta, velocity, losses)])
+    for got, want in zip(*moved, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 @pytest.mark.parametrize(("precision", "eps"), [("tf32x3", 4e-7), ("tf32", 2.0**-10)])

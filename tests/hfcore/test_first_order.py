@@ -21,6 +21,7 @@ from hfcore.training.gradients import (
     FusedBackpropagation,
     backpropagation,
 )
+from hfcore.training.steps import FirstOrderStepper
 
 ADDITION = Addition(10)
 IMAGES = Reconstruction("curves", images=40)
@@ -139,6 +140,134 @@ def test_any_optimiser_moves_as_it_does_on_autograd(
         torch.testing.assert_close(p, q, rtol=1e-8, atol=1e-12)
     moved = zip(ours.parameters(), before.parameters(), strict=True)
     assert any(not torch.equal(p, q) for p, q in moved)
+
+
+MOMENTUM = {
+    "sgd": lambda p: hf.SGD(p, lr=0.01),
+    "cm": lambda p: hf.ClassicalMomentum(p, lr=0.01, momentum=0.9),
+    "nag": lambda p: hf.NAG(p, lr=0.01, momentum=0.9, weight_decay=0.1),
+}
+
+
+def stepped(
+    problem: Problem, start: Start, make: Any, **options: Any
+) -> tuple[nn.Module, torch.optim.Optimizer, list[float]]:
+    """Five updates on the same batches."""
+    model = start.build(problem, 0)
+    opt = make(model.parameters())
+    stepper = FirstOrderStepper(model, problem, opt, BATCH, **options)
+    generator = np.random.default_rng(0)
+    losses = [
+        stepper.step([problem.batch(BATCH, generator, torch.float32)]).stats["loss"]
+        for _ in range(5)
+    ]
+    return model, opt, losses
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("method", MOMENTUM)
+def test_the_update_in_one_go_has_the_bits_of_a_closure(
+    name: str, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = (*CASES[name], MOMENTUM[method])
+    whole, opt, losses = stepped(*given, gradients=False)
+    assert all(p.grad is None for p in whole.parameters())
+    kept, _, kept_losses = stepped(*given)
+    # a closure that offers nothing more is called where its gradient is wanted
+    monkeypatch.setattr("hfcore.optimisers.momentum.UpdatingClosure", type("Nothing", (), {}))
+    parts, other, parts_losses = stepped(*given)
+    assert losses == kept_losses == parts_losses
+    for p, k, q in zip(whole.parameters(), kept.parameters(), parts.parameters(), strict=True):
+        assert torch.equal(p, k)
+        assert torch.equal(p, q)
+        assert torch.equal(opt.state[p]["velocity"], other.state[q]["velocity"])
+        assert k.grad is not None
+        assert q.grad is not None
+        assert torch.equal(k.grad, q.grad)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("method", MOMENTUM)
+def test_parameters_that_do_not_lie_in_one_piece(name: str, method: str) -> None:
+    """Two groups, or another order: the same bits, by the closure."""
+    problem, start = CASES[name]
+    want, _, losses = stepped(problem, start, MOMENTUM[method])
+
+    def in_groups(parameters: Any) -> Any:
+        first, *rest = parameters
+        return MOMENTUM[method]([{"params": [first]}, {"params": rest}])
+
+    def backwards(parameters: Any) -> Any:
+        return MOMENTUM[method](list(parameters)[::-1])
+
+    for make in (in_groups, backwards):
+        got, _, others = stepped(problem, start, make)
+        assert others == losses
+        for p, q in zip(got.parameters(), want.parameters(), strict=True):
+            assert torch.equal(p, q)
+
+
+def test_what_happens_between_updates_is_seen() -> None:
+    """Parameters written through .data, velocities and options: nothing is remembered."""
+    problem, start = CASES["images"]
+    batch = problem.batch(BATCH, np.random.default_rng(0), torch.float32)
+
+    def run(other: bool) -> list[torch.Tensor]:
+        model = start.build(problem, 0)
+        opt = hf.NAG(model, lr=0.01, momentum=0.9)
+        stepper = FirstOrderStepper(model, problem, opt, BATCH)
+        stepper.step([batch])
+        with torch.no_grad():
+            for p in model.parameters():
+                p.data.mul_(0.5)
+                opt.state[p]["velocity"].mul_(2)
+        opt.param_groups[0]["momentum"] = 0.5
+        if other:  # the same values in new memory
+            state = copy.deepcopy(opt.state_dict())
+            model = copy.deepcopy(model)
+            opt = hf.NAG(model, lr=0.01, momentum=0.9)
+            opt.load_state_dict(state)
+            stepper = FirstOrderStepper(model, problem, opt, BATCH)
+        stepper.step([batch])
+        return list(model.parameters())
+
+    for p, q in zip(run(False), run(True), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_hooks_of_the_optimiser_run() -> None:
+    problem, start = CASES["images"]
+    model = start.build(problem, 0)
+    opt = hf.NAG(model, lr=0.01)
+    seen: list[str] = []
+    opt.register_step_pre_hook(lambda *_: seen.append("before"))
+    opt.register_step_post_hook(lambda *_: seen.append("after"))
+    decay = torch.optim.lr_scheduler.ExponentialLR(opt, 0.5)
+    FirstOrderStepper(model, problem, opt, BATCH).step(
+        [problem.batch(BATCH, np.random.default_rng(0), torch.float32)]
+    )
+    decay.step()
+    assert seen == ["before", "after"]
+    assert opt.param_groups[0]["lr"] == 0.005
+
+
+class Norms(Callback):
+    """Of the gradients after every update, where there are any."""
+
+    def __init__(self, *, reads: bool) -> None:
+        self.reads_gradients = reads
+        self.found: list[bool] = []
+
+    def on_step(self, state: TrainState) -> None:
+        self.found.append(all(p.grad is not None for p in state.model.parameters()))
+
+
+@pytest.mark.parametrize("reads", [True, False])
+def test_a_callback_finds_the_gradients_it_asks_for(reads: bool) -> None:
+    problem, start = CASES["images"]
+    model, norms = start.build(problem, 0), Norms(reads=reads)
+    train(model, problem, hf.NAG(model, lr=0.01), callbacks=[norms])
+    assert norms.found == [reads] * UPDATES
 
 
 class Halved(hf.MLP):

@@ -1,16 +1,18 @@
-"""Loss and gradient of whole nets against autograd in float64, on every backend that has them."""
+"""Loss, gradient and update of whole nets against autograd in float64, on every backend."""
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcore.bindings.dispatch import native
+from hfcore.bindings.dispatch import native, use_backend
 from hfcore.bindings.loss import KINDS
-from hfcore.bindings.net import layer_by_layer, net_gradient
+from hfcore.bindings.momentum import Step, lookahead_point, momentum_update
+from hfcore.bindings.net import layer_by_layer, net_gradient, net_update
 
 Net = tuple[tuple[int, ...], tuple[str, ...]]
 # Sizes and activations: one layer, ones, primes, 12 rows and 32 columns of a tile ± 1, deeper than
@@ -359,3 +361,268 @@ def test_the_form_of_cuda_data(net: str, kind: str, dtype: torch.dtype, cpu: Non
     tolerance = 1e-5 if dtype == torch.float32 else 1e-13
     torch.testing.assert_close(losses.expand(3), want_losses, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(out, want, rtol=tolerance, atol=tolerance)
+
+
+# ---------------------------------------------------------------------------- updates
+
+SCALE = 0.3
+
+
+def column(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def step_of(G: int, *, ahead: bool = True, l2: bool = False) -> Step:
+    """Coefficients of its own for every net, not representable in float32; one looks not ahead."""
+    nets = torch.arange(G, dtype=torch.float64)
+    momentum = 0.9 - 0.1 * nets / 3
+    lookahead = momentum * (nets != 1) if ahead else torch.zeros_like(momentum)
+    return Step(0.05 + 0.01 * nets / 3, momentum, lookahead, 0.01 + nets / 300 if l2 else None)
+
+
+class Update:
+    """A net with a velocity."""
+
+    def __init__(self, case: Case, step: Step) -> None:
+        self.case, self.step = case, step
+        draw = torch.Generator().manual_seed(7)
+        self.velocity = torch.randn(case.theta.shape, generator=draw).to(case.theta) / 10
+        self.active: Tensor | None = None
+
+    @property
+    def net(self) -> tuple[Any, ...]:
+        case = self.case
+        return case.kind, case.x, case.targets
+
+    def in_one(self, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """θ, v and the losses, from copies."""
+        theta, velocity = self.case.theta.clone(), self.velocity.clone()
+        losses = net_update(
+            *self.net,
+            theta,
+            velocity,
+            self.case.sizes,
+            self.case.activations,
+            self.step,
+            scale=SCALE,
+            active=self.active,
+            out=out,
+        )
+        return theta, velocity, losses
+
+    def in_turn(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same by the ops it stands for, and the gradient."""
+        theta, velocity = self.case.theta.clone(), self.velocity.clone()
+        point = lookahead_point(theta, velocity, self.step.lookahead)
+        losses, gradient = net_gradient(
+            *self.net, point, self.case.sizes, self.case.activations, scale=SCALE
+        )
+        rate, momentum, _, l2 = self.step
+        momentum_update(
+            theta,
+            velocity,
+            gradient,
+            learning_rate=rate,
+            momentum=momentum,
+            l2=l2,
+            ahead=point,
+            active=self.active,
+        )
+        return theta, velocity, losses, gradient
+
+
+@pytest.fixture(params=[1, 2, 3], ids=lambda n: f"{n} threads")
+def threads(request: pytest.FixtureRequest, cpu: None) -> int:
+    torch.set_num_threads(request.param)
+    return request.param
+
+
+FORMS = [
+    {"ahead": ahead, "l2": l2} for ahead, l2 in product([False, True], repeat=2)
+]  # classical and Nesterov's
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("B", [1, 17, 300])
+@pytest.mark.parametrize("net", NETS)
+def test_has_the_bits_of_its_parts(
+    net: str, B: int, kind: str, form: dict[str, bool], dtype: torch.dtype, threads: int
+) -> None:
+    case = Case(net, B, kind, dtype, G=3)
+    update = Update(case, step_of(3, **form))
+    *want, gradient = update.in_turn()
+    for out in (None, case.out):
+        for got, expected in zip(update.in_one(out), want, strict=True):
+            assert torch.equal(got, expected)
+    assert torch.equal(case.out, gradient)
+
+
+@pytest.mark.parametrize("own_data", [False, True], ids=["shared data", "own data"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_nets_of_a_group(kind: str, own_data: bool, threads: int) -> None:
+    """All threads work on each."""
+    case = Case("deep", 700, kind, G=2, own_data=own_data)
+    update = Update(case, step_of(2, l2=True))
+    *want, _ = update.in_turn()
+    for got, expected in zip(update.in_one(), want, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("net", NETS)
+def test_an_update_against_algebra(
+    net: str, kind: str, form: dict[str, bool], dtype: torch.dtype, backend: str
+) -> None:
+    """Eqs. 1-4 with the gradient of autograd, in float64."""
+    case = Case(net, 17, kind, dtype, G=2)
+    update = Update(case, step_of(2, **form))
+    theta, velocity, losses = update.in_one()
+    rate, momentum, lookahead, l2 = (
+        torch.zeros(2, 1) if r is None else torch.as_tensor(r)[:, None] for r in update.step
+    )
+    start, v = case.theta.double(), update.velocity.double()
+    point = start + lookahead * v
+    case.theta = point
+    want_losses, gradient = oracle(case, SCALE)
+    v = momentum * v - rate * (gradient + l2 * point)
+    tolerance = 1e-4 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(losses, want_losses, rtol=tolerance, atol=0)
+    torch.testing.assert_close(velocity.double(), v, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(theta.double(), start + v, rtol=tolerance, atol=tolerance)
+
+
+def test_nets_that_are_not_active(backend: str, dtype: torch.dtype) -> None:
+    case = Case("primes", 20, "squared", dtype, G=5)
+    update = Update(case, step_of(5))
+    all_of_them = update.in_one()
+    update.active = torch.tensor([True, False, True, False, True])
+    theta, velocity, losses = update.in_one()
+    assert losses.isnan().tolist() == [False, True, False, True, False]
+    for g, on in enumerate(update.active.tolist()):
+        want = all_of_them if on else (case.theta, update.velocity)
+        assert torch.equal(theta[g], want[0][g])
+        assert torch.equal(velocity[g], want[1][g])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_net_whose_loss_is_not_finite_stays(bad: float, backend: str, dtype: torch.dtype) -> None:
+    case = Case("one layer", 20, "squared", dtype, G=3)
+    case.theta[1, 0] = bad
+    update = Update(case, step_of(3))
+    theta, velocity, losses = update.in_one()
+    assert losses.isfinite().tolist() == [True, False, True]
+    assert torch.equal(theta[1, 1:], case.theta[1, 1:])
+    assert torch.equal(velocity[1], update.velocity[1])
+    for g in (0, 2):
+        assert not torch.equal(theta[g], case.theta[g])
+    out = torch.full_like(theta, 7.0)
+    update.in_one(out)
+    assert not bool(out[1].isfinite().all())  # what its gradient is, it is
+
+
+def test_a_float_serves_all_nets(backend: str) -> None:
+    case = Case("ones", 5, G=2)
+    numbers = Update(case, Step(0.1, 0.9, 0.9, 0.01)).in_one()
+    tensors = Update(case, Step(*(column(r, r) for r in (0.1, 0.9, 0.9, 0.01)))).in_one()
+    for got, want in zip(numbers, tensors, strict=True):
+        assert torch.equal(got, want)
+
+
+def refuse_update(change: dict[str, Any], error: type[Exception], text: str) -> None:
+    case = Case("one layer", 4)
+    given: dict[str, Any] = {
+        "kind": "squared",
+        "x": case.x,
+        "targets": case.targets,
+        "theta": case.theta,
+        "velocity": torch.zeros(1, 8),
+        "sizes": case.sizes,
+        "activations": case.activations,
+        "step": Step(0.1, 0.9),
+    }
+    with pytest.raises(error, match=text):
+        net_update(**(given | change))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (
+            {"velocity": torch.zeros(1, 7)},
+            ValueError,
+            r"velocity: got shape \[1, 7\], need \[1,8\]",
+        ),
+        ({"velocity": torch.zeros(1, 8).double()}, TypeError, "velocity: got torch.float64"),
+        ({"velocity": torch.zeros(8, 2).mT[:1]}, ValueError, "velocity: is not contiguous"),
+        ({"theta": torch.zeros(1, 9)}, ValueError, r"theta: got shape \[1, 9\], need \[G,8\]"),
+        ({"theta": torch.zeros(1, 8).requires_grad_()}, ValueError, "theta: requires grad"),
+        ({"x": torch.rand(2, 4, 3)}, ValueError, "x: got group axis 2, need 1 like theta"),
+        ({"targets": torch.rand(2, 4, 2)}, ValueError, "targets: got group axis 2, need 1 like"),
+        ({"x": torch.rand(1, 0, 3)}, ValueError, "B: got 0, need at least 1"),
+        ({"kind": "cubic"}, ValueError, "kind: got 'cubic'"),
+        ({"out": torch.zeros(1, 9)}, ValueError, r"out: got shape \[1, 9\], need \[1,8\]"),
+        ({"active": torch.ones(2, dtype=torch.bool)}, ValueError, "active: got shape"),
+        ({"active": torch.ones(1)}, TypeError, "active: got torch.float32, need torch.bool"),
+        ({"step": Step("fast", 0.9)}, TypeError, "learning_rate: got str, need a float"),
+        ({"step": Step(0.1, torch.ones(1))}, TypeError, "momentum: got torch.float32"),
+        ({"step": Step(0.1, 0.9, column(1, 2))}, ValueError, "lookahead: got shape"),
+        ({"step": Step(0.1, 0.9, 0.9, True)}, TypeError, "l2: got bool, need a float"),
+        ({"scale": float("inf")}, ValueError, "scale: got inf, need a finite number"),
+    ],
+)
+def test_an_update_refuses_by_name(
+    change: dict[str, Any], error: type[Exception], text: str, backend: str
+) -> None:
+    refuse_update(change, error, text)
+
+
+@pytest.mark.parametrize("other", ["velocity", "out", "x", "targets"])
+def test_an_update_refuses_shared_memory(other: str, backend: str) -> None:
+    memory = torch.rand(30)
+    shapes = {"velocity": (1, 8), "out": (1, 8), "x": (1, 4, 3), "targets": (1, 4, 2)}
+    size = torch.Size(shapes[other]).numel()
+    change = {"theta": memory[:8].view(1, 8), other: memory[7 : 7 + size].view(shapes[other])}
+    refuse_update(change, ValueError, f"theta: shares memory with {other}, need its own")
+
+
+def test_the_compiled_update_checks_by_itself(cpu: None) -> None:
+    x, y = torch.rand(1, 4, 3), torch.rand(1, 4, 2)
+    theta, velocity, out = torch.rand(1, 8), torch.rand(1, 8), torch.rand(1, 8)
+    rate, losses = column(0.1), column(0.0)
+    good = (
+        *(0, x, y, theta, velocity, [3, 2], [0], 1.0),
+        *(rate, rate, rate, None, None, out, losses, 1),
+    )
+    native().net_update(*good)
+    for place, value, text in (
+        (0, 3, "kind: got 3"),
+        (1, x[0], "x: got shape"),
+        (2, y[:, :3], "targets: got shape"),
+        (3, torch.rand(1, 7), "theta: got 7 parameters"),
+        (3, torch.rand(0, 8), "G: got 0"),
+        (4, torch.rand(1, 7), "velocity: got shape"),
+        (4, velocity.double(), "velocity: wrong dtype"),
+        (4, theta, "theta: shares memory with velocity"),
+        (8, rate.float(), "learning_rate: wrong dtype, need float64"),
+        (9, column(1, 2), "momentum: got shape"),
+        (10, losses, "losses: shares memory with lookahead"),
+        (11, rate.float(), "l2: wrong dtype"),
+        (12, torch.ones(1), "active: wrong dtype, need bool"),
+        (13, velocity, "velocity: shares memory with out"),
+        (14, torch.zeros(1), "losses: wrong dtype"),
+    ):
+        bad = list(good)
+        bad[place] = value
+        with pytest.raises((ValueError, TypeError), match=text):
+            native().net_update(*bad)
+
+
+def test_half_precision_has_a_form() -> None:
+    """The reference, as nothing else computes in it."""
+    case = Case("one layer", 6, dtype=torch.bfloat16)
+    with use_backend(None):
+        theta, _, losses = Update(case, Step(0.1, 0.9, 0.9)).in_one()
+    assert theta.dtype == torch.bfloat16
+    assert bool(losses.isfinite())
