@@ -6,6 +6,7 @@ Formulas: the family's reference.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from types import ModuleType
 from typing import NamedTuple
 
@@ -208,7 +209,12 @@ def check_coefficient(name: str, value: Coefficient, G: int, theta: Tensor) -> T
         return _near(name, value, theta)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: got {type(value).__name__}, need a float or a float64 tensor")
-    return torch.full((G,), float(value), dtype=torch.float64, device=theta.device)
+    return _filled(float(value), G, theta.device)
+
+
+@lru_cache(maxsize=64)  # training asks for the same few again and again; nobody writes to them
+def _filled(value: float, G: int, device: torch.device) -> Tensor:
+    return torch.full((G,), value, dtype=torch.float64, device=device)
 
 
 def _near(name: str, value: Tensor, theta: Tensor) -> Tensor:

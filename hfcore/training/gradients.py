@@ -6,8 +6,6 @@ Called with a batch, each gives the mean loss over its cases; the gradient repla
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 
@@ -38,7 +36,7 @@ class FusedBackpropagation:
         theta = self._theta.view(self.parameters)
         out = self._buffer(theta)
         losses = self._passes.gradient(theta, self._passes.prepare(batch), out)
-        self._give(self._parts)
+        self._give()
         return float(losses)
 
     def update(
@@ -48,7 +46,10 @@ class FusedBackpropagation:
         out = self._buffer(theta) if gradients else None
         data = self._passes.prepare(batch)
         losses = self._passes.update(theta, velocity, data, step, out=out)
-        self._give(self._parts if gradients else [None] * len(self.parameters))
+        if gradients:
+            self._give()
+        else:
+            self._clear()
         return float(losses)
 
     def _buffer(self, theta: Tensor) -> Tensor:
@@ -59,9 +60,14 @@ class FusedBackpropagation:
             self._parts = self._flat.split(self._gradient[0])
         return self._gradient
 
-    def _give(self, gradients: Sequence[Tensor | None]) -> None:
-        for p, gradient in zip(self.parameters, gradients, strict=True):
+    def _give(self) -> None:
+        for p, gradient in zip(self.parameters, self._parts, strict=True):
             p.grad = gradient
+
+    def _clear(self) -> None:
+        for p in self.parameters:
+            if p.grad is not None:
+                p.grad = None
 
 
 class AutogradBackpropagation:
