@@ -28,7 +28,7 @@ AGREEMENT, CHECK_LR = 1e-3, 1e-2
 AUTOENCODER_CASES = 200
 NETS = 16
 # Updates of a timed turn: training does them one after the other.
-UPDATES = 5
+UPDATES = 10
 
 
 class Form(Protocol):

@@ -1,4 +1,4 @@
-// Loss and gradient of whole nets on one minibatch, in one parallel region.
+// Loss, gradient and update of whole nets on one minibatch, in one parallel region.
 //
 // Inputs, targets, states and deltas lie unit by unit, a unit's cases in vector lanes: a scalar of W
 // stands against vectors of cases, and W is read in place going forward, a block of its columns copied
@@ -8,8 +8,8 @@
 
 #include "kernels/dense/activation.h"
 #include "kernels/dense/net_pass.h"
+#include "kernels/dense/net_step.h"
 #include "kernels/loss/elementwise.h"
-#include "kernels/momentum/update.h"
 
 namespace hfcore {
 namespace HFCORE_ISA {
@@ -71,25 +71,6 @@ double softmax_loss(Pass<T>& pass, const int64_t* classes, double scale, T* outp
 }
 
 // ---------------------------------------------------------------------------- forward
-
-// Parameters of one net, or the point θ + μv, which the units make as they go forward.
-template <class T>
-struct Point {
-    const T *theta, *velocity;  // velocity may be null: θ itself
-    T momentum;
-    T* ahead;
-    const T* at() const { return velocity ? ahead : theta; }
-    void reach(int64_t from, int64_t n) const {
-        if (velocity) look_ahead(theta + from, velocity + from, momentum, ahead + from, n);
-    }
-    // What reach() will read, on its way into the cache.
-    void fetch(int64_t from, int64_t to) const {
-        for (int64_t i = from; i < to; i += 64 / sizeof(T)) {
-            __builtin_prefetch(theta + i, 0, 2);
-            if (velocity) __builtin_prefetch(velocity + i, 0, 2);
-        }
-    }
-};
 
 // Outputs of a layer's units of one block.
 template <class T>
@@ -205,40 +186,6 @@ void sum_cases(const Pass<T>& pass, const T* units, int64_t count, T* sums) {
     }
 }
 
-// What becomes of one net's gradient: it is kept, or moves the parameters, or both.
-template <class T>
-struct Outcome {
-    T* gradient;         // or null
-    T *theta, *velocity; // or null: nothing moves
-    T* point;            // where the gradient was taken, beside theta; null: at theta
-    Coefficients<T> rates;
-    bool has_l2;
-
-    bool moves() const { return theta != nullptr; }
-    Outcome kept() const { return {gradient, nullptr, nullptr, nullptr, {}, false}; }
-    // g [rows][apart] of n parameters a row, the first from `at` on, the next `stride` behind.
-    void take(int64_t at, int64_t n, int64_t rows, int64_t stride, const T* g, int64_t apart) const {
-        if (gradient)
-            for (int64_t j = 0; j < rows; ++j)
-                std::memcpy(gradient + at + j * stride, g + j * apart,
-                            static_cast<std::size_t>(n) * sizeof(T));
-        const Stretch<T> here{theta + at, velocity + at, point ? point + at : nullptr, g};
-        const auto update = !has_l2 ? update_rows<T, false, false>
-                            : point ? update_rows<T, true, true>
-                                    : update_rows<T, true, false>;
-        update(here, rates, n, rows, stride, apart);
-    }
-    // What take() will touch, on its way while the gradient is computed.
-    void fetch(int64_t at, int64_t n, int64_t rows, int64_t stride) const {
-        constexpr int64_t line = 64 / sizeof(T);
-        for (int64_t j = 0; j < rows; ++j, at += stride)
-            for (int64_t i = 0; i < n; i += line) {
-                __builtin_prefetch(theta + at + i, 1);
-                __builtin_prefetch(velocity + at + i, 1);
-            }
-    }
-};
-
 // A layer's gradient for one panel of its inputs; with the first of them come the biases.
 template <class T>
 void layer_gradient(Pass<T>& pass, const Layer& layer, int64_t p, const T* x,
@@ -266,7 +213,7 @@ void layer_gradient(Pass<T>& pass, const Layer& layer, int64_t p, const T* x,
             const int64_t at = layer.weights + i0 * layer.n + j0;
             Target<T> C{moves ? sums + i0 * width : outcome.gradient + at, moves ? width : layer.n,
                         nullptr, 0};
-            if (b) C.start = C.C, C.start_stride = C.stride;
+            if (b) C = {C.C, C.stride, C.C, C.stride};
             if (moves && last) outcome.fetch(at, used, J, layer.n);
             tile_product<T, false>(J, width, moves ? width : used,
                                    delta + i0 * pass.stride + k0, pass.stride, panel + k0 * width,
@@ -333,14 +280,15 @@ double net_pass(Pass<T>& pass, const Data<T>& data, const std::vector<GradientTa
     const double loss =
         forward_net(pass, data.kind, reconstructs ? pass.inputs : pass.targets,
                     classes ? data.targets.classes.at(g) : nullptr, point, data.scale);
-    const Outcome<T> outcome = __builtin_isfinite(loss) ? wanted : wanted.kept();
-    if (!outcome.moves() && outcome.gradient == nullptr) return data.scale * loss;
+    const double scaled = data.scale * loss;
+    const Outcome<T> outcome = __builtin_isfinite(scaled) ? wanted : wanted.kept();
+    if (!outcome.moves() && outcome.gradient == nullptr) return scaled;
     backward_deltas(pass, point.at());
     const int64_t work = parameters(pass.layers) * pass.d.B;
     pass.run(static_cast<int64_t>(tasks.size()), work, [&](int64_t task, int worker) {
         layer_gradient(pass, *tasks[task].layer, tasks[task].panel, data.x.at(g), outcome, worker);
     });
-    return data.scale * loss;
+    return scaled;
 }
 
 // use(pass, tasks, g, turned) for every net, of the tasks of its gradient; gives whether the arrays
@@ -353,7 +301,8 @@ void for_nets(const NetDims& d, const F& use) {
     Region region(d.threads, Denormals::flush);
     const int64_t crew = region.threads();
     const std::vector<GradientTask> tasks = gradient_tasks<T>(layers, crew);
-    const int64_t one_each = crew > 1 && parameters(layers) * d.B < small_net ? d.G / crew * crew : 0;
+    const bool small = crew > 1 && parameters(layers) * d.B < small_net;
+    const int64_t one_each = small ? d.G / crew * crew : 0;
     const int64_t bytes = Pass<T>::bytes(d, layers);
     char* memory = static_cast<char*>(region.shared((one_each ? crew : 1) * bytes));
     region.run(one_each, [&](int64_t g, int worker) {
