@@ -64,7 +64,7 @@ def check_cases(model: MLP, loss: Loss, batch: Batch) -> Cases:
     Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, no
     cases, a mask, NaN or Inf.
     """
-    like = model.layers[0].weight  # parameters() would walk through all modules
+    like = next(model.layers[0].parameters())  # those of the model: a walk through all modules
     x = check_tensor("inputs", batch.inputs, ["B", model.sizes[0]], like=like)
     if x.shape[0] == 0:
         raise ValueError(f"inputs: got shape {list(x.shape)}, need at least one case")
