@@ -65,12 +65,7 @@ def momentum_update(
     """
     G = check_arrays(theta, velocity=velocity, ahead=ahead)
     _check_gradient(gradient, theta)
-    rates = (
-        check_coefficient("learning_rate", learning_rate, G, theta),
-        check_coefficient("momentum", momentum, G, theta),
-        check_coefficient("lookahead", lookahead, G, theta),
-        None if l2 is None else check_coefficient("l2", l2, G, theta),
-    )
+    rates = check_step(Step(learning_rate, momentum, lookahead, l2), G, theta)
     active = check_active(active, G, theta)
     backend = choose("momentum.momentum_update", theta)
     if backend == "reference":
@@ -108,7 +103,7 @@ def lookahead_point(
     """
     G = check_arrays(theta, velocity=velocity, out=out)
     out = torch.empty_like(theta) if out is None else out
-    rate = check_coefficient("momentum", momentum, G, theta)
+    rate = _coefficient("momentum", momentum, G, theta)
     active = check_active(active, G, theta)
     backend = choose("momentum.lookahead_point", theta)
     if backend == "reference":
@@ -202,7 +197,17 @@ def check_active(active: Tensor | None, G: int, theta: Tensor) -> Tensor | None:
     return _near("active", check_tensor("active", active, [G], dtype=torch.bool), theta)
 
 
-def check_coefficient(name: str, value: Coefficient, G: int, theta: Tensor) -> Tensor:
+def check_step(step: Step, G: int, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """All coefficients, ``[G]`` float64 on the data's device."""
+    return (
+        _coefficient("learning_rate", step.learning_rate, G, theta),
+        _coefficient("momentum", step.momentum, G, theta),
+        _coefficient("lookahead", step.lookahead, G, theta),
+        None if step.l2 is None else _coefficient("l2", step.l2, G, theta),
+    )
+
+
+def _coefficient(name: str, value: Coefficient, G: int, theta: Tensor) -> Tensor:
     """``[G]`` float64 on the data's device."""
     if isinstance(value, Tensor):
         check_tensor(name, value, [G], dtype=torch.float64)

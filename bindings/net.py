@@ -9,7 +9,7 @@ the CUDA form is those ops. Formulas: ``kernels/dense/reference.py``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import chain, combinations, pairwise, product
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ from hfcore.bindings.momentum import (
     Step,
     check_active,
     check_arrays,
-    check_coefficient,
+    check_step,
     update_through,
 )
 from hfcore.kernels.dense import reference
@@ -140,10 +140,7 @@ def net_update(
             wanted = f"1 or {G}" if G > 1 else "1"
             raise ValueError(f"{name}: got group axis {array.shape[0]}, need {wanted} like theta")
     _check_apart({"theta": theta, "velocity": velocity, "out": out}, x=x, targets=targets)
-    rates = {
-        name: None if rate is None else check_coefficient(name, rate, G, theta)
-        for name, rate in step._asdict().items()
-    }
+    rates = check_step(step, G, theta)
     active = check_active(active, G, theta)
     if choose("dense.net_update", x) != "cpu":
 
@@ -162,7 +159,7 @@ def net_update(
         sizes,
         [ACTIVATIONS.index(e) for e in activations],
         scale,
-        *(None if rate is None else to_dlpack(rate) for rate in rates.values()),
+        *(None if rate is None else to_dlpack(rate) for rate in rates),
         None if active is None else to_dlpack(active),
         None if out is None else to_dlpack(out),
         to_dlpack(losses),
@@ -222,12 +219,12 @@ def _check_net(x: Tensor, theta: Tensor, sizes: Sequence[int], activations: Sequ
 
 def _check_apart(written: Mapping[str, Tensor | None], **read: Tensor) -> None:
     """Check that what is written shares memory with nothing else."""
-    arrays = {name: array for name, array in written.items() if array is not None}
-    for i, (name, array) in enumerate(arrays.items()):
-        others = {**dict(list(arrays.items())[i + 1 :]), **read}
-        for other, there in others.items():
-            if overlap(array, there):
-                raise ValueError(f"{name}: shares memory with {other}, need its own")
+    arrays = [(name, array) for name, array in written.items() if array is not None]
+    for (name, array), (other, there) in chain(
+        combinations(arrays, 2), product(arrays, read.items())
+    ):
+        if overlap(array, there):
+            raise ValueError(f"{name}: shares memory with {other}, need its own")
 
 
 def _check_targets(kind: str, targets: Tensor, x: Tensor, B: int, k: int) -> None:

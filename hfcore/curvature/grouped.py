@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,17 +35,26 @@ CUDA_BYTES = 8 << 30
 MINIBATCH = 4096
 
 
-class GroupedGradient(Protocol):
-    """Loss and gradient of G nets that share one shape and one loss."""
+class GroupedGradient(ABC):
+    """Loss, gradient and update of G nets that share one shape and one loss."""
 
+    def __init__(self) -> None:
+        self._work = Scratch()
+
+    @abstractmethod
     def prepare(self, batch: Batch) -> Any:
         """Check a batch once and bring it to the form that :meth:`gradient` takes."""
 
+    @abstractmethod
     def gradient(self, theta: Tensor, data: Any, out: Tensor) -> Tensor:
         """Mean losses ``[G]`` float64 of the nets ``theta [G,N]``; gradients go to ``out [G,N]``.
 
         Both are means over the cases (sequences), a sequence counting the sum over its outputs.
         """
+
+    @abstractmethod
+    def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
+        """Outputs ``[G,T,B,k]``, of an MLP ``[G,B,k]``, for ``inputs [T,B,n]`` or ``[B,n]``."""
 
     def update(
         self,
@@ -63,9 +72,15 @@ class GroupedGradient(Protocol):
         given. A net whose loss is not finite does not move. One that is not ``active [G]`` neither,
         and its loss is NaN.
         """
-
-    def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
-        """Outputs ``[G,T,B,k]``, of an MLP ``[G,B,k]``, for ``inputs [T,B,n]`` or ``[B,n]``."""
+        return update_through(
+            lambda point, out: self.gradient(point, data, out),
+            theta,
+            velocity,
+            step,
+            active=active,
+            point=self._work.take("point", theta, *theta.shape),
+            out=self._work.take("gradient", theta, *theta.shape) if out is None else out,
+        )
 
 
 def grouped_gradient(model: nn.Module, loss: Loss) -> GroupedGradient | None:
@@ -87,38 +102,7 @@ def _is_plain(model: RNN | MLP) -> bool:
     return names == [f"layers.{l}.{part}" for l in layers for part in ("weight", "bias")]
 
 
-class _InTurn(ABC):
-    """Updates that come after the gradient, through memory."""
-
-    def __init__(self) -> None:
-        self._work = Scratch()
-
-    @abstractmethod
-    def gradient(self, theta: Tensor, data: Any, out: Tensor) -> Tensor:
-        """As :meth:`GroupedGradient.gradient`."""
-
-    def update(
-        self,
-        theta: Tensor,
-        velocity: Tensor,
-        data: Any,
-        step: Step,
-        *,
-        active: Tensor | None = None,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        return update_through(
-            lambda point, out: self.gradient(point, data, out),
-            theta,
-            velocity,
-            step,
-            active=active,
-            point=self._work.take("point", theta, *theta.shape),
-            out=self._work.take("gradient", theta, *theta.shape) if out is None else out,
-        )
-
-
-class GroupedRnn(_InTurn):
+class GroupedRnn(GroupedGradient):
     """Nets shaped like one :class:`hfcore.RNN`."""
 
     def __init__(self, model: RNN, loss: Loss) -> None:
@@ -157,7 +141,7 @@ class GroupedRnn(_InTurn):
         return self._states[:numel].view(shape)
 
 
-class GroupedMlp(_InTurn):
+class GroupedMlp(GroupedGradient):
     """Nets shaped like one :class:`hfcore.MLP`."""
 
     def __init__(self, model: MLP, loss: Loss) -> None:

@@ -104,12 +104,7 @@ class FirstOrderStepper:
         backward = self._backward
         if isinstance(backward, FusedBackpropagation):
             return _FusedClosure(backward, batch, losses, gradients=self._gradients)
-
-        def closure() -> Tensor:
-            losses.append(backward(batch))
-            return torch.tensor(losses[-1], dtype=torch.float64)
-
-        return closure
+        return lambda: _recorded(backward(batch), losses)
 
 
 class _FusedClosure(UpdatingClosure):
@@ -123,17 +118,17 @@ class _FusedClosure(UpdatingClosure):
         self._losses, self._gradients = losses, gradients
 
     def __call__(self) -> Tensor:
-        return self._keep(self._backward(self._batch))
+        return _recorded(self._backward(self._batch), self._losses)
 
     def update(self, theta: Tensor, velocity: Tensor, step: Step) -> Tensor:
         wanted = self._gradients
-        return self._keep(
-            self._backward.update(self._batch, theta, velocity, step, gradients=wanted)
-        )
+        loss = self._backward.update(self._batch, theta, velocity, step, gradients=wanted)
+        return _recorded(loss, self._losses)
 
-    def _keep(self, loss: float) -> Tensor:
-        self._losses.append(loss)
-        return torch.tensor(loss, dtype=torch.float64)
+
+def _recorded(loss: float, losses: list[float]) -> Tensor:
+    losses.append(loss)
+    return torch.tensor(loss, dtype=torch.float64)
 
 
 def make_stepper(

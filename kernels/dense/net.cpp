@@ -319,9 +319,8 @@ void gradient(const NetDims& d, LossKind kind, Grouped<T> x, const LossTargets<T
               Grouped<T> theta, double scale, T* gradient, double* losses) {
     const Data<T> data{kind, x, targets, scale};
     for_nets<T>(d, [&](Pass<T>& pass, const auto& tasks, int64_t g, bool turned) {
-        const Point<T> point{theta.at(g), nullptr, T(0), nullptr};
-        T* to = gradient + g * parameters(pass.layers);
-        const Outcome<T> outcome{to, nullptr, nullptr, nullptr, {}, false};
+        const Point<T> point{theta.at(g)};
+        const Outcome<T> outcome{gradient + g * parameters(pass.layers)};
         losses[g] = net_pass(pass, data, tasks, g, turned, point, outcome);
         return true;
     });

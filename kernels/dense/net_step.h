@@ -11,9 +11,10 @@ namespace {
 // Parameters of one net, or the point θ + μv, which the units make as they go forward.
 template <class T>
 struct Point {
-    const T *theta, *velocity;  // velocity may be null: θ itself
-    T momentum;
-    T* ahead;
+    const T* theta;
+    const T* velocity = nullptr;  // null: θ itself
+    T momentum = 0;
+    T* ahead = nullptr;
     const T* at() const { return velocity ? ahead : theta; }
     void reach(int64_t from, int64_t n) const {
         if (velocity) look_ahead(theta + from, velocity + from, momentum, ahead + from, n);
@@ -30,14 +31,15 @@ struct Point {
 // What becomes of one net's gradient: it is kept, or moves the parameters, or both.
 template <class T>
 struct Outcome {
-    T* gradient;          // or null
-    T *theta, *velocity;  // or null: nothing moves
-    T* point;             // where the gradient was taken, beside theta; null: at theta
-    Coefficients<T> rates;
-    bool has_l2;
+    T* gradient;         // or null
+    T* theta = nullptr;  // null: nothing moves
+    T* velocity = nullptr;
+    T* point = nullptr;  // where the gradient was taken, beside theta; null: at theta
+    Coefficients<T> rates = {};
+    bool has_l2 = false;
 
     bool moves() const { return theta != nullptr; }
-    Outcome kept() const { return {gradient, nullptr, nullptr, nullptr, {}, false}; }
+    Outcome kept() const { return {gradient}; }
     // g [rows][apart] of n parameters a row, the first from `at` on, the next `stride` behind.
     void take(int64_t at, int64_t n, int64_t rows, int64_t stride, const T* g, int64_t apart) const {
         if (gradient)

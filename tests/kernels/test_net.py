@@ -566,6 +566,7 @@ def refuse_update(change: dict[str, Any], error: type[Exception], text: str) -> 
         ({"active": torch.ones(2, dtype=torch.bool)}, ValueError, "active: got shape"),
         ({"active": torch.ones(1)}, TypeError, "active: got torch.float32, need torch.bool"),
         ({"step": Step("fast", 0.9)}, TypeError, "learning_rate: got str, need a float"),
+        ({"step": Step(0.1, None)}, TypeError, "momentum: got NoneType, need a float"),
         ({"step": Step(0.1, torch.ones(1))}, TypeError, "momentum: got torch.float32"),
         ({"step": Step(0.1, 0.9, column(1, 2))}, ValueError, "lookahead: got shape"),
         ({"step": Step(0.1, 0.9, 0.9, True)}, TypeError, "l2: got bool, need a float"),
