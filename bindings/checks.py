@@ -64,11 +64,17 @@ def check_positive(**sizes: int) -> None:
 
 def dense(t: Tensor) -> Tensor:
     """Detached and C-contiguous; a group axis expanded from one net is cut back to length 1."""
-    t = t.detach()
     if t.ndim > 0 and t.shape[0] > 1 and t.stride(0) == 0:
         t = t[:1]
+    return plain(t)
+
+
+def plain(t: Tensor) -> Tensor:
+    """Detached and C-contiguous."""
+    if t.is_contiguous() and not (t.requires_grad or t.is_neg()):
+        return t  # as most are: torch's ops cost a microsecond each, more with cold caches
     # A lazily negated view (such as z.conj().imag) holds the opposite sign in memory.
-    return t.contiguous().resolve_neg()
+    return t.detach().contiguous().resolve_neg()
 
 
 def check_group(**arrays: Tensor | None) -> int:

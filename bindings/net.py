@@ -45,13 +45,42 @@ from hfcore.bindings.momentum import (
 from hfcore.kernels.dense import reference
 
 
+class Net:
+    """What nets of one shape compute: layers with their activations, the loss of the outputs.
+
+    Args:
+        kind: the loss, as for the loss ops.
+        sizes: units of every layer, inputs first.
+        activations: one name a layer; the loss is that of the last one's outputs.
+
+    Raises TypeError or ValueError that names the argument.
+    """
+
+    def __init__(self, kind: str, sizes: Sequence[int], activations: Sequence[str]) -> None:
+        for size in sizes:
+            if not isinstance(size, int) or isinstance(size, bool):
+                raise TypeError(f"sizes: got {size!r}, need an int for every layer")
+        if len(sizes) < 2:
+            raise ValueError(f"sizes: got {list(sizes)}, need at least inputs and one layer")
+        if min(sizes) < 1:
+            raise ValueError(f"sizes: got {list(sizes)}, need at least 1 unit a layer")
+        if len(activations) != len(sizes) - 1:
+            raise ValueError(f"activations: got {len(activations)}, need {len(sizes) - 1}")
+        for activation in activations:
+            check_choice("activations", activation, ACTIVATIONS)
+        self.kind = check_choice("kind", kind, KINDS)
+        self.sizes, self.activations = tuple(sizes), tuple(activations)
+        self.parameters = sum(m * (n + 1) for n, m in pairwise(sizes))
+        # As the compiled form takes them.
+        self.kind_code = KINDS.index(kind)
+        self.activation_codes = [ACTIVATIONS.index(e) for e in activations]
+
+
 def net_gradient(
-    kind: str,
+    net: Net,
     x: Tensor,
     targets: Tensor,
     theta: Tensor,
-    sizes: Sequence[int],
-    activations: Sequence[str],
     *,
     scale: float = 1.0,
     out: Tensor | None = None,
@@ -59,57 +88,51 @@ def net_gradient(
     """scale·Σ over cases of the losses, ``[G]`` float64, and their gradient ``[G,N]``.
 
     Args:
-        kind: the loss, as for the loss ops.
         x: inputs ``[1 or G,B,n]``.
         targets: ``[1 or G,B,k]``, for ``"softmax"`` int64 classes ``[1 or G,B]``.
         theta: parameters ``[1 or G,N]``: W ``[m,n]`` and b ``[m]`` of one layer after the other.
-        sizes: units of every layer, inputs first.
-        activations: one name a layer; the loss is that of the last one's outputs.
         scale: a finite factor.
         out: a buffer for the gradient.
 
     Raises TypeError or ValueError that names the argument.
     """
-    B = _check_net(x, theta, sizes, activations)
-    _check_targets(kind, targets, x, B, sizes[-1])
+    _check_data(net, x, targets, theta)
     check_factor("scale", scale)
     G = check_group(x=x, targets=targets, theta=theta)
     out = check_out(out, (G, theta.shape[1]), x)
-    _check_apart({"out": out}, x=x, targets=targets, theta=theta)
     backend = choose("dense.net_gradient", x)
-    if backend == "cuda":
-        layers = kind, x.detach(), targets, theta.detach(), sizes, activations
-        return layer_by_layer(*layers, scale=scale, out=out).expand(G), out
-    if backend == "reference":
-        check_values(kind, x.new_empty(1, 1, 1, sizes[-1]), targets, None)
-        losses, gradient = reference.net_gradient(
-            kind, x.detach(), targets, theta.detach(), sizes, activations, scale
+    if backend == "cpu":
+        losses = torch.empty(G, dtype=torch.float64)
+        native().net_gradient(
+            net.kind_code,
+            to_dlpack(dense(x)),
+            to_dlpack(dense(targets)),
+            to_dlpack(dense(theta)),
+            net.sizes,
+            net.activation_codes,
+            scale,
+            to_dlpack(out),
+            to_dlpack(losses),
+            torch.get_num_threads(),
         )
-        return losses.expand(G), out.copy_(gradient)
-    losses = torch.empty(G, dtype=torch.float64)
-    native().net_gradient(
-        KINDS.index(kind),
-        to_dlpack(dense(x)),
-        to_dlpack(dense(targets)),
-        to_dlpack(dense(theta)),
-        sizes,
-        [ACTIVATIONS.index(e) for e in activations],
-        scale,
-        to_dlpack(out),
-        to_dlpack(losses),
-        torch.get_num_threads(),
+        return losses, out
+    _check_apart({"out": out}, x=x, targets=targets, theta=theta)
+    x, theta = x.detach(), theta.detach()
+    if backend == "cuda":
+        return layer_by_layer(net, x, targets, theta, scale=scale, out=out).expand(G), out
+    check_values(net.kind, x.new_empty(1, 1, 1, net.sizes[-1]), targets, None)
+    losses, gradient = reference.net_gradient(
+        net.kind, x, targets, theta, net.sizes, net.activations, scale
     )
-    return losses, out
+    return losses.expand(G), out.copy_(gradient)
 
 
 def net_update(
-    kind: str,
+    net: Net,
     x: Tensor,
     targets: Tensor,
     theta: Tensor,
     velocity: Tensor,
-    sizes: Sequence[int],
-    activations: Sequence[str],
     step: Step,
     *,
     scale: float = 1.0,
@@ -131,90 +154,81 @@ def net_update(
     A net whose loss is not finite does not move. Raises TypeError or ValueError that names the
     argument.
     """
-    B = _check_net(x, theta, sizes, activations)
-    _check_targets(kind, targets, x, B, sizes[-1])
+    _check_data(net, x, targets, theta)
     check_factor("scale", scale)
     G = check_arrays(theta, velocity=velocity, out=out)
-    for name, array in {"x": x, "targets": targets}.items():
+    for name, array in (("x", x), ("targets", targets)):
         if array.shape[0] not in (1, G):
             wanted = f"1 or {G}" if G > 1 else "1"
             raise ValueError(f"{name}: got group axis {array.shape[0]}, need {wanted} like theta")
-    _check_apart({"theta": theta, "velocity": velocity, "out": out}, x=x, targets=targets)
     rates = check_step(step, G, theta)
     active = check_active(active, G, theta)
-    if choose("dense.net_update", x) != "cpu":
+    if choose("dense.net_update", x) == "cpu":
+        losses = torch.empty(G, dtype=torch.float64)
+        native().net_update(
+            net.kind_code,
+            to_dlpack(dense(x)),
+            to_dlpack(dense(targets)),
+            to_dlpack(theta),
+            to_dlpack(velocity),
+            net.sizes,
+            net.activation_codes,
+            scale,
+            *(None if rate is None else to_dlpack(rate) for rate in rates),
+            None if active is None else to_dlpack(active),
+            None if out is None else to_dlpack(out),
+            to_dlpack(losses),
+            torch.get_num_threads(),
+        )
+        return losses
+    _check_apart({"theta": theta, "velocity": velocity, "out": out}, x=x, targets=targets)
 
-        def gradient(point: Tensor, out: Tensor) -> Tensor:
-            net = kind, x, targets, point, sizes, activations
-            return net_gradient(*net, scale=scale, out=out)[0]
+    def gradient(point: Tensor, out: Tensor) -> Tensor:
+        return net_gradient(net, x, targets, point, scale=scale, out=out)[0]
 
-        return update_through(gradient, theta, velocity, step, active=active, out=out)
-    losses = torch.full((G,), torch.nan, dtype=torch.float64)
-    native().net_update(
-        KINDS.index(kind),
-        to_dlpack(dense(x)),
-        to_dlpack(dense(targets)),
-        to_dlpack(theta),
-        to_dlpack(velocity),
-        sizes,
-        [ACTIVATIONS.index(e) for e in activations],
-        scale,
-        *(None if rate is None else to_dlpack(rate) for rate in rates),
-        None if active is None else to_dlpack(active),
-        None if out is None else to_dlpack(out),
-        to_dlpack(losses),
-        torch.get_num_threads(),
-    )
-    return losses
+    return update_through(gradient, theta, velocity, step, active=active, out=out)
 
 
 def layer_by_layer(
-    kind: str,
+    net: Net,
     x: Tensor,
     targets: Tensor,
     theta: Tensor,
-    sizes: Sequence[int],
-    activations: Sequence[str],
     *,
     scale: float,
     out: Tensor,
 ) -> Tensor:
     """The same on the dense and loss ops; gives the losses, the gradient goes to ``out``."""
-    layers, gradients, ys = split_layers(theta, sizes), split_layers(out, sizes), [x]
-    for (W, b), activation in zip(layers, activations, strict=True):
+    layers, gradients = split_layers(theta, net.sizes), split_layers(out, net.sizes)
+    ys = [x]
+    for (W, b), activation in zip(layers, net.activations, strict=True):
         ys.append(dense_forward(ys[-1], W, b, activation=activation))
     s, y = ys[-1].unsqueeze(1), targets.unsqueeze(1)
-    losses = loss_value(kind, s, y, None, scale=scale)
-    delta = loss_gradient(kind, s, y, None)[:, 0]
-    if activations[-1] != "linear":
-        delta = delta * activation_derivative(activations[-1], ys[-1])
+    losses = loss_value(net.kind, s, y, None, scale=scale)
+    delta = loss_gradient(net.kind, s, y, None)[:, 0]
+    if net.activations[-1] != "linear":
+        delta = delta * activation_derivative(net.activations[-1], ys[-1])
     for l in reversed(range(len(layers))):
         dense_gradient(delta, ys[l], scale=scale, out=gradients[l])
         if l:
-            delta = dense_backward(delta, layers[l][0], ys[l], activation=activations[l - 1])
+            delta = dense_backward(delta, layers[l][0], ys[l], activation=net.activations[l - 1])
     return losses
 
 
-def _check_net(x: Tensor, theta: Tensor, sizes: Sequence[int], activations: Sequence[str]) -> int:
-    """Check the net's shape, its parameters and inputs; gives B."""
-    for size in sizes:
-        if not isinstance(size, int) or isinstance(size, bool):
-            raise TypeError(f"sizes: got {size!r}, need an int for every layer")
-    if len(sizes) < 2:
-        raise ValueError(f"sizes: got {list(sizes)}, need at least inputs and one layer")
-    if min(sizes) < 1:
-        raise ValueError(f"sizes: got {list(sizes)}, need at least 1 unit a layer")
-    if len(activations) != len(sizes) - 1:
-        raise ValueError(f"activations: got {len(activations)}, need {len(sizes) - 1}")
-    for activation in activations:
-        check_choice("activations", activation, ACTIVATIONS)
-    check_tensor("x", x, ["G", "B", sizes[0]])
+def _check_data(net: Net, x: Tensor, targets: Tensor, theta: Tensor) -> None:
+    check_tensor("x", x, ["G", "B", net.sizes[0]])
     if not x.is_floating_point():
         raise TypeError(f"x: got {x.dtype}, need a floating-point dtype")
-    N = sum(m * (n + 1) for n, m in pairwise(sizes))
-    check_tensor("theta", theta, ["G", N], like=x)
-    check_positive(G=min(len(x), len(theta)), B=x.shape[1])
-    return x.shape[1]
+    B, k = x.shape[1], net.sizes[-1]
+    check_tensor("theta", theta, ["G", net.parameters], like=x)
+    if len(x) < 1 or len(theta) < 1 or B < 1:
+        check_positive(G=min(len(x), len(theta)), B=B)
+    if net.kind != "softmax":
+        check_tensor("targets", targets, ["G", B, k], like=x)
+        return
+    check_tensor("targets", targets, ["G", B], dtype=torch.int64)
+    if targets.device != x.device:
+        raise ValueError(f"targets: is on {targets.device}, need {x.device} like x")
 
 
 def _check_apart(written: Mapping[str, Tensor | None], **read: Tensor) -> None:
@@ -225,13 +239,3 @@ def _check_apart(written: Mapping[str, Tensor | None], **read: Tensor) -> None:
     ):
         if overlap(array, there):
             raise ValueError(f"{name}: shares memory with {other}, need its own")
-
-
-def _check_targets(kind: str, targets: Tensor, x: Tensor, B: int, k: int) -> None:
-    check_choice("kind", kind, KINDS)
-    if kind != "softmax":
-        check_tensor("targets", targets, ["G", B, k], like=x)
-        return
-    check_tensor("targets", targets, ["G", B], dtype=torch.int64)
-    if targets.device != x.device:
-        raise ValueError(f"targets: is on {targets.device}, need {x.device} like x")

@@ -18,9 +18,9 @@ from hfcore.bindings import loss as loss_ops
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.dense import Scratch
 from hfcore.bindings.momentum import Step, update_through
-from hfcore.bindings.net import net_gradient, net_update
+from hfcore.bindings.net import Net, net_gradient, net_update
 from hfcore.bindings.recurrence import RnnWeights, split_flat
-from hfcore.curvature.mlp import Cases, check_cases
+from hfcore.curvature.mlp_cases import Cases, check_cases
 from hfcore.curvature.mlp_passes import Layers
 from hfcore.curvature.rnn import Sequences, check_batch
 from hfcore.losses import Loss
@@ -148,22 +148,15 @@ class GroupedMlp(GroupedGradient):
         super().__init__()
         self.model = model
         self.loss = loss
+        self._net = Net(loss.kind, model.sizes, model.activations)
 
     def prepare(self, batch: Batch) -> Cases:
         return check_cases(self.model, self.loss, batch)
 
     def gradient(self, theta: Tensor, data: Cases, out: Tensor) -> Tensor:
         if self._as_whole_nets(theta, data):
-            return net_gradient(
-                self.loss.kind,
-                data.x,
-                data.targets[:, 0],
-                theta,
-                self.model.sizes,
-                self.model.activations,
-                scale=1.0 / data.count,
-                out=out,
-            )[0]
+            scale, y = 1.0 / data.count, data.targets
+            return net_gradient(self._net, data.x, y, theta, scale=scale, out=out)[0]
         losses = torch.empty(len(theta), dtype=torch.float64, device=theta.device)
         for nets in _blocks(theta, self._activations(data)):
             losses[nets] = self._by_layers(theta[nets], data, out[nets])
@@ -181,18 +174,9 @@ class GroupedMlp(GroupedGradient):
     ) -> Tensor:
         if not self._as_whole_nets(theta, data):
             return super().update(theta, velocity, data, step, active=active, out=out)
+        scale, y = 1.0 / data.count, data.targets
         return net_update(
-            self.loss.kind,
-            data.x,
-            data.targets[:, 0],
-            theta,
-            velocity,
-            self.model.sizes,
-            self.model.activations,
-            step,
-            scale=1.0 / data.count,
-            active=active,
-            out=out,
+            self._net, data.x, y, theta, velocity, step, scale=scale, active=active, out=out
         )
 
     def _activations(self, data: Cases) -> int:
@@ -207,9 +191,9 @@ class GroupedMlp(GroupedGradient):
         layers = Layers(theta, self.model.sizes, self.model.activations, self._work)
         ys = layers.states(data.x, "state")
         s = ys[-1].unsqueeze(1)
-        losses = loss_ops.loss_value(kind, s, data.targets, None, scale=scale)
+        losses = loss_ops.loss_value(kind, s, data.of_steps, None, scale=scale)
         gs = self._work.take("gs", s, *s.shape)
-        loss_ops.loss_gradient(kind, s, data.targets, None, out=gs)
+        loss_ops.loss_gradient(kind, s, data.of_steps, None, out=gs)
         layers.backward(ys, layers.through_output(gs[:, 0], ys), out, scale=scale)
         return losses
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -10,13 +9,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from hfcore.batches import Batch
 from hfcore.bindings import loss as loss_ops
 from hfcore.bindings.checks import check_choice, check_out, check_positive, check_tensor
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.dense import Scratch
+from hfcore.curvature.mlp_cases import Cases, check_cases
 from hfcore.curvature.mlp_passes import Layers
 from hfcore.curvature.mlp_structural import held, holds_of
 from hfcore.losses import Loss
@@ -34,69 +33,6 @@ CHUNK_CASES = 1024
 CACHE_BYTES = 2 << 30
 # Bytes of tangents that products with several vectors fill at once, on the group axis.
 GROUP_BYTES = 64 << 20
-
-# Tensors whose values were found fit, and their version then: full data comes back every step.
-_checked_values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Cases:
-    """A checked batch: ``x [1,B,n]``, ``targets [1,1,B,k]`` (classes ``[1,1,B]``)."""
-
-    x: Tensor
-    targets: Tensor
-
-    @property
-    def count(self) -> int:
-        return self.x.shape[1]
-
-    def chunks(self, size: int) -> Iterator[Cases]:
-        """The same data in pieces of nearly equal length, at most ``size`` cases each."""
-        pieces = math.ceil(self.count / size)
-        ends = [self.count * (i + 1) // pieces for i in range(pieces)]
-        for start, end in zip([0, *ends], ends, strict=False):
-            yield Cases(self.x[:, start:end], self.targets[:, :, start:end])
-
-
-def check_cases(model: MLP, loss: Loss, batch: Batch) -> Cases:
-    """Check one batch against the model and the loss.
-
-    Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, no
-    cases, a mask, NaN or Inf.
-    """
-    like = next(model.layers[0].parameters())  # those of the model: a walk through all modules
-    x = check_tensor("inputs", batch.inputs, ["B", model.sizes[0]], like=like)
-    if x.shape[0] == 0:
-        raise ValueError(f"inputs: got shape {list(x.shape)}, need at least one case")
-    if batch.mask is not None:
-        raise ValueError("mask: got one, need None: every case of an hf.MLP counts")
-    if not isinstance(batch.targets, Tensor):
-        raise TypeError(f"targets: got {type(batch.targets).__name__}, need a torch.Tensor")
-    loss.check_targets(torch.Size([x.shape[0], model.sizes[-1]]), batch.targets, x.dtype)
-    if batch.targets.device != x.device:
-        raise ValueError(f"targets: is on {batch.targets.device}, need {x.device}")
-    _check_values("inputs", x, "finite")
-    _check_values("targets", batch.targets, loss.kind)
-    x, targets = x.detach().contiguous(), batch.targets.detach().contiguous()
-    return Cases(x.unsqueeze(0), targets.unsqueeze(0).unsqueeze(0))
-
-
-def _check_values(name: str, values: Tensor, kind: str) -> None:
-    """Check that values are finite, for the logistic loss in [0,1]; once for each tensor."""
-    if not values.is_floating_point():
-        return  # classes are checked where they are used
-    version = None if values.is_inference() else (values._version, kind)
-    if version is not None and version in _checked_values.get(values, ()):
-        return
-    low, high = (float(v) for v in torch.aminmax(values.detach()))  # NaN reaches both
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError(f"{name}: holds NaN or Inf, need finite values")
-    if kind == "logistic" and (low < 0 or high > 1):
-        bad = low if low < 0 else high
-        raise ValueError(f"{name}: a target is {bad}, need values in [0,1]")
-    if version is not None:
-        known = _checked_values.get(values, ())
-        _checked_values[values] = (*(k for k in known if k[0] == version[0]), version)
 
 
 class MlpObjective:
@@ -210,13 +146,13 @@ class MlpObjective:
 
     def loss_at(self, part: Cases, s: Tensor, scale: float) -> float:
         kind = self.loss_function.kind
-        return float(loss_ops.loss_value(kind, s.unsqueeze(1), part.targets, None, scale=scale))
+        return float(loss_ops.loss_value(kind, s.unsqueeze(1), part.of_steps, None, scale=scale))
 
     def loss_gradient(self, part: Cases, s: Tensor, *, fresh: bool = False) -> Tensor:
         """∂L/∂s ``[1,B,k]``, unscaled."""
         out = None if fresh else self._work.take("gs", s, *s.shape).unsqueeze(1)
         kind = self.loss_function.kind
-        return loss_ops.loss_gradient(kind, s.unsqueeze(1), part.targets, None, out=out)[:, 0]
+        return loss_ops.loss_gradient(kind, s.unsqueeze(1), part.of_steps, None, out=out)[:, 0]
 
 
 def _check_model(model: MLP) -> None:

@@ -8,6 +8,7 @@ The kernels give an element the same bits wherever it stands, so only the speed 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -83,12 +84,17 @@ class Layout:
         self.pieces = pieces(parameters, found)
         self.parameters = parameters
         self.velocities = [found[p] for p in parameters]
-        self._found = _where(parameters, list(self.velocities))
+        self._places = _places(parameters)
         self._lasting = not any(piece.copied for piece in self.pieces)
 
     def holds(self, parameters: list[Tensor], velocities: list[Tensor | None]) -> bool:
         """Whether these lie as they lay; the pieces keep their memory, so no other can be there."""
-        return self._lasting and _where(parameters, velocities) == self._found
+        return (
+            self._lasting
+            and are_same(parameters, self.parameters)
+            and are_same(velocities, self.velocities)
+            and _places(parameters) == self._places
+        )
 
     def some(self, parameters: list[Tensor]) -> list[Piece]:
         """Pieces of some of the parameters."""
@@ -105,13 +111,14 @@ class Layout:
         }
 
 
-def _where(parameters: list[Tensor], velocities: Sequence[Tensor | None]) -> tuple[list[Any], ...]:
-    """Which tensors these are and how they lie; a velocity of another dtype is brought to its
-    parameter's, so that of the parameter will do.
-    """
+def are_same(a: Sequence[object], b: Sequence[object]) -> bool:
+    """Whether these are the same objects, in the same order."""
+    return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _places(parameters: list[Tensor]) -> tuple[list[Any], ...]:
+    """How they lie; a velocity of another dtype is brought to its parameter's."""
     return (
-        list(map(id, parameters)),
-        list(map(id, velocities)),
         [p.data_ptr() for p in parameters],
         [p.shape for p in parameters],
         [p.is_contiguous() for p in parameters],

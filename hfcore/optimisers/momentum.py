@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from hfcore.bindings.momentum import Step, momentum_update
-from hfcore.optimisers.flat_state import Layout, Piece
+from hfcore.optimisers.flat_state import Layout, Piece, are_same
+from hfcore.optimisers.watched_step import watched_step
 
 Parameters = nn.Module | Iterable[Any]  # a module, or what torch's optimisers take
 Closure = Callable[[], Tensor]
@@ -149,7 +150,7 @@ class _Momentum(torch.optim.Optimizer):
         if len(layout.pieces) != 1 or layout.pieces[0].copied:
             return None
         (piece,) = layout.pieces
-        if list(map(id, piece.parameters)) != list(map(id, closure.parameters)):
+        if not are_same(piece.parameters, closure.parameters):
             return None
         momentum, l2 = group.get("momentum", 0.0), group["weight_decay"] or None
         step = Step(group["lr"], momentum, momentum if ahead else 0.0, l2)
@@ -173,7 +174,7 @@ class SGD(_Momentum):
     def __init__(self, params: Parameters, lr: float, *, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
-    @torch.no_grad()
+    @watched_step
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """One update; with a closure that leaves gradients at θ, and gives its loss."""
         return _plain_step(self, closure)
@@ -193,7 +194,7 @@ class ClassicalMomentum(_Momentum):
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    @torch.no_grad()
+    @watched_step
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """One update; with a closure that leaves gradients at θ, and gives its loss."""
         return _plain_step(self, closure)
@@ -257,7 +258,7 @@ class NAG(_Momentum):
                 piece.hold(own)
             self._inside = False
 
-    @torch.no_grad()
+    @watched_step
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """One update; with a closure that leaves gradients, called at θ + μv, and gives its loss.
 
@@ -278,8 +279,9 @@ class NAG(_Momentum):
                 "step: the gradient of NAG is taken at θ + μv, need a closure, or a gradient "
                 "computed inside `with opt.lookahead():` since the last step"
             )
-        for group, (momentum, layout) in zip(self.param_groups, self._looked, strict=True):
-            self._update(group, momentum, layout)
+        with torch.no_grad():
+            for group, (momentum, layout) in zip(self.param_groups, self._looked, strict=True):
+                self._update(group, momentum, layout)
         self._looked = []
         return loss
 
@@ -292,8 +294,9 @@ def _plain_step(optimizer: _Momentum, closure: Closure | None) -> Tensor | None:
     if closure is not None:
         with torch.enable_grad():
             loss = closure()
-    for group in optimizer.param_groups:
-        optimizer._update(group, group.get("momentum", 0.0), None)
+    with torch.no_grad():
+        for group in optimizer.param_groups:
+            optimizer._update(group, group.get("momentum", 0.0), None)
     return loss
 
 
@@ -307,7 +310,7 @@ def _check_options(group: dict[str, Any]) -> None:
     """Raise TypeError or ValueError that names the option of the group which is wrong."""
     for name in ("lr", "momentum", "weight_decay"):
         value = group.get(name, 0.0)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, (int, float)):  # in every step
             raise TypeError(f"{name}: got {type(value).__name__}, need a float")
     lr, momentum, l2 = group["lr"], group.get("momentum", 0.0), group["weight_decay"]
     if not (math.isfinite(lr) and lr > 0):

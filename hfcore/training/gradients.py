@@ -41,8 +41,11 @@ class FusedBackpropagation:
 
     def update(
         self, batch: Batch, theta: Tensor, velocity: Tensor, step: Step, *, gradients: bool
-    ) -> float:
-        """One update of ``[1,N]`` in place; ``grad`` is left only with ``gradients``."""
+    ) -> Tensor:
+        """One update of ``[1,N]`` in place; ``grad`` is left only with ``gradients``.
+
+        Gives the loss as a tensor without axes.
+        """
         out = self._buffer(theta) if gradients else None
         data = self._passes.prepare(batch)
         losses = self._passes.update(theta, velocity, data, step, out=out)
@@ -50,7 +53,7 @@ class FusedBackpropagation:
             self._give()
         else:
             self._clear()
-        return float(losses)
+        return losses[0]
 
     def _buffer(self, theta: Tensor) -> Tensor:
         """For the gradient of ``theta [1,N]``."""

@@ -123,7 +123,8 @@ class _FusedClosure(UpdatingClosure):
     def update(self, theta: Tensor, velocity: Tensor, step: Step) -> Tensor:
         wanted = self._gradients
         loss = self._backward.update(self._batch, theta, velocity, step, gradients=wanted)
-        return _recorded(loss, self._losses)
+        self._losses.append(loss.item())
+        return loss
 
 
 def _recorded(loss: float, losses: list[float]) -> Tensor:

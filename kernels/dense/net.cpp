@@ -6,6 +6,8 @@
 // a layer waits for the one before it. Small nets are one task each. Bits depend on the shape alone.
 #include "kernels/dense/net.h"
 
+#include <limits>
+
 #include "kernels/dense/activation.h"
 #include "kernels/dense/net_pass.h"
 #include "kernels/dense/net_step.h"
@@ -196,7 +198,11 @@ void layer_gradient(Pass<T>& pass, const Layer& layer, int64_t p, const T* x,
     const int64_t j0 = panels.first(p), width = panels.width(p), used = panels.used(p);
     const T* delta = pass.delta_of(layer);
     const bool moves = outcome.moves();
-    T* panel = pass.scratch(worker, B * width + (moves ? layer.m * width : 0));
+    const Blocks down(layer.m, tile_rows), depth(B, block_k);
+    // Of one block of cases, what moves takes its sums as they come: one tile of them, or the biases.
+    const bool whole = depth.count > 1;
+    const int64_t rows = whole ? layer.m : larger(tile_rows, (layer.m + width - 1) / width);
+    T* panel = pass.scratch(worker, B * width + (moves ? rows * width : 0));
     T* sums = panel + B * width;
     if (layer.below < 0)
         pack_panel<T, false>(panel, panels, p, x, layer.n, B);
@@ -204,15 +210,14 @@ void layer_gradient(Pass<T>& pass, const Layer& layer, int64_t p, const T* x,
         for (int64_t j = 0; j < width; j += lanes)
             turn_units(pass, pass.inputs_of(layer) + (j0 + j) * pass.stride,
                        smaller(used - j, lanes), panel + j, width);
-    const Blocks down(layer.m, tile_rows), depth(B, block_k);
     for (int64_t b = 0; b < depth.count; ++b) {
         const int64_t k0 = depth.start(b), K = depth.start(b + 1) - k0;
         const bool last = b + 1 == depth.count;
         for (int64_t i = 0; i < down.count; ++i) {
             const int64_t i0 = down.start(i), J = down.start(i + 1) - i0;
             const int64_t at = layer.weights + i0 * layer.n + j0;
-            Target<T> C{moves ? sums + i0 * width : outcome.gradient + at, moves ? width : layer.n,
-                        nullptr, 0};
+            Target<T> C = moves ? Target<T>{whole ? sums + i0 * width : sums, width, nullptr, 0}
+                                : Target<T>{outcome.gradient + at, layer.n, nullptr, 0};
             if (b) C = {C.C, C.stride, C.C, C.stride};
             if (moves && last) outcome.fetch(at, used, J, layer.n);
             tile_product<T, false>(J, width, moves ? width : used,
@@ -331,7 +336,10 @@ void update(const NetDims& d, LossKind kind, Grouped<T> x, const LossTargets<T>&
             double scale, const NetUpdate<T>& u, double* losses) {
     const Data<T> data{kind, x, targets, scale};
     for_nets<T>(d, [&](Pass<T>& pass, const auto& tasks, int64_t g, bool turned) {
-        if (u.active && !u.active[g]) return turned;
+        if (u.active && !u.active[g]) {
+            losses[g] = std::numeric_limits<double>::quiet_NaN();
+            return turned;
+        }
         const int64_t N = parameters(pass.layers);
         T *theta = u.theta + g * N, *velocity = u.velocity + g * N;
         const bool ahead = u.lookahead[g] != 0.0;

@@ -27,7 +27,7 @@ struct NetUpdate {
     T* gradient;  // or null
     const double *learning_rate, *momentum, *lookahead;
     const double* l2;            // or null
-    const std::uint8_t* active;  // or null: all; the others are left alone, their losses too
+    const std::uint8_t* active;  // or null: all; the others are left alone, their losses NaN
 };
 
 // theta and gradient: the layers' weights [m,n] and biases [m] one after the other; gradient

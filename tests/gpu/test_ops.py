@@ -215,9 +215,7 @@ def test_updates_of_whole_nets(net: str, kind: str) -> None:
         theta = theta.clone()
         active = torch.tensor([True, False, True])
         with hf.use_backend(device):
-            losses = net_update(
-                *(kind, x, y, theta, velocity, case.sizes, case.activations, step), active=active
-            )
+            losses = net_update(case.net, x, y, theta, velocity, step, active=active)
         moved.append([t.cpu() for t in (theta, velocity, losses)])
     for got, want in zip(*moved, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, equal_nan=True)

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 import hfcore as hf
 from hfcore.curvature.grouped import grouped_gradient
@@ -249,6 +253,29 @@ def test_hooks_of_the_optimiser_run() -> None:
     decay.step()
     assert seen == ["before", "after"]
     assert opt.param_groups[0]["lr"] == 0.005
+
+
+def test_what_hooks_of_all_optimisers_and_the_profiler_are_shown() -> None:
+    """As with torch's own wrapper of a step."""
+    p = torch.nn.Parameter(torch.ones(3))
+    opt = hf.ClassicalMomentum([p], lr=0.01)
+    p.grad = torch.ones(3)
+    seen: list[object] = []
+
+    def look(optimizer: torch.optim.Optimizer, *_: object) -> None:
+        seen.append(optimizer)
+
+    before = register_optimizer_step_pre_hook(look)
+    after = register_optimizer_step_post_hook(look)
+    opt.step()
+    before.remove()
+    after.remove()
+    opt.step()
+    assert seen == [opt, opt]
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        opt.step()
+    ranges = [event.key for event in found.key_averages()]
+    assert "Optimizer.step#ClassicalMomentum.step" in ranges
 
 
 class Norms(Callback):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import hfcore as hf
 from hfcore.curvature import mlp as fused
+from hfcore.curvature import mlp_cases
 from hfcore.curvature.mlp import MlpObjective
 
 sys.path.append(str(Path(__file__).parent))
@@ -202,6 +203,26 @@ def test_values_written_between_two_steps_are_checked_again() -> None:
         objective.prepare(hf.Batch(p.x, p.y, torch.ones(5)))
     with pytest.raises(ValueError, match="data: got no batch"):
         objective.prepare([])
+
+
+def test_values_that_come_to_lie_where_others_were_are_checked() -> None:
+    """Also where Python gives the new tensor the identity of one that was fit."""
+    p = problem(LOSSES[1], [3, 2], ["linear"], cases=5)
+    objective = MlpObjective(p.model, p.loss)
+    for _ in range(20):
+        x = torch.zeros_like(p.x)
+        objective.prepare(hf.Batch(x, p.y))
+        del x
+        with pytest.raises(ValueError, match="inputs: holds NaN or Inf"):
+            objective.prepare(hf.Batch(torch.full_like(p.x, torch.inf), p.y))
+
+
+def test_fit_values_are_forgotten_with_their_tensor() -> None:
+    p = problem(LOSSES[1], [3, 2], ["linear"], cases=5)
+    before = len(mlp_cases._fit)
+    for _ in range(5):
+        MlpObjective(p.model, p.loss).prepare(hf.Batch(p.x.clone(), p.y.clone()))
+    assert len(mlp_cases._fit) == before
 
 
 def test_classes_out_of_range_are_named() -> None:

@@ -20,6 +20,7 @@ import hfcore as hf
 from hfcore.bindings import dispatch, sparse
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.momentum import Step, momentum_update
+from hfcore.bindings.net import Net as DenseNet
 from hfcore.bindings.net import net_gradient, net_update
 from hfcore.kernels.recurrence import RnnShape, RnnWeights
 
@@ -61,12 +62,11 @@ class Net:
             cases, layer = h[0], self.w.W_hh.flatten(1)
             square = torch.cat([layer, self.w.b_h], 1).repeat(1, 2)  # two layers of H units
             H = cases.shape[2]
-            losses, gradient = net_gradient(
-                "logistic", cases, cases, square, (H, H, H), ("tanh", "linear")
-            )
+            shape = (H, H, H), ("tanh", "linear")
+            losses, gradient = net_gradient(DenseNet("logistic", *shape), cases, cases, square)
             net, speed, one = square.clone(), square.clone(), cases[:1]
             step = Step(0.1, 0.9, 0.9)
-            net_update("squared", one, one, net, speed, (H, H, H), ("tanh", "linear"), step)
+            net_update(DenseNet("squared", *shape), one, one, net, speed, step)
             return (
                 theta,
                 velocity,

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from hfcore.bindings.dispatch import native, use_backend
 from hfcore.bindings.loss import KINDS
 from hfcore.bindings.momentum import Step, lookahead_point, momentum_update
-from hfcore.bindings.net import layer_by_layer, net_gradient, net_update
+from hfcore.bindings.net import Net, layer_by_layer, net_gradient, net_update
 
-Net = tuple[tuple[int, ...], tuple[str, ...]]
+Shape = tuple[tuple[int, ...], tuple[str, ...]]
 # Sizes and activations: one layer, ones, primes, 12 rows and 32 columns of a tile ± 1, deeper than
 # a block of 256, an autoencoder.
-NETS: dict[str, Net] = {
+NETS: dict[str, Shape] = {
     "one layer": ((3, 2), ("linear",)),
     "ones": ((1, 1, 1), ("tanh", "linear")),
     "primes": ((13, 41, 17, 5), ("logistic", "tanh", "relu")),
@@ -57,17 +57,12 @@ class Case:
         )
         self.out = torch.full_like(self.theta, torch.nan)
 
+    @property
+    def net(self) -> Net:
+        return Net(self.kind, self.sizes, self.activations)
+
     def run(self, scale: float = 0.3) -> tuple[Tensor, Tensor]:
-        return net_gradient(
-            self.kind,
-            self.x,
-            self.targets,
-            self.theta,
-            self.sizes,
-            self.activations,
-            scale=scale,
-            out=self.out,
-        )
+        return net_gradient(self.net, self.x, self.targets, self.theta, scale=scale, out=self.out)
 
     def one(self, g: int) -> Case:
         """Net g by itself."""
@@ -187,7 +182,7 @@ def test_small_losses_are_not_rounded_to_one(cpu: None) -> None:
     """log(1 + e) of an e far below the machine's precision of 1."""
     theta = torch.tensor([[40.0, 0.0]], dtype=torch.float64)
     x = torch.ones(1, 21, 1, dtype=torch.float64)
-    losses, _ = net_gradient("logistic", x, x, theta, (1, 1), ("linear",))
+    losses, _ = net_gradient(Net("logistic", (1, 1), ("linear",)), x, x, theta)
     want = 21 * torch.exp(torch.tensor([-40.0], dtype=torch.float64))
     torch.testing.assert_close(losses, want, rtol=1e-12, atol=0)
 
@@ -195,7 +190,7 @@ def test_small_losses_are_not_rounded_to_one(cpu: None) -> None:
 def test_long_sums_of_logarithms(cpu: None) -> None:
     """More cases than the product of all 1 + e could hold."""
     x = torch.zeros(1, 40_001, 1)
-    losses, _ = net_gradient("logistic", x, x, torch.zeros(1, 2), (1, 1), ("linear",))
+    losses, _ = net_gradient(Net("logistic", (1, 1), ("linear",)), x, x, torch.zeros(1, 2))
     assert float(losses) == pytest.approx(40_001 * 0.6931471805599453, rel=1e-12)
 
 
@@ -203,7 +198,7 @@ def test_saturated_outputs_stay_finite(dtype: torch.dtype, backend: str) -> None
     theta = torch.tensor([[1e4, 0.0]], dtype=dtype)
     x = torch.tensor([[[-1.0], [1.0]]], dtype=dtype)
     y = torch.tensor([[[1.0], [0.0]]], dtype=dtype)
-    losses, gradient = net_gradient("logistic", x, y, theta, (1, 1), ("linear",))
+    losses, gradient = net_gradient(Net("logistic", (1, 1), ("linear",)), x, y, theta)
     assert losses.tolist() == [2e4]
     assert gradient.tolist() == [[2.0, 0.0]]
 
@@ -342,9 +337,8 @@ def test_half_precision_scales_last() -> None:
     x = torch.full((1, 1000, 1), 1e-3, dtype=torch.float16)
     theta = torch.ones(1, 4, dtype=torch.float16)
     theta[0, 1::2] = 0
-    _, gradient = net_gradient(
-        "squared", x, x * 0, theta, (1, 1, 1), ("linear", "linear"), scale=1e-3
-    )
+    net = Net("squared", (1, 1, 1), ("linear", "linear"))
+    _, gradient = net_gradient(net, x, x * 0, theta, scale=1e-3)
     torch.testing.assert_close(gradient[0, 3], torch.tensor(1e-3, dtype=torch.float16))
 
 
@@ -355,9 +349,7 @@ def test_the_form_of_cuda_data(net: str, kind: str, dtype: torch.dtype, cpu: Non
     case = Case(net, 17, kind, dtype, G=3)
     want_losses, want = case.run()
     out = torch.full_like(want, torch.nan)
-    losses = layer_by_layer(
-        kind, case.x, case.targets, case.theta, case.sizes, case.activations, scale=0.3, out=out
-    )
+    losses = layer_by_layer(case.net, case.x, case.targets, case.theta, scale=0.3, out=out)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-13
     torch.testing.assert_close(losses.expand(3), want_losses, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(out, want, rtol=tolerance, atol=tolerance)
@@ -390,23 +382,14 @@ class Update:
         self.active: Tensor | None = None
 
     @property
-    def net(self) -> tuple[Any, ...]:
-        case = self.case
-        return case.kind, case.x, case.targets
+    def given(self) -> tuple[Net, Tensor, Tensor]:
+        return self.case.net, self.case.x, self.case.targets
 
     def in_one(self, out: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """θ, v and the losses, from copies."""
         theta, velocity = self.case.theta.clone(), self.velocity.clone()
         losses = net_update(
-            *self.net,
-            theta,
-            velocity,
-            self.case.sizes,
-            self.case.activations,
-            self.step,
-            scale=SCALE,
-            active=self.active,
-            out=out,
+            *self.given, theta, velocity, self.step, scale=SCALE, active=self.active, out=out
         )
         return theta, velocity, losses
 
@@ -414,9 +397,7 @@ class Update:
         """The same by the ops it stands for, and the gradient."""
         theta, velocity = self.case.theta.clone(), self.velocity.clone()
         point = lookahead_point(theta, velocity, self.step.lookahead)
-        losses, gradient = net_gradient(
-            *self.net, point, self.case.sizes, self.case.activations, scale=SCALE
-        )
+        losses, gradient = net_gradient(*self.given, point, scale=SCALE)
         rate, momentum, _, l2 = self.step
         momentum_update(
             theta,
@@ -533,13 +514,11 @@ def test_a_float_serves_all_nets(backend: str) -> None:
 def refuse_update(change: dict[str, Any], error: type[Exception], text: str) -> None:
     case = Case("one layer", 4)
     given: dict[str, Any] = {
-        "kind": "squared",
+        "net": Net("squared", case.sizes, case.activations),
         "x": case.x,
         "targets": case.targets,
         "theta": case.theta,
         "velocity": torch.zeros(1, 8),
-        "sizes": case.sizes,
-        "activations": case.activations,
         "step": Step(0.1, 0.9),
     }
     with pytest.raises(error, match=text):
@@ -561,7 +540,6 @@ def refuse_update(change: dict[str, Any], error: type[Exception], text: str) -> 
         ({"x": torch.rand(2, 4, 3)}, ValueError, "x: got group axis 2, need 1 like theta"),
         ({"targets": torch.rand(2, 4, 2)}, ValueError, "targets: got group axis 2, need 1 like"),
         ({"x": torch.rand(1, 0, 3)}, ValueError, "B: got 0, need at least 1"),
-        ({"kind": "cubic"}, ValueError, "kind: got 'cubic'"),
         ({"out": torch.zeros(1, 9)}, ValueError, r"out: got shape \[1, 9\], need \[1,8\]"),
         ({"active": torch.ones(2, dtype=torch.bool)}, ValueError, "active: got shape"),
         ({"active": torch.ones(1)}, TypeError, "active: got torch.float32, need torch.bool"),

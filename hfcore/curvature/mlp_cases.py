@@ -1,0 +1,117 @@
+"""A batch for :class:`hfcore.MLP`, checked and brought to the form of the fused ops."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from hfcore.batches import Batch
+from hfcore.bindings.checks import check_tensor, plain
+from hfcore.losses import Loss
+from hfcore.models.mlp import MLP
+
+
+class _FitValues:
+    """Tensors whose values were found fit, and their version then: data comes back every step.
+
+    As a WeakTensorKeyDictionary, at a fifth of its time.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[weakref.ref[Tensor], int, set[str]]] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def _kinds(self, values: Tensor) -> set[str]:
+        """What these values, as they are, were found fit for."""
+        found = self._found.get(id(values))
+        if found is None or found[0]() is not values or found[1] != values._version:
+            return set()
+        return found[2]
+
+    def has(self, values: Tensor, kind: str) -> bool:
+        return not values.is_inference() and kind in self._kinds(values)
+
+    def add(self, values: Tensor, kind: str) -> None:
+        if values.is_inference():
+            return  # has no version
+        place = id(values)
+        there = weakref.ref(values, lambda ref: self._drop(place, ref))
+        self._found[place] = (there, values._version, self._kinds(values) | {kind})
+
+    def _drop(self, place: int, ref: weakref.ref[Tensor]) -> None:
+        found = self._found.get(place)
+        if found is not None and found[0] is ref:  # and not another's that came to lie there
+            del self._found[place]
+
+
+_fit = _FitValues()
+
+
+@dataclass(frozen=True)
+class Cases:
+    """A checked batch: ``x [1,B,n]``, ``targets [1,B,k]`` (classes ``[1,B]``)."""
+
+    x: Tensor
+    targets: Tensor
+
+    @property
+    def count(self) -> int:
+        return self.x.shape[1]
+
+    @property
+    def of_steps(self) -> Tensor:
+        """The targets of one time step, as the loss ops take them: ``[1,1,B,k]``."""
+        return self.targets.unsqueeze(1)
+
+    def chunks(self, size: int) -> Iterator[Cases]:
+        """The same data in pieces of nearly equal length, at most ``size`` cases each."""
+        pieces = math.ceil(self.count / size)
+        ends = [self.count * (i + 1) // pieces for i in range(pieces)]
+        for start, end in zip([0, *ends], ends, strict=False):
+            yield Cases(self.x[:, start:end], self.targets[:, start:end])
+
+
+def check_cases(model: MLP, loss: Loss, batch: Batch) -> Cases:
+    """Check one batch against the model and the loss.
+
+    Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, no
+    cases, a mask, NaN or Inf.
+    """
+    like = cast(Tensor, model.layers[0].weight)  # parameters() would walk through all modules
+    x = check_tensor("inputs", batch.inputs, ["B", model.sizes[0]], like=like)
+    if x.shape[0] == 0:
+        raise ValueError(f"inputs: got shape {list(x.shape)}, need at least one case")
+    if batch.mask is not None:
+        raise ValueError("mask: got one, need None: every case of an hf.MLP counts")
+    if not isinstance(batch.targets, Tensor):
+        raise TypeError(f"targets: got {type(batch.targets).__name__}, need a torch.Tensor")
+    loss.check_targets(torch.Size([x.shape[0], model.sizes[-1]]), batch.targets, x.dtype)
+    if batch.targets.device != x.device:
+        raise ValueError(f"targets: is on {batch.targets.device}, need {x.device}")
+    _check_values("inputs", x, "finite")
+    _check_values("targets", batch.targets, loss.kind)
+    x, targets = plain(x).unsqueeze(0), batch.targets
+    return Cases(x, x if targets is batch.inputs else plain(targets).unsqueeze(0))
+
+
+def _check_values(name: str, values: Tensor, kind: str) -> None:
+    """Check that values are finite, for the logistic loss in [0,1]; once for each tensor."""
+    if not values.is_floating_point():
+        return  # classes are checked where they are used
+    if _fit.has(values, kind):
+        return
+    low, high = (float(v) for v in torch.aminmax(values.detach()))  # NaN reaches both
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name}: holds NaN or Inf, need finite values")
+    if kind == "logistic" and (low < 0 or high > 1):
+        bad = low if low < 0 else high
+        raise ValueError(f"{name}: a target is {bad}, need values in [0,1]")
+    _fit.add(values, kind)
