@@ -20,6 +20,9 @@ from bench import machine
 # A call shorter than this is first made once untimed: a solver calls it again and again, and the
 # contestant before it has emptied the caches and left its threads spinning.
 WARM_BELOW = 0.5
+# Before that call: the threads of OpenMP spin for up to 15 ms after a parallel region (300,000
+# pauses of 140 cycles), on a core that the next contestant needs.
+SPIN_SECONDS = 0.03
 # After a yardstick: the threads of OpenBLAS spin for another tenth of a second.
 SETTLE_SECONDS = 0.15
 
@@ -53,8 +56,9 @@ class Contestant:
         self.seconds.append((perf_counter() - start) / self.repeat)
 
     def warm(self) -> None:
-        """An untimed call, skipped where the last one was long anyway."""
+        """An untimed call on an idle machine, skipped where the last one was long anyway."""
         if not self.seconds or self.seconds[-1] < WARM_BELOW:
+            sleep(SPIN_SECONDS)
             self.run()
 
 
