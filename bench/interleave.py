@@ -20,8 +20,8 @@ from bench import machine
 # A call shorter than this is first made once untimed: a solver calls it again and again, and the
 # contestant before it has emptied the caches and left its threads spinning.
 WARM_BELOW = 0.5
-# Before that call: the threads of OpenMP spin for up to 15 ms after a parallel region (300,000
-# pauses of 140 cycles), on a core that the next contestant needs.
+# Before that call: the threads of OpenMP go on spinning for some milliseconds behind a parallel
+# region, on a core that the next contestant needs.
 SPIN_SECONDS = 0.03
 # After a yardstick: the threads of OpenBLAS spin for another tenth of a second.
 SETTLE_SECONDS = 0.15

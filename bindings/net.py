@@ -100,6 +100,7 @@ def net_gradient(
     check_factor("scale", scale)
     G = check_group(x=x, targets=targets, theta=theta)
     out = check_out(out, (G, theta.shape[1]), x)
+    _check_apart({"out": out}, x=x, targets=targets, theta=theta)
     backend = choose("dense.net_gradient", x)
     if backend == "cpu":
         losses = torch.empty(G, dtype=torch.float64)
@@ -116,7 +117,6 @@ def net_gradient(
             torch.get_num_threads(),
         )
         return losses, out
-    _check_apart({"out": out}, x=x, targets=targets, theta=theta)
     x, theta = x.detach(), theta.detach()
     if backend == "cuda":
         return layer_by_layer(net, x, targets, theta, scale=scale, out=out).expand(G), out
@@ -161,6 +161,7 @@ def net_update(
         if array.shape[0] not in (1, G):
             wanted = f"1 or {G}" if G > 1 else "1"
             raise ValueError(f"{name}: got group axis {array.shape[0]}, need {wanted} like theta")
+    _check_apart({"theta": theta, "velocity": velocity, "out": out}, x=x, targets=targets)
     rates = check_step(step, G, theta)
     active = check_active(active, G, theta)
     if choose("dense.net_update", x) == "cpu":
@@ -181,7 +182,6 @@ def net_update(
             torch.get_num_threads(),
         )
         return losses
-    _check_apart({"theta": theta, "velocity": velocity, "out": out}, x=x, targets=targets)
 
     def gradient(point: Tensor, out: Tensor) -> Tensor:
         return net_gradient(net, x, targets, point, scale=scale, out=out)[0]

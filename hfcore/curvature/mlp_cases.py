@@ -3,56 +3,21 @@
 from __future__ import annotations
 
 import math
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_tensor, plain
 from hfcore.losses import Loss
 from hfcore.models.mlp import MLP
 
-
-class _FitValues:
-    """Tensors whose values were found fit, and their version then: data comes back every step.
-
-    As a WeakTensorKeyDictionary, at a fifth of its time.
-    """
-
-    def __init__(self) -> None:
-        self._found: dict[int, tuple[weakref.ref[Tensor], int, set[str]]] = {}
-
-    def __len__(self) -> int:
-        return len(self._found)
-
-    def _kinds(self, values: Tensor) -> set[str]:
-        """What these values, as they are, were found fit for."""
-        found = self._found.get(id(values))
-        if found is None or found[0]() is not values or found[1] != values._version:
-            return set()
-        return found[2]
-
-    def has(self, values: Tensor, kind: str) -> bool:
-        return not values.is_inference() and kind in self._kinds(values)
-
-    def add(self, values: Tensor, kind: str) -> None:
-        if values.is_inference():
-            return  # has no version
-        place = id(values)
-        there = weakref.ref(values, lambda ref: self._drop(place, ref))
-        self._found[place] = (there, values._version, self._kinds(values) | {kind})
-
-    def _drop(self, place: int, ref: weakref.ref[Tensor]) -> None:
-        found = self._found.get(place)
-        if found is not None and found[0] is ref:  # and not another's that came to lie there
-            del self._found[place]
-
-
-_fit = _FitValues()
+# Tensors whose values were found fit, and their version then: full data comes back every step.
+_checked_values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -106,7 +71,8 @@ def _check_values(name: str, values: Tensor, kind: str) -> None:
     """Check that values are finite, for the logistic loss in [0,1]; once for each tensor."""
     if not values.is_floating_point():
         return  # classes are checked where they are used
-    if _fit.has(values, kind):
+    version = None if values.is_inference() else (values._version, kind)
+    if version is not None and version in _checked_values.get(values, ()):
         return
     low, high = (float(v) for v in torch.aminmax(values.detach()))  # NaN reaches both
     if not (math.isfinite(low) and math.isfinite(high)):
@@ -114,4 +80,6 @@ def _check_values(name: str, values: Tensor, kind: str) -> None:
     if kind == "logistic" and (low < 0 or high > 1):
         bad = low if low < 0 else high
         raise ValueError(f"{name}: a target is {bad}, need values in [0,1]")
-    _fit.add(values, kind)
+    if version is not None:
+        known = _checked_values.get(values, ())
+        _checked_values[values] = (*(k for k in known if k[0] == version[0]), version)

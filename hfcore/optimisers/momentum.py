@@ -310,7 +310,7 @@ def _check_options(group: dict[str, Any]) -> None:
     """Raise TypeError or ValueError that names the option of the group which is wrong."""
     for name in ("lr", "momentum", "weight_decay"):
         value = group.get(name, 0.0)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):  # in every step
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"{name}: got {type(value).__name__}, need a float")
     lr, momentum, l2 = group["lr"], group.get("momentum", 0.0), group["weight_decay"]
     if not (math.isfinite(lr) and lr > 0):

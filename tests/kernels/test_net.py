@@ -566,6 +566,13 @@ def test_an_update_refuses_shared_memory(other: str, backend: str) -> None:
     refuse_update(change, ValueError, f"theta: shares memory with {other}, need its own")
 
 
+def test_an_update_refuses_shared_memory_of_what_it_would_copy(backend: str) -> None:
+    memory = torch.rand(30)
+    x = memory[7:19].view(1, 3, 4).mT
+    change = {"theta": memory[:8].view(1, 8), "x": x}
+    refuse_update(change, ValueError, "theta: shares memory with x, need its own")
+
+
 def test_the_compiled_update_checks_by_itself(cpu: None) -> None:
     x, y = torch.rand(1, 4, 3), torch.rand(1, 4, 2)
     theta, velocity, out = torch.rand(1, 8), torch.rand(1, 8), torch.rand(1, 8)
