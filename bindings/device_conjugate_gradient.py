@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hfcore.bindings.checks import check_positive, check_tensor
 from hfcore.bindings.dispatch import choose
+from hfcore.bindings.graphs import Graphs
 from hfcore.bindings.nvtx import annotate
 from hfcore.bindings.triton_backend import serving
 
@@ -44,7 +45,9 @@ class DeviceSolve:
 
     ``lookback[i]`` is k of the progress rule at iteration i (0: does not apply), for i up to the
     maximum of iterations; ``kept`` holds the iterations whose iterate is copied aside.
-    ``preconditioner [N]`` is a positive diagonal. Raises TypeError or ValueError by name.
+    ``preconditioner [N]`` is a positive diagonal. ``recorded``: iterations are replayed from a CUDA
+    graph, so they all have the product of the first, whose launches can be recorded. Raises
+    TypeError or ValueError by name.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class DeviceSolve:
         tolerance: float,
         residual: float,
         preconditioner: Tensor | None = None,
+        recorded: bool = False,
     ) -> None:
         check_tensor("b", b, ["N"])
         if b.dtype not in (torch.float32, torch.float64):
@@ -63,6 +67,7 @@ class DeviceSolve:
         N = b.shape[0]
         check_positive(N=N)
         self.device, self._N = b.device, N
+        self._graphs = Graphs() if recorded and b.device.type == "cuda" else None
         # Imported here: it needs Triton.
         from hfcore.kernels.conjugate_gradient import gpu_triton as kernels
 
@@ -125,6 +130,12 @@ class DeviceSolve:
 
     def iterate(self, product: StoppableProduct) -> None:
         """Enqueue one iteration, which does nothing once the solve has ended."""
+        if self._graphs is None:
+            self._iterate(product)
+        else:
+            self._graphs.run("iteration", lambda: self._iterate(product))
+
+    def _iterate(self, product: StoppableProduct) -> None:
         N, w = self._N, self._w
         product(w.p[:N], w.Ap[:N], w.stop)
         with self._updating():

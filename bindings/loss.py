@@ -21,6 +21,7 @@ from hfcore.bindings.checks import (
     dense,
 )
 from hfcore.bindings.dispatch import choose, native
+from hfcore.bindings.graphs import recording
 from hfcore.bindings.triton_backend import serving
 from hfcore.kernels.loss import reference
 
@@ -38,7 +39,7 @@ def loss_value(
     G = _check_targets(kind, s, targets, mask)
     backend = choose("loss.loss_value", s)
     if backend != "cpu":
-        check_values(kind, s, targets, mask)
+        check_values(kind, s.shape[-1], targets, mask)
     if backend == "reference":
         return reference.loss_value(kind, s, targets, mask, scale).expand(G)
     if backend == "cuda":
@@ -75,7 +76,7 @@ def loss_gradient(
     shape = (G, *s.shape[1:])
     backend = choose("loss.loss_gradient", s)
     if backend != "cpu":
-        check_values(kind, s, targets, mask)
+        check_values(kind, s.shape[-1], targets, mask)
     if backend == "reference":
         g = reference.loss_gradient(kind, s, targets, mask, scale)
         return g if out is None else check_out(out, shape, s).copy_(g)
@@ -109,7 +110,7 @@ def loss_curvature(
     shape = (G, *s.shape[1:])
     backend = choose("loss.loss_curvature", s)
     if backend != "cpu":
-        check_values(kind, s, None, mask)
+        check_values(kind, s.shape[-1], None, mask)
     if backend == "reference":
         c = reference.loss_curvature(kind, s, mask)
         return c if out is None else check_out(out, shape, s).copy_(c)
@@ -205,14 +206,20 @@ def _check_device(name: str, tensor: Tensor, s: Tensor) -> None:
         raise ValueError(f"{name}: is on {tensor.device}, need {s.device} like s")
 
 
-def check_values(kind: str, s: Tensor, targets: Tensor | None, mask: Tensor | None) -> None:
-    """What the compiled module checks while it reads: mask of 0/1, unmasked classes in range."""
+def check_values(kind: str, k: int, targets: Tensor | None, mask: Tensor | None) -> None:
+    """What the compiled module checks while it reads: mask of 0/1, unmasked classes below k.
+
+    Whoever records a CUDA graph looks before: while it is recorded there are no values.
+    """
+    given = targets if mask is None else mask
+    if given is None or recording(given):
+        return
     if mask is not None and mask.dtype != torch.bool:
         strange = mask[(mask != 0) & (mask != 1)]
         if strange.numel() > 0:
             raise ValueError(f"mask: got {float(strange[0]):f}, need 0 or 1")
     if kind == reference.SOFTMAX and targets is not None:
         counted = targets if mask is None else torch.where(mask.bool(), targets, 0)
-        strange = counted[(counted < 0) | (counted >= s.shape[-1])]
+        strange = counted[(counted < 0) | (counted >= k)]
         if strange.numel() > 0:
-            raise ValueError(f"targets: got class {int(strange[0])}, need 0..{s.shape[-1] - 1}")
+            raise ValueError(f"targets: got class {int(strange[0])}, need 0..{k - 1}")

@@ -151,6 +151,7 @@ def update_through(
         out,
         learning_rate=step.learning_rate,
         momentum=step.momentum,
+        lookahead=step.lookahead,
         l2=step.l2,
         ahead=at if looks and step.l2 is not None else None,
         active=losses.isfinite(),
@@ -205,6 +206,18 @@ def check_step(step: Step, G: int, theta: Tensor) -> tuple[Tensor, Tensor, Tenso
         _coefficient("lookahead", step.lookahead, G, theta),
         None if step.l2 is None else _coefficient("l2", step.l2, G, theta),
     )
+
+
+def stacked(step: Step, theta: Tensor) -> Tensor:
+    """The coefficients that the step has, float64 ``[3 or 4,G]``; on the CPU if they all are."""
+    apart = any(isinstance(c, Tensor) and c.device.type != "cpu" for c in step)
+    rates = check_step(step, len(theta), theta if apart else torch.empty(0))
+    return torch.stack([rate for rate in rates if rate is not None])
+
+
+def served_by_cuda(theta: Tensor) -> bool:
+    """Whether updates of ``theta`` are CUDA kernels."""
+    return choose("momentum.momentum_update", theta) == "cuda"
 
 
 def _coefficient(name: str, value: Coefficient, G: int, theta: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def net_gradient(
     x, theta = x.detach(), theta.detach()
     if backend == "cuda":
         return layer_by_layer(net, x, targets, theta, scale=scale, out=out).expand(G), out
-    check_values(net.kind, x.new_empty(1, 1, 1, net.sizes[-1]), targets, None)
+    check_values(net.kind, net.sizes[-1], targets, None)
     losses, gradient = reference.net_gradient(
         net.kind, x, targets, theta, net.sizes, net.activations, scale
     )

@@ -25,6 +25,7 @@ from hfcore.bindings.checks import (
     dense,
 )
 from hfcore.bindings.dispatch import choose, native
+from hfcore.bindings.graphs import recording
 from hfcore.bindings.nvtx import annotate
 from hfcore.bindings.triton_backend import torch_matmul
 from hfcore.kernels.recurrence import RnnShape, RnnWeights, gpu, reference, split_flat
@@ -100,7 +101,8 @@ def _check_steps(steps: Tensor | None, x: Tensor) -> int:
     if steps.numel() == 0:
         raise ValueError("steps: got no step, need at least one output step")
     version = None if steps.is_inference() else (steps._version, T)
-    if version is not None and _checked_steps.get(steps) == version:
+    known = version is not None and _checked_steps.get(steps) == version
+    if known or recording(steps):  # whoever records has run the same before
         return steps.numel()
     # The compiled module checks order and range again; this gives the reference the same error.
     if int(steps[0]) < 0 or int(steps[-1]) >= T or bool((steps.diff() <= 0).any()):

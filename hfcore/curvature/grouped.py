@@ -7,8 +7,8 @@ is what sweeps and first-order training run on; curvature is not needed here.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from hfcore.batches import Batch
 from hfcore.bindings import loss as loss_ops
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.dense import Scratch
-from hfcore.bindings.momentum import Step, update_through
+from hfcore.bindings.graphs import Graphs
+from hfcore.bindings.momentum import Step, served_by_cuda, stacked, update_through
 from hfcore.bindings.net import Net, net_gradient, net_update
 from hfcore.bindings.recurrence import RnnWeights, split_flat
 from hfcore.curvature.mlp_cases import Cases, check_cases
@@ -33,17 +34,39 @@ CUDA_BYTES = 8 << 30
 # Cases up to which whole nets are one call on the CPU, if their activations fill no more than that;
 # above, the layers' own ops share the cases out among more threads.
 MINIBATCH = 4096
+# Where batches are best, wherever the nets are: there their values are checked without waiting.
+BATCHES_ON = torch.device("cpu")
+
+
+class Data(Protocol):
+    """A checked batch: Sequences or Cases."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def placed(self, place: Callable[[str, Tensor], Tensor]) -> Self: ...
+
+
+D = TypeVar("D", bound=Data)
 
 
 class GroupedGradient(ABC):
-    """Loss, gradient and update of G nets that share one shape and one loss."""
+    """Loss, gradient and update of G nets that share one shape and one loss.
+
+    A batch need not lie on the nets' device: see ``BATCHES_ON``.
+    """
 
     def __init__(self) -> None:
         self._work = Scratch()
+        self._graphs = Graphs()
 
     @abstractmethod
     def prepare(self, batch: Batch) -> Any:
         """Check a batch once and bring it to the form that :meth:`gradient` takes."""
+
+    @abstractmethod
+    def _check_classes(self, data: Any) -> None:
+        """Check what :meth:`prepare` leaves to the ops: they cannot look while being recorded."""
 
     @abstractmethod
     def gradient(self, theta: Tensor, data: Any, out: Tensor) -> Tensor:
@@ -72,6 +95,18 @@ class GroupedGradient(ABC):
         given. A net whose loss is not finite does not move. One that is not ``active [G]`` neither,
         and its loss is NaN.
         """
+        update = self._replayed if served_by_cuda(theta) else self._updated
+        return update(theta, velocity, data, step, active, out)
+
+    def _updated(
+        self,
+        theta: Tensor,
+        velocity: Tensor,
+        data: Data,
+        step: Step,
+        active: Tensor | None,
+        out: Tensor | None,
+    ) -> Tensor:
         return update_through(
             lambda point, out: self.gradient(point, data, out),
             theta,
@@ -81,6 +116,39 @@ class GroupedGradient(ABC):
             point=self._work.take("point", theta, *theta.shape),
             out=self._work.take("gradient", theta, *theta.shape) if out is None else out,
         )
+
+    def _replayed(
+        self,
+        theta: Tensor,
+        velocity: Tensor,
+        data: Data,
+        step: Step,
+        active: Tensor | None,
+        out: Tensor | None,
+    ) -> Tensor:
+        """The same from a CUDA graph: batch and coefficients go to places that stay."""
+        self._check_classes(data)
+        key: list[object] = []
+
+        def put(name: str, value: Tensor) -> Tensor:
+            key.append((name, value.shape, value.dtype))
+            return self._graphs.put(name, value, theta.device)
+
+        there = data.placed(put)
+        fixed = Step(*put("step", stacked(step, theta)))
+        for array in (theta, velocity, active, out):
+            key.append(None if array is None else (array.data_ptr(), array.shape))
+
+        def work() -> Tensor:
+            # Buffers of its own: those of other shapes grow, and move.
+            kept, self._work = self._work, Scratch()
+            try:
+                return self._updated(theta, velocity, there, fixed, active, out)
+            finally:
+                self._work = kept
+
+        # A copy: the next update writes its losses to the same place.
+        return self._graphs.run(tuple(key), work).clone()
 
 
 def grouped_gradient(model: nn.Module, loss: Loss) -> GroupedGradient | None:
@@ -109,18 +177,22 @@ class GroupedRnn(GroupedGradient):
         super().__init__()
         self.model = model
         self.loss = loss
-        self._states = torch.empty(0)
 
     def prepare(self, batch: Batch) -> Sequences:
-        return check_batch(self.model, self.loss, batch)
+        return check_batch(self.model, self.loss, batch, anywhere=True)
+
+    def _check_classes(self, data: Sequences) -> None:
+        loss_ops.check_values(self.loss.kind, self.model.output_size, data.targets, data.mask)
 
     def gradient(self, theta: Tensor, data: Sequences, out: Tensor) -> Tensor:
+        data = _beside(data, theta)
         kind, e, scale = self.loss.kind, self.model.nonlinearity, 1.0 / data.count
         losses = torch.empty(len(theta), dtype=torch.float64, device=theta.device)
         T, B, H = data.x.shape[1], data.count, self.model.hidden_size
         for nets in _blocks(theta, T * B * H):
             w = split_flat(theta[nets], self.model.shape)
-            states = self._buffer(theta, nets.stop - nets.start, T, B, H)
+            # One buffer for all updates: fresh pages cost as much as the arithmetic.
+            states = self._work.take("states", theta, nets.stop - nets.start, T, B, H)
             h, s = ops.rnn_forward(data.x, w, nonlinearity=e, steps=data.steps, out=states)
             assert h is not None
             losses[nets] = loss_ops.loss_value(kind, s, data.targets, data.mask, scale=scale)
@@ -133,13 +205,6 @@ class GroupedRnn(GroupedGradient):
         e = self.model.nonlinearity
         return ops.rnn_forward(inputs.unsqueeze(0), w, nonlinearity=e, states=False)[1]
 
-    def _buffer(self, like: Tensor, *shape: int) -> Tensor:
-        """One buffer for all updates: fresh pages cost as much as the arithmetic."""
-        numel = torch.Size(shape).numel()
-        if self._states.numel() < numel or self._states.device != like.device:
-            self._states = like.new_empty(numel)
-        return self._states[:numel].view(shape)
-
 
 class GroupedMlp(GroupedGradient):
     """Nets shaped like one :class:`hfcore.MLP`."""
@@ -151,9 +216,13 @@ class GroupedMlp(GroupedGradient):
         self._net = Net(loss.kind, model.sizes, model.activations)
 
     def prepare(self, batch: Batch) -> Cases:
-        return check_cases(self.model, self.loss, batch)
+        return check_cases(self.model, self.loss, batch, anywhere=True)
+
+    def _check_classes(self, data: Cases) -> None:
+        loss_ops.check_values(self.loss.kind, self.model.sizes[-1], data.targets, None)
 
     def gradient(self, theta: Tensor, data: Cases, out: Tensor) -> Tensor:
+        data = _beside(data, theta)
         if self._as_whole_nets(theta, data):
             scale, y = 1.0 / data.count, data.targets
             return net_gradient(self._net, data.x, y, theta, scale=scale, out=out)[0]
@@ -200,6 +269,13 @@ class GroupedMlp(GroupedGradient):
     def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
         layers = Layers(theta, self.model.sizes, self.model.activations, self._work)
         return layers.outputs(inputs.unsqueeze(0))
+
+
+def _beside(data: D, theta: Tensor) -> D:
+    """The batch on the nets' device."""
+    if data.device == theta.device:
+        return data
+    return data.placed(lambda _, value: value.to(theta.device))
 
 
 def _blocks(theta: Tensor, activations: int) -> Iterator[slice]:

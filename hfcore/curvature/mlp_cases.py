@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -32,6 +32,15 @@ class Cases:
         return self.x.shape[1]
 
     @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    def placed(self, place: Callable[[str, Tensor], Tensor]) -> Cases:
+        """The same data where ``place`` puts each array, by name."""
+        x = place("x", self.x)
+        return Cases(x, x if self.targets is self.x else place("targets", self.targets))
+
+    @property
     def of_steps(self) -> Tensor:
         """The targets of one time step, as the loss ops take them: ``[1,1,B,k]``."""
         return self.targets.unsqueeze(1)
@@ -44,14 +53,17 @@ class Cases:
             yield Cases(self.x[:, start:end], self.targets[:, start:end])
 
 
-def check_cases(model: MLP, loss: Loss, batch: Batch) -> Cases:
+def check_cases(model: MLP, loss: Loss, batch: Batch, *, anywhere: bool = False) -> Cases:
     """Check one batch against the model and the loss.
+
+    ``anywhere``: it need not lie on the model's device.
 
     Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, no
     cases, a mask, NaN or Inf.
     """
-    like = cast(Tensor, model.layers[0].weight)  # parameters() would walk through all modules
-    x = check_tensor("inputs", batch.inputs, ["B", model.sizes[0]], like=like)
+    weight = cast(Tensor, model.layers[0].weight)  # parameters() would walk through all modules
+    like, dtype = None if anywhere else weight, weight.dtype
+    x = check_tensor("inputs", batch.inputs, ["B", model.sizes[0]], like=like, dtype=dtype)
     if x.shape[0] == 0:
         raise ValueError(f"inputs: got shape {list(x.shape)}, need at least one case")
     if batch.mask is not None:

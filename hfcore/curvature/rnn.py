@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,6 +52,20 @@ class Sequences:
     def count(self) -> int:
         return self.x.shape[2]
 
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    def placed(self, place: Callable[[str, Tensor], Tensor]) -> Sequences:
+        """The same data where ``place`` puts each array, by name."""
+        return Sequences(
+            place("x", self.x),
+            None if self.steps is None else place("steps", self.steps),
+            place("targets", self.targets),
+            None if self.mask is None else place("mask", self.mask),
+            self.outputs,
+        )
+
     def chunks(self, size: int) -> Iterator[Sequences]:
         """The same data in pieces of at most ``size`` sequences."""
         return (part for part, _ in self.pieces(size))
@@ -72,13 +86,17 @@ class Sequences:
             )
 
 
-def check_batch(model: RNN, loss: Loss, batch: Batch) -> Sequences:
+def check_batch(model: RNN, loss: Loss, batch: Batch, *, anywhere: bool = False) -> Sequences:
     """Check one batch against the model and the loss, and cut it to the steps with outputs.
+
+    ``anywhere``: it need not lie on the model's device.
 
     Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, empty
     batch, no time steps, a mask of nothing, NaN or Inf in inputs or in unmasked targets.
     """
-    x = check_tensor("inputs", batch.inputs, ["T", "B", model.input_size], like=model.W_hh)
+    W = model.W_hh
+    like = None if anywhere else W
+    x = check_tensor("inputs", batch.inputs, ["T", "B", model.input_size], like=like, dtype=W.dtype)
     T, B = x.shape[:2]
     if T == 0 or B == 0:
         what = "time steps" if T == 0 else "sequences"

@@ -317,6 +317,7 @@ class NewtonStep:
             preconditioner=M,
             # A product that cannot be stopped costs more than a look.
             look_every=device.LOOK_EVERY if stops else 1,
+            recorded=stops,
         )
         self._count_products(products)
         return solution

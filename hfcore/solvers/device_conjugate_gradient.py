@@ -44,12 +44,14 @@ def device_conjugate_gradient(
     observe_at: Sequence[int] | None = None,
     preconditioner: Tensor | None = None,
     look_every: int = LOOK_EVERY,
+    recorded: bool = False,
 ) -> tuple[Solution, int]:
     """Solve A x = b ``[N]`` from ``x0`` on their device; gives the solution and the products done.
 
     ``product(v, out, stop)`` may skip its work where the int32 flag ``stop`` is not zero. The
     observer sees the iterates in ``observe_at`` (ascending; None: all), but only when the host
-    looks: where it ends the solve, the later iterations were in vain. Everything else as in
+    looks: where it ends the solve, the later iterations were in vain. ``recorded``: the product
+    waits for nothing and may be replayed from a CUDA graph. Everything else as in
     :func:`hfcore.solvers.conjugate_gradient.conjugate_gradient`.
     """
     if look_every < 1:
@@ -63,6 +65,7 @@ def device_conjugate_gradient(
         tolerance=rule.tolerance,
         residual=rule.residual,
         preconditioner=preconditioner,
+        recorded=recorded,
     )
     solve.begin(product, b, x0)
     observed = 0

@@ -7,7 +7,7 @@ next test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -67,8 +67,10 @@ class Cohort:
         self._losses = torch.zeros(G, dtype=torch.float64, device=device)
         self._summed = 0
 
-    def _column(self, values: Any) -> Tensor:
-        return torch.tensor(list(values), dtype=torch.float64, device=self.theta.device)
+    @staticmethod
+    def _column(values: Iterable[float]) -> Tensor:
+        """On the CPU, wherever the nets are: the ops bring it there without waiting."""
+        return torch.tensor(list(values), dtype=torch.float64)
 
     def update(self) -> None:
         """One update of every run that has not diverged (Sutskever et al. 2013, eqs. 1-4)."""

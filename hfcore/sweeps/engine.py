@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
-from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
+from hfcore.curvature.grouped import BATCHES_ON, GroupedGradient, grouped_gradient
 from hfcore.flat import FlatParameters
 from hfcore.problems import Problem, ZeroOne, create
 from hfcore.schedules import Constant as ConstantMomentum
@@ -218,7 +218,7 @@ class Session:
         self._stored_at = -1
 
     def _passes(self) -> GroupedGradient:
-        model = self.plan.build(0).to(self.plan.device)
+        model = self.plan.build(0)
         passes = grouped_gradient(model, self.plan.problem.loss)
         if passes is None:
             raise TypeError(
@@ -237,7 +237,7 @@ class Session:
             nets.to(plan.device),
             [plan.momentum(run) for run in runs],
             self.passes,
-            TrainingData(plan.problem, runs[0].seed, torch.float32, plan.device),
+            TrainingData(plan.problem, runs[0].seed, torch.float32, BATCHES_ON),
             batch_size=plan.batch_size,
             weight_decay=plan.weight_decay,
         )

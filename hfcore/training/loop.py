@@ -170,8 +170,9 @@ class _Run:
             batch_size=settings.batch_size,
             gradients=any(hook.reads_gradients for hook in hooks),
         )
-        self.data = TrainingData(problem, settings.seed, first.dtype, first.device)
-        self.test_set = self.data.test_set(settings.test_size)
+        self.data = TrainingData(problem, settings.seed, first.dtype, self.stepper.device)
+        tests = TrainingData(problem, settings.seed, first.dtype, first.device)
+        self.test_set = tests.test_set(settings.test_size)
         self._stored_at = 0
 
     # ---- the loop

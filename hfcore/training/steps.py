@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.momentum import Step
+from hfcore.curvature.grouped import BATCHES_ON
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import UpdatingClosure
 from hfcore.training.gradients import FusedBackpropagation, backpropagation
@@ -38,6 +39,8 @@ class Stepper(Protocol):
     """An optimiser as the training loop sees it."""
 
     batches: int
+    device: torch.device
+    """Where the batches are to lie."""
 
     def step(self, batches: Sequence[Batch]) -> Iteration: ...
 
@@ -45,8 +48,11 @@ class Stepper(Protocol):
 class HessianFreeStepper:
     """One HF step an iteration: fresh gradient batches, the other roles are picked from them."""
 
-    def __init__(self, optimizer: HessianFree, batches: int, batch_size: int) -> None:
+    def __init__(
+        self, optimizer: HessianFree, batches: int, batch_size: int, device: torch.device
+    ) -> None:
         self.batches = batches
+        self.device = device
         self._optimizer = optimizer
         self._batch_size = batch_size
 
@@ -85,6 +91,8 @@ class FirstOrderStepper:
         self._optimizer = optimizer
         self._gradients = gradients
         self._backward = backpropagation(model, problem.loss, batch_size)
+        fused = isinstance(self._backward, FusedBackpropagation)
+        self.device = BATCHES_ON if fused else _device_of(model)
 
     def step(self, batches: Sequence[Batch]) -> Iteration:
         (batch,) = batches
@@ -132,6 +140,10 @@ def _recorded(loss: float, losses: list[float]) -> Tensor:
     return torch.tensor(loss, dtype=torch.float64)
 
 
+def _device_of(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
 def make_stepper(
     model: torch.nn.Module,
     problem: Problem,
@@ -151,5 +163,6 @@ def make_stepper(
     if any(id(p) not in own for p in held):
         raise ValueError("optimizer: holds parameters that are not the model's")
     if isinstance(optimizer, HessianFree):
-        return HessianFreeStepper(optimizer, gradient_batches, batch_size)
+        device = _device_of(model)
+        return HessianFreeStepper(optimizer, gradient_batches, batch_size, device)
     return FirstOrderStepper(model, problem, optimizer, batch_size, gradients=gradients)

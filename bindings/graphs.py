@@ -1,0 +1,116 @@
+"""Work on CUDA data that is done again and again, recorded as CUDA graphs.
+
+An update of small nets is dozens of kernels of a few microseconds, and starting each from Python
+takes longer than running it. Replayed from a graph they cost the host one launch.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from hfcore.bindings.dispatch import forced_backend
+from hfcore.bindings.triton_backend import matmul_precision
+
+logger = logging.getLogger("hfcore")
+
+T = TypeVar("T")
+
+# Recordings kept: a sweep's cohorts times the lengths of their sequences.
+MOST = 512
+
+
+class Graphs:
+    """Recordings by key, and the arrays that what changes is put into before each replay.
+
+    ``work`` is done as it is the first time (it compiles, loads and looks at values then), recorded
+    the second, replayed from then on. It must wait for nothing and give the same launches for equal
+    keys: what it reads and writes beyond what it allocates itself lies in the same places, so a key
+    has those addresses in it. What it allocates and gives back is the graphs' own and holds its
+    value until the next call. Work that cannot be recorded is done as it is; the reason is logged.
+
+    All recordings share one pool of memory: for one stream, and one thread, at a time.
+    """
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most = most
+        self._seen: OrderedDict[Hashable, Callable[[], Any] | None] = OrderedDict()
+        self._places: dict[Hashable, Tensor] = {}
+        self._pool: Any = None
+
+    def put(self, name: str, value: Tensor, device: torch.device) -> Tensor:
+        """The value in the place of this name, shape and dtype on ``device``, without waiting."""
+        key = name, value.shape, value.dtype, device
+        place = self._places.get(key)
+        if place is None:
+            place = self._places[key] = torch.empty(value.shape, dtype=value.dtype, device=device)
+        # From ordinary memory the host would wait until all work before has ended.
+        pinned = device.type == "cuda" and value.device.type == "cpu"
+        return place.copy_(value.pin_memory() if pinned else value, non_blocking=True)
+
+    def run(self, key: Hashable, work: Callable[[], T]) -> T:
+        """What ``work()`` gives."""
+        key = key, forced_backend(), matmul_precision()
+        if key not in self._seen:
+            self._keep(key, None)
+            return work()
+        replay = self._seen[key]
+        if replay is None:
+            replay = self._recorded(work)
+            self._keep(key, replay)
+        else:
+            self._seen.move_to_end(key)
+        result: T = replay()
+        return result
+
+    def _keep(self, key: Hashable, replay: Callable[[], Any] | None) -> None:
+        self._seen[key] = replay
+        self._seen.move_to_end(key)
+        while len(self._seen) > self._most:
+            self._seen.popitem(last=False)
+
+    def _recorded(self, work: Callable[[], T]) -> Callable[[], T]:
+        """What replays ``work``, or ``work`` itself where it cannot be recorded."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        try:
+            start, result = _record(work, self._pool)
+        except RuntimeError as error:
+            logger.info("not recorded as a CUDA graph: %s", " ".join(str(error).split()))
+            return work
+
+        def replay() -> T:
+            start()
+            return result
+
+        return replay
+
+
+def _record(work: Callable[[], T], pool: Any) -> tuple[Callable[[], None], T]:
+    """(what replays it, the result that a replay writes); nothing is done yet.
+
+    Not by ``torch.cuda.graph``, which collects garbage and empties torch's cache each time.
+    """
+    graph = torch.cuda.CUDAGraph()
+    before = torch.cuda.current_stream()
+    side = torch.cuda.Stream()
+    side.wait_stream(before)
+    with torch.cuda.stream(side):
+        # Other threads may do what is forbidden while this one records.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            result = work()
+        finally:
+            graph.capture_end()
+    before.wait_stream(side)
+    return graph.replay, result
+
+
+def recording(tensor: Tensor) -> bool:
+    """Whether what is enqueued on the tensor's device is being recorded: values cannot be seen."""
+    return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,0 +1,228 @@
+"""What is recorded, replayed and put where, without a GPU: a stand-in does the work again.
+
+Recordings themselves: tests/gpu.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import hfcore as hf
+from hfcore.bindings import graphs, momentum
+from hfcore.bindings.graphs import Graphs
+from hfcore.bindings.momentum import Step
+from hfcore.curvature import grouped
+from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
+
+CPU = torch.device("cpu")
+
+
+class Recorder:
+    """Stands in for CUDA graphs: a replay is the work done again, its result in the same place."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.recorded = self.replayed = 0
+        self.refusal: str | None = None
+        monkeypatch.setattr(graphs, "_record", self.record)
+        monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+
+    def record(self, work: Callable[[], Any], pool: object) -> tuple[Callable[[], None], Any]:
+        if self.refusal is not None:
+            raise RuntimeError(self.refusal)
+        self.recorded += 1
+        result: Tensor | None = None
+
+        def replay() -> None:
+            self.replayed += 1
+            got = work()
+            if isinstance(result, Tensor):
+                result.copy_(got)
+
+        # Recording does nothing: the result holds no value yet.
+        result = torch.full((3,), math.nan, dtype=torch.float64)
+        return replay, result
+
+
+@pytest.fixture
+def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return Recorder(monkeypatch)
+
+
+def test_work_is_done_then_recorded_then_replayed(recorder: Recorder) -> None:
+    done: list[int] = []
+
+    def work() -> Tensor:
+        done.append(len(done))
+        return torch.full((3,), float(len(done)), dtype=torch.float64)
+
+    replays = Graphs()
+    values = [float(replays.run("key", work)[0]) for _ in range(4)]
+    assert values == [1, 2, 3, 4]
+    assert (recorder.recorded, recorder.replayed) == (1, 3)
+
+
+def test_another_key_backend_or_precision_is_recorded_apart(recorder: Recorder) -> None:
+    replays = Graphs()
+
+    def run(key: str = "key") -> int:
+        replays.run(key, lambda: torch.zeros(3, dtype=torch.float64))
+        return recorder.recorded
+
+    assert [run(), run(), run()] == [0, 1, 1]
+    assert [run("other"), run("other")] == [1, 2]
+    with hf.use_backend("reference"):
+        assert [run(), run()] == [2, 3]
+    with hf.set_matmul_precision("tf32"):
+        assert [run(), run()] == [3, 4]
+    assert run() == 4
+
+
+def test_the_oldest_recordings_make_room(recorder: Recorder) -> None:
+    replays = Graphs(most=2)
+    for key in ("a", "a", "b", "b", "a", "c", "c"):  # "b" was used longest ago
+        replays.run(key, lambda: torch.zeros(3, dtype=torch.float64))
+    assert recorder.recorded == 3
+    replays.run("a", lambda: torch.zeros(3, dtype=torch.float64))
+    assert recorder.recorded == 3
+    replays.run("b", lambda: torch.zeros(3, dtype=torch.float64))
+    assert recorder.replayed == 5  # the last was the first of its key again
+
+
+def test_what_cannot_be_recorded_is_done_and_said_once(
+    recorder: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorder.refusal = "operation not permitted\nwhen stream is capturing"
+    replays, done = Graphs(), []
+    with caplog.at_level(logging.INFO, logger="hfcore"):
+        for i in range(4):
+            assert replays.run("key", lambda i=i: done.append(i) or i) in range(4)
+    assert len(done) == 4
+    assert [r.getMessage() for r in caplog.records] == [
+        "not recorded as a CUDA graph: operation not permitted when stream is capturing"
+    ]
+
+
+def test_errors_of_the_work_are_not_swallowed(recorder: Recorder) -> None:
+    def refuse() -> None:
+        raise ValueError("targets: no")
+
+    replays = Graphs()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="targets: no"):
+            replays.run("key", refuse)
+
+
+def test_values_are_put_in_places_that_stay() -> None:
+    replays = Graphs()
+    first = replays.put("x", torch.tensor([1.0, 2.0]), CPU)
+    assert first.tolist() == [1.0, 2.0]
+    second = replays.put("x", torch.tensor([3.0, 4.0]), CPU)
+    assert second is first
+    assert first.tolist() == [3.0, 4.0]
+    for value in (torch.ones(3), torch.ones(2, dtype=torch.float64)):
+        assert replays.put("x", value, CPU) is not first
+    assert replays.put("y", torch.ones(2), CPU) is not first
+
+
+# ---------------------------------------------------------------------------- updates of nets
+
+
+def passes_of(model: torch.nn.Module, loss: hf.losses.Loss) -> GroupedGradient:
+    passes = grouped_gradient(model, loss)
+    assert passes is not None
+    return passes
+
+
+def batches(kind: str) -> list[hf.Batch]:
+    draw = torch.Generator().manual_seed(1)
+    made = []
+    for size in (5, 7, 5, 5, 7, 7, 5):  # lengths or cases that come back
+        if kind == "mlp":
+            x = torch.rand(size, 4, generator=draw)
+            made.append(hf.Batch(x, x))
+            continue
+        x = torch.rand(size, 6, 2, generator=draw)
+        mask = torch.zeros(size, 6, dtype=torch.bool)
+        mask[-2:] = True
+        if kind == "masked":
+            mask[-1, 2:] = False
+        y = torch.rand(size, 6, 3, generator=draw)
+        classes = torch.randint(3, (size, 6), generator=draw)
+        made.append(hf.Batch(x, classes if kind == "softmax" else y, mask))
+    return made
+
+
+@pytest.mark.parametrize("l2", [False, True])
+@pytest.mark.parametrize("kind", ["rnn", "masked", "softmax", "mlp"])
+def test_replayed_updates_are_those_of_the_ops(
+    kind: str, l2: bool, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rates, batches, lengths and who is active change between replays, and are seen."""
+    torch.manual_seed(0)
+    if kind == "mlp":
+        model: torch.nn.Module = hf.MLP([4, 3, 4], ["tanh", "linear"])
+        loss: hf.losses.Loss = hf.losses.SquaredError()
+    else:
+        model = hf.RNN(2, 5, 3)
+        soft = kind == "softmax"
+        loss = hf.losses.SoftmaxCrossEntropy() if soft else hf.losses.SquaredError()
+    if kind == "mlp":  # the CPU has a whole call of its own for these
+        monkeypatch.setattr(grouped.GroupedMlp, "update", GroupedGradient.update)
+    start = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    thetas = torch.stack([start, 2 * start, -start])
+    ends = []
+    for recorded in (False, True):
+        monkeypatch.setattr(grouped, "served_by_cuda", lambda theta, on=recorded: on)
+        passes = passes_of(model, loss)
+        theta, velocity = thetas.clone(), torch.zeros_like(thetas)
+        active = torch.tensor([True, True, True])
+        losses = []
+        for t, batch in enumerate(batches(kind)):
+            if t == 4:
+                active[1] = False
+            rates = torch.tensor([0.1, 0.05, 0.2], dtype=torch.float64) / (t + 1)
+            mu = torch.full((3,), min(0.9, t / 4), dtype=torch.float64)
+            step = Step(rates, mu, mu / 2, 0.01 if l2 else None)
+            data = passes.prepare(batch)
+            losses.append(passes.update(theta, velocity, data, step, active=active))
+        ends.append((theta, velocity, torch.stack(losses)))
+    assert recorder.recorded == 2  # one for each shape of a batch
+    assert recorder.replayed == 5
+    for plain, replayed in zip(*ends, strict=True):
+        assert torch.equal(plain.nan_to_num(7.0), replayed.nan_to_num(7.0))
+    assert ends[0][2][4:, 1].isnan().all()
+
+
+def test_classes_out_of_range_are_refused_before_they_are_put(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grouped, "served_by_cuda", lambda theta: True)
+    passes = passes_of(hf.RNN(2, 5, 3), hf.losses.SoftmaxCrossEntropy())
+    data = passes.prepare(hf.Batch(torch.rand(4, 6, 2), torch.full((4, 6), 3)))
+    theta = torch.rand(1, hf.RNN(2, 5, 3).shape.numel)
+    before = theta.clone()
+    with pytest.raises(ValueError, match=r"targets: got class 3, need 0\.\.2"):
+        passes.update(theta, torch.zeros_like(theta), data, Step(0.1, 0.9))
+    assert torch.equal(theta, before)
+
+
+def test_a_step_is_one_array_on_the_cpu() -> None:
+    theta = torch.zeros(2, 5)
+    rates = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    stacked = momentum.stacked(Step(rates, 0.9), theta)
+    assert stacked.tolist() == [[0.1, 0.2], [0.9, 0.9], [0.0, 0.0]]
+    assert momentum.stacked(Step(rates, 0.9, rates, 0.5), theta)[3].tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match=r"learning_rate: got shape \[3\], need \[2\]"):
+        momentum.stacked(Step(torch.zeros(3, dtype=torch.float64), 0.9), theta)
+
+
+def test_nothing_is_recorded_on_the_cpu() -> None:
+    assert not graphs.recording(torch.zeros(1))
+    assert not momentum.served_by_cuda(torch.zeros(1, 2))

@@ -1,0 +1,222 @@
+"""What is recorded as CUDA graphs has the bits of what is not, and waits for nobody."""
+
+from __future__ import annotations
+
+import logging
+import math
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import hfcore as hf
+from hfcore.bindings import graphs
+from hfcore.bindings.momentum import Step
+from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
+from hfcore.solvers import device_conjugate_gradient
+from hfcore.solvers.conjugate_gradient import StopRule
+
+pytestmark = pytest.mark.gpu
+
+PROBLEMS = {
+    "addition": lambda: hf.problems.Addition(20, centre=True),
+    "memorization": lambda: hf.problems.create("memorization-5bit", length=20, scored="recall"),
+    "images": lambda: hf.problems.create("curves", images=300),
+}
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many graphs were recorded; a refusal is an error here."""
+    count: list[int] = []
+    record = graphs._record
+
+    def counted(*given: Any) -> Any:
+        made = record(*given)
+        count.append(1)
+        return made
+
+    def refused(message: str, *values: object) -> None:
+        raise AssertionError(message % values)
+
+    monkeypatch.setattr(graphs, "_record", counted)
+    monkeypatch.setattr(graphs.logger, "info", refused)
+    return count
+
+
+def forbid_recording(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs.Graphs, "run", lambda self, key, work: work())
+
+
+def ends_of_updates(name: str, updates: int) -> list[Tensor]:
+    problem = PROBLEMS[name]()
+    start: Any = hf.RnnStart(hidden_size=50)
+    if name == "images":
+        start = hf.AutoencoderStart((problem.input_size, 40, 12))
+    result = hf.sweep(
+        problem,
+        {"learning_rate": [1e-2, 1e-3], "momentum": [0.5, 0.9], "method": ["nag", "cm"]},
+        updates=updates,
+        batch_size=40,
+        start=start,
+        test_every=7,
+        test_size=50,
+        device="cuda",
+        progress=False,
+    )
+    return [result.parameters[i] for i in sorted(result.parameters)]
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_sweep_has_the_bits_of_one_without_graphs(
+    name: str, recorded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    got = ends_of_updates(name, 30)
+    assert recorded
+    forbid_recording(monkeypatch)
+    want = ends_of_updates(name, 30)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert not any(torch.equal(a, b) for a, b in pairwise(got))
+
+
+def test_a_run_of_a_sweep_is_what_it_is_alone() -> None:
+    problem = PROBLEMS["addition"]()
+    options: dict[str, Any] = {
+        "updates": 25, "batch_size": 33, "test_every": 10, "test_size": 50, "device": "cuda",
+        "progress": False,
+    }  # fmt: skip
+    rates = [1e-2, 3e-3, 1e-3]
+    together = hf.sweep(problem, {"learning_rate": rates, "momentum": [0.9]}, **options)
+    for i, rate in enumerate(rates):
+        alone = hf.sweep(problem, {"learning_rate": [rate], "momentum": [0.9]}, **options)
+        assert torch.equal(alone.parameters[0], together.parameters[i])
+
+
+def test_a_sweep_resumes_to_the_bit(tmp_path: Path) -> None:
+    problem = PROBLEMS["addition"]()
+    grid = {"learning_rate": [1e-2, 1e-3], "momentum": [0.9]}
+    options: dict[str, Any] = {
+        "batch_size": 20, "test_every": 10, "test_size": 50, "device": "cuda", "progress": False,
+    }  # fmt: skip
+    whole = hf.sweep(problem, grid, updates=40, **options)
+    hf.sweep(problem, grid, updates=20, run_dir=tmp_path / "run", **options)
+    resumed = hf.sweep(problem, grid, updates=40, run_dir=tmp_path / "run", resume=True, **options)
+    for i in range(2):
+        assert torch.equal(resumed.parameters[i], whole.parameters[i])
+
+
+@pytest.mark.parametrize("method", ["NAG", "ClassicalMomentum", "SGD"])
+def test_training_is_the_sweeps_run(method: str, recorded: list[int]) -> None:
+    problem = PROBLEMS["addition"]()
+    settings = {} if method == "SGD" else {"momentum": 0.9}
+    short = {"NAG": "nag", "ClassicalMomentum": "cm", "SGD": "sgd"}[method]
+    grid = {"learning_rate": [1e-2], "method": [short], **{k: [v] for k, v in settings.items()}}
+    swept = hf.sweep(
+        problem, grid, updates=20, batch_size=40, schedule="constant", test_size=50,
+        device="cuda", progress=False,
+    )  # fmt: skip
+    model = hf.RnnStart().build(problem, 0).to("cuda")
+    opt = getattr(hf, method)(model.parameters(), lr=1e-2, **settings)
+    hf.train(
+        model, problem, opt, minibatches=20 * 0.04, batch_size=40, test_size=50, progress=False
+    )
+    assert recorded
+    got = torch.cat([p.detach().reshape(-1) for p in model.parameters()]).cpu()
+    assert torch.equal(got, swept.parameters[0])
+
+
+def test_an_update_waits_for_nobody() -> None:
+    problem = PROBLEMS["addition"]()
+    model = hf.RnnStart(hidden_size=30).build(problem, 0)
+    passes = grouped_gradient(model, problem.loss)
+    assert isinstance(passes, GroupedGradient)
+    start = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    theta = start.expand(3, -1).contiguous().cuda()
+    velocity = torch.zeros_like(theta)
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.rand(9, 20, 2, generator=draw), torch.rand(9, 20, 1, generator=draw)
+    rates = torch.full((3,), 1e-3, dtype=torch.float64)
+
+    def update() -> Tensor:
+        data = passes.prepare(hf.Batch(x, y))
+        return passes.update(theta, velocity, data, Step(rates, 9 * rates, 9 * rates))
+
+    update(), update()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = update()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert bool(losses.isfinite().all())
+
+
+@pytest.mark.parametrize("look_every", [1, 10])
+@pytest.mark.parametrize("hidden", [40, 260])
+def test_recorded_iterations_of_cg_have_the_same_bits(
+    hidden: int, look_every: int, recorded: list[int]
+) -> None:
+    """With W_hh on chip, and with one GEMM a step."""
+    draw = torch.Generator().manual_seed(1)
+    model = hf.RNN(2, hidden, 1, generator=draw).to("cuda")
+    x, y = (torch.rand(12, 100, w, generator=draw).to("cuda") for w in (2, 1))
+    G = hf.GaussNewton(model, hf.losses.SquaredError(), x, y, damping=0.1)
+    b = torch.randn(G.shape[0], generator=draw).to("cuda")
+
+    def solve(*, record: bool) -> Any:
+        return device_conjugate_gradient.device_conjugate_gradient(
+            lambda v, out, stop: G.matvec(v, out=out), b, torch.zeros_like(b),
+            rule=StopRule(max_iterations=40), look_every=look_every, recorded=record,
+        )[0]  # fmt: skip
+
+    want, got = solve(record=False), solve(record=True)
+    assert recorded == [1]
+    assert torch.equal(got.x, want.x)
+    assert (got.history, got.stop) == (want.history, want.stop)
+
+
+def test_a_hessian_free_step_is_recorded_and_has_the_same_bits(
+    recorded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stepped(model: torch.nn.Module, loss: hf.losses.Loss, batch: Any) -> Tensor:
+        opt = hf.HessianFree(model, loss, damping=1.0, preconditioner="fisher")
+        for _ in range(2):
+            stats = opt.step(batch)
+        assert math.isfinite(stats.loss_after)
+        return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+    def both() -> list[Tensor]:
+        draw = torch.Generator().manual_seed(1)
+        x = torch.rand(10, 50, 2, generator=draw).cuda()
+        rnn = hf.RNN(2, 30, 2, generator=draw).to("cuda")
+        mlp = hf.MLP([20, 11, 20], ["logistic", "linear"], generator=draw).to("cuda")
+        images = torch.rand(300, 20, generator=draw).cuda()
+        return [
+            stepped(rnn, hf.losses.SquaredError(), (x, x)),
+            stepped(mlp, hf.losses.LogisticCrossEntropy(), (images, images)),
+        ]
+
+    got = both()
+    assert len(recorded) == 4
+    forbid_recording(monkeypatch)
+    assert all(torch.equal(a, b) for a, b in zip(got, both(), strict=True))
+
+
+def test_what_waits_is_refused_and_done_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """A product that looks at a value cannot be recorded: the solve goes on without."""
+    A = torch.diag(torch.arange(1.0, 21.0)).cuda()
+    b = torch.ones(20, device="cuda")
+
+    def product(v: Tensor, out: Tensor, stop: Tensor) -> Tensor:
+        assert float(v[0]) == float(v[0])
+        return torch.mv(A, v, out=out)
+
+    with caplog.at_level(logging.INFO, logger="hfcore"):
+        solution, _ = device_conjugate_gradient.device_conjugate_gradient(
+            product, b, torch.zeros_like(b),
+            rule=StopRule(max_iterations=30, tolerance=0.0), recorded=True,
+        )  # fmt: skip
+    assert "not recorded as a CUDA graph" in caplog.text
+    torch.testing.assert_close(solution.x.cpu(), 1 / torch.arange(1.0, 21.0), rtol=1e-3, atol=1e-4)
