@@ -5,7 +5,6 @@ Bytes and flops are the least an op needs: every array once, float32, products a
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 import hfcore as hf
-from bench.gpu.measurements import EAGER, GRAPHED, OURS, Aim, Work
+from bench.gpu.measurements import EAGER, GRAPHED, OURS, OURS_GRAPHED, Aim, Work
 from bench.gpu.timing import Call, graphed
 from hfcore.bindings import dense, loss, recurrence
 from hfcore.bindings.triton_backend import torch_matmul
@@ -22,7 +21,6 @@ from hfcore.kernels.dense import reference as dense_reference
 from hfcore.kernels.loss import reference as loss_reference
 from hfcore.kernels.recurrence import RnnShape, RnnWeights, gpu, reference
 
-OURS_GRAPHED = "hfcore, CUDA graph"
 COMPILED = "reference, torch.compile"
 CUDNN = "torch.nn.RNN (cuDNN, TF32 off)"
 
@@ -187,7 +185,7 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
                 ),
                 compiled=compiled,
             ),
-            aims(*((Aim("ms", 0.5),) if T == 200 else ()), *faster),
+            aims(*((Aim("ms, CUDA graph", 0.5),) if T == 200 else ()), *faster),
         ),
     ]
     return benches
@@ -344,36 +342,38 @@ def cg_ops(N: int = 3_000_000) -> list[Bench]:
 KERNEL_AIMS = {"rnn_tangent": 1.2, "linear_scan": 0.8}
 
 
-def kernels_of_a_product(net: Net, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every kernel inside one whole product, by CUDA events around each launch.
+def kernels_of_a_product(net: Net, rounds: int) -> dict[str, tuple[int, list[float]]]:
+    """Launches of every kernel inside one whole product, and their seconds together in each round.
 
-    ``rnn_tangent`` is the R-op with V, ``linear_scan`` the reverse scan; a kernel that is launched
-    again is numbered.
+    By CUDA events around each launch. ``rnn_tangent`` is the R-op with V, ``linear_scan`` the
+    reverse scan.
     """
     from hfcore.bindings import cuda
 
     launch = cuda.launcher("recurrence", torch.device("cuda", torch.cuda.current_device()))
-    spans: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
+    Span = tuple[torch.cuda.Event, torch.cuda.Event]
+    spans: list[dict[str, list[Span]]] = []
     scratch = recurrence.Scratch()
     for _ in range(rounds + 1):
-        seen: Counter[str] = Counter()
+        spans.append({})
 
-        def timed(name: str, *rest: Any, seen: Counter[str] = seen) -> None:
+        def timed(name: str, *rest: Any, seen: dict[str, list[Span]] = spans[-1]) -> None:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             start.record()
             launch(name, *rest)
             end.record()
-            seen[name] += 1
-            label = name if seen[name] == 1 else f"{name} #{seen[name]}"
-            spans.setdefault(label, []).append((start, end))
+            seen.setdefault(name, []).append((start, end))
 
         gpu.rnn_gauss_newton(
             timed, net.x, net.h, net.w, net.v, net.c, False, "tanh", net.steps, 1.0, 0.03, 0.1,
             scratch=scratch, shared_limit=launch.shared_limit,
         )  # fmt: skip
     torch.cuda.synchronize()
-    # The first round warms up.
-    return {name: [1e-3 * a.elapsed_time(b) for a, b in pairs[1:]] for name, pairs in spans.items()}
+
+    def seconds(name: str) -> list[float]:  # the first round warms up
+        return [1e-3 * sum(a.elapsed_time(b) for a, b in seen[name]) for seen in spans[1:]]
+
+    return {name: (len(pairs), seconds(name)) for name, pairs in spans[0].items()}
 
 
 def _agreeing(ours: Call, plain: Call) -> Call:

@@ -79,8 +79,8 @@ def run(rounds: int, *, compiled: bool) -> dict[str, Any]:
 def kernel_table(result: dict[str, Any]) -> str:
     """Time of each kernel inside a whole product, and a step of it."""
     lines = [
-        "| case | kernel of a product | median µs | µs a step | aim |",
-        "| --- | --- | --- | --- | --- |",
+        "| case | kernel of a product | launches | median µs in all | µs a step | aim |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     for case, kernels in result["kernels_of_a_product"].items():
         for name, k in kernels.items():
@@ -88,7 +88,8 @@ def kernel_table(result: dict[str, Any]) -> str:
             aim = k.get("aim_us_a_step")
             verdict = "" if aim is None else f"{aim} {'met' if per_step <= aim else 'missed'}"
             lines.append(
-                f"| {case} | `{name}` | {k['median_us']:.1f} | {per_step:.2f} | {verdict} |"
+                f"| {case} | `{name}` | {k['launches']} | {k['median_us']:.1f} | {per_step:.2f} | "
+                f"{verdict} |"
             )
     return "\n".join(lines) + "\n"
 
@@ -98,8 +99,9 @@ def of_kernels(net: Any, rounds: int) -> dict[str, dict[str, float]]:
     from bench.gpu import ops
 
     shown: dict[str, dict[str, float]] = {}
-    for name, times in ops.kernels_of_a_product(net, rounds).items():
-        shown[name] = {"median_us": 1e6 * statistics.median(times), "steps": net.T}
+    for name, (launches, times) in ops.kernels_of_a_product(net, rounds).items():
+        median = 1e6 * statistics.median(times)
+        shown[name] = {"launches": launches, "median_us": median, "steps": net.T}
         if (net.B, net.H) == (1000, 100) and name in ops.KERNEL_AIMS:
             shown[name]["aim_us_a_step"] = ops.KERNEL_AIMS[name]
     return shown

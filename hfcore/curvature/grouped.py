@@ -56,7 +56,8 @@ class GroupedGradient(ABC):
     A batch need not lie on the nets' device: see ``BATCHES_ON``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loss: Loss) -> None:
+        self.loss = loss
         self._work = Scratch()
         self._graphs = Graphs()
 
@@ -78,6 +79,26 @@ class GroupedGradient(ABC):
     @abstractmethod
     def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """Outputs ``[G,T,B,k]``, of an MLP ``[G,B,k]``, for ``inputs [T,B,n]`` or ``[B,n]``."""
+
+    def tested(
+        self, theta: Tensor, batch: Batch, scale: float
+    ) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Some nets after the other: their outputs and scale·Σ of their losses ``[g]`` float64.
+
+        The batch lies with the nets.
+        """
+        cases = batch.inputs.shape[:-1].numel()
+        for nets in _blocks(theta, cases * self._units()):
+            s = self.outputs(theta[nets], batch.inputs)
+            missing = (None,) * (2 if s.ndim == 3 else 1)  # group, and time where there is none
+            mask = None if batch.mask is None else batch.mask[missing]
+            by_steps = s.unsqueeze(1) if s.ndim == 3 else s
+            kind, targets = self.loss.kind, batch.targets[missing]
+            yield nets, s, loss_ops.loss_value(kind, by_steps, targets, mask, scale=scale)
+
+    @abstractmethod
+    def _units(self) -> int:
+        """Activations of one net for one case, and one step."""
 
     def update(
         self,
@@ -174,9 +195,8 @@ class GroupedRnn(GroupedGradient):
     """Nets shaped like one :class:`hfcore.RNN`."""
 
     def __init__(self, model: RNN, loss: Loss) -> None:
-        super().__init__()
+        super().__init__(loss)
         self.model = model
-        self.loss = loss
 
     def prepare(self, batch: Batch) -> Sequences:
         return check_batch(self.model, self.loss, batch, anywhere=True)
@@ -200,6 +220,9 @@ class GroupedRnn(GroupedGradient):
             ops.rnn_backward(data.x, h, w, gs, nonlinearity=e, steps=data.steps, out=out[nets])
         return losses
 
+    def _units(self) -> int:
+        return self.model.hidden_size + self.model.output_size
+
     def outputs(self, theta: Tensor, inputs: Tensor) -> Tensor:
         w = split_flat(theta, self.model.shape)
         e = self.model.nonlinearity
@@ -210,9 +233,8 @@ class GroupedMlp(GroupedGradient):
     """Nets shaped like one :class:`hfcore.MLP`."""
 
     def __init__(self, model: MLP, loss: Loss) -> None:
-        super().__init__()
+        super().__init__(loss)
         self.model = model
-        self.loss = loss
         self._net = Net(loss.kind, model.sizes, model.activations)
 
     def prepare(self, batch: Batch) -> Cases:
@@ -248,8 +270,11 @@ class GroupedMlp(GroupedGradient):
             self._net, data.x, y, theta, velocity, step, scale=scale, active=active, out=out
         )
 
+    def _units(self) -> int:
+        return sum(self.model.sizes)
+
     def _activations(self, data: Cases) -> int:
-        return sum(self.model.sizes) * data.count
+        return self._units() * data.count
 
     def _as_whole_nets(self, theta: Tensor, data: Cases) -> bool:
         fits = self._activations(data) * theta.element_size() <= CPU_BYTES

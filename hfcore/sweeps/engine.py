@@ -298,8 +298,8 @@ class Session:
     def _test(self, cohort: Cohort) -> None:
         means = cohort.mean_losses()
         lines = []
-        for row, (index, run) in enumerate(zip(cohort.indices, cohort.runs, strict=True)):
-            test = self._tested(cohort.theta[row : row + 1], run.seed, cohort.done, means[index])
+        for index, measured in zip(cohort.indices, self._measured(cohort), strict=True):
+            test = Test(cohort.done, means[index], *measured)
             self.tests[index].append(test)
             lines.append([index, *vars(test).values()])
         if self.folder is not None:
@@ -315,18 +315,26 @@ class Session:
         if self.display is not None:
             self.display.report(cohort.done, [tests[-1] for tests in self.tests if tests])
 
-    def _tested(self, theta: Tensor, seed: int, update: int, train_loss: float) -> Test:
-        problem, batches = self.plan.problem, self.test_set(seed)
+    def _measured(self, cohort: Cohort) -> list[list[float]]:
+        """Loss, error and share of wrong cases of every run, on the test set of their seed."""
+        if not cohort.runs:
+            return []
+        problem, theta = self.plan.problem, cohort.theta
+        measured = torch.zeros(3, len(theta), dtype=torch.float64, device=theta.device)
+        batches = self.test_set(cohort.runs[0].seed)
         cases = sum(case_count(batch) for batch in batches)
-        loss = error = wrong = 0.0
+        loss, error, wrong = measured
         for batch in batches:
-            s = self.passes.outputs(theta, batch.inputs)[0]
-            loss += problem.loss.value(s, batch.targets, batch.mask, scale=1.0 / cases)
-            error += float(problem.errors(s, batch).sum(dtype=torch.float64))
-            wrong += (
-                float(problem.wrong(s, batch).sum()) if isinstance(problem, ZeroOne) else math.nan
-            )
-        return Test(update, train_loss, loss, error / cases, wrong / cases)
+            for nets, s, losses in self.passes.tested(theta, batch, 1.0 / cases):
+                loss[nets] += losses
+                error[nets] += problem.errors(s, batch).sum(-1, dtype=torch.float64)
+                if isinstance(problem, ZeroOne):
+                    wrong[nets] += problem.wrong(s, batch).sum(-1)
+                else:
+                    wrong[nets] = math.nan
+        measured[1:] /= cases
+        rows: list[list[float]] = measured.T.tolist()
+        return rows
 
     def _done(self) -> int:
         """Updates of all cohorts: counts up through the whole sweep."""

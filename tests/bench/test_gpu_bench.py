@@ -121,15 +121,15 @@ def test_table_of_kernels(result: dict[str, Any]) -> None:
 
     result["kernels_of_a_product"] = {
         "B1000": {
-            "rnn_tangent": {"median_us": 230.0, "steps": 200, "aim_us_a_step": 1.2},
-            "linear_scan": {"median_us": 180.0, "steps": 200, "aim_us_a_step": 0.8},
-            "outer_partials": {"median_us": 100.0, "steps": 200},
+            "rnn_tangent": {"launches": 1, "median_us": 230.0, "steps": 200, "aim_us_a_step": 1.2},
+            "linear_scan": {"launches": 1, "median_us": 180.0, "steps": 200, "aim_us_a_step": 0.8},
+            "outer_partials": {"launches": 2, "median_us": 100.0, "steps": 200},
         }
     }
     assert kernel_table(result).splitlines()[2:] == [
-        "| B1000 | `rnn_tangent` | 230.0 | 1.15 | 1.2 met |",
-        "| B1000 | `linear_scan` | 180.0 | 0.90 | 0.8 missed |",
-        "| B1000 | `outer_partials` | 100.0 | 0.50 |  |",
+        "| B1000 | `rnn_tangent` | 1 | 230.0 | 1.15 | 1.2 met |",
+        "| B1000 | `linear_scan` | 1 | 180.0 | 0.90 | 0.8 missed |",
+        "| B1000 | `outer_partials` | 2 | 100.0 | 0.50 |  |",
     ]
 
 
