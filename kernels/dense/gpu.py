@@ -75,7 +75,7 @@ class Tile(NamedTuple):
         """Tiles side by side."""
         return -(-columns // self.width)
 
-    def count(self, rows: int, columns: int) -> int:
+    def tiles(self, rows: int, columns: int) -> int:
         """Tiles of a result."""
         return -(-rows // self.height) * self.across(columns)
 
@@ -115,7 +115,7 @@ def cycles(tile: Tile, rows: int, columns: int, depth: int, splits: int = 1) -> 
     The multiprocessor with most blocks decides: its warps' instructions, and once for every time
     that its blocks change, filling the stages and writing.
     """
-    blocks = -(-tile.count(rows, columns) * splits // MULTIPROCESSORS)
+    blocks = -(-tile.tiles(rows, columns) * splits // MULTIPROCESSORS)
     longest = -(-depth // splits)
     chunks = -(-longest // tile.chunk)
     warps = blocks * tile.threads / 128  # of a scheduler
@@ -149,7 +149,7 @@ def dense_forward(
     (B, n), m = a.shape[1:], W.shape[1]
     tile = tile_of(B, m, n)
     _start(
-        launch, "dense_forward", tile, tile.count(B, m), out, tile.shared_bytes(True, True),
+        launch, "dense_forward", tile, tile.tiles(B, m), out, tile.shared_bytes(True, True),
         [*_first(a, W, b, out), B, n, m, *map(_net, (a, W, b)), ACTIVATIONS.index(activation)],
     )  # fmt: skip
     return out
@@ -175,7 +175,7 @@ def dense_rforward(
     tile = tile_of(B, m, n if Ra is None else 2 * n)
     arrays = (a, Ra, W, V, v_b, y)
     _start(
-        launch, "dense_rforward", tile, tile.count(B, m), out, tile.shared_bytes(True, True),
+        launch, "dense_rforward", tile, tile.tiles(B, m), out, tile.shared_bytes(True, True),
         [stop, *_first(*arrays, out), B, n, m, *map(_net, arrays), ACTIVATIONS.index(activation)],
     )  # fmt: skip
     return out
@@ -196,7 +196,7 @@ def dense_backward(
     tile = tile_of(B, n, m)
     arrays = (delta, W, y, add)
     _start(
-        launch, "dense_backward", tile, tile.count(B, n), out, tile.shared_bytes(True, False),
+        launch, "dense_backward", tile, tile.tiles(B, n), out, tile.shared_bytes(True, False),
         [stop, *_first(*arrays, out), B, n, m, *map(_net, arrays), ACTIVATIONS.index(activation)],
     )  # fmt: skip
     return out
@@ -229,7 +229,7 @@ def dense_gradient(
         launch,
         "dense_squares" if squared else "dense_gradient",
         tile,
-        splits * tile.count(m, n),
+        splits * tile.tiles(m, n),
         gW,
         tile.shared_bytes(False, False, sums=True),
         [stop, *_first(delta, a), W_out, b_out, B, n, m, splits, cases, _net(delta), _net(a),

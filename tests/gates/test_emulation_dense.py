@@ -214,7 +214,7 @@ def test_the_fewest_launches(library: Path) -> None:
         assert dict(emulator.launches)[gradient] == chunks + 3
 
 
-def test_other_data_is_left_to_triton(library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_data_is_left_to_triton(library: Path) -> None:
     """float64, TF32, more nets than the grid holds, no binary."""
     x = torch.zeros(2, 3, 4)
     with served(library):
@@ -224,8 +224,9 @@ def test_other_data_is_left_to_triton(library: Path, monkeypatch: pytest.MonkeyP
         for precision in ("tf32", "tf32x3"):
             with set_matmul_precision(precision):
                 assert not dense.compiled_form(x)
-        monkeypatch.setattr(cuda, "why_unavailable", lambda *_: "no nvcc")
-        assert not dense.compiled_form(x)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cuda, "why_unavailable", lambda *_: "no nvcc")
+            assert not dense.compiled_form(x)
 
 
 # ---- the rule
