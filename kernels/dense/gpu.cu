@@ -8,26 +8,29 @@
 // sm_90, decide: the copies of 4 bytes and the shared memory (two wavefronts an LDS.128, one an
 // LDS.64) pass beside them, and so does L2 (5000 cases: 180 MB in the tiles' operands, 35 µs).
 //
-//   tile     threads  slices  k of a chunk  FFMA  LDS  copies  all  FFMA share
-//   128x64     128      1         16        1024   64    24   1216     84 %
-//   64x80      128      2         16         640   40    18    807     79 %
-//   32x80      128      4         32         640   40    28    812     79 %
-//   32x32      256      8         64         256   24    16    350     73 %
-//   16x80      256      8         64         320   32    24    464     69 %
-//   16x32      256      8         64         128   16    12    206     62 %
+//   tile       threads  slices  slots  FFMA  LDS  copies   all  FFMA share
+//   128x64x16    128      1       3    1024   64    24    1216     84 %
+//   64x80x32     128      2       2    1280   80    36    1523     84 %
+//   64x80x16     128      2       3     640   40    18     807     79 %
+//   32x80x32     128      4       3     640   40    28     812     79 %
+//   32x32x64     256      8       3     256   24    16     350     73 %
+//   16x80x64     256      8       3     320   32    24     464     69 %
+//   16x32x64     256      8       3     128   16    12     206     62 %
 //
-// Time = blocks of the busiest of 132 multiprocessors · warps a scheduler · chunks · instructions, at
-// 88 % of a scheduler's cycles (70 % with one warp), and 2000 cycles to fill and to write; `cycles` in
-// gpu.py. At 1.9 GHz, µs; beside it what cuBLAS and an epilogue of torch's took on such a machine:
+// (rows x columns of the result x k of a chunk). Time = blocks of the busiest of 132 multiprocessors ·
+// warps a scheduler · chunks · instructions, at 88 % of a scheduler's cycles (70 % with one warp), and
+// 2000 cycles to fill and to write; `cycles` in gpu.py. At 1.9 GHz, µs without the launch; beside it
+// what cuBLAS with an epilogue of torch's took on such a machine:
 //
-//   B, n, m         forward         rforward         backward          gradient
-//   5000 784 400   64x80  72 (104)  64x80 143 (213)  64x80  75 (112)  32x80  81 (126), 2 splits
-//   5000 400 200   64x80  25        64x80  49        64x80  20        16x80  26, 2 splits
-//   200 784 400    32x32  6.5       32x32  12        16x80  4.9       32x80  5.3
-//   200 400 784    16x80  4.9       16x80  8.3       32x32  6.5       32x80  5.3
-//   200 400 200    16x32  2.8       16x32  4.3       32x32  2.7       32x32  2.7
-//   200 25 6       16x32  1.3       16x32  1.3       16x32  1.3       16x32  2.0
+//   B, n, m          forward            rforward           backward           gradient
+//   5000 784 400   64x80x32 69 (104)  64x80x32 135 (213)  64x80x32 73 (112)  32x80x32 81 (126)
+//   5000 400 200   64x80x32 25        64x80x32 47         64x80x16 20        16x80x64 26
+//   200 784 400    32x32x64 6.5       32x32x64 12         16x80x64 4.9       32x80x32 5.3
+//   200 400 784    16x80x64 4.9       16x80x64 8.3        32x32x64 6.5       32x80x32 5.3
+//   200 400 200    16x32x64 2.8       16x32x64 4.3        32x32x64 2.7       32x32x64 2.7
+//   200 25 6       16x32x64 1.3       16x32x64 1.3        16x32x64 1.3       16x32x64 2.0
 //
+// The gradients of 5000 cases are in 2 splits.
 // Flops 2 B n m, of rforward 4 B n m; bytes as in gpu_triton.py, at 4.8 TB/s 5 µs in the first row.
 #include "kernels/dense/gpu_tile.cuh"
 #include "kernels/gpu/activation.cuh"
@@ -188,12 +191,13 @@ __device__ __forceinline__ void gradient(const float* delta, const float* a, flo
                                        static_cast<int>(m), scale);                                \
     }
 
-DENSE_KERNELS(128x64, 128, 64, 8, 1, 16)
-DENSE_KERNELS(64x80, 64, 80, 8, 2, 8)
-DENSE_KERNELS(32x80, 32, 80, 8, 4, 8)
-DENSE_KERNELS(32x32, 32, 32, 8, 8, 8)
-DENSE_KERNELS(16x80, 16, 80, 4, 8, 8)
-DENSE_KERNELS(16x32, 16, 32, 4, 8, 8)
+DENSE_KERNELS(128x64x16, 128, 64, 8, 1, 16, 3)
+DENSE_KERNELS(64x80x32, 64, 80, 8, 2, 16, 2)
+DENSE_KERNELS(64x80x16, 64, 80, 8, 2, 8, 3)
+DENSE_KERNELS(32x80x32, 32, 80, 8, 4, 8, 3)
+DENSE_KERNELS(32x32x64, 32, 32, 8, 8, 8, 3)
+DENSE_KERNELS(16x80x64, 16, 80, 4, 8, 8, 3)
+DENSE_KERNELS(16x32x64, 16, 32, 4, 8, 8, 3)
 
 // gW, gb = scale·Σ over the splits, in order: partial [splits][G][size], gb behind gW.
 extern "C" __global__ void __launch_bounds__(256)

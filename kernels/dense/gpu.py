@@ -35,16 +35,17 @@ __all__ = [
 # The codes of gpu/activation.cuh; what is given there is the identity here.
 ACTIVATIONS = (TANH, LOGISTIC, RELU, LINEAR)
 
-# Constants of gpu_tile.cuh, and threads that finish a split gradient.
-STAGES, ACROSS = 3, 8
+# Threads side by side of gpu_tile.cuh, and threads that finish a split gradient.
+ACROSS = 8
 FINISH_THREADS = 256
 
 
 class Tile(NamedTuple):
     """A block's height × width of the result; its K is cut into ``slices`` within every chunk.
 
-    ``tall`` rows by width/8 columns a thread, ``depth`` k a slice and chunk. ``issue`` is how many
-    instructions a warp issues for a chunk (SASS of ``dense_forward`` for sm_90).
+    ``tall`` rows by width/8 columns a thread, ``depth`` k a slice and chunk, ``stages`` chunks in
+    shared memory. ``issue`` is how many instructions a warp issues for a chunk (SASS of
+    ``dense_forward`` for sm_90).
     """
 
     height: int
@@ -52,11 +53,12 @@ class Tile(NamedTuple):
     tall: int
     slices: int
     depth: int
+    stages: int
     issue: int
 
     @property
     def name(self) -> str:
-        return f"{self.height}x{self.width}"
+        return f"{self.height}x{self.width}x{self.chunk}"
 
     @property
     def threads(self) -> int:
@@ -83,19 +85,20 @@ class Tile(NamedTuple):
         """Chunks in flight, or in their place the slices' sums (and the row sums of ``sums``)."""
         left = self.height + (4 if left_along_k else 0)
         right = self.width + (4 if right_along_k else 0)
-        chunks = STAGES * self.chunk * (left + right)
+        chunks = self.stages * self.chunk * (left + right)
         results = self.slices * self.height * self.width + (self.threads if sums else 0)
         return 4 * max(chunks, results)
 
 
 # As DENSE_KERNELS in gpu.cu.
 TILES = (
-    Tile(128, 64, 8, 1, 16, 1216),
-    Tile(64, 80, 8, 2, 8, 807),
-    Tile(32, 80, 8, 4, 8, 812),
-    Tile(32, 32, 8, 8, 8, 350),
-    Tile(16, 80, 4, 8, 8, 464),
-    Tile(16, 32, 4, 8, 8, 206),
+    Tile(128, 64, 8, 1, 16, 3, 1216),
+    Tile(64, 80, 8, 2, 16, 2, 1523),
+    Tile(64, 80, 8, 2, 8, 3, 807),
+    Tile(32, 80, 8, 4, 8, 3, 812),
+    Tile(32, 32, 8, 8, 8, 3, 350),
+    Tile(16, 80, 4, 8, 8, 3, 464),
+    Tile(16, 32, 4, 8, 8, 3, 206),
 )
 
 # What the rule counts with, an H200: multiprocessors; cycles to fill the stages and write a tile;
@@ -264,7 +267,7 @@ def _start(
 
 def _first(*arrays: Tensor | None) -> list[Argument]:
     """The first net of each, which is contiguous whatever the group's stride."""
-    return [None if a is None else a[0] for a in arrays]
+    return [a if a is None or a.is_contiguous() else a[0] for a in arrays]
 
 
 def _net(array: Tensor | None) -> int:

@@ -1,8 +1,8 @@
 // A tile of a matrix product, one a block: sums over k of left[row][k] right[k][column].
 //
-// Chunks of k pass through kStages slots of shared memory, [k][row] and [k][column] whatever the
+// Chunks of k pass through 2 or 3 slots of shared memory, [k][row] and [k][column] whatever the
 // layout of the arrays; copies of 4 bytes do the turning, and weights may start at any float. While a
-// chunk is multiplied the next two are on their way. The k of a chunk are cut into slices, each
+// chunk is multiplied the next ones are on their way. The k of a chunk are cut into slices, each
 // multiplied by threads of its own: a small result still has 4 warps or 8, and meets in shared
 // memory at the end, slice after slice, from where whole rows are written.
 //
@@ -15,13 +15,13 @@
 
 namespace hfcore_gpu {
 
-constexpr int kStages = 3;
 constexpr int kAcross = 8;  // threads side by side
 
 // height x width of the result by a block, tall x wide of them by a thread, over `depth` k of every
-// chunk. gpu.py has the same numbers.
-template <int kHeight, int kWidth, int kTall, int kSlices, int kDepth>
+// chunk; `stages` slots. gpu.py has the same numbers.
+template <int kHeight, int kWidth, int kTall, int kSlices, int kDepth, int kStages>
 struct TileShape {
+    static constexpr int stages = kStages;
     static constexpr int height = kHeight, width = kWidth, tall = kTall, wide = kWidth / kAcross;
     static constexpr int slices = kSlices, depth = kDepth, chunk = kSlices * kDepth;
     static constexpr int down = kHeight / kTall;
@@ -169,7 +169,7 @@ __device__ __forceinline__ void sum_tile(const TileTask& task, const float* left
             left.copy(fill, remaining);
             right.copy(fill + Left::words, remaining);
             remaining -= T::chunk;
-            fill = fill == shared + (kStages - 1) * kSlot ? shared : fill + kSlot;
+            fill = fill == shared + (T::stages - 1) * kSlot ? shared : fill + kSlot;
             ++next;
         }
         close_copies();
@@ -177,10 +177,10 @@ __device__ __forceinline__ void sum_tile(const TileTask& task, const float* left
     const TilePlace<T> at;
     float sum[T::tall][T::wide] = {};
 #pragma unroll
-    for (int stage = 0; stage < kStages - 1; ++stage) load();
+    for (int stage = 0; stage < T::stages - 1; ++stage) load();
     const float* slot = shared;
     for (int c = 0; c < all; ++c) {
-        wait_for_copies<kStages - 2>();
+        wait_for_copies<T::stages - 2>();
         __syncthreads();  // the chunk is complete, and nobody reads the one before any more
         load();
         watch(slot);
@@ -202,7 +202,7 @@ __device__ __forceinline__ void sum_tile(const TileTask& task, const float* left
 #pragma unroll
                 for (int j = 0; j < T::wide; ++j) sum[i][j] += rows[i] * columns[j];
         }
-        slot = slot == shared + (kStages - 1) * kSlot ? shared : slot + kSlot;
+        slot = slot == shared + (T::stages - 1) * kSlot ? shared : slot + kSlot;
     }
     __syncthreads();  // nobody reads a chunk any more
     float* const mine = shared + at.slice * T::height * T::width;

@@ -239,7 +239,7 @@ def test_loading_out_of_memory_raises_and_is_tried_again(driver: Driver) -> None
 
 
 @pytest.mark.parametrize(
-    ("family", "kernel"), [(FAMILY, b"rnn_forward"), ("dense", b"dense_forward_64x80")]
+    ("family", "kernel"), [(FAMILY, b"rnn_forward"), ("dense", b"dense_forward_64x80x32")]
 )
 def test_installed_binary_is_found(family: str, kernel: bytes) -> None:
     """Wherever this environment was built with nvcc, wheel or editable."""

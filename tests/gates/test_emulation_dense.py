@@ -234,17 +234,17 @@ def test_other_data_is_left_to_triton(library: Path) -> None:
 
 def test_tiles_are_those_of_the_kernels() -> None:
     found = re.findall(r"^DENSE_KERNELS\(([\w, ]+)\)", SOURCE.read_text(), re.M)
-    assert found == [", ".join(map(str, (tile.name, *tile[:5]))) for tile in gpu.TILES]
+    assert found == [", ".join(map(str, (tile.name, *tile[:6]))) for tile in gpu.TILES]
     kernels = {f"{op}_{tile.name}" for op in OPS for tile in gpu.TILES}
     assert set(kernel_names(SOURCE)) == kernels | {"dense_gradient_finish"}
 
 
 def test_rule_by_shape() -> None:
     """What the table in gpu.cu says, and that every split has cases."""
-    assert gpu.tile_of(5000, 400, 784).name == "64x80"
-    assert gpu.tile_of(200, 400, 784).name == "32x32"
-    assert gpu.tile_of(200, 784, 400).name == "16x80"
-    assert gpu.tile_of(200, 6, 25).name == "16x32"
+    assert gpu.tile_of(5000, 400, 784).name == "64x80x32"
+    assert gpu.tile_of(200, 400, 784).name == "32x32x64"
+    assert gpu.tile_of(200, 784, 400).name == "16x80x64"
+    assert gpu.tile_of(200, 6, 25).name == "16x32x64"
     for B, n, m in itertools.product((1, 63, 64, 200, 5000, 60_001), (1, 100, 785), (1, 6, 400)):
         tile, cases = gpu.splits_of(m, n, B)
         splits = -(-B // cases)
@@ -262,7 +262,7 @@ def test_every_tile_is_chosen_somewhere() -> None:
 
 # Steps that one thread takes for another, of gpu_tile.cuh.
 GUARDS = (
-    "wait_for_copies<kStages - 2>();",
+    "wait_for_copies<T::stages - 2>();",
     "__syncthreads();  // the chunk is complete, and nobody reads the one before any more",
     "__syncthreads();  // nobody reads a chunk any more",
     "__syncthreads();  // the sums are complete",
@@ -283,7 +283,7 @@ def without(folder: Path, guard: str) -> Path:
 
 
 def shows_fault(library: Path) -> bool:
-    for order, tile in itertools.product(ORDERS, (gpu.TILES[1], gpu.TILES[-1])):
+    for order, tile in itertools.product(ORDERS, (gpu.TILES[2], gpu.TILES[-1])):
         try:
             with served(library, order, tile):
                 layers.check_all(make((300, 17, 33)))
@@ -330,11 +330,12 @@ else:
 @pytest.mark.slow
 @pytest.mark.skipif(SANITIZED, reason="starts sanitized processes itself")
 def test_planned_shared_memory_is_exact(tmp_path: Path) -> None:
+    """To the padding of 4 words behind the last row."""
     library = build(SOURCE, tmp_path, sanitize=True)
     for tile, op in itertools.product(gpu.TILES, ("dense_forward", "dense_backward", "gradient")):
         clean = sanitized("-c", LESS_SHARED, str(library), "0", tile.name, op)
         assert clean.returncode == 0, clean.stderr[-3000:]
-        caught = sanitized("-c", LESS_SHARED, str(library), "4", tile.name, op)
+        caught = sanitized("-c", LESS_SHARED, str(library), "20", tile.name, op)
         assert caught.returncode != 0, (tile.name, op)
         assert "heap-buffer-overflow" in caught.stderr
 
