@@ -7,12 +7,17 @@ into flat vectors: behind the group axis they are contiguous, the group's stride
 ``out`` may share no memory with an argument (ValueError). ``stop``, int32 ``[1]`` on the device, is
 for solvers that run there: where it is not zero the CUDA kernels do nothing and ``out`` stays as it
 is. The other backends do not look at it.
+
+On CUDA, float32 under ``set_matmul_precision("ieee")``, the default, is CUDA C++ (``gpu.cu``) where
+its binary loads, in groups that its grid holds (65,535 nets); all else is Triton: float64, TF32,
+an install without nvcc.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from numbers import Real
 from types import ModuleType
@@ -20,6 +25,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from hfcore.bindings import cuda
 from hfcore.bindings.checks import (
     check_choice,
     check_group,
@@ -30,7 +36,7 @@ from hfcore.bindings.checks import (
 from hfcore.bindings.dispatch import choose, native
 from hfcore.bindings.recurrence import Scratch
 from hfcore.bindings.triton_backend import matmul_precision, serving
-from hfcore.kernels.dense import reference
+from hfcore.kernels.dense import gpu, reference
 
 __all__ = [
     "ACTIVATIONS",
@@ -61,10 +67,8 @@ def dense_forward(
     out = _check_out(out, (G, B, m), a, a=a, W=W, b=b)
     backend = choose("dense.dense_forward", a)
     if backend == "cuda":
-        with serving("dense.dense_forward", a.device):
-            _triton().dense_forward(
-                _nets(a), _nets(W), _nets(b), activation, out, matmul_precision()
-            )
+        with _cuda("dense_forward", out) as run:
+            run(_nets(a), _nets(W), _nets(b), activation, out)
         return out
     if backend == "cpu":
         native().dense_forward(
@@ -108,8 +112,8 @@ def dense_rforward(
     out = _check_out(out, (check_group(**arrays), B, m), a, **arrays)
     backend = choose("dense.dense_rforward", a)
     if backend == "cuda":
-        with serving("dense.dense_rforward", a.device):
-            _triton().dense_rforward(
+        with _cuda("dense_rforward", out) as run:
+            run(
                 _nets(a),
                 None if Ra is None else _nets(Ra),
                 _nets(W),
@@ -119,7 +123,6 @@ def dense_rforward(
                 activation,
                 out,
                 stop,
-                matmul_precision(),
             )
         return out
     if backend == "cpu":
@@ -174,8 +177,8 @@ def dense_backward(
     out = _check_out(out, (check_group(**arrays), B, n), delta, **arrays)
     backend = choose("dense.dense_backward", delta)
     if backend == "cuda":
-        with serving("dense.dense_backward", delta.device):
-            _triton().dense_backward(
+        with _cuda("dense_backward", out) as run:
+            run(
                 _nets(delta),
                 _nets(W),
                 _nets(y),
@@ -183,7 +186,6 @@ def dense_backward(
                 None if add is None else _nets(add),
                 out,
                 stop,
-                matmul_precision(),
             )
         return out
     if backend == "cpu":
@@ -229,8 +231,8 @@ def dense_gradient(
     gW, gb = _check_gradients(out, G, m, n, delta, a)
     backend = choose("dense.dense_gradient", delta)
     if backend == "cuda":
-        with serving("dense.dense_gradient", delta.device):
-            _triton().dense_gradient(
+        with _cuda("dense_gradient", gW) as run:
+            run(
                 _nets(delta),
                 _nets(a),
                 scale,
@@ -238,8 +240,7 @@ def dense_gradient(
                 gW,
                 gb,
                 stop,
-                matmul_precision(),
-                None if scratch is None else partial(scratch.take, "dense_gradient", delta),
+                take=None if scratch is None else partial(scratch.take, "dense_gradient", delta),
             )
         return gW, gb
     if backend == "cpu":
@@ -249,6 +250,27 @@ def dense_gradient(
         return gW, gb
     sums = reference.dense_gradient(delta.detach(), a.detach(), scale, squared)
     return gW.copy_(sums[0]), gb.copy_(sums[1])
+
+
+@contextmanager
+def _cuda(op: str, out: Tensor) -> Iterator[Callable[..., object]]:
+    """The CUDA form that serves results like ``out``, by the rule at the top."""
+    if compiled_form(out):
+        with cuda.serving(f"dense.{op}", "dense", out.device) as launch:
+            yield partial(getattr(gpu, op), launch)
+    else:
+        with serving(f"dense.{op}", out.device):
+            yield partial(getattr(_triton(), op), precision=matmul_precision())
+
+
+def compiled_form(out: Tensor) -> bool:
+    """Whether CUDA C++ makes ``out [G,...]``, and not Triton."""
+    return (
+        out.dtype == torch.float32
+        and matmul_precision() == "ieee"
+        and out.shape[0] <= gpu.MOST_NETS
+        and cuda.why_unavailable("dense", out.device) is None
+    )
 
 
 def _triton() -> ModuleType:

@@ -21,7 +21,8 @@ logger = logging.getLogger("hfcore")
 Backend = Literal["reference", "cpu", "cuda"]
 
 # Every op of the package and the backends that implement it today. On CUDA the recurrence is CUDA
-# C++ launched through CuPy; dense and sparse layers, losses, CG and momentum updates are Triton.
+# C++ launched through CuPy; sparse layers, losses, CG and momentum updates are Triton; dense layers
+# are both (bindings/dense.py), and with Triton alone they are served all the same.
 EVERYWHERE: tuple[Backend, ...] = ("reference", "cpu", "cuda")
 OPS: dict[str, tuple[Backend, ...]] = {
     "recurrence.rnn_forward": EVERYWHERE,
@@ -52,6 +53,8 @@ OPS: dict[str, tuple[Backend, ...]] = {
 
 # Families whose CUDA form is a binary of CUDA C++, in float32 alone; the others are Triton's.
 CUDA_CPP = ("recurrence",)
+# Families that have both, CUDA C++ where its binary loads.
+CUDA_CPP_TOO = ("dense",)
 
 _native: ModuleType | None = None
 _native_error: str | None = None
@@ -186,4 +189,13 @@ def explain(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
         return "reference", declined
     if backend == "cpu":
         return "cpu", f"compiled kernels, {native().isa()} instruction set"
-    return "cuda", "CUDA C++ kernels" if _family(op) in CUDA_CPP else "Triton kernels"
+    return "cuda", _cuda_form(op, there)
+
+
+def _cuda_form(op: str, device: torch.device) -> str:
+    """The kernels that serve an op on CUDA, in words."""
+    if _family(op) in CUDA_CPP:
+        return "CUDA C++ kernels"
+    if _family(op) in CUDA_CPP_TOO and cuda.why_unavailable(_family(op), device) is None:
+        return "CUDA C++ kernels in true float32, Triton otherwise"
+    return "Triton kernels"

@@ -41,7 +41,7 @@ def info_command() -> None:
 
 def _cuda_binaries() -> str:
     """Which families of CUDA C++ kernels this installation brings."""
-    families = dispatch.CUDA_CPP
+    families = dispatch.CUDA_CPP + dispatch.CUDA_CPP_TOO
     built = [family for family in families if cuda.find_binary(family) is not None]
     if not built:
         return "not in this installation: it was built without nvcc"

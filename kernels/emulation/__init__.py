@@ -12,6 +12,8 @@ from typing import Literal, get_args
 from torch import Tensor
 
 HEADER = Path(__file__).parent / "cuda_on_cpu.h"
+# The sources include "kernels/...".
+INCLUDE = f"-I{HEADER.parents[2]}"
 SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 Order = Literal["forward", "reverse", "shuffled"]
@@ -38,10 +40,12 @@ _CASE = (
 
 
 def kernel_names(source: Path) -> list[str]:
-    """Names of the ``extern "C"`` kernels that a .cu file defines."""
-    text = source.read_text()
+    """Names of the ``extern "C"`` kernels that a .cu file defines, macros among them."""
+    # As nvcc reads it, so that the qualifiers are still there.
+    command = ["g++", "-E", "-P", "-D__CUDACC__", INCLUDE, "-x", "c++", str(source)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.findall(
-        r'extern "C" __global__ void\s+(?:__launch_bounds__\([\w, ]+\)\s+)?(\w+)', text
+        r'extern "C" __global__ void\s+(?:__launch_bounds__\([^()]*\)\s+)?(\w+)', text
     )
     return list(found)
 
@@ -59,7 +63,15 @@ def build(source: Path, folder: Path, *, sanitize: bool = False) -> Path:
     )
     library = folder / f"{source.stem}_on_cpu.so"
     warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
-    flags = ("-std=c++17", "-O2", "-shared", "-fPIC", *warnings, *(SANITIZE if sanitize else ()))
+    flags = (
+        "-std=c++17",
+        "-O2",
+        "-shared",
+        "-fPIC",
+        INCLUDE,
+        *warnings,
+        *(SANITIZE if sanitize else ()),
+    )
     subprocess.run(["g++", *flags, str(wrapper), "-o", str(library)], check=True)
     return library
 

@@ -1,8 +1,8 @@
 // CUDA C++ kernels as C++ on the CPU: every thread of a block is a fiber (ucontext).
 //
 // Include it before a .cu file, then start kernels through cuda_on_cpu::launch. What it has: one- to
-// three-dimensional grids and blocks, dynamic shared memory, __syncthreads, __shfl_*_sync. Blocks run
-// one after the other. What it shows: a barrier that is missing (three orders of the threads), a
+// three-dimensional grids and blocks, dynamic shared memory, __syncthreads, __shfl_*_sync, copies that
+// arrive later. Blocks run one after the other. What it shows: a barrier that is missing (three orders of the threads), a
 // barrier or shuffle that not all threads reach, reads of shared memory that nobody wrote (it starts
 // as NaN), and, under -fsanitize=address, any access outside of shared memory, whose size is exact.
 // It shows nothing of the memory model, and no speed.
@@ -41,6 +41,9 @@ struct alignas(16) float4 {
     float x, y, z, w;
 };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+struct alignas(8) float2 {
+    float x, y;
+};
 
 inline dim3 gridDim, blockDim, blockIdx, threadIdx;
 
@@ -52,6 +55,17 @@ constexpr std::size_t stack_bytes = 128 * 1024;
 enum class Order : int { forward, reverse, shuffled };
 enum class State { runnable, at_barrier, at_shuffle, finished };
 
+// Copies that a thread has issued, group by group; the last group is open.
+struct Copies {
+    struct Copy {
+        float* to;
+        const float* from;  // null: zero
+
+        void arrive() const { *to = from == nullptr ? 0.0f : *from; }
+    };
+    std::vector<std::vector<Copy>> groups{1};
+};
+
 struct Fiber {
     ucontext_t context;
     char* stack = nullptr;
@@ -60,6 +74,7 @@ struct Fiber {
     unsigned shuffles = 0;             // shuffles reached so far
     std::uint32_t slot[2] = {0, 0};    // value given to this and to the previous shuffle
     void* fake_stack = nullptr;
+    Copies copies;
 };
 
 struct Block {
@@ -70,6 +85,7 @@ struct Block {
     void (*body)(void*) = nullptr;
     void* closure = nullptr;
     long long barriers = 0;
+    bool copies_arrive_late = false;
     std::string error;
     const void* scheduler_stack = nullptr;
     std::size_t scheduler_stack_bytes = 0;
@@ -207,6 +223,7 @@ inline void prepare_fibers(int threads) {
                        flat / blockDim.x / blockDim.y};
         fiber.state = State::runnable;
         fiber.shuffles = 0;
+        fiber.copies = {};
 #if defined(__SANITIZE_ADDRESS__)
         __asan_unpoison_memory_region(fiber.stack, stack_bytes);
 #endif
@@ -235,6 +252,7 @@ inline bool run_grid(const Launch& how, void (*body)(void*), void* closure) {
     b.body = body;
     b.closure = closure;
     b.barriers = 0;
+    b.copies_arrive_late = how.order != Order::forward;
     b.error.clear();
     Schedule schedule(how.order, threads);
     const unsigned blocks = how.grid.x * how.grid.y * how.grid.z;
@@ -301,6 +319,29 @@ T exchange(T value, int source) {
     T got;
     std::memcpy(&got, &b.fibers[thread / warp_size * warp_size + source].slot[turn], sizeof got);
     return got;
+}
+
+// A copy arrives as early or as late as it may, by the order of the threads: early shows a target
+// that is still being read, late a wait that is missing.
+inline void copy_async(float* to, const float* from, bool exists) {
+    Block& b = block();
+    const Copies::Copy copy{to, exists ? from : nullptr};
+    if (b.copies_arrive_late) {
+        b.fibers[b.running].copies.groups.back().push_back(copy);
+    } else {
+        copy.arrive();
+    }
+}
+
+inline void close_copies() { block().fibers[block().running].copies.groups.emplace_back(); }
+
+inline void wait_for_copies(int later) {
+    auto& groups = block().fibers[block().running].copies.groups;
+    const int closed = static_cast<int>(groups.size()) - 1;
+    for (int i = 0; i < closed - later; ++i) {
+        for (const Copies::Copy& copy : groups.front()) copy.arrive();
+        groups.erase(groups.begin());
+    }
 }
 
 inline int lane() { return block().running % warp_size; }

@@ -19,21 +19,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hfcore.kernels.gpu_launch import Argument, Launch, Scratch, grid, round_up
 from hfcore.kernels.recurrence import gpu_products as products
 from hfcore.kernels.recurrence.gpu_launch import (
     ELEMENTWISE_THREADS,
-    Argument,
-    Launch,
     Run,
-    Scratch,
     at_steps,
     dense,
     dense_weights,
     distinct,
-    grid,
     group_of,
     optional,
-    round_up,
 )
 from hfcore.kernels.recurrence.layout import RnnShape, RnnWeights, split_flat
 

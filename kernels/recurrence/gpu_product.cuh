@@ -3,7 +3,7 @@
 // Every sum has one fixed order, which depends on the net's own shape alone: same bits in any group.
 #pragma once
 
-#include "gpu_platform.cuh"
+#include "kernels/gpu/platform.cuh"
 #include "gpu_scan.cuh"
 #include "gpu_tile.cuh"
 

@@ -15,14 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfcore.kernels.recurrence.gpu_launch import (
-    Run,
-    at_steps,
-    distinct,
-    grid,
-    group_of,
-    round_up,
-)
+from hfcore.kernels.gpu_launch import grid, round_up
+from hfcore.kernels.recurrence.gpu_launch import Run, at_steps, distinct, group_of
 from hfcore.kernels.recurrence.layout import RnnShape
 
 # The constants of gpu_product.cuh.

@@ -8,8 +8,8 @@
 // needs from global memory was asked for one step earlier.
 #pragma once
 
-#include "gpu_activation.cuh"
-#include "gpu_platform.cuh"
+#include "kernels/gpu/activation.cuh"
+#include "kernels/gpu/platform.cuh"
 #include "gpu_tile.cuh"
 
 namespace hfcore_gpu {

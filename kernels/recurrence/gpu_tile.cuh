@@ -12,16 +12,12 @@
 // row addresses for i and i^2, which lets the hardware merge the quarter-warps of an LDS.128.
 #pragma once
 
-#include "gpu_platform.cuh"
+#include "kernels/gpu/platform.cuh"
 
 namespace hfcore_gpu {
 
 constexpr int kRows = 8;  // batch rows of a block
 constexpr int kTile = 4;  // rows, and columns, of a thread
-
-__device__ __forceinline__ float4 read4(const float* p) {
-    return *reinterpret_cast<const float4*>(p);
-}
 
 __device__ __forceinline__ void write4(float* p, const float (&y)[kTile]) {
     *reinterpret_cast<float4*>(p) = make_float4(y[0], y[1], y[2], y[3]);

@@ -238,15 +238,18 @@ def test_loading_out_of_memory_raises_and_is_tried_again(driver: Driver) -> None
     assert driver.loads == 3
 
 
-def test_installed_binary_is_found() -> None:
+@pytest.mark.parametrize(
+    ("family", "kernel"), [(FAMILY, b"rnn_forward"), ("dense", b"dense_forward_64x80x32")]
+)
+def test_installed_binary_is_found(family: str, kernel: bytes) -> None:
     """Wherever this environment was built with nvcc, wheel or editable."""
-    path = cuda.find_binary(FAMILY)
+    path = cuda.find_binary(family)
     if path is None:
         pytest.skip("NOT RUN: this install was built without nvcc")
     assert path.name == "gpu.fatbin"
     data = path.read_bytes()
     assert data[:4] == bytes.fromhex("50ed55ba")  # a fatbin's first word, 0xBA55ED50
-    assert b"rnn_forward" in data
+    assert kernel in data
 
 
 # ------------------------------------------------------------------------- launching
@@ -359,12 +362,22 @@ def test_every_op_is_served_by_cuda_where_all_is_there(whole: Driver) -> None:
         implementation, reason = dispatch.explain(op, "cuda")
         assert implementation == "cuda"
         assert ("Triton" in reason) == (not op.startswith("recurrence"))
+        assert ("CUDA C++" in reason) == op.startswith(("recurrence", "dense"))
     with hf.use_backend("cuda"):
         assert dispatch.choose("loss.loss_value", like("cuda:0")) == "cuda"
         with pytest.raises(
             hf.BackendUnavailable, match=r"for loss\.loss_value but the data is on cpu"
         ):
             dispatch.choose("loss.loss_value", torch.zeros(1))
+
+
+def test_dense_ops_without_a_binary_are_triton(
+    whole: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = cuda.find_binary
+    monkeypatch.setattr(cuda, "find_binary", lambda f: None if f == "dense" else found(f))
+    assert dispatch.choose("dense.dense_forward", like("cuda:0")) == "cuda"
+    assert dispatch.explain("dense.dense_forward", "cuda") == ("cuda", "Triton kernels")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16], ids=str)

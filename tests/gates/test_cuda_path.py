@@ -1,8 +1,8 @@
 """Gate: everything that CUDA data goes through, end to end, without a GPU.
 
-The bindings' CUDA branches and whole Hessian-free steps run on CPU tensors: the recurrence kernels
-on fibers, the Triton kernels in the interpreter. In a process of its own, because the interpreter
-is chosen when Triton is imported.
+The bindings' CUDA branches and whole Hessian-free steps run on CPU tensors: the kernels of CUDA C++
+on fibers, those of Triton in the interpreter. In a process of its own, because the interpreter is
+chosen when Triton is imported.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from torch import Tensor
 import hfcore as hf
 from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, recurrence
 from hfcore.bindings.momentum import lookahead_point, momentum_update
+from hfcore.kernels.dense import gpu as dense_gpu
 from hfcore.kernels.recurrence import gpu
 
 HERE = Path(__file__).resolve().parent
@@ -61,32 +62,40 @@ else:
     of = cases()
 
     @pytest.fixture(scope="module")
-    def emulator(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    def emulators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+        """By family."""
         from hfcore.kernels.emulation import Emulator, build
 
-        source = Path(gpu.__file__).with_name("gpu.cu")
-        return Emulator(build(source, tmp_path_factory.mktemp("emulation")))
+        found = {}
+        for family, module in (("recurrence", gpu), ("dense", dense_gpu)):
+            source = Path(module.__file__).with_name("gpu.cu")
+            found[family] = Emulator(build(source, tmp_path_factory.mktemp(family)))
+        return found
 
     @pytest.fixture
-    def as_cuda(emulator: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+    def as_cuda(emulators: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
         """A context in which CPU tensors are served as if they were on a GPU."""
         device = SimpleNamespace(shared_limit=gpu.SHARED_LIMIT[90], launched=[])
 
         class Launch:
             shared_limit = device.shared_limit
 
+            def __init__(self, family: str) -> None:
+                self._emulator = emulators[family]
+
             def __call__(self, name: str, *rest: Any) -> None:
-                emulator.launch(name, *rest)
+                self._emulator.launch(name, *rest)
                 device.launched.append(name)
 
         @contextmanager
         def serving(op: str, family: str, where: torch.device) -> Iterator[Launch]:
-            yield Launch()
+            yield Launch(family)
 
         @contextmanager
         def served() -> Iterator[Any]:
             with monkeypatch.context() as patch:
                 patch.setattr(cuda, "serving", serving)
+                patch.setattr(cuda, "why_unavailable", lambda *_: None)
                 patch.setattr(dispatch, "_fastest", lambda device: "cuda")
                 patch.setattr(dispatch, "_why_declined", lambda *_: None)
                 yield device
@@ -288,6 +297,27 @@ else:
             assert a.rho == pytest.approx(b.rho, rel=2e-2)
         for p, q in zip(here, there, strict=True):
             torch.testing.assert_close(p, q, rtol=2e-2, atol=2e-3)
+
+    @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
+    def test_dense_layers_end_to_end(as_cuda: Callable[[], Any], precision: Any) -> None:
+        """An update of a net, by the compiled kernels and by Triton's, as on the CPU backend."""
+        x = torch.rand(23, 7, generator=torch.Generator().manual_seed(1))
+
+        def run() -> Tensor:
+            model = hf.Autoencoder([7, 9, 3], generator=torch.Generator().manual_seed(0))
+            opt = hf.HessianFree(
+                model, hf.losses.LogisticCrossEntropy(), damping=1.0, cg_max_iter=5
+            )
+            opt.step(hf.Batch(x, x))
+            return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+        want = run()
+        with as_cuda() as device, hf.set_matmul_precision(precision):
+            got = run()
+        ops = {name.rpartition("_")[0] for name in device.launched}
+        every = {f"dense_{op}" for op in ("forward", "rforward", "backward", "gradient")}
+        assert ops == (every if precision == "ieee" else set())
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
     def test_two_runs_give_the_same_bits(as_cuda: Callable[[], Any]) -> None:
         draw = torch.Generator().manual_seed(2)

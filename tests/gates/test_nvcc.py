@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+from hfcore.kernels.dense import gpu as dense
 
 HERE = Path(__file__).parent
 
@@ -38,7 +41,8 @@ def nvcc(require_tool: Callable[[str], str]) -> str:
 
 
 def test_there_are_kernels_to_compile() -> None:
-    assert Path("kernels/recurrence/gpu.cu") in gate.SOURCES
+    for family in ("recurrence", "dense"):
+        assert Path(f"kernels/{family}/gpu.cu") in gate.SOURCES
 
 
 @every_architecture
@@ -79,6 +83,27 @@ def test_loops_are_those_of_the_models(
         assert loops[kernel][:2] == (fma, shared_loads), kernel
         if gate.version(nvcc) == gate.version_in_table():
             assert loops[kernel].all <= instructions + 3, kernel
+
+
+DENSE_OPS = ("forward", "rforward", "backward", "gradient", "squares")
+
+
+# Blackwell adds in pairs, under another name.
+@pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
+def test_dense_loops_are_those_of_the_rule(
+    nvcc: str, require_tool: Callable[[str], str], architecture: int
+) -> None:
+    """One round is a chunk: every sum of a thread's tile, and what the rule counts with in all."""
+    source = gate.ROOT / "kernels" / "dense" / "gpu.cu"
+    loops = gate.hottest_loops(nvcc, require_tool("cuobjdump"), source, architecture)
+    for tile, op in product(dense.TILES, DENSE_OPS):
+        loop, name = loops[f"dense_{op}_{tile.name}"], f"dense_{op}_{tile.name}"
+        fma, vectors = tile.depth * tile.tall * tile.width // 8, tile.tall // 4 + tile.width // 32
+        # The sums of squares beside a product are multiply-adds as well.
+        assert loop.fma - fma in ((4, 8, 16) if op == "squares" else (0,)), name
+        assert loop.shared_loads == tile.depth * vectors, name
+        if op == "forward" and gate.version(nvcc) == gate.version_in_table():
+            assert loop.all <= tile.issue + 3, name
 
 
 @every_architecture

@@ -18,6 +18,7 @@ import hfcore as hf
 from hfcore.bindings import conjugate_gradient, dense, loss, recurrence
 from hfcore.bindings.momentum import Step, lookahead_point, momentum_update
 from hfcore.bindings.net import net_update
+from hfcore.kernels.dense import gpu as dense_gpu
 from hfcore.kernels.recurrence import RnnWeights
 
 pytestmark = pytest.mark.gpu
@@ -183,9 +184,35 @@ def test_dense(e: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     check_layer(layers.Case(shape, dtype, e), float(torch.finfo(dtype).eps))
 
 
+@pytest.mark.parametrize("compiled", [True, False], ids=["compiled", "triton"])
 @pytest.mark.parametrize("group", layers.GROUPS)
-def test_dense_group(group: str) -> None:
+def test_dense_group(group: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(dense, "compiled_form", lambda out: False)
     check_layer(layers.Case((300, 17, 33), torch.float32, "tanh", group), 1.2e-7)
+
+
+@pytest.mark.parametrize("tile", dense_gpu.TILES, ids=lambda tile: tile.name)
+@pytest.mark.parametrize("shape", [(1, 1, 1), (131, 65, 17), (1000, 400, 130)], ids=str)
+def test_every_tile_of_the_dense_kernels(
+    shape: tuple[int, int, int], tile: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dense_gpu, "tile_of", lambda *_: tile)
+    monkeypatch.setattr(dense_gpu, "splits_of", lambda m, n, B: (tile, -(-B // min(B, 3))))
+    check_layer(layers.Case(shape, torch.float32, "tanh"), 1.2e-7)
+
+
+def test_a_layer_of_a_group_has_the_bits_that_it_has_alone() -> None:
+    case = layer_on_gpu(layers.Case((600, 65, 33), torch.float32, "tanh", "nets"))
+    together = layers.all_results(case)
+    names = ("z", "a", "W", "b", "V", "v_b", "Ra", "add", "delta", "y")
+    whole = {name: getattr(case, name) for name in names}
+    nets, case.G = case.G, 1
+    for g in range(nets):
+        for name, value in whole.items():
+            setattr(case, name, value[g : g + 1])
+        alone = layers.all_results(case)
+        assert all(torch.equal(together[name][g], alone[name][0]) for name in alone)
 
 
 @pytest.mark.parametrize("kind", nets.KINDS)

@@ -1,5 +1,5 @@
 // Reverses a row through shared memory; the planted kernel reads before all threads have written.
-#include "../../../kernels/recurrence/gpu_platform.cuh"
+#include "kernels/gpu/platform.cuh"
 
 extern "C" __global__ void reversed(const float* in, float* out) {
     HFCORE_DYNAMIC_SHARED(float, shared);

@@ -1,5 +1,5 @@
 // Shifts a row by one through shared memory; the planted kernel writes one float beyond its end.
-#include "../../../kernels/recurrence/gpu_platform.cuh"
+#include "kernels/gpu/platform.cuh"
 
 extern "C" __global__ void shifted(const float* in, float* out) {
     HFCORE_DYNAMIC_SHARED(float, shared);

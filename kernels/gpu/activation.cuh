@@ -1,7 +1,7 @@
 // e(t) and e'(t) from h = e(t); the numbers are those of bindings.recurrence.NONLINEARITIES.
 #pragma once
 
-#include "gpu_platform.cuh"
+#include "kernels/gpu/platform.cuh"
 
 namespace hfcore_gpu {
 
