@@ -24,6 +24,7 @@
 // product at T=200, output at the last step, is then 0.37 ms of the chain, 0.10 of the gradient sums,
 // and 0.01 to 0.02 of the outputs and the flat result: 0.49 ms of the aim of 0.5.
 #include "gpu_product.cuh"
+#include "gpu_registers.cuh"
 #include "gpu_scan.cuh"
 
 using namespace hfcore_gpu;
@@ -75,6 +76,49 @@ extern "C" __global__ void __launch_bounds__(448)
         scan<false, false, true, false>(s);
     } else {
         scan<false, false, false, false>(s);
+    }
+}
+
+// ---- The same three with the weights in registers, for H <= 128 (gpu_registers.cuh): 16 columns a
+// warp; `length` is that of a slice of K. The R-op always has V.
+
+extern "C" __global__ void __launch_bounds__(256)
+    rnn_forward_registers(const int* stop, long long distinct, const float* W_hh,
+                          const float* W_hx, const float* b_h, const float* b_init, const float* x,
+                          const float* u, const long long* steps, float* h, long long T,
+                          long long B, long long H, long long n, long long slots,
+                          long long nonlinearity, long long length) {
+    Scan s{stop, distinct, W_hh,    nullptr, W_hx, b_h, b_init, x,     u,
+           nullptr, nullptr, steps, h,       T,    B,   H,      n,     slots,
+           nonlinearity, 0.0f, length};
+    scan_by_length<true, false, false, true>(s);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    rnn_tangent_registers(const int* stop, long long distinct, const float* W_hh,
+                          const float* V_hh, const float* V_hx, const float* v_b,
+                          const float* v_init, const float* x, const float* u, const float* h,
+                          const long long* steps, float* Rh, long long T, long long B, long long H,
+                          long long n, long long slots, long long nonlinearity, long long length) {
+    Scan s{stop, distinct, W_hh,    V_hh, V_hx, v_b, v_init, x,     u,
+           h,    nullptr,  steps,   Rh,   T,    B,   H,      n,     slots,
+           nonlinearity, 0.0f, length};
+    scan_by_length<false, true, false, true>(s);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    linear_scan_registers(const int* stop, long long distinct, const float* W, const float* W_y,
+                          const float* gs, const float* u, const float* d, const float* a,
+                          const long long* steps, float* y, long long T, long long B, long long H,
+                          long long k, long long slots, long long nonlinearity, long long reverse,
+                          float coefficient, long long length) {
+    Scan s{stop, distinct, W,     nullptr, W_y, nullptr, nullptr, gs, u,
+           d,    a,        steps, y,       T,   B,       H,       k,  slots,
+           nonlinearity, coefficient, length};
+    if (reverse != 0) {
+        scan_by_length<false, false, true, false>(s);
+    } else {
+        scan_by_length<false, false, false, false>(s);
     }
 }
 

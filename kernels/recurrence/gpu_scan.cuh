@@ -79,12 +79,12 @@ private:
     int count_, at_, move_, upcoming_;
 };
 
-// What one thread finishes in every step: 4 rows of one column; the first 2 H threads have one.
+// What one thread finishes in every step: rows row .. row+3 of column `at`, if there is one.
 class Column {
 public:
-    __device__ __forceinline__ explicit Column(const Scan& s)
-        : index(static_cast<int>(threadIdx.x) / 2),
-          row(static_cast<int>(threadIdx.x) % 2 * kTile),
+    __device__ __forceinline__ Column(const Scan& s, int at, int first_row)
+        : index(at),
+          row(first_row),
           exists(index < s.H),
           H_(static_cast<int>(s.H)) {
         const long long first = static_cast<long long>(blockIdx.x) * kRows + row;
@@ -155,6 +155,101 @@ private:
     bool reads_;
 };
 
+// A block's net in the arrays of a scan. In the forward direction `steps` says what is kept, in
+// reverse what comes in.
+template <bool kReverse>
+struct Nets {
+    const float *input, *added, *factor, *structural;
+    float* y;
+    long long BH;
+    bool kept_only;
+
+    __device__ __forceinline__ explicit Nets(const Scan& s)
+        : BH(s.B * s.H), kept_only(!kReverse && s.steps != nullptr) {
+        const long long in_slots = kReverse ? s.slots : s.T;
+        input = group(s.distinct, s.input, kInput, in_slots * s.B * s.m);
+        added = group(s.distinct, s.added, kAdded, in_slots * BH);
+        factor = group(s.distinct, s.factor, kFactor, s.T * BH);
+        structural = group(s.distinct, s.structural, kStructural, s.T * BH);
+        y = s.y + blockIdx.y * (kept_only ? s.slots : s.T) * BH;
+    }
+};
+
+// Of one column: null pointers are zeros.
+struct Biases {
+    float every, initial;
+
+    __device__ __forceinline__ Biases(const Scan& s, const Column& column) {
+        const float* const bias_of = group(s.distinct, s.bias, kBias, s.H);
+        const float* const initial_of = group(s.distinct, s.initial_bias, kInitialBias, s.H);
+        every = bias_of != nullptr && column.exists ? bias_of[column.index] : 0.0f;
+        initial = initial_of != nullptr && column.exists ? initial_of[column.index] : 0.0f;
+    }
+
+    __device__ __forceinline__ float at(int step) const {
+        return step == 0 ? every + initial : every;
+    }
+};
+
+// Fetches what one lane needs from global memory, step after step.
+template <bool kReverse>
+class Arriving {
+public:
+    __device__ __forceinline__ Arriving(const Scan& s, const Nets<kReverse>& net,
+                                        const Column& column)
+        : column_(column),
+          added_at_(kReverse ? s.steps : nullptr, s.slots, kReverse),
+          factor_(net.factor),
+          structural_(net.structural),
+          added_(net.added),
+          BH_(net.BH) {
+        const long long first = kReverse ? (s.T - 1) * BH_ : 0;
+        if (factor_ != nullptr) factor_ += first;
+        if (structural_ != nullptr) structural_ += first;
+    }
+
+    // Of the step at time t; called once a step, in order.
+    __device__ __forceinline__ void fetch(int t, Operands& to) {
+        const long long move = kReverse ? -BH_ : BH_;
+        if (factor_ != nullptr) {
+            column_.read(factor_, to.factor);
+            factor_ += move;
+        }
+        if (structural_ != nullptr) {
+            column_.read(structural_, to.structural);
+            structural_ += move;
+        }
+        const int slot = added_ != nullptr ? added_at_.slot(t) : -1;
+#pragma unroll
+        for (int r = 0; r < kTile; ++r) to.added[r] = 0.0f;
+        if (slot >= 0) column_.read(added_ + slot * BH_, to.added);
+    }
+
+private:
+    const Column& column_;
+    Cursor added_at_;
+    const float *factor_, *structural_, *added_;
+    long long BH_;
+};
+
+// y = e(y), or d ⊙ y + coefficient · a.
+template <bool kActivates>
+__device__ __forceinline__ void finish(const Scan& s, const Operands& now, bool structural,
+                                       float (&y)[kTile]) {
+    if (kActivates) {
+        activate(y, s.nonlinearity);
+        return;
+    }
+    float d[kTile];
+    differentiate(now.factor, s.nonlinearity, d);
+#pragma unroll
+    for (int r = 0; r < kTile; ++r) y[r] *= d[r];
+    if (structural) {
+#pragma unroll
+        for (int r = 0; r < kTile; ++r) y[r] += s.coefficient * now.structural[r];
+    }
+}
+
 // kActivates: forward pass. kHidden: V is on chip. kReverse: from the last step to the first.
 // kTransposed: weights are stored as the net has them, [to, from].
 template <bool kActivates, bool kHidden, bool kReverse, bool kTransposed>
@@ -168,16 +263,7 @@ __device__ __forceinline__ void scan(const Scan& s) {
     float* const carry = weights + extent.weight_words();
     float* const partial = carry + extent.carry_words();
 
-    const long long BH = s.B * s.H, TBH = s.T * BH, SBH = s.slots * BH;
-    const bool kept_only = !kReverse && s.steps != nullptr;
-    // In the forward direction `steps` says what is kept, in reverse what comes in.
-    const long long in_slots = kReverse ? s.slots : s.T;
-    const float* const input = group(s.distinct, s.input, kInput, in_slots * s.B * s.m);
-    const float* const added = group(s.distinct, s.added, kAdded, in_slots * BH);
-    const float* factor = group(s.distinct, s.factor, kFactor, TBH);
-    const float* structural = group(s.distinct, s.structural, kStructural, TBH);
-    float* const y_out = s.y + blockIdx.y * (kept_only ? SBH : TBH);
-
+    const Nets<kReverse> net(s);
     for (int i = static_cast<int>(threadIdx.x); i < extent.carry_words();
          i += static_cast<int>(blockDim.x))
         carry[i] = 0.0f;
@@ -190,43 +276,22 @@ __device__ __forceinline__ void scan(const Scan& s) {
                  group(s.distinct, s.input_weights, kInputWeights, s.m * s.H), kTransposed);
     __syncthreads();
 
-    const Column column(s);
-    const float* const bias_of = group(s.distinct, s.bias, kBias, s.H);
-    const float* const initial_of = group(s.distinct, s.initial_bias, kInitialBias, s.H);
-    const float bias = bias_of != nullptr && column.exists ? bias_of[column.index] : 0.0f;
-    const float initial = initial_of != nullptr && column.exists ? initial_of[column.index] : 0.0f;
-
-    const long long* const in_steps = kReverse ? s.steps : nullptr;
-    Cursor input_at(in_steps, s.slots, kReverse), added_at(in_steps, s.slots, kReverse);
-    Cursor kept_at(kept_only ? s.steps : nullptr, s.slots, kReverse);
+    const Column column(s, static_cast<int>(threadIdx.x) / 2,
+                        static_cast<int>(threadIdx.x) % 2 * kTile);
+    const Biases bias(s, column);
+    Arriving<kReverse> arriving(s, net, column);
+    Cursor input_at(kReverse ? s.steps : nullptr, s.slots, kReverse);
+    Cursor kept_at(net.kept_only ? s.steps : nullptr, s.slots, kReverse);
     const auto time = [T](int step) { return kReverse ? T - 1 - step : step; };
-    const long long move = kReverse ? -BH : BH;
-    if (factor != nullptr) factor += time(0) * BH;
-    if (structural != nullptr) structural += time(0) * BH;
-    // Called once a step, in order.
-    const auto fetch = [&](int step, Operands& to) {
-        if (factor != nullptr) {
-            column.read(factor, to.factor);
-            factor += move;
-        }
-        if (structural != nullptr) {
-            column.read(structural, to.structural);
-            structural += move;
-        }
-        const int slot = added != nullptr ? added_at.slot(time(step)) : -1;
-#pragma unroll
-        for (int r = 0; r < kTile; ++r) to.added[r] = 0.0f;
-        if (slot >= 0) column.read(added + slot * BH, to.added);
-    };
 
     const InputElement element(s);
     float* const input_rows = carry + input_from * kRows;
     int slot = m > 0 ? input_at.slot(time(0)) : -1;
-    element.store(input_rows, element.read(input, slot));
+    element.store(input_rows, element.read(net.input, slot));
     int next_slot = m > 0 && T > 1 ? input_at.slot(time(1)) : -1;
-    float next_input = element.read(input, next_slot);
+    float next_input = element.read(net.input, next_slot);
     Operands now, next;
-    fetch(0, next);
+    arriving.fetch(time(0), next);
     const Tile tile(extent);
     const Slice with_input = tile.cut(extent, 0, extent.K);
     const Slice without_input = tile.cut(extent, 0, input_from);
@@ -238,9 +303,9 @@ __device__ __forceinline__ void scan(const Scan& s) {
         now = next;
         const float arriving_input = next_input;
         slot = next_slot;
-        if (step + 1 < T) fetch(step + 1, next);
+        if (step + 1 < T) arriving.fetch(time(step + 1), next);
         next_slot = m > 0 && step + 2 < T ? input_at.slot(time(step + 2)) : -1;
-        next_input = element.read(input, next_slot);
+        next_input = element.read(net.input, next_slot);
 
         float sum[kTile][kTile] = {};
         multiply(sum, weights, carry, extent, tile, slice);
@@ -248,28 +313,16 @@ __device__ __forceinline__ void scan(const Scan& s) {
         __syncthreads();  // partial is complete, and nobody reads the rows of this step any more
 
         const int t = time(step);
-        const int y_slot = kept_only ? kept_at.slot(t) : t;
+        const int y_slot = net.kept_only ? kept_at.slot(t) : t;
         if (column.exists) {
             float y[kTile] = {};
             add_partials(partial, extent, column.index, column.row, y);
 #pragma unroll
-            for (int r = 0; r < kTile; ++r)
-                y[r] += now.added[r] + (step == 0 ? bias + initial : bias);
-            if (kActivates) {
-                activate(y, s.nonlinearity);
-            } else {
-                float d[kTile];
-                differentiate(now.factor, s.nonlinearity, d);
-#pragma unroll
-                for (int r = 0; r < kTile; ++r) y[r] *= d[r];
-                if (structural != nullptr) {
-#pragma unroll
-                    for (int r = 0; r < kTile; ++r) y[r] += s.coefficient * now.structural[r];
-                }
-            }
+            for (int r = 0; r < kTile; ++r) y[r] += now.added[r] + bias.at(step);
+            finish<kActivates>(s, now, net.structural != nullptr, y);
             write4(carry + column.index * kRows + column.row, y);
             if (kHidden) write4(carry + (H + column.index) * kRows + column.row, now.factor);
-            if (y_slot >= 0) column.write(y_out + y_slot * BH, y);
+            if (y_slot >= 0) column.write(net.y + y_slot * net.BH, y);
         }
         if (slot >= 0) element.store(input_rows, arriving_input);
         slice = slot >= 0 ? with_input : without_input;
