@@ -347,8 +347,8 @@ KERNEL_AIMS = {"rnn_tangent": 1.2, "linear_scan": 0.8}
 def kernels_of_a_product(net: Net, rounds: int) -> dict[str, list[float]]:
     """Seconds of every kernel inside one whole product, by CUDA events around each launch.
 
-    ``rnn_tangent`` is the R-op with V, ``linear_scan`` the reverse scan; a kernel that is launched
-    again is numbered.
+    ``rnn_tangent`` is the R-op with V, ``linear_scan`` the reverse scan, in whichever form the rule
+    gives them; a kernel that is launched again is numbered.
     """
     from hfcore.bindings import cuda
 
@@ -363,6 +363,7 @@ def kernels_of_a_product(net: Net, rounds: int) -> dict[str, list[float]]:
             start.record()
             launch(name, *rest)
             end.record()
+            name = name.removesuffix("_registers")
             seen[name] += 1
             label = name if seen[name] == 1 else f"{name} #{seen[name]}"
             spans.setdefault(label, []).append((start, end))

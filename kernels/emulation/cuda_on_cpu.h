@@ -32,8 +32,6 @@
 #define __launch_bounds__(...)
 #define HFCORE_DYNAMIC_SHARED(type, name) \
     type* const name = reinterpret_cast<type*>(cuda_on_cpu::block().shared)
-#define HFCORE_EXP(x) std::exp(x)
-#define HFCORE_QUOTIENT(x, y) ((x) / (y))
 
 struct dim3 {
     unsigned x = 1, y = 1, z = 1;

@@ -127,11 +127,11 @@ def own_products(H: int, shared_limit: int) -> bool:
 
 def _in_registers(H: int, m: int, hidden: bool, inputs: bool) -> Plan:
     """Length of a slice, threads and shared memory of a block; V takes the place of W there."""
-    length = next(length for length in LENGTHS if H <= SLICES * length)
+    length = next(length for length in LENGTHS if SLICES * length >= H)
     threads = max(32 * -(-H // WARP_COLUMNS), round_up(ROWS * m, 32))
     rows = 2 * SLICES * (length | 1) * ROWS
     input_words = m * (2 * ROWS + threads // 32 * WARP_COLUMNS)
-    words = (2 if hidden else 1) * rows + input_words + H * (H | 1)
+    words = (2 if hidden else 1) * rows + input_words + (H - 1) * (H | 1) + H
     return Plan(True, hidden, inputs, True, length, threads, 4 * words)
 
 

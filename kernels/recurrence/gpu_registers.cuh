@@ -60,8 +60,17 @@ struct RowBuffer {
     }
 };
 
-// sum += rows · weights over the lane's slice.
-template <int kLength>
+__device__ __forceinline__ void start_rank_one(float (&sum)[kTile][kTile], float4 a, float4 w) {
+    const float rows[kTile] = {a.x, a.y, a.z, a.w};
+    const float columns[kTile] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+    for (int c = 0; c < kTile; ++c)
+#pragma unroll
+        for (int r = 0; r < kTile; ++r) sum[c][r] = columns[c] * rows[r];
+}
+
+// sum += rows · weights over the lane's slice, or = if kFresh.
+template <int kLength, bool kFresh>
 __device__ __forceinline__ void multiply(LaneSums& sum, const LaneWeights<kLength>& weights,
                                          const float* rows, const Lane& lane) {
     const float* const slice = rows + lane.slice * RowBuffer<kLength>::kStride;
@@ -70,8 +79,14 @@ __device__ __forceinline__ void multiply(LaneSums& sum, const LaneWeights<kLengt
 #pragma unroll
     for (int k = 0; k < kLength; ++k) {
         const float4 w = make_float4(weights[k][0], weights[k][1], weights[k][2], weights[k][3]);
-        rank_one(sum[0], read4(own + k * kRows), w);
-        rank_one(sum[1], read4(other + k * kRows), w);
+        const float4 first = read4(own + k * kRows), second = read4(other + k * kRows);
+        if (kFresh && k == 0) {
+            start_rank_one(sum[0], first, w);
+            start_rank_one(sum[1], second, w);
+        } else {
+            rank_one(sum[0], first, w);
+            rank_one(sum[1], second, w);
+        }
     }
 }
 
@@ -130,32 +145,31 @@ __device__ __forceinline__ void take_weights(LaneWeights<kLength>& weights, cons
     }
 }
 
+// Two buffers that change places every step.
+struct Pair {
+    float *now, *next;
+
+    __device__ __forceinline__ void turn() {
+        float* const was = now;
+        now = next;
+        next = was;
+    }
+};
+
 // Shared memory of a block; gpu.py plans the bytes.
 template <int kLength>
 struct Rooms {
     float *carry, *hidden, *inputs, *input_weights, *staged;
-    int input_words, columns;
+    int columns;
 
     __device__ __forceinline__ Rooms(float* shared, int m, bool with_hidden) {
         constexpr int kBuffers = 2 * RowBuffer<kLength>::kWords;
         columns = static_cast<int>(blockDim.x) / 32 * kWarpColumns;
-        input_words = m * kRows;
         carry = shared;
         hidden = carry + kBuffers;
         inputs = hidden + (with_hidden ? kBuffers : 0);
-        input_weights = inputs + 2 * input_words;
+        input_weights = inputs + 2 * m * kRows;
         staged = input_weights + m * columns;
-    }
-
-    // Of an even or an odd step.
-    __device__ __forceinline__ float* carry_of(int step) const {
-        return carry + step % 2 * RowBuffer<kLength>::kWords;
-    }
-    __device__ __forceinline__ float* hidden_of(int step) const {
-        return hidden + step % 2 * RowBuffer<kLength>::kWords;
-    }
-    __device__ __forceinline__ float* inputs_of(int step) const {
-        return inputs + step % 2 * input_words;
     }
 };
 
@@ -190,6 +204,9 @@ __device__ __forceinline__ void scan_in_registers(const Scan& s) {
     const Rooms<kLength> rooms(shared, m, kHidden);
     const Lane lane;
     const Nets<kReverse> net(s);
+    Pair carry{rooms.carry, rooms.carry + Buffer::kWords};
+    Pair hidden{rooms.hidden, rooms.hidden + Buffer::kWords};  // of the next step, and of that after
+    Pair inputs{rooms.inputs, rooms.inputs + m * kRows};
 
     for (int i = static_cast<int>(threadIdx.x); i < (kHidden ? 4 : 2) * Buffer::kWords;
          i += static_cast<int>(blockDim.x))
@@ -210,19 +227,18 @@ __device__ __forceinline__ void scan_in_registers(const Scan& s) {
     const Column column(s, lane.column(0), lane.half * kTile);
     const Biases bias(s, column);
     Arriving<kReverse> arriving(s, net, column);
-    Cursor input_at(kReverse ? s.steps : nullptr, s.slots, kReverse);
-    Cursor kept_at(net.kept_only ? s.steps : nullptr, s.slots, kReverse);
+    Kept<kReverse> kept(s, net, column);
+    InputElement<kReverse> element(s, net);
     const auto time = [T](int step) { return kReverse ? T - 1 - step : step; };
 
-    const InputElement element(s);
-    int slot = m > 0 ? input_at.slot(time(0)) : -1;
-    element.store(rooms.inputs_of(0), element.read(net.input, slot));
-    int next_slot = m > 0 && T > 1 ? input_at.slot(time(1)) : -1;
-    float next_input = element.read(net.input, next_slot);
+    float next_input = 0.0f;
+    bool has_input = element.fetch(time(0), next_input);
+    element.store(inputs.now, next_input);
+    bool next_has_input = T > 1 && element.fetch(time(1), next_input);
     const int place = Buffer::at(column.exists ? column.index : 0) + column.row;
     Operands now, next;
     arriving.fetch(time(0), next);
-    if (kHidden && column.exists) write4(rooms.hidden_of(1) + place, next.factor);
+    if (kHidden && column.exists) write4(hidden.now + place, next.factor);
     LaneSums sum;
     clear(sum);
     __syncthreads();  // the rows of the first step are complete
@@ -230,34 +246,34 @@ __device__ __forceinline__ void scan_in_registers(const Scan& s) {
     for (int step = 0; step < T; ++step) {
         now = next;
         const float arriving_input = next_input;
-        const bool with_input = slot >= 0;
-        slot = next_slot;
+        const bool with_input = has_input;
+        has_input = next_has_input;
         if (step + 1 < T) arriving.fetch(time(step + 1), next);
-        next_slot = m > 0 && step + 2 < T ? input_at.slot(time(step + 2)) : -1;
-        next_input = element.read(net.input, next_slot);
-        const int t = time(step);
-        const int y_slot = net.kept_only ? kept_at.slot(t) : t;
+        next_has_input = step + 2 < T && element.fetch(time(step + 2), next_input);
 
         if (lane.first_column < H) {
             float y[kTile];
 #pragma unroll
             for (int r = 0; r < kTile; ++r) y[r] = now.added[r] + bias.at(step);
             if (with_input)
-                add_inputs(y, rooms.inputs_of(step) + column.row,
+                add_inputs(y, inputs.now + column.row,
                            rooms.input_weights + column.index, m, rooms.columns);
             // Nothing is carried into the first step.
-            if (step > 0) multiply<kLength>(sum, weights, rooms.carry_of(step), lane);
+            if (step > 0) multiply<kLength, !kHidden>(sum, weights, carry.now, lane);
             add_slices(sum, y);
             finish<kActivates>(s, now, net.structural != nullptr, y);
             if (column.exists) {
-                write4(rooms.carry_of(step + 1) + place, y);
-                if (kHidden) write4(rooms.hidden_of(step) + place, next.factor);
-                if (y_slot >= 0) column.write(net.y + y_slot * net.BH, y);
+                write4(carry.next + place, y);
+                if (kHidden) write4(hidden.next + place, next.factor);
+                kept.write(time(step), y);
             }
-            clear(sum);
-            if (kHidden) multiply<kLength>(sum, hidden_weights, rooms.hidden_of(step + 1), lane);
+            if (kHidden)
+                multiply<kLength, true>(sum, hidden_weights, hidden.now, lane);
         }
-        if (slot >= 0) element.store(rooms.inputs_of(step + 1), arriving_input);
+        if (has_input) element.store(inputs.next, arriving_input);
+        carry.turn();
+        hidden.turn();
+        inputs.turn();
         __syncthreads();  // the rows of the next step are complete
     }
 }

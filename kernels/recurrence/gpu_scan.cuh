@@ -60,14 +60,13 @@ public:
           move_(reverse ? -1 : 1),
           upcoming_(read()) {}
 
-    // The slot of step t, or -1 where it has none; steps must be asked for in the loop's order.
-    __device__ __forceinline__ int slot(int t) {
-        if (steps_ == nullptr) return t;
-        if (t != upcoming_) return -1;
-        const int found = at_;
+    // Whether step t has a slot; steps must be asked for in the loop's order.
+    __device__ __forceinline__ bool has(int t) {
+        if (steps_ == nullptr) return true;
+        if (t != upcoming_) return false;
         at_ += move_;
         upcoming_ = read();
-        return found;
+        return true;
     }
 
 private:
@@ -85,22 +84,26 @@ public:
     __device__ __forceinline__ Column(const Scan& s, int at, int first_row)
         : index(at),
           row(first_row),
-          exists(index < s.H),
+          exists(index < static_cast<int>(s.H)),
           H_(static_cast<int>(s.H)) {
         const long long first = static_cast<long long>(blockIdx.x) * kRows + row;
         offset_ = first * s.H + index;
         rows_ = exists ? static_cast<int>(s.B - first) : 0;  // those beyond the batch stay out
     }
 
-    // `array` points at [B,H] of one step.
-    __device__ __forceinline__ void read(const float* array, float (&value)[kTile]) const {
-        const float* at = array + offset_;
+    // Of an array that starts with [B,H] of the first step.
+    template <class Real>
+    __device__ __forceinline__ Real* place(Real* array) const {
+        return array + offset_;
+    }
+
+    // `at` is its place in [B,H] of one step.
+    __device__ __forceinline__ void read(const float* at, float (&value)[kTile]) const {
 #pragma unroll
         for (int r = 0; r < kTile; ++r, at += H_) value[r] = r < rows_ ? *at : 0.0f;
     }
 
-    __device__ __forceinline__ void write(float* array, const float (&value)[kTile]) const {
-        float* at = array + offset_;
+    __device__ __forceinline__ void write(float* at, const float (&value)[kTile]) const {
 #pragma unroll
         for (int r = 0; r < kTile; ++r, at += H_)
             if (r < rows_) *at = value[r];
@@ -128,21 +131,59 @@ struct Operands {
     float structural[kTile];
 };
 
-// One element of the 8 input rows for each of the first 8 m threads, which gpu.py sees to.
-class InputElement {
-public:
-    __device__ __forceinline__ explicit InputElement(const Scan& s)
-        : m_(static_cast<int>(s.m)),
-          row_(m_ > 0 ? static_cast<int>(threadIdx.x) / m_ : kRows),
-          column_(m_ > 0 ? static_cast<int>(threadIdx.x) % m_ : 0),
-          words_(s.B * s.m) {
-        const long long b = static_cast<long long>(blockIdx.x) * kRows + row_;
-        reads_ = row_ < kRows && b < s.B;
-        offset_ = b * m_ + column_;
+// A block's net in the arrays of a scan, at the first step of the loop. In the forward direction
+// `steps` says what is kept, in reverse what comes in.
+template <bool kReverse>
+struct Nets {
+    const float *input, *added, *factor, *structural;
+    float* y;
+    long long move, input_move;  // from step to step
+    const long long *in_steps, *out_steps;
+
+    __device__ __forceinline__ explicit Nets(const Scan& s)
+        : move((kReverse ? -1 : 1) * s.B * s.H),
+          input_move((kReverse ? -1 : 1) * s.B * s.m),
+          in_steps(kReverse ? s.steps : nullptr),
+          out_steps(kReverse ? nullptr : s.steps) {
+        const long long BH = s.B * s.H, in_slots = kReverse ? s.slots : s.T;
+        input = at_first(group(s.distinct, s.input, kInput, in_slots * s.B * s.m), in_slots,
+                         s.B * s.m);
+        added = at_first(group(s.distinct, s.added, kAdded, in_slots * BH), in_slots, BH);
+        factor = at_first(group(s.distinct, s.factor, kFactor, s.T * BH), s.T, BH);
+        structural = at_first(group(s.distinct, s.structural, kStructural, s.T * BH), s.T, BH);
+        y = s.y + blockIdx.y * (out_steps != nullptr ? s.slots : s.T) * BH;
+        if (kReverse) y += (s.T - 1) * BH;
     }
 
-    __device__ __forceinline__ float read(const float* input, int slot) const {
-        return reads_ && slot >= 0 ? input[slot * words_ + offset_] : 0.0f;
+private:
+    static __device__ __forceinline__ const float* at_first(const float* array, long long slots,
+                                                            long long words) {
+        return kReverse && array != nullptr ? array + (slots - 1) * words : array;
+    }
+};
+
+// One element of the 8 input rows for each of the first 8 m threads, which gpu.py sees to.
+template <bool kReverse>
+class InputElement {
+public:
+    __device__ __forceinline__ InputElement(const Scan& s, const Nets<kReverse>& net)
+        : at_(net.input),
+          move_(net.input_move),
+          steps_(net.in_steps, s.slots, kReverse),
+          m_(static_cast<int>(s.m)),
+          row_(m_ > 0 ? static_cast<int>(threadIdx.x) / m_ : kRows),
+          column_(m_ > 0 ? static_cast<int>(threadIdx.x) % m_ : 0) {
+        const long long b = static_cast<long long>(blockIdx.x) * kRows + row_;
+        reads_ = row_ < kRows && b < s.B;
+        at_ += reads_ ? b * m_ + column_ : 0;
+    }
+
+    // Whether the step at time t has an input; fetches it if so. Called once a step, in order.
+    __device__ __forceinline__ bool fetch(int t, float& value) {
+        if (m_ == 0 || !steps_.has(t)) return false;
+        value = reads_ ? *at_ : 0.0f;
+        at_ += move_;
+        return true;
     }
 
     __device__ __forceinline__ void store(float* rows, float value) const {
@@ -150,29 +191,11 @@ public:
     }
 
 private:
+    const float* at_;
+    long long move_;
+    Cursor steps_;
     int m_, row_, column_;
-    long long words_, offset_;
     bool reads_;
-};
-
-// A block's net in the arrays of a scan. In the forward direction `steps` says what is kept, in
-// reverse what comes in.
-template <bool kReverse>
-struct Nets {
-    const float *input, *added, *factor, *structural;
-    float* y;
-    long long BH;
-    bool kept_only;
-
-    __device__ __forceinline__ explicit Nets(const Scan& s)
-        : BH(s.B * s.H), kept_only(!kReverse && s.steps != nullptr) {
-        const long long in_slots = kReverse ? s.slots : s.T;
-        input = group(s.distinct, s.input, kInput, in_slots * s.B * s.m);
-        added = group(s.distinct, s.added, kAdded, in_slots * BH);
-        factor = group(s.distinct, s.factor, kFactor, s.T * BH);
-        structural = group(s.distinct, s.structural, kStructural, s.T * BH);
-        y = s.y + blockIdx.y * (kept_only ? s.slots : s.T) * BH;
-    }
 };
 
 // Of one column: null pointers are zeros.
@@ -198,38 +221,62 @@ public:
     __device__ __forceinline__ Arriving(const Scan& s, const Nets<kReverse>& net,
                                         const Column& column)
         : column_(column),
-          added_at_(kReverse ? s.steps : nullptr, s.slots, kReverse),
-          factor_(net.factor),
-          structural_(net.structural),
-          added_(net.added),
-          BH_(net.BH) {
-        const long long first = kReverse ? (s.T - 1) * BH_ : 0;
-        if (factor_ != nullptr) factor_ += first;
-        if (structural_ != nullptr) structural_ += first;
-    }
+          added_steps_(net.in_steps, s.slots, kReverse),
+          with_factor_(net.factor != nullptr),
+          with_structural_(net.structural != nullptr),
+          with_added_(net.added != nullptr),
+          factor_(column.place(net.factor)),
+          structural_(column.place(net.structural)),
+          added_(column.place(net.added)),
+          move_(net.move) {}
 
     // Of the step at time t; called once a step, in order.
     __device__ __forceinline__ void fetch(int t, Operands& to) {
-        const long long move = kReverse ? -BH_ : BH_;
-        if (factor_ != nullptr) {
+        if (with_factor_) {
             column_.read(factor_, to.factor);
-            factor_ += move;
+            factor_ += move_;
         }
-        if (structural_ != nullptr) {
+        if (with_structural_) {
             column_.read(structural_, to.structural);
-            structural_ += move;
+            structural_ += move_;
         }
-        const int slot = added_ != nullptr ? added_at_.slot(t) : -1;
 #pragma unroll
         for (int r = 0; r < kTile; ++r) to.added[r] = 0.0f;
-        if (slot >= 0) column_.read(added_ + slot * BH_, to.added);
+        if (with_added_ && added_steps_.has(t)) {
+            column_.read(added_, to.added);
+            added_ += move_;
+        }
     }
 
 private:
     const Column& column_;
-    Cursor added_at_;
+    Cursor added_steps_;
+    bool with_factor_, with_structural_, with_added_;
     const float *factor_, *structural_, *added_;
-    long long BH_;
+    long long move_;
+};
+
+// Writes the result at the steps that keep it, in the loop's order.
+template <bool kReverse>
+class Kept {
+public:
+    __device__ __forceinline__ Kept(const Scan& s, const Nets<kReverse>& net, const Column& column)
+        : column_(column),
+          steps_(net.out_steps, s.slots, kReverse),
+          at_(column.place(net.y)),
+          move_(net.move) {}
+
+    __device__ __forceinline__ void write(int t, const float (&y)[kTile]) {
+        if (!steps_.has(t)) return;
+        column_.write(at_, y);
+        at_ += move_;
+    }
+
+private:
+    const Column& column_;
+    Cursor steps_;
+    float* at_;
+    long long move_;
 };
 
 // y = e(y), or d ⊙ y + coefficient · a.
@@ -280,40 +327,36 @@ __device__ __forceinline__ void scan(const Scan& s) {
                         static_cast<int>(threadIdx.x) % 2 * kTile);
     const Biases bias(s, column);
     Arriving<kReverse> arriving(s, net, column);
-    Cursor input_at(kReverse ? s.steps : nullptr, s.slots, kReverse);
-    Cursor kept_at(net.kept_only ? s.steps : nullptr, s.slots, kReverse);
+    Kept<kReverse> kept(s, net, column);
+    InputElement<kReverse> element(s, net);
     const auto time = [T](int step) { return kReverse ? T - 1 - step : step; };
 
-    const InputElement element(s);
     float* const input_rows = carry + input_from * kRows;
-    int slot = m > 0 ? input_at.slot(time(0)) : -1;
-    element.store(input_rows, element.read(net.input, slot));
-    int next_slot = m > 0 && T > 1 ? input_at.slot(time(1)) : -1;
-    float next_input = element.read(net.input, next_slot);
+    float next_input = 0.0f;
+    bool next_has_input = element.fetch(time(0), next_input);
+    element.store(input_rows, next_input);
     Operands now, next;
     arriving.fetch(time(0), next);
     const Tile tile(extent);
     const Slice with_input = tile.cut(extent, 0, extent.K);
     const Slice without_input = tile.cut(extent, 0, input_from);
     // Nothing is carried into the first step.
-    Slice slice = tile.cut(extent, input_from, slot >= 0 ? extent.K : input_from);
+    Slice slice = tile.cut(extent, input_from, next_has_input ? extent.K : input_from);
+    next_has_input = T > 1 && element.fetch(time(1), next_input);
     __syncthreads();
 
     for (int step = 0; step < T; ++step) {
         now = next;
         const float arriving_input = next_input;
-        slot = next_slot;
+        const bool has_input = next_has_input;
         if (step + 1 < T) arriving.fetch(time(step + 1), next);
-        next_slot = m > 0 && step + 2 < T ? input_at.slot(time(step + 2)) : -1;
-        next_input = element.read(net.input, next_slot);
+        next_has_input = step + 2 < T && element.fetch(time(step + 2), next_input);
 
         float sum[kTile][kTile] = {};
         multiply(sum, weights, carry, extent, tile, slice);
         write_partial(partial, extent, tile, sum);
         __syncthreads();  // partial is complete, and nobody reads the rows of this step any more
 
-        const int t = time(step);
-        const int y_slot = net.kept_only ? kept_at.slot(t) : t;
         if (column.exists) {
             float y[kTile] = {};
             add_partials(partial, extent, column.index, column.row, y);
@@ -322,10 +365,10 @@ __device__ __forceinline__ void scan(const Scan& s) {
             finish<kActivates>(s, now, net.structural != nullptr, y);
             write4(carry + column.index * kRows + column.row, y);
             if (kHidden) write4(carry + (H + column.index) * kRows + column.row, now.factor);
-            if (y_slot >= 0) column.write(net.y + y_slot * net.BH, y);
+            kept.write(time(step), y);
         }
-        if (slot >= 0) element.store(input_rows, arriving_input);
-        slice = slot >= 0 ? with_input : without_input;
+        if (has_input) element.store(input_rows, arriving_input);
+        slice = has_input ? with_input : without_input;
         __syncthreads();  // the rows of the next step are complete, and partial is free
     }
 }
