@@ -81,6 +81,40 @@ def test_loops_are_those_of_the_models(
             assert loops[kernel].all <= instructions + 3, kernel
 
 
+# Weights in registers: products a step, and instructions of the loop over time at 13 k a slice, with
+# what other nonlinearities and absent terms would take.
+STEPS = {
+    "rnn_forward_registers": (1, 860),
+    "rnn_tangent_registers": (2, 1190),
+    "linear_scan_registers": (1, 800),
+}
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(a, marks=[] if a == 90 else pytest.mark.slow) for a in gate.ARCHITECTURES],
+)
+def test_weights_stay_in_registers(
+    nvcc: str, require_tool: Callable[[str], str], architecture: int
+) -> None:
+    """A step reads two LDS.128 of the carry a k for 32 multiply-adds, and no weight."""
+    source = gate.ROOT / "kernels" / "recurrence" / "gpu.cu"
+    loops = gate.every_loop(nvcc, require_tool("cuobjdump"), source, architecture)
+    inputs = 3  # two columns a round, and an odd one
+    for kernel, (products, instructions) in STEPS.items():
+        for length in (4, 8, 13, 16):
+            loads = products * 2 * length + inputs
+            step = min(
+                (loop for loop in loops[kernel] if loop.shared_loads == loads),
+                key=lambda loop: loop.all,
+            )
+            # The first k of a product is a multiplication.
+            assert step.fma >= 32 * (products * length - 1), (kernel, length)
+            assert step.local == 0
+            if length == 13 and gate.version(nvcc) == gate.version_in_table():
+                assert step.all <= instructions + 30, kernel
+
+
 @every_architecture
 def test_committed_table_names_no_other_source(architecture: int) -> None:
     for row in gate.rows_in_table(architecture):
