@@ -98,7 +98,7 @@ extern "C" __global__ void __launch_bounds__(256)
     Scan s{stop, distinct, W_hh,    nullptr, W_hx, b_h, b_init, x,     u,
            nullptr, nullptr, steps, h,       T,    B,   H,      n,     slots,
            nonlinearity, 0.0f, length};
-    scan_by_length<true, false, false, true>(s);
+    scan_by_length<true, true, false, false, true>(s);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -110,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(256)
     Scan s{stop, distinct, W_hh,    V_hh, V_hx, v_b, v_init, x,     u,
            h,    nullptr,  steps,   Rh,   T,    B,   H,      n,     slots,
            nonlinearity, 0.0f, length};
-    scan_by_length<false, true, false, true>(s);
+    scan_by_length<false, false, true, false, true>(s);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
@@ -123,9 +123,9 @@ extern "C" __global__ void __launch_bounds__(256)
            d,    a,        steps, y,       T,   B,       H,       k,  slots,
            nonlinearity, coefficient, length};
     if (reverse != 0) {
-        scan_by_length<false, false, true, false>(s);
+        scan_by_length<true, false, false, true, false>(s);
     } else {
-        scan_by_length<false, false, false, false>(s);
+        scan_by_length<true, false, false, false, false>(s);
     }
 }
 

@@ -69,8 +69,8 @@ FEW_THREADS = 256
 SHORTEST_SLICE = 4
 # Input columns that join the K loop: reading them costs less than reading their product.
 MOST_INPUTS = 32
-# The constants of gpu_registers.cuh: slices of K, columns of a warp, lengths of a slice.
-SLICES, WARP_COLUMNS = 8, 16
+# The constants of gpu_registers.cuh: slices of K, lengths of a slice.
+SLICES = 8
 LENGTHS = (4, 8, 13, 16)
 MOST_IN_REGISTERS = SLICES * LENGTHS[-1]
 
@@ -128,10 +128,11 @@ def own_products(H: int, shared_limit: int) -> bool:
 def _in_registers(H: int, m: int, hidden: bool, inputs: bool) -> Plan:
     """Length of a slice, threads and shared memory of a block; V takes the place of W there."""
     length = next(length for length in LENGTHS if SLICES * length >= H)
-    threads = max(32 * -(-H // WARP_COLUMNS), round_up(ROWS * m, 32))
-    rows = 2 * SLICES * (length | 1) * ROWS
-    input_words = m * (2 * ROWS + threads // 32 * WARP_COLUMNS)
-    words = (2 if hidden else 1) * rows + input_words + (H - 1) * (H | 1) + H
+    # 16 columns by all rows a warp, which leaves registers for V, or 32 columns by half of them.
+    warps = -(-H // 16) if hidden else 2 * -(-H // 32)
+    threads = max(32 * warps, round_up(ROWS * m, 32))
+    rows = (4 if hidden else 2) * SLICES * (length | 1) * ROWS
+    words = rows + m * (2 * ROWS + H) + (H - 1) * (H | 1) + H
     return Plan(True, hidden, inputs, True, length, threads, 4 * words)
 
 

@@ -1,14 +1,18 @@
 // The recurrence of gpu_scan.cuh with the weights in registers, for H <= 128.
 //
-// A warp takes 16 columns of the product carry [8 rows, H] · W [H, H]: each of its 8 slices of K,
-// `kLength` long, is the work of 4 lanes, and a lane multiplies 8 rows by 4 columns. Its weights never
-// move, so that per k it reads two LDS.128 of the carry, one address for the 4 lanes of a slice, for
-// 32 FFMA. The slices' sums meet within the warp by halving: a lane hands over half of what it holds
-// and adds what it gets, three times, and ends with 4 rows of one column. The carry has two buffers,
-// so a step has one barrier.
+// In the product carry [8 rows, H] · W [H, H] a warp cuts K into 8 slices, each `kLength` long and the
+// work of 4 lanes. A lane multiplies 32 elements of the result over its slice; its weights never move,
+// so that it reads nothing but the carry, one address for the 4 lanes of a slice:
 //
-// Which half a lane hands over depends on its slice; reading the rows and the columns in an order of
-// its own makes that the same registers in every lane.
+//   wide   4 rows by 8 columns, a warp 4 rows by 32 columns: one LDS.128 a k for 32 FFMA, and 8
+//          registers of weights
+//   tall   8 rows by 4 columns, a warp 8 rows by 16 columns: two LDS.128, and 4 registers, which leaves
+//          room for V
+//
+// The slices' sums meet within the warp by halving: a lane hands over half of what it holds and adds
+// what it gets, three times, and ends with 4 rows of one column. Which half that is depends on its
+// slice; taking rows and columns in an order of its own makes it the same registers in every lane. The
+// carry has two buffers, so a step has one barrier.
 //
 // V meets the states of the step before, which are known beforehand: that product of the next step
 // is summed before the barrier, while other warps wait.
@@ -22,30 +26,35 @@
 namespace hfcore_gpu {
 
 constexpr int kSlices = 8;
-constexpr int kWarpColumns = 16;
 
-// Sums of one lane: both halves of the rows in its own order, columns in its own order.
+// Sums of one lane: two tiles of 4 columns by 4 rows, the tile that it finishes a part of first.
 using LaneSums = float[2][kTile][kTile];
 
-template <int kLength>
-using LaneWeights = float[kLength][kTile];
+// Tall: two tiles of rows by one of columns. Wide: one of rows by two of columns.
+template <int kLength, bool kWide>
+using LaneWeights = float[kLength][kWide ? 2 : 1][kTile];
 
 // A lane's place: which slice and columns it multiplies, and which 4 rows of a column it finishes.
+template <bool kWide>
 struct Lane {
-    int quad, slice, half, turn, first_column;
+    static constexpr int kColumns = kWide ? 32 : 16;  // of its warp
+
+    int quad, slice, half, turn, first_column, row;
 
     __device__ __forceinline__ Lane() {
         const int lane = static_cast<int>(threadIdx.x) % 32;
+        const int warp = static_cast<int>(threadIdx.x) / 32;
         quad = lane % 4;
         slice = lane / 4;
         half = slice % 2;
         turn = slice / 2;
-        first_column = static_cast<int>(threadIdx.x) / 32 * kWarpColumns;
+        first_column = (kWide ? warp / 2 : warp) * kColumns;
+        row = (kWide ? warp % 2 : half) * kTile;
     }
 
-    // The column that weight and sum number `j` belong to; that of number 0 is finished here.
-    __device__ __forceinline__ int column(int j) const {
-        return first_column + quad + 4 * (j ^ turn);
+    // The column of weight and sum number `j` of a tile; number 0 of tile 0 is finished here.
+    __device__ __forceinline__ int column(int tile, int j) const {
+        return first_column + quad + 4 * (j ^ turn) + (kWide ? 16 * (tile ^ half) : 0);
     }
 };
 
@@ -70,22 +79,22 @@ __device__ __forceinline__ void start_rank_one(float (&sum)[kTile][kTile], float
 }
 
 // sum += rows · weights over the lane's slice, or = if kFresh.
-template <int kLength, bool kFresh>
-__device__ __forceinline__ void multiply(LaneSums& sum, const LaneWeights<kLength>& weights,
-                                         const float* rows, const Lane& lane) {
+template <int kLength, bool kWide, bool kFresh>
+__device__ __forceinline__ void multiply(LaneSums& sum, const LaneWeights<kLength, kWide>& weights,
+                                         const float* rows, const Lane<kWide>& lane) {
     const float* const slice = rows + lane.slice * RowBuffer<kLength>::kStride;
-    const float* const own = slice + lane.half * kTile;
-    const float* const other = slice + (1 - lane.half) * kTile;
 #pragma unroll
     for (int k = 0; k < kLength; ++k) {
-        const float4 w = make_float4(weights[k][0], weights[k][1], weights[k][2], weights[k][3]);
-        const float4 first = read4(own + k * kRows), second = read4(other + k * kRows);
-        if (kFresh && k == 0) {
-            start_rank_one(sum[0], first, w);
-            start_rank_one(sum[1], second, w);
-        } else {
-            rank_one(sum[0], first, w);
-            rank_one(sum[1], second, w);
+#pragma unroll
+        for (int tile = 0; tile < 2; ++tile) {
+            const int row = kWide || tile == 0 ? lane.row : kTile - lane.row;
+            const float(&w)[kTile] = weights[k][kWide ? tile : 0];
+            const float4 columns = make_float4(w[0], w[1], w[2], w[3]);
+            if (kFresh && k == 0) {
+                start_rank_one(sum[tile], read4(slice + row + k * kRows), columns);
+            } else {
+                rank_one(sum[tile], read4(slice + row + k * kRows), columns);
+            }
         }
     }
 }
@@ -129,18 +138,19 @@ __device__ __forceinline__ void stage(float* staged, const float* W, int H) {
 }
 
 // The lane's weights out of what is staged, zero beyond H.
-template <int kLength>
-__device__ __forceinline__ void take_weights(LaneWeights<kLength>& weights, const float* staged,
-                                             const Lane& lane, int H, bool transposed) {
+template <int kLength, bool kWide>
+__device__ __forceinline__ void take_weights(LaneWeights<kLength, kWide>& weights,
+                                             const float* staged, const Lane<kWide>& lane, int H,
+                                             bool transposed) {
     const int stride = H | 1;
 #pragma unroll
     for (int k = 0; k < kLength; ++k) {
         const int from = lane.slice * kLength + k;
 #pragma unroll
-        for (int j = 0; j < kTile; ++j) {
-            const int to = lane.column(j);
+        for (int i = 0; i < (kWide ? 2 : 1) * kTile; ++i) {
+            const int to = lane.column(i / kTile, i % kTile);
             const int at = transposed ? to * stride + from : from * stride + to;
-            weights[k][j] = from < H && to < H ? staged[at] : 0.0f;
+            weights[k][i / kTile][i % kTile] = from < H && to < H ? staged[at] : 0.0f;
         }
     }
 }
@@ -160,25 +170,23 @@ struct Pair {
 template <int kLength>
 struct Rooms {
     float *carry, *hidden, *inputs, *input_weights, *staged;
-    int columns;
 
-    __device__ __forceinline__ Rooms(float* shared, int m, bool with_hidden) {
+    __device__ __forceinline__ Rooms(float* shared, int m, int H, bool with_hidden) {
         constexpr int kBuffers = 2 * RowBuffer<kLength>::kWords;
-        columns = static_cast<int>(blockDim.x) / 32 * kWarpColumns;
         carry = shared;
         hidden = carry + kBuffers;
         inputs = hidden + (with_hidden ? kBuffers : 0);
         input_weights = inputs + 2 * m * kRows;
-        staged = input_weights + m * columns;
+        staged = input_weights + m * H;
     }
 };
 
-// [m, columns], zero in those beyond H. Source: [m, H] as it is, or [H, m] when transposed.
+// [m, H]. Source: the same as it is, or [H, m] when transposed.
 __device__ __forceinline__ void load_input_weights(float* weights, const float* source, int m,
-                                                   int columns, int H, bool transposed) {
-    for (int c = static_cast<int>(threadIdx.x); c < columns; c += static_cast<int>(blockDim.x))
+                                                   int H, bool transposed) {
+    for (int c = static_cast<int>(threadIdx.x); c < H; c += static_cast<int>(blockDim.x))
         for (int j = 0; j < m; ++j)
-            weights[j * columns + c] = c < H ? source[transposed ? c * m + j : j * H + c] : 0.0f;
+            weights[j * H + c] = source[transposed ? c * m + j : j * H + c];
 }
 
 // total[r] += input rows · weights of one column.
@@ -196,13 +204,13 @@ __device__ __forceinline__ void add_inputs(float (&total)[kTile], const float* r
 }
 
 // The same as scan() for weights that `kLength` k a slice hold: H <= 8 kLength.
-template <int kLength, bool kActivates, bool kHidden, bool kReverse, bool kTransposed>
+template <int kLength, bool kWide, bool kActivates, bool kHidden, bool kReverse, bool kTransposed>
 __device__ __forceinline__ void scan_in_registers(const Scan& s) {
     HFCORE_DYNAMIC_SHARED(float, shared);
     using Buffer = RowBuffer<kLength>;
     const int T = static_cast<int>(s.T), H = static_cast<int>(s.H), m = static_cast<int>(s.m);
-    const Rooms<kLength> rooms(shared, m, kHidden);
-    const Lane lane;
+    const Rooms<kLength> rooms(shared, m, H, kHidden);
+    const Lane<kWide> lane;
     const Nets<kReverse> net(s);
     Pair carry{rooms.carry, rooms.carry + Buffer::kWords};
     Pair hidden{rooms.hidden, rooms.hidden + Buffer::kWords};  // of the next step, and of that after
@@ -212,19 +220,19 @@ __device__ __forceinline__ void scan_in_registers(const Scan& s) {
          i += static_cast<int>(blockDim.x))
         rooms.carry[i] = 0.0f;
     load_input_weights(rooms.input_weights,
-                       group(s.distinct, s.input_weights, kInputWeights, s.m * s.H), m,
-                       rooms.columns, H, kTransposed);
+                       group(s.distinct, s.input_weights, kInputWeights, s.m * s.H), m, H,
+                       kTransposed);
     stage(rooms.staged, group(s.distinct, s.W, kCarryWeights, s.H * s.H), H);
     __syncthreads();  // W is there, and the buffers are zero
-    LaneWeights<kLength> weights, hidden_weights;
-    take_weights<kLength>(weights, rooms.staged, lane, H, kTransposed);
+    LaneWeights<kLength, kWide> weights, hidden_weights;
+    take_weights<kLength, kWide>(weights, rooms.staged, lane, H, kTransposed);
     if (kHidden) {
         __syncthreads();  // V takes the place of W
         stage(rooms.staged, group(s.distinct, s.V, kHiddenWeights, s.H * s.H), H);
         __syncthreads();  // V is there
-        take_weights<kLength>(hidden_weights, rooms.staged, lane, H, kTransposed);
+        take_weights<kLength, kWide>(hidden_weights, rooms.staged, lane, H, kTransposed);
     }
-    const Column column(s, lane.column(0), lane.half * kTile);
+    const Column column(s, lane.column(0, 0), lane.row);
     const Biases bias(s, column);
     Arriving<kReverse> arriving(s, net, column);
     Kept<kReverse> kept(s, net, column);
@@ -255,11 +263,10 @@ __device__ __forceinline__ void scan_in_registers(const Scan& s) {
             float y[kTile];
 #pragma unroll
             for (int r = 0; r < kTile; ++r) y[r] = now.added[r] + bias.at(step);
-            if (with_input)
-                add_inputs(y, inputs.now + column.row,
-                           rooms.input_weights + column.index, m, rooms.columns);
+            if (with_input && column.exists)
+                add_inputs(y, inputs.now + column.row, rooms.input_weights + column.index, m, H);
             // Nothing is carried into the first step.
-            if (step > 0) multiply<kLength, !kHidden>(sum, weights, carry.now, lane);
+            if (step > 0) multiply<kLength, kWide, !kHidden>(sum, weights, carry.now, lane);
             add_slices(sum, y);
             finish<kActivates>(s, now, net.structural != nullptr, y);
             if (column.exists) {
@@ -268,7 +275,7 @@ __device__ __forceinline__ void scan_in_registers(const Scan& s) {
                 kept.write(time(step), y);
             }
             if (kHidden)
-                multiply<kLength, true>(sum, hidden_weights, hidden.now, lane);
+                multiply<kLength, kWide, true>(sum, hidden_weights, hidden.now, lane);
         }
         if (has_input) element.store(inputs.next, arriving_input);
         carry.turn();
@@ -279,17 +286,17 @@ __device__ __forceinline__ void scan_in_registers(const Scan& s) {
 }
 
 // The compiled lengths of a slice; gpu.py has the same and gives one as `split`.
-template <bool kActivates, bool kHidden, bool kReverse, bool kTransposed>
+template <bool kWide, bool kActivates, bool kHidden, bool kReverse, bool kTransposed>
 __device__ __forceinline__ void scan_by_length(const Scan& s) {
     if (s.stop != nullptr && *s.stop != 0) return;
     if (s.split <= 4) {
-        scan_in_registers<4, kActivates, kHidden, kReverse, kTransposed>(s);
+        scan_in_registers<4, kWide, kActivates, kHidden, kReverse, kTransposed>(s);
     } else if (s.split <= 8) {
-        scan_in_registers<8, kActivates, kHidden, kReverse, kTransposed>(s);
+        scan_in_registers<8, kWide, kActivates, kHidden, kReverse, kTransposed>(s);
     } else if (s.split <= 13) {
-        scan_in_registers<13, kActivates, kHidden, kReverse, kTransposed>(s);
+        scan_in_registers<13, kWide, kActivates, kHidden, kReverse, kTransposed>(s);
     } else {
-        scan_in_registers<16, kActivates, kHidden, kReverse, kTransposed>(s);
+        scan_in_registers<16, kWide, kActivates, kHidden, kReverse, kTransposed>(s);
     }
 }
 

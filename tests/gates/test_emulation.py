@@ -403,7 +403,7 @@ def test_who_is_in_registers() -> None:
                 continue
             assert chosen[:3] == (True, hidden, True)
             assert chosen.threads <= 256  # __launch_bounds__
-            assert chosen.threads // 32 * gpu.WARP_COLUMNS >= H
+            assert chosen.threads // 32 * 16 >= H
             assert chosen.split in gpu.LENGTHS
             assert gpu.SLICES * chosen.split >= H
     found = [gpu.plan(H, 2, hidden=True, shared_limit=PLENTY) for H in (32, 33, 64, 65, 100, 104)]
