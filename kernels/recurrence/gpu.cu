@@ -5,20 +5,21 @@
 // kernel takes `stop` and leaves its outputs as they are when *stop is not zero.
 //
 // Model of the kernels with the weights in registers (H <= 128) on an H200, none of it timed yet:
-// H=100, B=1000, n=2, k=1, so 125 blocks of 8 sequences, one a multiprocessor, 7 warps each, of which
-// three schedulers have two. With L = 13 k a slice:
-//   FFMA     2 warps · 32 L of an R-op's two products, or of one
-//   issue    2 warps · what one executes in the SASS of sm_90: FFMA, 2 LDS.128 a k, 56 to sum the
-//            slices (28 SHFL), and 150 to 220 for the rest: fetch, inputs, epilogue, store
-//   shared   wavefronts 7 · (8 L, 4 an LDS.128, and 28 SHFL): beside the issue
+// H=100, B=1000, n=2, k=1, so 125 blocks of 8 sequences, one a multiprocessor, of 8 warps (7 for the
+// R-op), two to a scheduler. With L = 13 k a slice:
+//   FFMA     2 warps · 32 L, twice for an R-op
+//   issue    2 warps · what one executes in the SASS of sm_90: FFMA, an LDS.128 a k (two for the
+//            R-op), 56 to sum the slices (28 SHFL), and 150 to 220 for the rest: fetch, inputs,
+//            epilogue, store
+//   shared   wavefronts, 4 an LDS.128 and 1 a SHFL, of all warps: beside the issue
 //   waits    barrier, first LDS, SHFL one after the other, epilogue: about 150 cycles that the other
 //            warp of the scheduler does not cover
 //   DRAM     bytes a step at 4.8 TB/s, beside the issue
 //
 //   kernel       FFMA  floor  issue  shared  cycles  predicted µs a step  aim  DRAM µs
-//   rnn_forward   832    640   1390     930    1540          0.78          0.8  0.08 (h)
+//   rnn_forward   832    640   1350     640    1500          0.76          0.8  0.08 (h)
 //   rnn_tangent  1664   1260   2220    1650    2370          1.20          1.2  0.17 (h, Rh)
-//   linear_scan   832    625   1310     930    1460          0.74          0.8  0.25 (h, Rh, gt)
+//   linear_scan   832    625   1270     640    1420          0.72          0.8  0.25 (h, Rh, gt)
 //
 // At 1.98 GHz; 13 % more at 1.755 GHz. Getting the weights there costs about 3 µs a matrix, once.
 //
@@ -86,8 +87,8 @@ extern "C" __global__ void __launch_bounds__(448)
     }
 }
 
-// ---- The same three with the weights in registers, for H <= 128 (gpu_registers.cuh): 16 columns a
-// warp; `length` is that of a slice of K. The R-op always has V.
+// ---- The same three with the weights in registers, for H <= 128 (gpu_registers.cuh); `length` is that
+// of a slice of K. The R-op always has V.
 
 extern "C" __global__ void __launch_bounds__(256)
     rnn_forward_registers(const int* stop, long long distinct, const float* W_hh,

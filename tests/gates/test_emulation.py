@@ -450,7 +450,8 @@ def test_barriers_a_step(library: Path, form: str) -> None:
 
 def test_barriers_of_the_products(library: Path) -> None:
     """As the models beside the kernels say: two a chunk of 32 k, one a chunk of rows."""
-    case = Case(Size(6, 23, 2, 37, 1))  # 138 rows: splits of 64, chunks of 16 (hidden) and 16 rows
+    # 138 rows in splits of 128; chunks of 16 rows (hidden) and 16.
+    case = Case(Size(6, 23, 2, 37, 1))
     e = Emulator(library)
     check_product(e, case, "tanh", PLENTY, 0.0, False)
     cut = [gpu_products.plan_outer(6 * 23, i, J) for i, J in ((37, 41), (1, 38))]

@@ -81,8 +81,8 @@ def test_loops_are_those_of_the_models(
             assert loops[kernel].all <= instructions + 3, kernel
 
 
-# Weights in registers: products a step, LDS.128 of each a k, and instructions of the loop over time at
-# 13 k a slice, with what other nonlinearities and absent terms would take.
+# Weights in registers: products a step, LDS.128 of each a k, and instructions of the loop over time
+# at 13 k a slice, with what other nonlinearities and absent terms would take.
 STEPS = {
     "rnn_forward_registers": (1, 1, 833),
     "rnn_tangent_registers": (2, 2, 1182),
