@@ -346,7 +346,7 @@ def kernels_of_a_product(net: Net, rounds: int) -> dict[str, tuple[int, list[flo
     """Launches of every kernel inside one whole product, and their seconds together in each round.
 
     By CUDA events around each launch. ``rnn_tangent`` is the R-op with V, ``linear_scan`` the
-    reverse scan.
+    reverse scan, in whichever form the rule gives them.
     """
     from hfcore.bindings import cuda
 
@@ -362,6 +362,7 @@ def kernels_of_a_product(net: Net, rounds: int) -> dict[str, tuple[int, list[flo
             start.record()
             launch(name, *rest)
             end.record()
+            name = name.removesuffix("_registers")
             seen.setdefault(name, []).append((start, end))
 
         gpu.rnn_gauss_newton(

@@ -14,6 +14,28 @@ __device__ __forceinline__ float4 read4(const float* p) {
     return *reinterpret_cast<const float4*>(p);
 }
 
+// To about 2 ulp, results below the smallest normal number are zero. `volatile` keeps them out of
+// branches: values that a thread computes side by side would wait for one another there.
+__device__ __forceinline__ float fast_exp2(float x) {
+#ifdef __CUDACC__
+    float y;
+    asm volatile("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return std::exp2(x);
+#endif
+}
+
+__device__ __forceinline__ float fast_reciprocal(float x) {
+#ifdef __CUDACC__
+    float y;
+    asm volatile("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+#else
+    return 1.0f / x;
+#endif
+}
+
 // ---- copies from global to shared memory that a thread issues, closes into groups, and waits for.
 //
 // 4 bytes each, so that any alignment will do. Other threads see them behind a barrier.

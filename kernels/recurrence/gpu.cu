@@ -4,26 +4,35 @@
 // gpu.py plans and launches. Pointers may be null, integers are long long, reals are float. Every
 // kernel takes `stop` and leaves its outputs as they are when *stop is not zero.
 //
-// Model of the on-chip kernels on an H200 (none of it timed yet): H=100, B=1000, n=2, k=1, so 125
-// blocks of 8 sequences, one a multiprocessor, 8 warps each, two to a scheduler.
-//   K        rows of weights: H + n, 2 H + n, H (+ k at an output step), in 5 slices of L
-//   issue    2 warps · (19.4 L + 250): 77 instructions for 4 k in the SASS of sm_90 (64 FFMA,
-//            8 LDS.128), and 250 a step for the rest: fetch, partial sums, epilogue, store
-//   shared   wavefronts 8 · 4 L (2 for the weights and 2 for the rows of an LDS.128), 128 to write
-//            and 128 to read partial sums: beside the issue
-//   waits    two barriers, first LDS of the slice and of the sums, tanh: about 150 cycles, the part
-//            of 250 that the other warp does not cover
+// Model of the kernels with the weights in registers (H <= 128) on an H200, none of it timed yet:
+// H=100, B=1000, n=2, k=1, so 125 blocks of 8 sequences, one a multiprocessor, of 8 warps (7 for the
+// R-op), two to a scheduler. With L = 13 k a slice:
+//   FFMA     2 warps · 32 L, twice for an R-op
+//   issue    2 warps · what one executes in the SASS of sm_90: FFMA, an LDS.128 a k (two for the
+//            R-op), 56 to sum the slices (28 SHFL), and 150 to 220 for the rest: fetch, inputs,
+//            epilogue, store
+//   shared   wavefronts, 4 an LDS.128 and 1 a SHFL, of all warps: beside the issue
+//   waits    barrier, first LDS, SHFL one after the other, epilogue: about 150 cycles that the other
+//            warp of the scheduler does not cover
 //   DRAM     bytes a step at 4.8 TB/s, beside the issue
 //
-//   kernel       L   kFMA  floor  issue  shared  cycles  predicted µs a step  aim  DRAM µs
-//   rnn_forward  21   82    640   1315     930    1465          0.74          0.8  0.08 (h)
-//   rnn_tangent  41  162   1260   2090    1570    2240          1.13          1.2  0.17 (h, Rh)
-//   linear_scan  20   80    625   1275     900    1425          0.72          0.8  0.25 (h, Rh, gt)
+//   kernel       FFMA  floor  issue  shared  cycles  predicted µs a step  aim  DRAM µs
+//   rnn_forward   832    640   1350     640    1500          0.76          0.8  0.08 (h)
+//   rnn_tangent  1664   1260   2220    1650    2370          1.20          1.2  0.17 (h, Rh)
+//   linear_scan   832    625   1270     640    1420          0.72          0.8  0.25 (h, Rh, gt)
 //
-// At 1.98 GHz; 13 % more at 1.755 GHz. Loading a matrix of weights once costs about 2 µs. A whole
-// product at T=200, output at the last step, is then 0.37 ms of the chain, 0.10 of the gradient sums,
-// and 0.01 to 0.02 of the outputs and the flat result: 0.49 ms of the aim of 0.5.
+// At 1.98 GHz; 13 % more at 1.755 GHz. Getting the weights there costs about 3 µs a matrix, once.
+//
+// The form with the weights in shared memory (gpu_tile.cuh), which larger nets have and this net had
+// before, took at the same sizes 1.37, 2.17 and 1.37 µs a step, measured on an H200; at H=128, T=100
+// 1.84 forward and 3.33 the R-op. That is twice what counting 2 wavefronts for an LDS.128 said: 80 to
+// 90 cycles a k of the slice for 8 warps, where 16 LDS.128 of 4 wavefronts take 64 and 128 FFMA 32,
+// and 600 to 1000 a step for partial sums, two barriers and the epilogue.
+//
+// Of a whole product at T=200 0.843 ms was measured with that form, of which outer_partials 169 µs,
+// rows_product 24 and finish_gradient 10. With 0.39 ms of the chain it would be 0.60 (prediction).
 #include "gpu_product.cuh"
+#include "gpu_registers.cuh"
 #include "gpu_scan.cuh"
 
 using namespace hfcore_gpu;
@@ -75,6 +84,49 @@ extern "C" __global__ void __launch_bounds__(448)
         scan<false, false, true, false>(s);
     } else {
         scan<false, false, false, false>(s);
+    }
+}
+
+// ---- The same three with the weights in registers, for H <= 128 (gpu_registers.cuh); `length` is that
+// of a slice of K. The R-op always has V.
+
+extern "C" __global__ void __launch_bounds__(256)
+    rnn_forward_registers(const int* stop, long long distinct, const float* W_hh,
+                          const float* W_hx, const float* b_h, const float* b_init, const float* x,
+                          const float* u, const long long* steps, float* h, long long T,
+                          long long B, long long H, long long n, long long slots,
+                          long long nonlinearity, long long length) {
+    Scan s{stop, distinct, W_hh,    nullptr, W_hx, b_h, b_init, x,     u,
+           nullptr, nullptr, steps, h,       T,    B,   H,      n,     slots,
+           nonlinearity, 0.0f, length};
+    scan_by_length<true, true, false, false, true>(s);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    rnn_tangent_registers(const int* stop, long long distinct, const float* W_hh,
+                          const float* V_hh, const float* V_hx, const float* v_b,
+                          const float* v_init, const float* x, const float* u, const float* h,
+                          const long long* steps, float* Rh, long long T, long long B, long long H,
+                          long long n, long long slots, long long nonlinearity, long long length) {
+    Scan s{stop, distinct, W_hh,    V_hh, V_hx, v_b, v_init, x,     u,
+           h,    nullptr,  steps,   Rh,   T,    B,   H,      n,     slots,
+           nonlinearity, 0.0f, length};
+    scan_by_length<false, false, true, false, true>(s);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    linear_scan_registers(const int* stop, long long distinct, const float* W, const float* W_y,
+                          const float* gs, const float* u, const float* d, const float* a,
+                          const long long* steps, float* y, long long T, long long B, long long H,
+                          long long k, long long slots, long long nonlinearity, long long reverse,
+                          float coefficient, long long length) {
+    Scan s{stop, distinct, W,     nullptr, W_y, nullptr, nullptr, gs, u,
+           d,    a,        steps, y,       T,   B,       H,       k,  slots,
+           nonlinearity, coefficient, length};
+    if (reverse != 0) {
+        scan_by_length<true, false, false, true, false>(s);
+    } else {
+        scan_by_length<true, false, false, false, false>(s);
     }
 }
 
@@ -222,6 +274,8 @@ extern "C" __global__ void __launch_bounds__(256)
 //              and 114 for every warp to fetch and store
 //   cycles     95 chunks · (3 · 549 + 4 · 114) = 200,000
 //   predicted  0.10 ms at T=200, B=1000 and 1.98 GHz, 41 TFLOP/s
+//   measured   0.169 ms on an H200: the model leaves out that 12 warps · 4 LDS.128 of 4 wavefronts
+//              a row take as long as their FFMA, and that a chunk is fetched only one ahead
 extern "C" __global__ void __launch_bounds__(256, 2)
     outer_partials(const int* stop, long long distinct, const float* left, const float* x,
                    const float* h, const long long* steps, float* partial, long long S,
@@ -270,7 +324,8 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 
 // out [G,N] (+)= scale · gradient + damping · v [1 or G,N], v may be null. The gradient is the sum of
 // the partials hidden [1 or G,splits,H,n+H+2] and outputs [1 or G,output_splits,k,H+1]; 8 threads an
-// element. Bytes 4·splits·H·(n+H+2), mostly from L2; one barrier. At H=100: 11 MB, 5 µs.
+// element. Bytes 4·splits·H·(n+H+2), mostly from L2; one barrier. At H=100: 11 MB, 10 µs measured on
+// an H200.
 extern "C" __global__ void __launch_bounds__(256)
     finish_gradient(const int* stop, long long distinct, const float* hidden, const float* outputs,
                     const float* v, float* out, long long n, long long H, long long k,

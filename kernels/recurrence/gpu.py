@@ -65,20 +65,26 @@ FEW_THREADS = 256
 SHORTEST_SLICE = 4
 # Input columns that join the K loop: reading them costs less than reading their product.
 MOST_INPUTS = 32
+# The constants of gpu_registers.cuh: slices of K, lengths of a slice.
+SLICES = 8
+LENGTHS = (4, 8, 13, 16)
+MOST_IN_REGISTERS = SLICES * LENGTHS[-1]
 
 
 class Plan(NamedTuple):
     """How one recurrence runs; :func:`plan` is the rule that chooses.
 
-    ``on_chip``: time loop inside the kernel, weights in shared memory; else one GEMM a step and a
-    fused epilogue. ``hidden_on_chip``: V_hh too. ``inputs_on_chip``: the input product is part of
-    the kernel's K loop; else one product over the whole sequence (``gpu_products.py``) comes
-    before. ``split`` slices of K are summed by different threads.
+    ``on_chip``: time loop inside the kernel, weights in registers or in shared memory; else one
+    GEMM a step and a fused epilogue. ``hidden_on_chip``: V_hh too. ``inputs_on_chip``: the input
+    product is part of the kernel; else one product over the whole sequence (``gpu_products.py``)
+    comes before. ``in_registers``: the kernel of ``gpu_registers.cuh``, with ``split`` the length
+    of a slice of K; else ``split`` slices of K are summed by different threads.
     """
 
     on_chip: bool
     hidden_on_chip: bool
     inputs_on_chip: bool
+    in_registers: bool
     split: int
     threads: int
     shared_bytes: int
@@ -94,17 +100,20 @@ def plan(H: int, m: int, *, hidden: bool, shared_limit: int) -> Plan:
     3. W_hh on chip, V_hh and inputs by one product for the sequence;
     4. one GEMM of torch's a step with a fused epilogue.
 
-    With 232,448 bytes W_hh fits up to H = 220 and W_hh with V_hh up to 156; with 166,912 up
-    to 184 and 128.
+    On chip is in registers up to H = 128 (1 and 2; shared memory passes W_hh and V_hh on to them),
+    in shared memory beyond. With 232,448 bytes W_hh fits there up to H = 220 and W_hh with V_hh up
+    to 156; with 166,912 up to 184 and 128.
     """
     forms = [(hidden, True), (hidden, False), (False, False)]
     for hidden_on_chip, inputs_on_chip in forms:
         inputs = m if inputs_on_chip else 0
-        fits = _on_chip(H, inputs, hidden_on_chip, inputs_on_chip)
+        in_registers = H <= MOST_IN_REGISTERS and hidden_on_chip == hidden
+        form = _in_registers if in_registers else _in_shared_memory
+        fits = form(H, inputs, hidden_on_chip, inputs_on_chip)
         enough = fits.threads <= MAX_THREADS and inputs <= MOST_INPUTS
         if enough and fits.shared_bytes <= shared_limit:
             return fits
-    return Plan(False, False, False, 0, ELEMENTWISE_THREADS, 0)
+    return Plan(False, False, False, False, 0, ELEMENTWISE_THREADS, 0)
 
 
 def own_products(H: int, shared_limit: int) -> bool:
@@ -112,7 +121,18 @@ def own_products(H: int, shared_limit: int) -> bool:
     return plan(H, 0, hidden=False, shared_limit=shared_limit).on_chip
 
 
-def _on_chip(H: int, m: int, hidden: bool, inputs: bool) -> Plan:
+def _in_registers(H: int, m: int, hidden: bool, inputs: bool) -> Plan:
+    """Length of a slice, threads and shared memory of a block; V takes the place of W there."""
+    length = next(length for length in LENGTHS if SLICES * length >= H)
+    # 16 columns by all rows a warp, which leaves registers for V, or 32 columns by half of them.
+    warps = -(-H // 16) if hidden else 2 * -(-H // 32)
+    threads = max(32 * warps, round_up(ROWS * m, 32))
+    rows = (4 if hidden else 2) * SLICES * (length | 1) * ROWS
+    words = rows + m * (2 * ROWS + H) + (H - 1) * (H | 1) + H
+    return Plan(True, hidden, inputs, True, length, threads, 4 * words)
+
+
+def _in_shared_memory(H: int, m: int, hidden: bool, inputs: bool) -> Plan:
     """Slices of K, threads and shared memory of a block that holds these weights."""
     groups = -(-H // TILE)
     tiles = 2 * groups
@@ -122,7 +142,7 @@ def _on_chip(H: int, m: int, hidden: bool, inputs: bool) -> Plan:
     threads = round_up(max(tiles * split, 2 * H, ROWS * m), 32)
     weights, carry = groups * TILE * (K | 1), K * ROWS
     partial = split * groups * TILE * ROWS
-    return Plan(True, hidden, inputs, split, threads, 4 * (weights + carry + partial))
+    return Plan(True, hidden, inputs, False, split, threads, 4 * (weights + carry + partial))
 
 
 def rnn_forward(
@@ -540,6 +560,7 @@ def _launch_sequence(
     """Start an on-chip kernel: one block for 8 sequences of one net; ``size`` is (G, B)."""
     G, B = size
     block = (chosen.threads, 1, 1)
+    kernel = f"{kernel}_registers" if chosen.in_registers else kernel
     run.launch(kernel, grid(-(-B // ROWS), G), block, chosen.shared_bytes, arguments)
 
 

@@ -60,14 +60,13 @@ public:
           move_(reverse ? -1 : 1),
           upcoming_(read()) {}
 
-    // The slot of step t, or -1 where it has none; steps must be asked for in the loop's order.
-    __device__ __forceinline__ int slot(int t) {
-        if (steps_ == nullptr) return t;
-        if (t != upcoming_) return -1;
-        const int found = at_;
+    // Whether step t has a slot; steps must be asked for in the loop's order.
+    __device__ __forceinline__ bool has(int t) {
+        if (steps_ == nullptr) return true;
+        if (t != upcoming_) return false;
         at_ += move_;
         upcoming_ = read();
-        return found;
+        return true;
     }
 
 private:
@@ -79,28 +78,32 @@ private:
     int count_, at_, move_, upcoming_;
 };
 
-// What one thread finishes in every step: 4 rows of one column; the first 2 H threads have one.
+// What one thread finishes in every step: rows row .. row+3 of column `at`, if there is one.
 class Column {
 public:
-    __device__ __forceinline__ explicit Column(const Scan& s)
-        : index(static_cast<int>(threadIdx.x) / 2),
-          row(static_cast<int>(threadIdx.x) % 2 * kTile),
-          exists(index < s.H),
+    __device__ __forceinline__ Column(const Scan& s, int at, int first_row)
+        : index(at),
+          row(first_row),
+          exists(index < static_cast<int>(s.H)),
           H_(static_cast<int>(s.H)) {
         const long long first = static_cast<long long>(blockIdx.x) * kRows + row;
         offset_ = first * s.H + index;
         rows_ = exists ? static_cast<int>(s.B - first) : 0;  // those beyond the batch stay out
     }
 
-    // `array` points at [B,H] of one step.
-    __device__ __forceinline__ void read(const float* array, float (&value)[kTile]) const {
-        const float* at = array + offset_;
+    // Of an array that starts with [B,H] of the first step.
+    template <class Real>
+    __device__ __forceinline__ Real* place(Real* array) const {
+        return array + offset_;
+    }
+
+    // `at` is its place in [B,H] of one step.
+    __device__ __forceinline__ void read(const float* at, float (&value)[kTile]) const {
 #pragma unroll
         for (int r = 0; r < kTile; ++r, at += H_) value[r] = r < rows_ ? *at : 0.0f;
     }
 
-    __device__ __forceinline__ void write(float* array, const float (&value)[kTile]) const {
-        float* at = array + offset_;
+    __device__ __forceinline__ void write(float* at, const float (&value)[kTile]) const {
 #pragma unroll
         for (int r = 0; r < kTile; ++r, at += H_)
             if (r < rows_) *at = value[r];
@@ -128,21 +131,59 @@ struct Operands {
     float structural[kTile];
 };
 
-// One element of the 8 input rows for each of the first 8 m threads, which gpu.py sees to.
-class InputElement {
-public:
-    __device__ __forceinline__ explicit InputElement(const Scan& s)
-        : m_(static_cast<int>(s.m)),
-          row_(m_ > 0 ? static_cast<int>(threadIdx.x) / m_ : kRows),
-          column_(m_ > 0 ? static_cast<int>(threadIdx.x) % m_ : 0),
-          words_(s.B * s.m) {
-        const long long b = static_cast<long long>(blockIdx.x) * kRows + row_;
-        reads_ = row_ < kRows && b < s.B;
-        offset_ = b * m_ + column_;
+// A block's net in the arrays of a scan, at the first step of the loop. In the forward direction
+// `steps` says what is kept, in reverse what comes in.
+template <bool kReverse>
+struct Nets {
+    const float *input, *added, *factor, *structural;
+    float* y;
+    long long move, input_move;  // from step to step
+    const long long *in_steps, *out_steps;
+
+    __device__ __forceinline__ explicit Nets(const Scan& s)
+        : move((kReverse ? -1 : 1) * s.B * s.H),
+          input_move((kReverse ? -1 : 1) * s.B * s.m),
+          in_steps(kReverse ? s.steps : nullptr),
+          out_steps(kReverse ? nullptr : s.steps) {
+        const long long BH = s.B * s.H, in_slots = kReverse ? s.slots : s.T;
+        input = at_first(group(s.distinct, s.input, kInput, in_slots * s.B * s.m), in_slots,
+                         s.B * s.m);
+        added = at_first(group(s.distinct, s.added, kAdded, in_slots * BH), in_slots, BH);
+        factor = at_first(group(s.distinct, s.factor, kFactor, s.T * BH), s.T, BH);
+        structural = at_first(group(s.distinct, s.structural, kStructural, s.T * BH), s.T, BH);
+        y = s.y + blockIdx.y * (out_steps != nullptr ? s.slots : s.T) * BH;
+        if (kReverse) y += (s.T - 1) * BH;
     }
 
-    __device__ __forceinline__ float read(const float* input, int slot) const {
-        return reads_ && slot >= 0 ? input[slot * words_ + offset_] : 0.0f;
+private:
+    static __device__ __forceinline__ const float* at_first(const float* array, long long slots,
+                                                            long long words) {
+        return kReverse && array != nullptr ? array + (slots - 1) * words : array;
+    }
+};
+
+// One element of the 8 input rows for each of the first 8 m threads, which gpu.py sees to.
+template <bool kReverse>
+class InputElement {
+public:
+    __device__ __forceinline__ InputElement(const Scan& s, const Nets<kReverse>& net)
+        : at_(net.input),
+          move_(net.input_move),
+          steps_(net.in_steps, s.slots, kReverse),
+          m_(static_cast<int>(s.m)),
+          row_(m_ > 0 ? static_cast<int>(threadIdx.x) / m_ : kRows),
+          column_(m_ > 0 ? static_cast<int>(threadIdx.x) % m_ : 0) {
+        const long long b = static_cast<long long>(blockIdx.x) * kRows + row_;
+        reads_ = row_ < kRows && b < s.B;
+        at_ += reads_ ? b * m_ + column_ : 0;
+    }
+
+    // Whether the step at time t has an input; fetches it if so. Called once a step, in order.
+    __device__ __forceinline__ bool fetch(int t, float& value) {
+        if (m_ == 0 || !steps_.has(t)) return false;
+        value = reads_ ? *at_ : 0.0f;
+        at_ += move_;
+        return true;
     }
 
     __device__ __forceinline__ void store(float* rows, float value) const {
@@ -150,10 +191,111 @@ public:
     }
 
 private:
+    const float* at_;
+    long long move_;
+    Cursor steps_;
     int m_, row_, column_;
-    long long words_, offset_;
     bool reads_;
 };
+
+// Of one column: null pointers are zeros.
+struct Biases {
+    float every, initial;
+
+    __device__ __forceinline__ Biases(const Scan& s, const Column& column) {
+        const float* const bias_of = group(s.distinct, s.bias, kBias, s.H);
+        const float* const initial_of = group(s.distinct, s.initial_bias, kInitialBias, s.H);
+        every = bias_of != nullptr && column.exists ? bias_of[column.index] : 0.0f;
+        initial = initial_of != nullptr && column.exists ? initial_of[column.index] : 0.0f;
+    }
+
+    __device__ __forceinline__ float at(int step) const {
+        return step == 0 ? every + initial : every;
+    }
+};
+
+// Fetches what one lane needs from global memory, step after step.
+template <bool kReverse>
+class Arriving {
+public:
+    __device__ __forceinline__ Arriving(const Scan& s, const Nets<kReverse>& net,
+                                        const Column& column)
+        : column_(column),
+          added_steps_(net.in_steps, s.slots, kReverse),
+          with_factor_(net.factor != nullptr),
+          with_structural_(net.structural != nullptr),
+          with_added_(net.added != nullptr),
+          factor_(column.place(net.factor)),
+          structural_(column.place(net.structural)),
+          added_(column.place(net.added)),
+          move_(net.move) {}
+
+    // Of the step at time t; called once a step, in order.
+    __device__ __forceinline__ void fetch(int t, Operands& to) {
+        if (with_factor_) {
+            column_.read(factor_, to.factor);
+            factor_ += move_;
+        }
+        if (with_structural_) {
+            column_.read(structural_, to.structural);
+            structural_ += move_;
+        }
+#pragma unroll
+        for (int r = 0; r < kTile; ++r) to.added[r] = 0.0f;
+        if (with_added_ && added_steps_.has(t)) {
+            column_.read(added_, to.added);
+            added_ += move_;
+        }
+    }
+
+private:
+    const Column& column_;
+    Cursor added_steps_;
+    bool with_factor_, with_structural_, with_added_;
+    const float *factor_, *structural_, *added_;
+    long long move_;
+};
+
+// Writes the result at the steps that keep it, in the loop's order.
+template <bool kReverse>
+class Kept {
+public:
+    __device__ __forceinline__ Kept(const Scan& s, const Nets<kReverse>& net, const Column& column)
+        : column_(column),
+          steps_(net.out_steps, s.slots, kReverse),
+          at_(column.place(net.y)),
+          move_(net.move) {}
+
+    __device__ __forceinline__ void write(int t, const float (&y)[kTile]) {
+        if (!steps_.has(t)) return;
+        column_.write(at_, y);
+        at_ += move_;
+    }
+
+private:
+    const Column& column_;
+    Cursor steps_;
+    float* at_;
+    long long move_;
+};
+
+// y = e(y), or d ⊙ y + coefficient · a.
+template <bool kActivates>
+__device__ __forceinline__ void finish(const Scan& s, const Operands& now, bool structural,
+                                       float (&y)[kTile]) {
+    if (kActivates) {
+        activate(y, s.nonlinearity);
+        return;
+    }
+    float d[kTile];
+    differentiate(now.factor, s.nonlinearity, d);
+#pragma unroll
+    for (int r = 0; r < kTile; ++r) y[r] *= d[r];
+    if (structural) {
+#pragma unroll
+        for (int r = 0; r < kTile; ++r) y[r] += s.coefficient * now.structural[r];
+    }
+}
 
 // kActivates: forward pass. kHidden: V is on chip. kReverse: from the last step to the first.
 // kTransposed: weights are stored as the net has them, [to, from].
@@ -168,16 +310,7 @@ __device__ __forceinline__ void scan(const Scan& s) {
     float* const carry = weights + extent.weight_words();
     float* const partial = carry + extent.carry_words();
 
-    const long long BH = s.B * s.H, TBH = s.T * BH, SBH = s.slots * BH;
-    const bool kept_only = !kReverse && s.steps != nullptr;
-    // In the forward direction `steps` says what is kept, in reverse what comes in.
-    const long long in_slots = kReverse ? s.slots : s.T;
-    const float* const input = group(s.distinct, s.input, kInput, in_slots * s.B * s.m);
-    const float* const added = group(s.distinct, s.added, kAdded, in_slots * BH);
-    const float* factor = group(s.distinct, s.factor, kFactor, TBH);
-    const float* structural = group(s.distinct, s.structural, kStructural, TBH);
-    float* const y_out = s.y + blockIdx.y * (kept_only ? SBH : TBH);
-
+    const Nets<kReverse> net(s);
     for (int i = static_cast<int>(threadIdx.x); i < extent.carry_words();
          i += static_cast<int>(blockDim.x))
         carry[i] = 0.0f;
@@ -190,89 +323,52 @@ __device__ __forceinline__ void scan(const Scan& s) {
                  group(s.distinct, s.input_weights, kInputWeights, s.m * s.H), kTransposed);
     __syncthreads();
 
-    const Column column(s);
-    const float* const bias_of = group(s.distinct, s.bias, kBias, s.H);
-    const float* const initial_of = group(s.distinct, s.initial_bias, kInitialBias, s.H);
-    const float bias = bias_of != nullptr && column.exists ? bias_of[column.index] : 0.0f;
-    const float initial = initial_of != nullptr && column.exists ? initial_of[column.index] : 0.0f;
-
-    const long long* const in_steps = kReverse ? s.steps : nullptr;
-    Cursor input_at(in_steps, s.slots, kReverse), added_at(in_steps, s.slots, kReverse);
-    Cursor kept_at(kept_only ? s.steps : nullptr, s.slots, kReverse);
+    const Column column(s, static_cast<int>(threadIdx.x) / 2,
+                        static_cast<int>(threadIdx.x) % 2 * kTile);
+    const Biases bias(s, column);
+    Arriving<kReverse> arriving(s, net, column);
+    Kept<kReverse> kept(s, net, column);
+    InputElement<kReverse> element(s, net);
     const auto time = [T](int step) { return kReverse ? T - 1 - step : step; };
-    const long long move = kReverse ? -BH : BH;
-    if (factor != nullptr) factor += time(0) * BH;
-    if (structural != nullptr) structural += time(0) * BH;
-    // Called once a step, in order.
-    const auto fetch = [&](int step, Operands& to) {
-        if (factor != nullptr) {
-            column.read(factor, to.factor);
-            factor += move;
-        }
-        if (structural != nullptr) {
-            column.read(structural, to.structural);
-            structural += move;
-        }
-        const int slot = added != nullptr ? added_at.slot(time(step)) : -1;
-#pragma unroll
-        for (int r = 0; r < kTile; ++r) to.added[r] = 0.0f;
-        if (slot >= 0) column.read(added + slot * BH, to.added);
-    };
 
-    const InputElement element(s);
     float* const input_rows = carry + input_from * kRows;
-    int slot = m > 0 ? input_at.slot(time(0)) : -1;
-    element.store(input_rows, element.read(input, slot));
-    int next_slot = m > 0 && T > 1 ? input_at.slot(time(1)) : -1;
-    float next_input = element.read(input, next_slot);
+    float next_input = 0.0f;
+    bool next_has_input = element.fetch(time(0), next_input);
+    element.store(input_rows, next_input);
     Operands now, next;
-    fetch(0, next);
+    arriving.fetch(time(0), next);
     const Tile tile(extent);
     const Slice with_input = tile.cut(extent, 0, extent.K);
     const Slice without_input = tile.cut(extent, 0, input_from);
     // Nothing is carried into the first step.
-    Slice slice = tile.cut(extent, input_from, slot >= 0 ? extent.K : input_from);
+    Slice slice = tile.cut(extent, input_from, next_has_input ? extent.K : input_from);
+    next_has_input = T > 1 && element.fetch(time(1), next_input);
     __syncthreads();
 
     for (int step = 0; step < T; ++step) {
         now = next;
         const float arriving_input = next_input;
-        slot = next_slot;
-        if (step + 1 < T) fetch(step + 1, next);
-        next_slot = m > 0 && step + 2 < T ? input_at.slot(time(step + 2)) : -1;
-        next_input = element.read(input, next_slot);
+        const bool has_input = next_has_input;
+        if (step + 1 < T) arriving.fetch(time(step + 1), next);
+        next_has_input = step + 2 < T && element.fetch(time(step + 2), next_input);
 
         float sum[kTile][kTile] = {};
         multiply(sum, weights, carry, extent, tile, slice);
         write_partial(partial, extent, tile, sum);
         __syncthreads();  // partial is complete, and nobody reads the rows of this step any more
 
-        const int t = time(step);
-        const int y_slot = kept_only ? kept_at.slot(t) : t;
         if (column.exists) {
             float y[kTile] = {};
             add_partials(partial, extent, column.index, column.row, y);
 #pragma unroll
-            for (int r = 0; r < kTile; ++r)
-                y[r] += now.added[r] + (step == 0 ? bias + initial : bias);
-            if (kActivates) {
-                activate(y, s.nonlinearity);
-            } else {
-                float d[kTile];
-                differentiate(now.factor, s.nonlinearity, d);
-#pragma unroll
-                for (int r = 0; r < kTile; ++r) y[r] *= d[r];
-                if (structural != nullptr) {
-#pragma unroll
-                    for (int r = 0; r < kTile; ++r) y[r] += s.coefficient * now.structural[r];
-                }
-            }
+            for (int r = 0; r < kTile; ++r) y[r] += now.added[r] + bias.at(step);
+            finish<kActivates>(s, now, net.structural != nullptr, y);
             write4(carry + column.index * kRows + column.row, y);
             if (kHidden) write4(carry + (H + column.index) * kRows + column.row, now.factor);
-            if (y_slot >= 0) column.write(y_out + y_slot * BH, y);
+            kept.write(time(step), y);
         }
-        if (slot >= 0) element.store(input_rows, arriving_input);
-        slice = slot >= 0 ? with_input : without_input;
+        if (has_input) element.store(input_rows, arriving_input);
+        slice = has_input ? with_input : without_input;
         __syncthreads();  // the rows of the next step are complete, and partial is free
     }
 }

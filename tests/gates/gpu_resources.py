@@ -100,33 +100,52 @@ class Loop(NamedTuple):
     fma: int
     shared_loads: int  # of 16 bytes
     all: int
+    local: int = 0  # loads and stores of local memory
 
 
 def hottest_loops(nvcc: str, cuobjdump: str, source: Path, architecture: int) -> dict[str, Loop]:
     """Of every kernel's innermost loops the one with most float32 multiply-adds."""
+    kernels = _machine_code(nvcc, cuobjdump, source, architecture)
+    loops = {name: _loops(code, inner=True) for name, code in kernels.items()}
+    return {name: max(found) for name, found in loops.items() if found}
+
+
+def every_loop(nvcc: str, cuobjdump: str, source: Path, architecture: int) -> dict[str, list[Loop]]:
+    """All loops of every kernel, whatever lies within."""
+    kernels = _machine_code(nvcc, cuobjdump, source, architecture)
+    return {name: _loops(code, inner=False) for name, code in kernels.items()}
+
+
+def _machine_code(nvcc: str, cuobjdump: str, source: Path, architecture: int) -> dict[str, str]:
+    """Every kernel's listing."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
         _compile(nvcc, source, architecture, cubin)
         command = [cuobjdump, "-sass", str(cubin)]
         listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     kernels = re.split(r"Function : ", listing)[1:]
-    loops = {kernel.split()[0]: _inner_loops(kernel) for kernel in kernels}
-    return {name: max(found) for name, found in loops.items() if found}
+    return {kernel.split()[0]: kernel for kernel in kernels}
 
 
-def _inner_loops(sass: str) -> list[Loop]:
-    """Backward branches that no other one lies within."""
+def _loops(sass: str, *, inner: bool) -> list[Loop]:
+    """Backward branches, or those that no other one lies within."""
     code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,5})\*/\s+(.*?);", sass)]
     branches = [(at, re.search(r"BRA (?:\S+ )?0x([0-9a-f]+)", text)) for at, text in code]
     spans = [(int(to[1], 16), at) for at, to in branches if to and int(to[1], 16) < at]
-    inner = [
-        (begin, end)
-        for begin, end in spans
-        if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in spans)
-    ]
-    bodies = [[text for at, text in code if begin <= at <= end] for begin, end in inner]
+    if inner:
+        spans = [
+            (begin, end)
+            for begin, end in spans
+            if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in spans)
+        ]
+    bodies = [[text for at, text in code if begin <= at <= end] for begin, end in spans]
     return [
-        Loop(sum("FFMA" in t for t in body), sum("LDS.128" in t for t in body), len(body))
+        Loop(
+            sum("FFMA" in t for t in body),
+            sum("LDS.128" in t for t in body),
+            len(body),
+            sum("LDL" in t or "STL" in t for t in body),
+        )
         for body in bodies
     ]
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,7 +36,13 @@ SOURCE = Path(gpu.__file__).with_name("gpu.cu")
 PLANTED = HERE / "planted"
 # Set in the subprocess that runs this file again with the sanitizers loaded.
 SANITIZED = os.environ.get("HFCORE_EMULATION_SANITIZED") == "1"
-SEQUENCE_KERNELS = ("rnn_forward", "rnn_tangent", "linear_scan")
+SEQUENCE_KERNELS = tuple(
+    name + form
+    for form in ("", "_registers")
+    for name in ("rnn_forward", "rnn_tangent", "linear_scan")
+)
+# Where the weights on chip lie, and the largest H that the rule gives to registers then.
+FORMS = {"registers": gpu.MOST_IN_REGISTERS, "shared": 0}
 PLENTY = gpu.SHARED_LIMIT[90]
 U = 2.0**-24
 
@@ -53,6 +60,16 @@ def _poisoned_memory() -> Iterator[None]:
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=FORMS)
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both forms with the weights on chip, whatever H the rule gives them to."""
+    monkeypatch.setattr(gpu, "MOST_IN_REGISTERS", FORMS[request.param])
+    return str(request.param)
+
+
+both_forms = pytest.mark.usefixtures("form")
 
 
 class Size(NamedTuple):
@@ -286,6 +303,7 @@ def check_all(e: Emulator, case: Case, nonlinearity: str) -> None:
             check_product(e, case, nonlinearity, limit, structural, rank_one)
 
 
+@both_forms
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("size", QUICK_SIZES, ids=str)
 def test_quick(library: Path, size: Size, order: Order) -> None:
@@ -294,6 +312,7 @@ def test_quick(library: Path, size: Size, order: Order) -> None:
     check_all(Emulator(library, order), Case(size, group, steps), NONLINEARITIES[at % 3])
 
 
+@both_forms
 @pytest.mark.slow
 @pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -303,6 +322,7 @@ def test_every_size_and_group(library: Path, size: Size, group: str) -> None:
     check_all(Emulator(library, order), Case(size, group, steps), NONLINEARITIES[at // 2 % 3])
 
 
+@both_forms
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 @pytest.mark.parametrize("steps", STEPS)
 def test_steps_and_nonlinearities(library: Path, steps: str, nonlinearity: str) -> None:
@@ -311,7 +331,7 @@ def test_steps_and_nonlinearities(library: Path, steps: str, nonlinearity: str) 
     )
 
 
-def test_each_form_is_reached(library: Path) -> None:
+def test_each_form_is_reached(library: Path, form: str) -> None:
     """The limits that the other tests use do lead through all four forms of the rule."""
     case = Case(Size(2, 3, 2, 12, 2))
     forms = [gpu.plan(12, 2, hidden=True, shared_limit=limit)[:3] for limit in limits(case)]
@@ -322,9 +342,75 @@ def test_each_form_is_reached(library: Path) -> None:
         e = Emulator(library)
         check_product(e, case, "tanh", limit, 0.0, False)
         ran.append({name for name, _ in e.launches} - {"finish_gradient"})
-    on_chip = {"rnn_tangent", "rows_product", "linear_scan", "outer_partials"}
-    assert ran[:3] == [on_chip] * 3
+    beside = {"rows_product", "outer_partials"}
+    shared = {"rnn_tangent", "linear_scan"}
+    registers = {f"{name}_registers" for name in shared}
+    assert ran[:2] == [beside | (registers if form == "registers" else shared)] * 2
+    assert ran[2] >= beside | {"rnn_tangent"}
     assert ran[3] == {"linear_scan_step"}
+
+
+# Every compiled length of a slice, full, not full and over; the columns of a warp likewise.
+LENGTHS_IN_REGISTERS = (
+    1,
+    3,
+    4,
+    5,
+    15,
+    16,
+    17,
+    31,
+    32,
+    33,
+    64,
+    65,
+    97,
+    100,
+    101,
+    104,
+    105,
+    127,
+    128,
+)
+
+
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("H", LENGTHS_IN_REGISTERS)
+def test_weights_in_registers(library: Path, H: int, T: int) -> None:
+    at = H + T
+    group, steps = GROUPS[at % len(GROUPS)], STEPS[at % len(STEPS)]
+    case = Case(Size(T, (3, 9)[at % 2], 1 + H % 5, H, 1 + H % 3), group, steps)
+    e, nonlinearity = Emulator(library, ORDERS[at % len(ORDERS)]), NONLINEARITIES[at % 3]
+    check_forward(e, case, nonlinearity, PLENTY)
+    check_scan(e, case, PLENTY)
+    check_backward(e, case, nonlinearity, PLENTY)
+    check_product(e, case, nonlinearity, PLENTY, 0.4, True)
+    ran = {name for name, _ in e.launches if name in SEQUENCE_KERNELS}
+    assert ran == {
+        "rnn_forward_registers",
+        "rnn_tangent_registers",
+        "linear_scan_registers",
+    }
+
+
+def test_who_is_in_registers() -> None:
+    """The rule by size, and that the lengths are those of scan_by_length."""
+    for limit, H, m in itertools.product(gpu.SHARED_LIMIT.values(), range(1, 221), (0, 2, 32)):
+        for hidden in (False, True):
+            chosen = gpu.plan(H, m, hidden=hidden, shared_limit=limit)
+            assert chosen.in_registers == (H <= 128)
+            if not chosen.in_registers:
+                continue
+            assert chosen[:3] == (True, hidden, True)
+            assert chosen.threads <= 256  # __launch_bounds__
+            assert chosen.threads // 32 * 16 >= H
+            assert chosen.split in gpu.LENGTHS
+            assert gpu.SLICES * chosen.split >= H
+    found = [gpu.plan(H, 2, hidden=True, shared_limit=PLENTY) for H in (32, 33, 64, 65, 100, 104)]
+    assert [p.split for p in found] == [4, 8, 8, 13, 13, 13]
+    assert gpu.plan(105, 2, hidden=True, shared_limit=PLENTY).split == 16
+    text = SOURCE.with_name("gpu_registers.cuh").read_text()
+    assert [int(n) for n in re.findall(r"scan_in_registers<(\d+), kAct", text)] == [*gpu.LENGTHS]
 
 
 def test_rule_by_size() -> None:
@@ -344,22 +430,28 @@ def test_rule_by_size() -> None:
         assert chosen.shared_bytes <= PLENTY
         if chosen.on_chip:
             assert chosen.threads >= 2 * H
+        if chosen.on_chip and not chosen.in_registers:
             assert chosen.threads >= chosen.split * 2 * -(-H // 4)
 
 
-def test_two_barriers_a_step(library: Path) -> None:
+def test_barriers_a_step(library: Path, form: str) -> None:
+    """One with the weights in registers and two to get them there, per matrix; two in shared."""
     T = 6
     case = Case(Size(T, 3, 2, 9, 1))
     e = Emulator(library)
     check_product(e, case, "tanh", PLENTY, 0.0, False)
     check_forward(e, case, "tanh", PLENTY)
-    sequences = [barriers for name, barriers in e.launches if name in SEQUENCE_KERNELS]
-    assert sequences == [2 * T + 2] * 4
+    found = [barriers for name, barriers in e.launches if name in SEQUENCE_KERNELS]
+    if form == "shared":
+        assert found == [2 * T + 2] * 4
+    else:
+        assert found == [T + 4, T + 2, T + 2, T + 2]
 
 
 def test_barriers_of_the_products(library: Path) -> None:
     """As the models beside the kernels say: two a chunk of 32 k, one a chunk of rows."""
-    case = Case(Size(6, 23, 2, 37, 1))  # 138 rows: splits of 64, chunks of 16 (hidden) and 16 rows
+    # 138 rows in splits of 128; chunks of 16 rows (hidden) and 16.
+    case = Case(Size(6, 23, 2, 37, 1))
     e = Emulator(library)
     check_product(e, case, "tanh", PLENTY, 0.0, False)
     cut = [gpu_products.plan_outer(6 * 23, i, J) for i, J in ((37, 41), (1, 38))]
@@ -376,6 +468,7 @@ def test_barriers_of_the_products(library: Path) -> None:
     ]
 
 
+@both_forms
 @pytest.mark.parametrize("steps", ["all", "scattered"])
 def test_same_bits_in_every_order_and_alone(library: Path, steps: str) -> None:
     """Bits depend on the shape only: not on the order of threads, not on the group."""
@@ -544,7 +637,7 @@ def test_steps_without_outputs_do_no_output_work(library: Path) -> None:
     def launch(kernel: str, *rest: object) -> None:
         arguments = rest[-1]
         assert isinstance(arguments, list)
-        if kernel == "rnn_tangent":
+        if kernel.startswith("rnn_tangent"):
             sizes[kernel] = next(a for a in reversed(arguments) if isinstance(a, Tensor)).shape[1]
         e.launch(kernel, *rest)  # type: ignore[arg-type]
 
@@ -552,9 +645,10 @@ def test_steps_without_outputs_do_no_output_work(library: Path) -> None:
     gpu.rnn_gauss_newton(
         launch, case.x, h, case.w, case.v, case.c, False, "tanh", case.steps, 1.0, 0.0, 0.0
     )
-    assert sizes == {"rnn_tangent": 1}
+    assert sizes == {"rnn_tangent_registers": 1}
 
 
+@both_forms
 @pytest.mark.parametrize("limit", [PLENTY, 0])
 def test_stop_leaves_outputs_alone(library: Path, limit: int) -> None:
     case = Case(Size(3, 9, 2, 6, 2))
@@ -583,6 +677,7 @@ def test_stop_leaves_outputs_alone(library: Path, limit: int) -> None:
         assert not bool((written == 7.0).any())
 
 
+@both_forms
 def test_every_kernel_of_a_product_looks_at_the_flag(library: Path) -> None:
     """None writes its part once the flag is raised, in each form with the weights on chip."""
     case = Case(Size(3, 9, 35, 12, 34), steps="scattered")
@@ -604,6 +699,7 @@ def test_every_kernel_of_a_product_looks_at_the_flag(library: Path) -> None:
             assert bool((buffer == 7.0).all()), name
 
 
+@both_forms
 def test_nan_stays_in_its_sequence(library: Path) -> None:
     """A sequence with a NaN spoils itself from that step on, and no other."""
     case = Case(Size(4, 9, 2, 7, 1))
@@ -640,7 +736,7 @@ def test_wrong_arguments_are_refused(library: Path) -> None:
 
 
 # Where the barriers are: file and how many.
-BARRIERS = {"gpu_scan.cuh": 4, "gpu_product.cuh": 4, "gpu.cu": 3}
+BARRIERS = {"gpu_scan.cuh": 4, "gpu_registers.cuh": 5, "gpu_product.cuh": 4, "gpu.cu": 3}
 
 
 def mutated(folder: Path, file: str, barrier: int) -> Path:
@@ -675,7 +771,11 @@ def shows_fault(library: Path) -> bool:
         for i in range(1, count + 1)
     ],
 )
-def test_a_barrier_taken_out_shows(tmp_path: Path, library: Path, file: str, barrier: int) -> None:
+def test_a_barrier_taken_out_shows(
+    tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch, file: str, barrier: int
+) -> None:
+    if file == "gpu_scan.cuh":
+        monkeypatch.setattr(gpu, "MOST_IN_REGISTERS", FORMS["shared"])
     assert not shows_fault(library)
     assert shows_fault(build(mutated(tmp_path, file, barrier), tmp_path))
 
@@ -778,7 +878,7 @@ def test_under_sanitizers(require_tool: Callable[[str], str]) -> None:
     """The tests above that are not about faults, on a library with AddressSanitizer and UBSan."""
     require_tool("g++")
     kept = "test_quick or test_steps or test_stop or test_each_form or test_nan or test_same"
-    kept += " or test_rows_product or test_parameter_gradient"
+    kept += " or test_rows_product or test_parameter_gradient or test_weights_in_registers"
     done = sanitized("-m", "pytest", "-q", str(Path(__file__)), "-k", kept)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert " passed" in done.stdout

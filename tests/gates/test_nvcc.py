@@ -106,6 +106,41 @@ def test_dense_loops_are_those_of_the_rule(
             assert loop.all <= tile.issue + 3, name
 
 
+# Weights in registers: products a step, LDS.128 of each a k, and instructions of the loop over time
+# at 13 k a slice, with what other nonlinearities and absent terms would take.
+STEPS = {
+    "rnn_forward_registers": (1, 1, 833),
+    "rnn_tangent_registers": (2, 2, 1182),
+    "linear_scan_registers": (1, 1, 780),
+}
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [pytest.param(a, marks=[] if a == 90 else pytest.mark.slow) for a in gate.ARCHITECTURES],
+)
+def test_weights_stay_in_registers(
+    nvcc: str, require_tool: Callable[[str], str], architecture: int
+) -> None:
+    """A step reads the carry for 32 multiply-adds a k, and no weight."""
+    source = gate.ROOT / "kernels" / "recurrence" / "gpu.cu"
+    loops = gate.every_loop(nvcc, require_tool("cuobjdump"), source, architecture)
+    inputs = 3  # two columns a round, and an odd one
+    for kernel, (products, reads, instructions) in STEPS.items():
+        for length in (4, 8, 13, 16):
+            loads = products * reads * length + inputs
+            step = min(
+                (loop for loop in loops[kernel] if loop.shared_loads == loads),
+                key=lambda loop: loop.all,
+            )
+            # The first k of a product is a multiplication.
+            assert step.fma >= 32 * (products * length - 1), (kernel, length)
+            assert step.local == 0
+            modelled = architecture == 90 and length == 13
+            if modelled and gate.version(nvcc) == gate.version_in_table():
+                assert step.all <= instructions + 30, kernel
+
+
 @every_architecture
 def test_committed_table_names_no_other_source(architecture: int) -> None:
     for row in gate.rows_in_table(architecture):
