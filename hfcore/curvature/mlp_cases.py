@@ -16,8 +16,8 @@ from hfcore.bindings.checks import check_tensor, plain
 from hfcore.losses import Loss
 from hfcore.models.mlp import MLP
 
-# Tensors whose values were found fit, and their version then: full data comes back every step.
-_checked_values: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+# Version, least and largest value of tensors that were looked at: full data comes back every step.
+_ranges: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -80,18 +80,23 @@ def check_cases(model: MLP, loss: Loss, batch: Batch, *, anywhere: bool = False)
 
 
 def _check_values(name: str, values: Tensor, kind: str) -> None:
-    """Check that values are finite, for the logistic loss in [0,1]; once for each tensor."""
+    """Check that values are finite, for the logistic loss in [0,1]."""
     if not values.is_floating_point():
         return  # classes are checked where they are used
-    version = None if values.is_inference() else (values._version, kind)
-    if version is not None and version in _checked_values.get(values, ()):
-        return
-    low, high = (float(v) for v in torch.aminmax(values.detach()))  # NaN reaches both
+    low, high = _range_of(values)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name}: holds NaN or Inf, need finite values")
     if kind == "logistic" and (low < 0 or high > 1):
         bad = low if low < 0 else high
         raise ValueError(f"{name}: a target is {bad}, need values in [0,1]")
-    if version is not None:
-        known = _checked_values.get(values, ())
-        _checked_values[values] = (*(k for k in known if k[0] == version[0]), version)
+
+
+def _range_of(values: Tensor) -> tuple[float, float]:
+    """Least and largest value, looked at once for each version of a tensor; NaN reaches both."""
+    version = None if values.is_inference() else values._version
+    known, low, high = _ranges.get(values, (None, 0.0, 0.0))
+    if version is None or known != version:
+        low, high = (float(v) for v in torch.aminmax(values.detach()))
+        if version is not None:
+            _ranges[values] = version, low, high
+    return low, high

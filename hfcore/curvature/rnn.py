@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,7 +108,7 @@ def check_batch(model: RNN, loss: Loss, batch: Batch, *, anywhere: bool = False)
     loss.check_targets(torch.Size([T, B, model.output_size]), batch.targets, x.dtype)
     if batch.targets.device != x.device:
         raise ValueError(f"targets: is on {batch.targets.device}, need {x.device}")
-    if not bool(torch.isfinite(x).all()):
+    if not _all_finite(x):
         raise ValueError("inputs: holds NaN or Inf, need finite values")
     steps, targets, mask, outputs = _cut_to_outputs(batch, T, B)
     _check_target_values(loss, targets, mask)
@@ -133,23 +135,29 @@ def _cut_to_outputs(
         if not bool(((mask == 0) | (mask == 1)).all()):
             raise ValueError("mask: holds values other than 0 and 1")
         mask = mask.bool()
-    outputs = int(mask.sum())
+    seen = mask.numpy(force=True)  # looked at once, wherever it lies
+    outputs = int(np.count_nonzero(seen))
     if outputs == 0:
         raise ValueError("mask: masks every output, need at least one that counts")
-    present = mask.any(dim=1).nonzero().squeeze(1)
+    present = np.flatnonzero(seen.any(axis=1))
     steps: Tensor | None = None
     targets = batch.targets
     if len(present) < T:
-        steps = present
-        first, last = int(steps[0]), int(steps[-1])
+        steps = torch.from_numpy(present).to(mask.device)
+        first, last = int(present[0]), int(present[-1])
         # One run of steps, above all the last one alone, is a view and not a gather.
-        where = slice(first, last + 1) if last - first + 1 == len(steps) else steps
+        where = slice(first, last + 1) if last - first + 1 == len(present) else steps
         targets, mask = targets[where], mask[where]
-    return steps, targets, None if bool(mask.all()) else mask, outputs
+    return steps, targets, None if outputs == len(present) * B else mask, outputs
+
+
+def _all_finite(values: Tensor) -> bool:
+    # NaN and Inf reach the sum, in one pass; finite values may overflow it.
+    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
 
 
 def _check_target_values(loss: Loss, targets: Tensor, mask: Tensor | None) -> None:
-    if not targets.is_floating_point():
+    if not targets.is_floating_point() or (loss.kind != "logistic" and _all_finite(targets)):
         return
     bad = ~torch.isfinite(targets)
     if loss.kind == "logistic":

@@ -62,6 +62,8 @@ class Cohort:
         self._rate = self._column(run.learning_rate for run in self.runs)
         self._looks = self._column(float(run.method == "nag") for run in self.runs)
         self._l2 = self._column(self._weight_decay for _ in self.runs)
+        self._momenta: list[float] = []
+        self._coefficients = Step(0.0, 0.0)
         self._active = torch.ones(G, dtype=torch.bool, device=device)
         self._stopped = torch.full((G,), -1, dtype=torch.int64, device=device)
         self._losses = torch.zeros(G, dtype=torch.float64, device=device)
@@ -78,13 +80,11 @@ class Cohort:
         if not self.indices:
             return
         (batch,) = self._data.batches(1, self._batch_size)
-        momentum = self._column(schedule(t) for schedule in self.schedules)
-        l2 = self._l2 if self._weight_decay else None
         losses = self._passes.update(
             self.theta,
             self.velocity,
             self._passes.prepare(batch),
-            Step(self._rate, momentum, self._looks * momentum, l2),
+            self._step(t),
             active=self._active,
         )
         finite = losses.isfinite()
@@ -92,6 +92,16 @@ class Cohort:
         self._active &= finite
         self._losses += torch.where(self._active, losses, 0.0)
         self._summed += 1
+
+    def _step(self, t: int) -> Step:
+        """Coefficients after t updates; made anew where a schedule moves."""
+        momenta = [schedule(t) for schedule in self.schedules]
+        if momenta != self._momenta:
+            momentum = self._column(momenta)
+            l2 = self._l2 if self._weight_decay else None
+            self._momenta = momenta
+            self._coefficients = Step(self._rate, momentum, self._looks * momentum, l2)
+        return self._coefficients
 
     def retire(self) -> None:
         """Take the runs that diverged out of the rows."""

@@ -4,12 +4,11 @@
 // long, reals are float. A kernel that takes `stop` leaves its outputs as they are when *stop is not
 // zero.
 //
-// Model on an H200 (none of it timed yet). A warp's instructions for one chunk of k, in the SASS of
-// sm_90, decide: the copies of 4 bytes and the shared memory (two wavefronts an LDS.128, one an
-// LDS.64) pass beside them, and so does L2 (5000 cases: 180 MB in the tiles' operands, 35 µs).
+// What decides on an H200 is a warp's instructions for one chunk of k, in the SASS of sm_90; the
+// copies of 4 bytes, the shared memory (two wavefronts an LDS.128, one an LDS.64) and L2 (5000 cases:
+// 180 MB in the tiles' operands, 35 µs) pass beside them.
 //
 //   tile       threads  slices  slots  FFMA  LDS  copies   all  FFMA share
-//   128x64x16    128      1       3    1024   64    24    1216     84 %
 //   64x80x32     128      2       2    1280   80    36    1523     84 %
 //   64x80x16     128      2       3     640   40    18     807     79 %
 //   32x80x32     128      4       3     640   40    28     812     79 %
@@ -17,18 +16,19 @@
 //   16x80x64     256      8       3     320   32    24     464     69 %
 //   16x32x64     256      8       3     128   16    12     206     62 %
 //
-// (rows x columns of the result x k of a chunk). Time = blocks of the busiest of 132 multiprocessors ·
-// warps a scheduler · chunks · instructions, at 88 % of a scheduler's cycles (70 % with one warp), and
-// 2000 cycles to fill and to write; `cycles` in gpu.py. At 1.9 GHz, µs without the launch; beside it
-// what cuBLAS with an epilogue of torch's took on such a machine:
+// (rows x columns of the result x k of a chunk). The rule counts blocks of the busiest of 132
+// multiprocessors · warps a scheduler · chunks · instructions, at 88 % of a scheduler's cycles (70 % with
+// one warp), and 2000 cycles to fill and to write; `cycles` in gpu.py. It says 20 to 60 % less than was
+// measured, and orders the tiles nearly as measured: the chosen one is at most 10 % behind the best.
+// Measured on an H200 from CUDA graphs, µs; beside it cuBLAS with an epilogue of torch's:
 //
-//   B, n, m          forward            rforward           backward           gradient
-//   5000 784 400   64x80x32 69 (104)  64x80x32 135 (213)  64x80x32 73 (112)  32x80x32 81 (126)
-//   5000 400 200   64x80x32 25        64x80x32 47         64x80x16 20        16x80x64 26
-//   200 784 400    32x32x64 6.5       32x32x64 12         16x80x64 4.9       32x80x32 5.3
-//   200 400 784    16x80x64 4.9       16x80x64 8.3        32x32x64 6.5       32x80x32 5.3
-//   200 400 200    16x32x64 2.8       16x32x64 4.3        32x32x64 2.7       32x32x64 2.7
-//   200 25 6       16x32x64 1.3       16x32x64 1.3        16x32x64 1.3       16x32x64 2.0
+//   B, n, m          forward             rforward             backward            gradient
+//   5000 784 400   64x80x32 89 (93)   64x80x32 165 (194)  64x80x32 96 (104)   32x80x32 106 (117)
+//   5000 400 200   64x80x32 40 (36)   64x80x32 69 (80)    64x80x16 29 (37)    16x80x64 36 (46)
+//   200 784 400    32x32x64 12 (28)   32x32x64 21 (44)    16x80x64 9.1 (15)   32x80x32 8.4 (14)
+//   200 400 784    16x80x64 9.6 (13)  16x80x64 16 (28)    32x32x64 11 (16)    32x80x32 8.4 (14)
+//   200 400 200    16x32x64 5.6 (12)  16x32x64 9.2 (21)   32x32x64 5.2 (10)   32x32x64 5.2 (11)
+//   200 25 6       16x32x64 2.6 (14)  16x32x64 3.0 (23)   16x32x64 2.6 (9)    16x32x64 3.8 (15)
 //
 // The gradients of 5000 cases are in 2 splits.
 // Flops 2 B n m, of rforward 4 B n m; bytes as in gpu_triton.py, at 4.8 TB/s 5 µs in the first row.
@@ -191,7 +191,6 @@ __device__ __forceinline__ void gradient(const float* delta, const float* a, flo
                                        static_cast<int>(m), scale);                                \
     }
 
-DENSE_KERNELS(128x64x16, 128, 64, 8, 1, 16, 3)
 DENSE_KERNELS(64x80x32, 64, 80, 8, 2, 16, 2)
 DENSE_KERNELS(64x80x16, 64, 80, 8, 2, 8, 3)
 DENSE_KERNELS(32x80x32, 32, 80, 8, 4, 8, 3)

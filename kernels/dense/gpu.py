@@ -92,7 +92,6 @@ class Tile(NamedTuple):
 
 # As DENSE_KERNELS in gpu.cu.
 TILES = (
-    Tile(128, 64, 8, 1, 16, 3, 1216),
     Tile(64, 80, 8, 2, 16, 2, 1523),
     Tile(64, 80, 8, 2, 8, 3, 807),
     Tile(32, 80, 8, 4, 8, 3, 812),

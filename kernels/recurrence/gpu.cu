@@ -4,33 +4,31 @@
 // gpu.py plans and launches. Pointers may be null, integers are long long, reals are float. Every
 // kernel takes `stop` and leaves its outputs as they are when *stop is not zero.
 //
-// Model of the kernels with the weights in registers (H <= 128) on an H200, none of it timed yet:
-// H=100, B=1000, n=2, k=1, so 125 blocks of 8 sequences, one a multiprocessor, of 8 warps (7 for the
-// R-op), two to a scheduler. With L = 13 k a slice:
+// The kernels with the weights in registers (H <= 128) at H=100, B=1000, n=2, k=1: 125 blocks of 8
+// sequences, one a multiprocessor of an H200, of 8 warps (7 for the R-op), two to a scheduler. With
+// L = 13 k a slice, cycles a step:
 //   FFMA     2 warps · 32 L, twice for an R-op
 //   issue    2 warps · what one executes in the SASS of sm_90: FFMA, an LDS.128 a k (two for the
 //            R-op), 56 to sum the slices (28 SHFL), and 150 to 220 for the rest: fetch, inputs,
 //            epilogue, store
 //   shared   wavefronts, 4 an LDS.128 and 1 a SHFL, of all warps: beside the issue
-//   waits    barrier, first LDS, SHFL one after the other, epilogue: about 150 cycles that the other
-//            warp of the scheduler does not cover
 //   DRAM     bytes a step at 4.8 TB/s, beside the issue
 //
-//   kernel       FFMA  floor  issue  shared  cycles  predicted µs a step  aim  DRAM µs
-//   rnn_forward   832    640   1350     640    1500          0.76          0.8  0.08 (h)
-//   rnn_tangent  1664   1260   2220    1650    2370          1.20          1.2  0.17 (h, Rh)
-//   linear_scan   832    625   1270     640    1420          0.72          0.8  0.25 (h, Rh, gt)
+//   kernel       FFMA  floor  issue  shared  measured µs a step (cycles at 1.98 GHz)  aim  DRAM µs
+//   rnn_forward   832    640   1350     640    1.18 (2330)                            0.8  0.08 (h)
+//   rnn_tangent  1664   1260   2220    1650    1.79 (3540)                            1.2  0.17 (h, Rh)
+//   linear_scan   832    625   1270     640    1.15 (2270)                            0.8  0.25 (h, Rh, gt)
 //
-// At 1.98 GHz; 13 % more at 1.755 GHz. Getting the weights there costs about 3 µs a matrix, once.
+// What lies between issue and measured, about 1000 cycles a step, nobody covers: barrier, first LDS,
+// SHFL after SHFL and the epilogue, with two warps a scheduler. At H=128, T=100: 1.48, 2.13 and 1.29.
 //
-// The form with the weights in shared memory (gpu_tile.cuh), which larger nets have and this net had
-// before, took at the same sizes 1.37, 2.17 and 1.37 µs a step, measured on an H200; at H=128, T=100
-// 1.84 forward and 3.33 the R-op. That is twice what counting 2 wavefronts for an LDS.128 said: 80 to
-// 90 cycles a k of the slice for 8 warps, where 16 LDS.128 of 4 wavefronts take 64 and 128 FFMA 32,
-// and 600 to 1000 a step for partial sums, two barriers and the epilogue.
+// The form with the weights in shared memory (gpu_tile.cuh), which larger nets have, took 1.37, 2.17
+// and 1.37 µs a step at the same sizes, and 1.84 (forward) and 3.33 (R-op) at H=128. Its LDS.128 take 4
+// wavefronts: 80 to 90 cycles a k of the slice for 8 warps, where FFMA take 32. Two of its blocks fit
+// a multiprocessor and one in registers: 28 nets of B=100 take 12 to 15 % longer in registers.
 //
-// Of a whole product at T=200 0.843 ms was measured with that form, of which outer_partials 169 µs,
-// rows_product 24 and finish_gradient 10. With 0.39 ms of the chain it would be 0.60 (prediction).
+// A whole product at T=200 takes 0.81 ms (0.84 with weights in shared memory, aim 0.5), of which
+// outer_partials 0.19, rows_product 0.02 and finish_gradient 0.01.
 #include "gpu_product.cuh"
 #include "gpu_registers.cuh"
 #include "gpu_scan.cuh"

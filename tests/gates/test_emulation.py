@@ -410,7 +410,7 @@ def test_who_is_in_registers() -> None:
     assert [p.split for p in found] == [4, 8, 8, 13, 13, 13]
     assert gpu.plan(105, 2, hidden=True, shared_limit=PLENTY).split == 16
     text = SOURCE.with_name("gpu_registers.cuh").read_text()
-    assert [int(n) for n in re.findall(r"scan_in_registers<(\d+), kAct", text)] == [*gpu.LENGTHS]
+    assert [int(n) for n in re.findall(r"scan_in_registers<(\d+), kWide", text)] == [*gpu.LENGTHS]
 
 
 def test_rule_by_size() -> None:

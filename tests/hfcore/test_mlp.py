@@ -219,10 +219,10 @@ def test_values_that_come_to_lie_where_others_were_are_checked() -> None:
 
 def test_fit_values_are_forgotten_with_their_tensor() -> None:
     p = problem(LOSSES[1], [3, 2], ["linear"], cases=5)
-    before = len(mlp_cases._checked_values)
+    before = len(mlp_cases._ranges)
     for _ in range(5):
         MlpObjective(p.model, p.loss).prepare(hf.Batch(p.x.clone(), p.y.clone()))
-    assert len(mlp_cases._checked_values) == before
+    assert len(mlp_cases._ranges) == before
 
 
 def test_classes_out_of_range_are_named() -> None:
