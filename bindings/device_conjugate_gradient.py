@@ -133,7 +133,7 @@ class DeviceSolve:
         if self._graphs is None:
             self._iterate(product)
         else:
-            self._graphs.run("iteration", lambda: self._iterate(product))
+            self._graphs.run("iteration", lambda: self._iterate(product), self.device)
 
     def _iterate(self, product: StoppableProduct) -> None:
         N, w = self._N, self._w

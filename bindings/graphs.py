@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ class Graphs:
 
     def __init__(self, most: int = MOST) -> None:
         self._most = most
-        self._seen: OrderedDict[Hashable, Callable[[], Any] | None] = OrderedDict()
+        # None: done once; what replays it; or False: cannot be recorded.
+        self._seen: OrderedDict[Hashable, Callable[[], Any] | Literal[False] | None] = OrderedDict()
         self._places: dict[Hashable, Tensor] = {}
         self._last: dict[Hashable, Tensor] = {}
         self._pool: Any = None
@@ -62,36 +63,33 @@ class Graphs:
         # From ordinary memory the host would wait until all work before has ended.
         return place.copy_(value.pin_memory(), non_blocking=True)
 
-    def run(self, key: Hashable, work: Callable[[], T]) -> T:
-        """What ``work()`` gives."""
-        key = key, forced_backend(), matmul_precision()
-        if key not in self._seen:
-            self._keep(key, None)
-            return work()
-        replay = self._seen[key]
-        if replay is None:
-            replay = self._recorded(work)
-            self._keep(key, replay)
-        else:
-            self._seen.move_to_end(key)
-        result: T = replay()
+    def run(self, key: Hashable, work: Callable[[], T], device: torch.device) -> T:
+        """What ``work()`` gives, which is all on ``device``."""
+        key = key, device, forced_backend(), matmul_precision()
+        known = key in self._seen
+        replay = self._seen.get(key)
+        if known and replay is None:
+            replay = self._recorded(work, device)
+        self._keep(key, replay)
+        result: T = replay() if replay else work()
         return result
 
-    def _keep(self, key: Hashable, replay: Callable[[], Any] | None) -> None:
+    def _keep(self, key: Hashable, replay: Callable[[], Any] | Literal[False] | None) -> None:
         self._seen[key] = replay
         self._seen.move_to_end(key)
         while len(self._seen) > self._most:
             self._seen.popitem(last=False)
 
-    def _recorded(self, work: Callable[[], T]) -> Callable[[], T]:
-        """What replays ``work``, or ``work`` itself where it cannot be recorded."""
+    def _recorded(
+        self, work: Callable[[], T], device: torch.device
+    ) -> Callable[[], T] | Literal[False]:
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            start, result = _record(work, self._pool)
+            start, result = _record(work, self._pool, device)
         except RuntimeError as error:
             logger.info("not recorded as a CUDA graph: %s", " ".join(str(error).split()))
-            return work
+            return False
 
         def replay() -> T:
             start()
@@ -100,24 +98,30 @@ class Graphs:
         return replay
 
 
-def _record(work: Callable[[], T], pool: Any) -> tuple[Callable[[], None], T]:
+def _record(work: Callable[[], T], pool: Any, device: torch.device) -> tuple[Callable[[], None], T]:
     """(what replays it, the result that a replay writes); nothing is done yet.
 
     Not by ``torch.cuda.graph``, which collects garbage and empties torch's cache each time.
     """
     graph = torch.cuda.CUDAGraph()
-    before = torch.cuda.current_stream()
-    side = torch.cuda.Stream()
-    side.wait_stream(before)
-    with torch.cuda.stream(side):
-        # Other threads may do what is forbidden while this one records.
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            result = work()
-        finally:
-            graph.capture_end()
-    before.wait_stream(side)
-    return graph.replay, result
+    with torch.cuda.device(device):
+        before = torch.cuda.current_stream()
+        side = torch.cuda.Stream()
+        side.wait_stream(before)
+        with torch.cuda.stream(side):
+            # Other threads may do what is forbidden while this one records.
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                result = work()
+            finally:
+                graph.capture_end()
+        before.wait_stream(side)
+
+    def replay() -> None:
+        with torch.cuda.device(device):
+            graph.replay()
+
+    return replay, result
 
 
 def recording(tensor: Tensor) -> bool:

@@ -169,7 +169,7 @@ class GroupedGradient(ABC):
                 self._work = kept
 
         # A copy: the next update writes its losses to the same place.
-        return self._graphs.run(tuple(key), work).clone()
+        return self._graphs.run(tuple(key), work, theta.device).clone()
 
 
 def grouped_gradient(model: nn.Module, loss: Loss) -> GroupedGradient | None:

@@ -33,7 +33,9 @@ class Recorder:
         monkeypatch.setattr(graphs, "_record", self.record)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
 
-    def record(self, work: Callable[[], Any], pool: object) -> tuple[Callable[[], None], Any]:
+    def record(
+        self, work: Callable[[], Any], pool: object, device: torch.device
+    ) -> tuple[Callable[[], None], Any]:
         if self.refusal is not None:
             raise RuntimeError(self.refusal)
         self.recorded += 1
@@ -63,7 +65,7 @@ def test_work_is_done_then_recorded_then_replayed(recorder: Recorder) -> None:
         return torch.full((3,), float(len(done)), dtype=torch.float64)
 
     replays = Graphs()
-    values = [float(replays.run("key", work)[0]) for _ in range(4)]
+    values = [float(replays.run("key", work, CPU)[0]) for _ in range(4)]
     assert values == [1, 2, 3, 4]
     assert (recorder.recorded, recorder.replayed) == (1, 3)
 
@@ -72,7 +74,7 @@ def test_another_key_backend_or_precision_is_recorded_apart(recorder: Recorder) 
     replays = Graphs()
 
     def run(key: str = "key") -> int:
-        replays.run(key, lambda: torch.zeros(3, dtype=torch.float64))
+        replays.run(key, lambda: torch.zeros(3, dtype=torch.float64), CPU)
         return recorder.recorded
 
     assert [run(), run(), run()] == [0, 1, 1]
@@ -87,11 +89,11 @@ def test_another_key_backend_or_precision_is_recorded_apart(recorder: Recorder) 
 def test_the_oldest_recordings_make_room(recorder: Recorder) -> None:
     replays = Graphs(most=2)
     for key in ("a", "a", "b", "b", "a", "c", "c"):  # "b" was used longest ago
-        replays.run(key, lambda: torch.zeros(3, dtype=torch.float64))
+        replays.run(key, lambda: torch.zeros(3, dtype=torch.float64), CPU)
     assert recorder.recorded == 3
-    replays.run("a", lambda: torch.zeros(3, dtype=torch.float64))
+    replays.run("a", lambda: torch.zeros(3, dtype=torch.float64), CPU)
     assert recorder.recorded == 3
-    replays.run("b", lambda: torch.zeros(3, dtype=torch.float64))
+    replays.run("b", lambda: torch.zeros(3, dtype=torch.float64), CPU)
     assert recorder.replayed == 5  # the last was the first of its key again
 
 
@@ -102,8 +104,8 @@ def test_what_cannot_be_recorded_is_done_and_said_once(
     replays, done = Graphs(), []
     with caplog.at_level(logging.INFO, logger="hfcore"):
         for i in range(4):
-            assert replays.run("key", lambda i=i: done.append(i) or i) in range(4)
-    assert len(done) == 4
+            assert replays.run("key", lambda i=i: done.append(i) or i, CPU) == i
+    assert done == [0, 1, 2, 3]
     assert [r.getMessage() for r in caplog.records] == [
         "not recorded as a CUDA graph: operation not permitted when stream is capturing"
     ]
@@ -116,7 +118,7 @@ def test_errors_of_the_work_are_not_swallowed(recorder: Recorder) -> None:
     replays = Graphs()
     for _ in range(2):
         with pytest.raises(ValueError, match="targets: no"):
-            replays.run("key", refuse)
+            replays.run("key", refuse, CPU)
 
 
 def test_values_are_put_in_places_that_stay() -> None:

@@ -6,10 +6,12 @@ python -P tests/gates/gpu_resources.py --write    replace the committed one
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -75,23 +77,33 @@ def version(nvcc: str) -> str:
 
 def compile_source(nvcc: str, source: Path, architecture: int) -> list[Resources]:
     """The kernels of one source; raises :class:`CompileError` for an error, a spill included."""
-    with tempfile.TemporaryDirectory() as folder:
-        said = _compile(nvcc, source, architecture, Path(folder) / "kernels.cubin")
+    _, said = _compiled(nvcc, source, architecture)
     relative = source.resolve().relative_to(ROOT)
     return [_resources(str(relative), entry) for entry in _ENTRY.finditer(said)]
 
 
-def _compile(nvcc: str, source: Path, architecture: int, cubin: Path) -> str:
-    """What nvcc and ptxas say."""
-    done = subprocess.run(
-        [nvcc, *FLAGS, f"-arch=sm_{architecture}", f"-I{ROOT}", "-o", str(cubin), str(source)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    if done.returncode != 0:
-        raise CompileError(f"{source}, sm_{architecture}: {done.stderr.strip()}")
-    return done.stderr
+def compile_everything(nvcc: str) -> None:
+    """All sources for all architectures, two at a time; what is asked for later is there then."""
+    every = [(nvcc, ROOT / source, a) for a in ARCHITECTURES for source in SOURCES]
+    with ThreadPoolExecutor(2) as pool:
+        # An error is that of whoever asks.
+        wait([pool.submit(_compiled, *one) for one in every])
+
+
+@functools.cache
+def _compiled(nvcc: str, source: Path, architecture: int) -> tuple[bytes, str]:
+    """The binary, and what nvcc and ptxas say."""
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernels.cubin"
+        done = subprocess.run(
+            [nvcc, *FLAGS, f"-arch=sm_{architecture}", f"-I{ROOT}", "-o", str(cubin), str(source)],
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        if done.returncode != 0:
+            raise CompileError(f"{source}, sm_{architecture}: {done.stderr.strip()}")
+        return cubin.read_bytes(), done.stderr
 
 
 class Loop(NamedTuple):
@@ -116,11 +128,12 @@ def every_loop(nvcc: str, cuobjdump: str, source: Path, architecture: int) -> di
     return {name: _loops(code, inner=False) for name, code in kernels.items()}
 
 
+@functools.cache
 def _machine_code(nvcc: str, cuobjdump: str, source: Path, architecture: int) -> dict[str, str]:
     """Every kernel's listing."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
-        _compile(nvcc, source, architecture, cubin)
+        cubin.write_bytes(_compiled(nvcc, source, architecture)[0])
         command = [cuobjdump, "-sass", str(cubin)]
         listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     kernels = re.split(r"Function : ", listing)[1:]
@@ -177,6 +190,7 @@ def version_in_table() -> str:
 
 def render(nvcc: str) -> str:
     """The whole table, measured now."""
+    compile_everything(nvcc)
     measured = [
         kernel
         for source in SOURCES

@@ -37,7 +37,9 @@ every_architecture = pytest.mark.parametrize(
 
 @pytest.fixture(scope="session")
 def nvcc(require_tool: Callable[[str], str]) -> str:
-    return require_tool("nvcc")
+    found = require_tool("nvcc")
+    gate.compile_everything(found)
+    return found
 
 
 def test_there_are_kernels_to_compile() -> None:

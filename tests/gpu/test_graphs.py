@@ -48,7 +48,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def forbid_recording(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(graphs.Graphs, "run", lambda self, key, work: work())
+    monkeypatch.setattr(graphs.Graphs, "run", lambda self, key, work, device: work())
 
 
 def ends_of_updates(name: str, updates: int) -> list[Tensor]:
