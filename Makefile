@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --disable-pip-version-check -q -c constraints.txt
+# Built once; what is added later, extras above all, comes from the same file.
+WHEEL = $$(ls $(VENV)/wheel/hfcore-*.whl)
 SOURCES := $(shell find kernels bindings -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh') \
   CMakeLists.txt pyproject.toml
 
@@ -28,28 +30,30 @@ $(VENV)/torch.stamp: constraints.txt
 # Compiled once and copied into the environment; Python files are copied too, so the checkout
 # itself is never on the path (tests run with python -P).
 $(VENV)/hfcore.stamp: $(VENV)/torch.stamp $(SOURCES) $(shell find hfcore bindings kernels -name '*.py')
-	$(PIP) --force-reinstall --no-deps .
-	$(PIP) .
+	rm -rf $(VENV)/wheel
+	$(PY) -m pip wheel --disable-pip-version-check -q --no-deps -w $(VENV)/wheel .
+	$(PIP) --force-reinstall --no-deps $(WHEEL)
+	$(PIP) $(WHEEL)
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/hfcore.stamp
-	$(PIP) ".[test,dev,gates]"
+	$(PIP) "$(WHEEL)[test,dev,gates]"
 	@touch $@
 
 $(VENV)/bench.stamp: $(VENV)/hfcore.stamp
-	$(PIP) ".[bench]"
+	$(PIP) "$(WHEEL)[bench]"
 	@touch $@
 
 # torch is installed and pinned by now, so torchvision cannot drag in CUDA builds.
 $(VENV)/peers.stamp: $(VENV)/bench.stamp bench/peers-constraints.txt
-	$(PIP) -c bench/peers-constraints.txt ".[peers]"
+	$(PIP) -c bench/peers-constraints.txt "$(WHEEL)[peers]"
 	@touch $@
 
 # Asked before CuPy is fetched, which is large.
 $(VENV)/gpu.stamp: $(VENV)/test.stamp
 	@$(PY) -P -c "import sys; from hfcore.bindings import cuda; why = cuda.why_no_device(); \
 	  sys.exit(why and f'this target needs a CUDA device: {why}')"
-	$(PIP) ".[cuda]"
+	$(PIP) "$(WHEEL)[cuda]"
 	@touch $@
 
 install: $(VENV)/hfcore.stamp
