@@ -102,6 +102,24 @@ HFCORE_INLINE void store_first(T* p, vec_t<T> v, std::int64_t n) {
 #endif
 }
 
+// A store past the caches, for results too large to stay there. p is the start of a cache line where
+// `streams` holds, that is where a vector is a whole line; elsewhere this is `store`. A thread ends with
+// `end_of_stream` before another one reads.
+constexpr bool streams = HFCORE_VECTOR_BYTES == 64;
+template <class T>
+HFCORE_INLINE void stream(T* p, vec_t<T> v) {
+#if defined(__AVX512F__)
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(p), (__m512i)v);
+#else
+    store<T>(p, v);
+#endif
+}
+HFCORE_INLINE void end_of_stream() {
+#if defined(__AVX512F__)
+    _mm_sfence();
+#endif
+}
+
 template <class T>
 HFCORE_INLINE vec_t<T> splat(T a) {
     return vec_t<T>{} + a;  // -0.0 becomes +0.0; no caller depends on it

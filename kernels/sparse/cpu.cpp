@@ -18,6 +18,8 @@ namespace {
 constexpr int64_t block_rows = 64;
 // A panel of two vectors of cases may take this much of the L2 cache; beyond it one vector is used.
 constexpr int64_t panel_bytes = 1536 << 10;
+// A product of at least so many bytes is written past the caches.
+constexpr int64_t streamed_bytes = 6 << 20;
 // Tiles of a gradient are summed to at most so many partial sums.
 constexpr int64_t most_partial_sums = 64;
 // Values that a task brings into the order of the entries, and blocks whose rows it sorts.
@@ -64,8 +66,8 @@ void fill_panel(T* panel, const T* rows, int64_t stride, int64_t units, int64_t 
     }
 }
 
-// rows [cases][stride] from a block of lanes [units][V·lanes].
-template <class T, int V>
+// rows [cases][stride] from a block of lanes [units][V·lanes]; past the caches where `streamed`.
+template <class T, int V, bool streamed>
 void store_rows(T* rows, int64_t stride, const T* block, int64_t units, int64_t cases) {
     constexpr int N = simd<T>::lanes;
     vec_t<T> x[N];
@@ -81,7 +83,12 @@ void store_rows(T* rows, int64_t stride, const T* block, int64_t units, int64_t 
             transpose<T>(x);
             if (here == N && width == N) {
 #pragma GCC unroll 16
-                for (int i = 0; i < N; ++i) store<T>(to + i * stride, x[i]);
+                for (int i = 0; i < N; ++i) {
+                    if constexpr (streamed)
+                        stream<T>(to + i * stride, x[i]);
+                    else
+                        store<T>(to + i * stride, x[i]);
+                }
             } else {
                 for (int64_t i = 0; i < here; ++i) store_first<T>(to + i * stride, x[i], width);
             }
@@ -164,7 +171,7 @@ inline Blocks row_pieces(const SparseRows& A, int64_t tiles, int threads) {
 
 // ---------------------------------------------------------------------------- product
 
-template <class T, int V>
+template <class T, int V, bool streamed>
 void product_form(const SparseDims& d, const SparseRows& A, Grouped<T> value, Grouped<T> x,
                   T* out) {
     constexpr int64_t L = V * simd<T>::lanes;
@@ -194,17 +201,29 @@ void product_form(const SparseDims& d, const SparseRows& A, Grouped<T> value, Gr
         for (int64_t b = pieces.start(piece); b < pieces.start(piece + 1); ++b) {
             const int64_t i = b * block_rows, count = rows_of(b);
             sum_rows<T, V>(block, panel, A, ordered.at(g), i, count, order + i);
-            store_rows<T, V>(y + i, A.rows, block, count, cases);
+            store_rows<T, V, streamed>(y + i, A.rows, block, count, cases);
         }
+        if constexpr (streamed) end_of_stream();
     });
+}
+
+// Whether the result goes past the caches: it would drive the panel out of them. Every row of it then
+// begins a cache line.
+template <class T>
+bool is_streamed(const SparseDims& d, int64_t rows, const T* out) {
+    constexpr int64_t line = HFCORE_VECTOR_BYTES;
+    const int64_t row_bytes = rows * static_cast<int64_t>(sizeof(T));
+    return streams && d.G * d.B * row_bytes >= streamed_bytes && row_bytes % line == 0 &&
+           reinterpret_cast<std::uintptr_t>(out) % line == 0;
 }
 
 template <class T>
 void product(const SparseDims& d, const SparseRows& A, Grouped<T> value, Grouped<T> x, T* out) {
-    if (vectors_of<T>(d.B, A.columns) == 1)
-        product_form<T, 1>(d, A, value, x, out);
-    else
-        product_form<T, NV>(d, A, value, x, out);
+    const int V = vectors_of<T>(d.B, A.columns);
+    const bool streamed = is_streamed(d, A.rows, out);
+    const auto form = V == 1 ? (streamed ? product_form<T, 1, streams> : product_form<T, 1, false>)
+                             : (streamed ? product_form<T, NV, streams> : product_form<T, NV, false>);
+    form(d, A, value, x, out);
 }
 
 // ---------------------------------------------------------------------------- gradient
