@@ -162,10 +162,36 @@ def net_update(
             wanted = f"1 or {G}" if G > 1 else "1"
             raise ValueError(f"{name}: got group axis {array.shape[0]}, need {wanted} like theta")
     _check_apart({"theta": theta, "velocity": velocity, "out": out}, x=x, targets=targets)
+    return checked_update(
+        net, x, targets, theta, velocity, step, scale=scale, active=active, out=out
+    )
+
+
+def checked_update(
+    net: Net,
+    x: Tensor,
+    targets: Tensor,
+    theta: Tensor,
+    velocity: Tensor,
+    step: Step,
+    *,
+    scale: float = 1.0,
+    active: Tensor | None = None,
+    out: Tensor | None = None,
+    losses: Tensor | None = None,
+) -> Tensor:
+    """:func:`net_update` of arrays that have been looked at, as those that training keeps.
+
+    It looks at the step and ``active`` alone; the compiled form looks at everything again.
+
+    Args:
+        losses: a buffer for the losses, ``[G]`` float64 on theta's device.
+    """
+    G = len(theta)
     rates = check_step(step, G, theta)
     active = check_active(active, G, theta)
     if choose("dense.net_update", x) == "cpu":
-        losses = torch.empty(G, dtype=torch.float64)
+        losses = torch.empty(G, dtype=torch.float64) if losses is None else losses
         native().net_update(
             net.kind_code,
             to_dlpack(dense(x)),
@@ -186,7 +212,8 @@ def net_update(
     def gradient(point: Tensor, out: Tensor) -> Tensor:
         return net_gradient(net, x, targets, point, scale=scale, out=out)[0]
 
-    return update_through(gradient, theta, velocity, step, active=active, out=out)
+    found = update_through(gradient, theta, velocity, step, active=active, out=out)
+    return found if losses is None else losses.copy_(found)
 
 
 def layer_by_layer(

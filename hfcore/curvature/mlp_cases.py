@@ -61,7 +61,8 @@ def check_cases(model: MLP, loss: Loss, batch: Batch, *, anywhere: bool = False)
     Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, no
     cases, a mask, NaN or Inf.
     """
-    weight = cast(Tensor, model.layers[0].weight)  # parameters() would walk through all modules
+    # Neither parameters(), which walks through all modules, nor layers[0], which looks names up.
+    weight = cast(Tensor, next(iter(model.layers)).weight)
     like, dtype = None if anywhere else weight, weight.dtype
     x = check_tensor("inputs", batch.inputs, ["B", model.sizes[0]], like=like, dtype=dtype)
     if x.shape[0] == 0:
@@ -73,22 +74,24 @@ def check_cases(model: MLP, loss: Loss, batch: Batch, *, anywhere: bool = False)
     loss.check_targets(torch.Size([x.shape[0], model.sizes[-1]]), batch.targets, x.dtype)
     if batch.targets.device != x.device:
         raise ValueError(f"targets: is on {batch.targets.device}, need {x.device}")
-    _check_values("inputs", x, "finite")
-    _check_values("targets", batch.targets, loss.kind)
-    x, targets = plain(x).unsqueeze(0), batch.targets
-    return Cases(x, x if targets is batch.inputs else plain(targets).unsqueeze(0))
+    targets, reconstructs = batch.targets, batch.targets is batch.inputs
+    low, high = _finite_range("inputs", x)
+    if targets.is_floating_point():  # classes are checked where they are used
+        if not reconstructs:
+            low, high = _finite_range("targets", targets)
+        if loss.kind == "logistic" and (low < 0 or high > 1):
+            bad = low if low < 0 else high
+            raise ValueError(f"targets: a target is {bad}, need values in [0,1]")
+    x = plain(x).unsqueeze(0)
+    return Cases(x, x if reconstructs else plain(targets).unsqueeze(0))
 
 
-def _check_values(name: str, values: Tensor, kind: str) -> None:
-    """Check that values are finite, for the logistic loss in [0,1]."""
-    if not values.is_floating_point():
-        return  # classes are checked where they are used
+def _finite_range(name: str, values: Tensor) -> tuple[float, float]:
+    """Least and largest value; ValueError unless all are finite."""
     low, high = _range_of(values)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name}: holds NaN or Inf, need finite values")
-    if kind == "logistic" and (low < 0 or high > 1):
-        bad = low if low < 0 else high
-        raise ValueError(f"{name}: a target is {bad}, need values in [0,1]")
+    return low, high
 
 
 def _range_of(values: Tensor) -> tuple[float, float]:

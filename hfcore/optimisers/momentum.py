@@ -45,6 +45,24 @@ class UpdatingClosure(ABC):
         """One update of ``[1,N]`` in place, as ``momentum_update``; gives the loss."""
 
 
+class _Known:
+    """The layout of a group, and the optimiser's state in which it was found."""
+
+    def __init__(self, layout: Layout, state: dict[Tensor, dict[str, Any]]) -> None:
+        self.layout = layout
+        self._entries = list(state.values())
+        self._own = [state[p] for p in layout.parameters]
+
+    def holds(self, parameters: list[Tensor], state: dict[Tensor, dict[str, Any]]) -> bool:
+        """Whether all lies as it lay.
+
+        The state's entries are compared in their order: to look up tensors takes longer.
+        """
+        return are_same(list(state.values()), self._entries) and self.layout.holds(
+            parameters, [entry.get(VELOCITY) for entry in self._own]
+        )
+
+
 class _Momentum(torch.optim.Optimizer):
     """What the three have in common: options, flat memory, the update of a group.
 
@@ -59,7 +77,7 @@ class _Momentum(torch.optim.Optimizer):
 
     def _forget(self) -> None:
         """Drop what belongs to neither the options nor the state."""
-        self._layouts: dict[int, Layout] = {}  # by the identity of the group
+        self._known: dict[int, _Known] = {}  # by the identity of the group
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -98,12 +116,13 @@ class _Momentum(torch.optim.Optimizer):
     def _layout(self, group: dict[str, Any]) -> Layout:
         """Where the group's parameters and velocities lie, the velocities made where missing."""
         parameters = [p for p in group["params"] if p.requires_grad or p.grad is not None]
-        velocities = [self.state[p].get(VELOCITY) for p in parameters]
-        layout = self._layouts.get(id(group))
-        if layout is None or not layout.holds(parameters, velocities):
-            layout = self._layouts[id(group)] = Layout(parameters, velocities)
-            for p, velocity in zip(parameters, layout.velocities, strict=True):
-                self.state[p][VELOCITY] = velocity
+        known = self._known.get(id(group))
+        if known is not None and known.holds(parameters, self.state):
+            return known.layout
+        layout = Layout(parameters, [self.state[p].get(VELOCITY) for p in parameters])
+        for p, velocity in zip(parameters, layout.velocities, strict=True):
+            self.state[p][VELOCITY] = velocity
+        self._known[id(group)] = _Known(layout, self.state)
         return layout
 
     def _update(self, group: dict[str, Any], momentum: float, looked: Layout | None) -> None:

@@ -458,9 +458,22 @@ def disturb_velocity(model: nn.Module, opt: Any) -> None:
         opt.state[p]["velocity"] = opt.state[p]["velocity"].clone()
 
 
+def disturb_entries(model: nn.Module, opt: Any) -> None:
+    """Other velocities in other entries of the same state."""
+    for p in model.parameters():
+        opt.state[p] = {"velocity": opt.state[p]["velocity"].clone()}
+
+
+def disturb_state(model: nn.Module, opt: Any) -> None:
+    """All entries gone, and back in another order."""
+    entries = list(opt.state.items())[::-1]
+    opt.state.clear()
+    opt.state.update(entries)
+
+
 DISTURBANCES = [
     disturb_load, disturb_load_assign, disturb_optimiser, disturb_pickled, disturb_to,
-    disturb_layout, disturb_one, disturb_velocity,
+    disturb_layout, disturb_one, disturb_velocity, disturb_entries, disturb_state,
 ]  # fmt: skip
 
 
