@@ -56,8 +56,9 @@ class GroupedGradient(ABC):
     A batch need not lie on the nets' device: see ``BATCHES_ON``.
     """
 
-    def __init__(self, loss: Loss) -> None:
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
         self.loss = loss
+        self._parameter = next(model.parameters())  # whose dtype is that of all
         self._work = Scratch()
         self._graphs = Graphs()
 
@@ -197,11 +198,11 @@ class GroupedRnn(GroupedGradient):
     """Nets shaped like one :class:`hfcore.RNN`."""
 
     def __init__(self, model: RNN, loss: Loss) -> None:
-        super().__init__(loss)
+        super().__init__(model, loss)
         self.model = model
 
     def prepare(self, batch: Batch) -> Sequences:
-        return check_batch(self.model, self.loss, batch, anywhere=True)
+        return check_batch(self.model, self.loss, batch, dtype=self._parameter.dtype)
 
     def _check_classes(self, data: Sequences) -> None:
         loss_ops.check_values(self.loss.kind, self.model.output_size, data.targets, data.mask)
@@ -235,12 +236,12 @@ class GroupedMlp(GroupedGradient):
     """Nets shaped like one :class:`hfcore.MLP`."""
 
     def __init__(self, model: MLP, loss: Loss) -> None:
-        super().__init__(loss)
+        super().__init__(model, loss)
         self.model = model
         self._net = Net(loss.kind, model.sizes, model.activations)
 
     def prepare(self, batch: Batch) -> Cases:
-        return check_cases(self.model, self.loss, batch, anywhere=True)
+        return check_cases(self.model, self.loss, batch, dtype=self._parameter.dtype)
 
     def _check_classes(self, data: Cases) -> None:
         loss_ops.check_values(self.loss.kind, self.model.sizes[-1], data.targets, None)

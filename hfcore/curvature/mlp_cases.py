@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_tensor, plain
+from hfcore.curvature.values import range_of
 from hfcore.losses import Loss
 from hfcore.models.mlp import MLP
 
@@ -53,17 +54,16 @@ class Cases:
             yield Cases(self.x[:, start:end], self.targets[:, start:end])
 
 
-def check_cases(model: MLP, loss: Loss, batch: Batch, *, anywhere: bool = False) -> Cases:
+def check_cases(model: MLP, loss: Loss, batch: Batch, *, dtype: torch.dtype | None = None) -> Cases:
     """Check one batch against the model and the loss.
 
-    ``anywhere``: it need not lie on the model's device.
+    ``dtype``: what its values must have; None: that of the model, on whose device it then must lie.
 
     Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, no
     cases, a mask, NaN or Inf.
     """
-    # Neither parameters(), which walks through all modules, nor layers[0], which looks names up.
-    weight = cast(Tensor, next(iter(model.layers)).weight)
-    like, dtype = None if anywhere else weight, weight.dtype
+    # Not layers[0], which goes through a string, nor parameters(), which goes through all modules.
+    like = cast(Tensor, next(iter(model.layers)).weight) if dtype is None else None
     x = check_tensor("inputs", batch.inputs, ["B", model.sizes[0]], like=like, dtype=dtype)
     if x.shape[0] == 0:
         raise ValueError(f"inputs: got shape {list(x.shape)}, need at least one case")
@@ -99,7 +99,7 @@ def _range_of(values: Tensor) -> tuple[float, float]:
     version = None if values.is_inference() else values._version
     known, low, high = _ranges.get(values, (None, 0.0, 0.0))
     if version is None or known != version:
-        low, high = (float(v) for v in torch.aminmax(values.detach()))
+        low, high = range_of(values)
         if version is not None:
             _ranges[values] = version, low, high
     return low, high

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +17,7 @@ from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.recurrence import RnnWeights, split_flat
 from hfcore.curvature.rnn_passes import States, backward, case_squares
+from hfcore.curvature.values import all_finite
 from hfcore.losses import Loss
 from hfcore.models.rnn import RNN
 from hfcore.objective import Curvature, CurvatureKind
@@ -88,17 +88,18 @@ class Sequences:
             )
 
 
-def check_batch(model: RNN, loss: Loss, batch: Batch, *, anywhere: bool = False) -> Sequences:
+def check_batch(
+    model: RNN, loss: Loss, batch: Batch, *, dtype: torch.dtype | None = None
+) -> Sequences:
     """Check one batch against the model and the loss, and cut it to the steps with outputs.
 
-    ``anywhere``: it need not lie on the model's device.
+    ``dtype``: what its values must have; None: that of the model, on whose device it then must lie.
 
     Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, empty
     batch, no time steps, a mask of nothing, NaN or Inf in inputs or in unmasked targets.
     """
-    W = model.W_hh
-    like = None if anywhere else W
-    x = check_tensor("inputs", batch.inputs, ["T", "B", model.input_size], like=like, dtype=W.dtype)
+    like = model.W_hh if dtype is None else None
+    x = check_tensor("inputs", batch.inputs, ["T", "B", model.input_size], like=like, dtype=dtype)
     T, B = x.shape[:2]
     if T == 0 or B == 0:
         what = "time steps" if T == 0 else "sequences"
@@ -108,7 +109,7 @@ def check_batch(model: RNN, loss: Loss, batch: Batch, *, anywhere: bool = False)
     loss.check_targets(torch.Size([T, B, model.output_size]), batch.targets, x.dtype)
     if batch.targets.device != x.device:
         raise ValueError(f"targets: is on {batch.targets.device}, need {x.device}")
-    if not _all_finite(x):
+    if not all_finite(x):
         raise ValueError("inputs: holds NaN or Inf, need finite values")
     steps, targets, mask, outputs = _cut_to_outputs(batch, T, B)
     _check_target_values(loss, targets, mask)
@@ -151,13 +152,8 @@ def _cut_to_outputs(
     return steps, targets, None if outputs == len(present) * B else mask, outputs
 
 
-def _all_finite(values: Tensor) -> bool:
-    # NaN and Inf reach the sum, in one pass; finite values may overflow it.
-    return math.isfinite(float(values.sum())) or bool(torch.isfinite(values).all())
-
-
 def _check_target_values(loss: Loss, targets: Tensor, mask: Tensor | None) -> None:
-    if not targets.is_floating_point() or (loss.kind != "logistic" and _all_finite(targets)):
+    if not targets.is_floating_point() or (loss.kind != "logistic" and all_finite(targets)):
         return
     bad = ~torch.isfinite(targets)
     if loss.kind == "logistic":

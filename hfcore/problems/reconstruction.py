@@ -82,7 +82,9 @@ class Reconstruction:
         if size > cases:
             raise ValueError(f"size: got {size}, need at most the {cases} images")
         chosen = generator.choice(cases, size, replace=False, shuffle=False)
-        return _of(self.images.index_select(0, torch.from_numpy(chosen)).to(dtype))
+        # By NumPy: behind torch's threads the kernels would wait (hfcore.curvature.values).
+        images = self.images.numpy().take(chosen, axis=0).astype(numpy_dtype(dtype), copy=False)
+        return _of(torch.from_numpy(images))
 
     def test_set(self, size: int, dtype: torch.dtype = torch.float32) -> list[Batch]:
         """``size`` of the training images (all, if there are fewer), in batches of at most 1000."""
