@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from types import ModuleType
 
-import torch
 from torch import Tensor
 from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # not in its __all__
 
 from hfcore.bindings.checks import check_positive, check_tensor
 from hfcore.bindings.dispatch import choose, native
+from hfcore.bindings.threads import kernel_threads
 from hfcore.bindings.triton_backend import serving
 from hfcore.kernels.conjugate_gradient import reference
 
@@ -52,7 +52,7 @@ def cg_update(
         to_dlpack(b),
         rz,
         None if preconditioner is None else to_dlpack(preconditioner),
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return pAp, new_rz, phi
 
@@ -68,7 +68,7 @@ def cg_direction(p: Tensor, z: Tensor, beta: float) -> None:
         with serving("conjugate_gradient.cg_direction", p.device):
             _triton().cg_direction(p, z, beta)
         return
-    native().cg_direction(to_dlpack(p), to_dlpack(z), beta, torch.get_num_threads())
+    native().cg_direction(to_dlpack(p), to_dlpack(z), beta, kernel_threads())
 
 
 def dot(a: Tensor, b: Tensor) -> float:
@@ -83,7 +83,7 @@ def dot(a: Tensor, b: Tensor) -> float:
     if backend == "cuda":
         with serving("conjugate_gradient.dot", a.device):
             return float(_triton().dot(a, b))
-    return float(native().dot(to_dlpack(a), to_dlpack(b), torch.get_num_threads()))
+    return float(native().dot(to_dlpack(a), to_dlpack(b), kernel_threads()))
 
 
 def _triton() -> ModuleType:

@@ -35,6 +35,7 @@ from hfcore.bindings.checks import (
 )
 from hfcore.bindings.dispatch import choose, native
 from hfcore.bindings.recurrence import Scratch
+from hfcore.bindings.threads import kernel_threads
 from hfcore.bindings.triton_backend import matmul_precision, serving
 from hfcore.kernels.dense import gpu, reference
 
@@ -77,7 +78,7 @@ def dense_forward(
             _nets(b),
             ACTIVATIONS.index(activation),
             out,
-            torch.get_num_threads(),
+            kernel_threads(),
         )
         return out
     return out.copy_(reference.dense_forward(a.detach(), W.detach(), b.detach(), activation))
@@ -135,7 +136,7 @@ def dense_rforward(
             _nets(y),
             ACTIVATIONS.index(activation),
             out,
-            torch.get_num_threads(),
+            kernel_threads(),
         )
         return out
     Ry = reference.dense_rforward(
@@ -196,7 +197,7 @@ def dense_backward(
             ACTIVATIONS.index(activation),
             None if add is None else _nets(add),
             out,
-            torch.get_num_threads(),
+            kernel_threads(),
         )
         return out
     below = reference.dense_backward(
@@ -244,9 +245,7 @@ def dense_gradient(
             )
         return gW, gb
     if backend == "cpu":
-        native().dense_gradient(
-            _nets(delta), _nets(a), scale, squared, gW, gb, torch.get_num_threads()
-        )
+        native().dense_gradient(_nets(delta), _nets(a), scale, squared, gW, gb, kernel_threads())
         return gW, gb
     sums = reference.dense_gradient(delta.detach(), a.detach(), scale, squared)
     return gW.copy_(sums[0]), gb.copy_(sums[1])

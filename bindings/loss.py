@@ -22,6 +22,7 @@ from hfcore.bindings.checks import (
 )
 from hfcore.bindings.dispatch import choose, native
 from hfcore.bindings.graphs import recording
+from hfcore.bindings.threads import kernel_threads
 from hfcore.bindings.triton_backend import serving
 from hfcore.kernels.loss import reference
 
@@ -53,7 +54,7 @@ def loss_value(
         None if mask is None else dense(mask),
         scale,
         value,
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return value
 
@@ -94,7 +95,7 @@ def loss_gradient(
         None if mask is None else dense(mask),
         scale,
         out,
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return out
 
@@ -123,7 +124,7 @@ def loss_curvature(
         dense(s),
         None if mask is None else dense(mask),
         out,
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return out
 
@@ -154,9 +155,7 @@ def loss_hessian_product(
         with serving("loss.loss_hessian_product", c.device):
             g = _triton().loss_hessian_product(c, Rs, rank_one, scale, _buffer(out, c, Rs))
             return _filled(out, g)
-    native().loss_hessian_product(
-        dense(c), dense(Rs), rank_one, scale, out, torch.get_num_threads()
-    )
+    native().loss_hessian_product(dense(c), dense(Rs), rank_one, scale, out, kernel_threads())
     return out
 
 

@@ -16,6 +16,7 @@ from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # not in
 
 from hfcore.bindings.checks import check_positive, check_tensor, dense
 from hfcore.bindings.dispatch import choose, native
+from hfcore.bindings.threads import kernel_threads
 from hfcore.bindings.triton_backend import serving
 from hfcore.kernels.momentum import reference
 
@@ -84,7 +85,7 @@ def momentum_update(
         *(None if rate is None else to_dlpack(rate) for rate in rates),
         None if ahead is None else to_dlpack(ahead),
         None if active is None else to_dlpack(active),
-        torch.get_num_threads(),
+        kernel_threads(),
     )
 
 
@@ -118,7 +119,7 @@ def lookahead_point(
             to_dlpack(rate),
             to_dlpack(out),
             None if active is None else to_dlpack(active),
-            torch.get_num_threads(),
+            kernel_threads(),
         )
     return out
 

@@ -42,6 +42,7 @@ from hfcore.bindings.momentum import (
     check_step,
     update_through,
 )
+from hfcore.bindings.threads import kernel_threads
 from hfcore.kernels.dense import reference
 
 
@@ -114,7 +115,7 @@ def net_gradient(
             scale,
             to_dlpack(out),
             to_dlpack(losses),
-            torch.get_num_threads(),
+            kernel_threads(),
         )
         return losses, out
     x, theta = x.detach(), theta.detach()
@@ -205,7 +206,7 @@ def checked_update(
             None if active is None else to_dlpack(active),
             None if out is None else to_dlpack(out),
             to_dlpack(losses),
-            torch.get_num_threads(),
+            kernel_threads(),
         )
         return losses
 

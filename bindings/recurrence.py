@@ -27,6 +27,7 @@ from hfcore.bindings.checks import (
 from hfcore.bindings.dispatch import choose, native
 from hfcore.bindings.graphs import recording
 from hfcore.bindings.nvtx import annotate
+from hfcore.bindings.threads import kernel_threads
 from hfcore.bindings.triton_backend import torch_matmul
 from hfcore.kernels.recurrence import RnnShape, RnnWeights, gpu, reference, split_flat
 from hfcore.kernels.recurrence.gpu import Scratch
@@ -191,7 +192,7 @@ def rnn_forward(
         NONLINEARITIES.index(nonlinearity),
         h_out,
         s_out,
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return h_out, s_out
 
@@ -240,7 +241,7 @@ def linear_scan(
         None if a is None else dense(a),
         bool(reverse),
         out,
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return out
 
@@ -284,7 +285,7 @@ def rnn_backward(
         _dense_steps(steps),
         NONLINEARITIES.index(nonlinearity),
         out,
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return out
 
@@ -393,7 +394,7 @@ def rnn_gauss_newton(
         structural,
         damping,
         out,
-        torch.get_num_threads(),
+        kernel_threads(),
     )
     return out if total is None else total.add_(out)
 

@@ -27,6 +27,7 @@ from hfcore.bindings.checks import (
 )
 from hfcore.bindings.dispatch import choose, native
 from hfcore.bindings.recurrence import NONLINEARITIES
+from hfcore.bindings.threads import kernel_threads
 from hfcore.bindings.triton_backend import serving
 from hfcore.kernels.sparse import EllPattern, Rows, reference
 from hfcore.kernels.sparse.choice import ell_is_faster
@@ -146,7 +147,7 @@ def _product(op: str, backend: str, x: Tensor, value: Tensor, rows: Rows, out: T
         with serving(op, x.device):
             _triton().product(dense(x), value, rows, out)
     else:
-        native().ell_product(dense(x), value, *_arrays(rows), out, torch.get_num_threads())
+        native().ell_product(dense(x), value, *_arrays(rows), out, kernel_threads())
     return out
 
 
@@ -167,7 +168,7 @@ def ell_gradient(g: Tensor, x: Tensor, pattern: EllPattern, *, out: Tensor | Non
             _triton().gradient(dense(g), dense(x), pattern, out)
     else:
         native().ell_gradient(
-            dense(g), dense(x), *_arrays(pattern.rows), out.flatten(1), torch.get_num_threads()
+            dense(g), dense(x), *_arrays(pattern.rows), out.flatten(1), kernel_threads()
         )
     return out
 
@@ -216,7 +217,7 @@ def ell_scan(
             more,
             bool(reverse),
             out,
-            torch.get_num_threads(),
+            kernel_threads(),
         )
     return out
 
@@ -242,7 +243,7 @@ def ell_hidden(
         with serving("sparse.ell_hidden", u.device):
             _triton().hidden(dense(u), flat, pattern.rows, nonlinearity, out)
     else:
-        native().ell_hidden(dense(u), flat, *_arrays(pattern.rows), e, out, torch.get_num_threads())
+        native().ell_hidden(dense(u), flat, *_arrays(pattern.rows), e, out, kernel_threads())
     return out
 
 

@@ -15,6 +15,7 @@ from hfcore.bindings import loss as loss_ops
 from hfcore.bindings.checks import check_choice, check_out, check_positive, check_tensor
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.dense import Scratch
+from hfcore.bindings.threads import among_kernels
 from hfcore.curvature.mlp_cases import Cases, check_cases
 from hfcore.curvature.mlp_passes import Layers
 from hfcore.curvature.mlp_structural import held, holds_of
@@ -255,7 +256,8 @@ class MlpCurvature:
                 self._one(self._at(i, part), v[rows], structural, into, stop)
                 if i:
                     out[rows] += into
-        return out.add_(v, alpha=damping + self._objective.l2)
+        with among_kernels(v):
+            return out.add_(v, alpha=damping + self._objective.l2)
 
     def diagonal(
         self, probes: int | None = None, generator: torch.Generator | None = None

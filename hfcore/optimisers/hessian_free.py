@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
+from hfcore.bindings.threads import among_kernels
 from hfcore.curvature.module import Closure, ModuleCurvature, ModuleObjective
 from hfcore.curvature.objectives import curvature_of, objective_for
 from hfcore.curvature.operator import check_nonnegative
@@ -321,8 +323,13 @@ class HessianFree(torch.optim.Optimizer):
         A closure returns (loss, outputs) and serves every role. Raises ValueError when the
         parameters or the objective at them are not finite; nothing has changed then.
         """
-        ledger = Ledger()
         theta = self._parameters.read()
+        fused = not callable(data) and not isinstance(self._objective, ModuleObjective)
+        with among_kernels(theta) if fused else nullcontext():
+            return self._step(data, theta)
+
+    def _step(self, data: StepData, theta: Tensor) -> StepStats:
+        ledger = Ledger()
         bad = self._parameters.first_bad(theta)
         if bad is not None:
             raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")

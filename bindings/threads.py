@@ -1,0 +1,69 @@
+"""Whose threads have the cores: torch's, or those of the compiled kernels.
+
+Behind an op of torch's on more than some ten thousand elements the threads of OpenMP go on
+spinning for about 5 ms, on the cores that the next kernel needs; it takes twice as long. Where
+kernels do the work, torch's ops between them are better left to the calling thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from threading import Lock
+
+import torch
+from torch import Tensor
+
+from hfcore.bindings.dispatch import choose
+
+# Threads that torch gave up for the kernels, where this code runs; None: it has its own.
+_given_up: ContextVar[int | None] = ContextVar("given_up", default=None)
+_lock = Lock()
+# Threads of the process inside of torch_on_one_thread, and what torch had before the first of them.
+_inside, _before = 0, 1
+
+
+def kernel_threads() -> int:
+    """Threads of a compiled kernel: torch's, also where torch has given them up."""
+    given_up = _given_up.get()
+    return torch.get_num_threads() if given_up is None else given_up
+
+
+@contextmanager
+def torch_on_one_thread() -> Iterator[None]:
+    """Inside, torch's ops stay on the calling thread; the kernels go on with as many as before."""
+    if _given_up.get() is not None:
+        yield
+        return
+    before = _enter()
+    token = _given_up.set(before)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _given_up.reset(token)
+        _leave()
+
+
+def among_kernels(like: Tensor) -> AbstractContextManager[None]:
+    """:func:`torch_on_one_thread` where compiled kernels serve data like this, else nothing."""
+    served = choose("conjugate_gradient.cg_update", like) == "cpu"
+    return torch_on_one_thread() if served else nullcontext()
+
+
+def _enter() -> int:
+    # A new thread of Python's takes over torch's present number, which may be somebody else's 1.
+    global _inside, _before
+    with _lock:
+        if _inside == 0:
+            _before = torch.get_num_threads()
+        _inside += 1
+        return _before
+
+
+def _leave() -> None:
+    global _inside
+    with _lock:
+        _inside -= 1
