@@ -6,6 +6,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor, nn
@@ -129,6 +130,75 @@ def test_autoencoder_update(benchmark: BenchmarkFixture, effort: Effort) -> None
         rounds=2 * effort.rounds,  # of short turns: the machines are shared
         sgemm_size=effort.sgemm_size,
         group="Autoencoder NAG update",
+        case=f"CURVES-B{AUTOENCODER_CASES}",
+        flops=load.gradient_flops,
+    )
+
+
+# ---------------------------------------------------------------------------- with its batches
+
+
+class Drawn:
+    """Batches of CURVES, one after the other as ``hf.train`` draws them."""
+
+    problem = hf.problems.Reconstruction("curves")
+
+    def __init__(self) -> None:
+        self.generator = np.random.default_rng(0)
+
+    def batch(self) -> hf.Batch:
+        return self.problem.batch(AUTOENCODER_CASES, self.generator)
+
+    def by_torch(self) -> Tensor:
+        """The same images, chosen by torch."""
+        count = len(self.problem.images)
+        chosen = self.generator.choice(count, AUTOENCODER_CASES, replace=False, shuffle=False)
+        return self.problem.images[torch.from_numpy(chosen)]
+
+
+class TrainedOnDrawn(Trained):
+    """What ``hf.train`` does in an iteration: a batch is drawn and looked at, then the update."""
+
+    def __init__(self, load: autoencoder.Workload, lr: float) -> None:
+        super().__init__(load, lr)
+        self.drawn = Drawn()
+
+    def update(self) -> None:
+        self.batch = self.drawn.batch()
+        super().update()
+
+
+class EagerOnDrawn(Eager):
+    """The same by torch; nobody looks at the values."""
+
+    def __init__(self, load: autoencoder.Workload, lr: float, **form: bool) -> None:
+        super().__init__(load, lr, **form)
+        self.drawn = Drawn()
+
+    def update(self) -> None:
+        self.x = self.drawn.by_torch()
+        super().update()
+
+
+TRAININGS: dict[str, Callable[[autoencoder.Workload, float], Form]] = {
+    "hfcore": TrainedOnDrawn,
+    "torch eager, SGD(nesterov)": EagerOnDrawn,
+    "torch eager, SGD(nesterov, fused)": lambda load, lr: EagerOnDrawn(load, lr, fused=True),
+}
+
+
+def test_autoencoder_training(benchmark: BenchmarkFixture, effort: Effort) -> None:
+    load = autoencoder.make(AUTOENCODER_CASES)
+    start = FlatParameters(load.model).read()
+    forms = {n: (lambda lr, m=m: m(load, lr)) for n, m in TRAININGS.items()}
+    ours, *others = raced(forms, start, repeat=UPDATES)
+    compare(
+        benchmark,
+        ours,
+        others,
+        rounds=2 * effort.rounds,
+        sgemm_size=effort.sgemm_size,
+        group="Autoencoder NAG update, its batch drawn",
         case=f"CURVES-B{AUTOENCODER_CASES}",
         flops=load.gradient_flops,
     )
