@@ -21,6 +21,7 @@ from hfcore.bindings.sparse import (
     ell_pattern,
     ell_scan,
 )
+from hfcore.models.fan_in import distinct_columns
 
 NONLINEARITIES = ("tanh", "logistic", "relu")
 # B, n, m, K: ones, primes, 16 lanes and tiles of 32 cases ± 1, blocks of 64 rows ± 1, several
@@ -287,6 +288,34 @@ def test_bits_do_not_depend_on_threads_or_group(
             setattr(own, name, t[min(net, len(t) - 1)].unsqueeze(0))
         for name, alone in all_results(own).items():
             assert torch.equal(want[name][min(net, len(want[name]) - 1)], alone[0]), name
+
+
+@pytest.mark.parametrize(
+    ("B", "n", "m"), [(1000, 5, 1616), (100, 12_300, 16_016)], ids=["two vectors", "one"]
+)
+def test_bits_of_a_result_written_past_the_caches(
+    B: int, n: int, m: int, dtype: torch.dtype, cpu: None
+) -> None:
+    """It is where every row begins a cache line; an element further on it is not."""
+    draw = torch.Generator().manual_seed(0)
+    pattern = ell_pattern(distinct_columns(m, n, 3, draw), n)
+    value, x = torch.randn(1, m, 3, generator=draw), torch.randn(1, B, n, generator=draw)
+    value, x = value.to(dtype), x.to(dtype)
+    size, line = B * m, 64 // x.element_size()
+
+    def result(after: int, threads: int) -> Tensor:
+        room = torch.full((size + 3 * line,), math.nan, dtype=dtype)
+        first = -room.data_ptr() % 64 // room.element_size() + after
+        torch.set_num_threads(threads)
+        ell_matmul(x, value, pattern, out=room[first : first + size].view(1, B, m))
+        assert room[:first].isnan().all()
+        assert room[first + size :].isnan().all()
+        return room[first : first + size]
+
+    kept = result(1, threads=2)
+    assert not kept.isnan().any()
+    for threads in (1, 2, 3):
+        assert torch.equal(result(0, threads), kept)
 
 
 @pytest.mark.parametrize("group", GROUPS)
