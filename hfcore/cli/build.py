@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import Parameter, signature
 from typing import Any
 
 import click
@@ -124,8 +125,11 @@ def optimizer_of(
     _refuse_others(context, name, [*HF_OPTIONS, *HF_ALONE])
     if name not in MOMENTUM:
         _refuse_others(context, name, list(SCHEDULE_ALONE))
+    given, wanted = _given(context, FIRST_ORDER_OPTIONS), signature(FIRST_ORDER[name]).parameters
+    if "lr" not in given and "lr" in wanted and wanted["lr"].default is Parameter.empty:
+        raise click.UsageError(f"--lr: was not given, --optimizer {name} needs a learning rate")
     try:
-        return FIRST_ORDER[name](model.parameters(), **_given(context, FIRST_ORDER_OPTIONS))
+        return FIRST_ORDER[name](model.parameters(), **given)
     except (ValueError, TypeError, RuntimeError) as error:
         raise click.UsageError(f"--optimizer {name}: {error}") from error
 

@@ -204,6 +204,7 @@ def test_an_option_overrides_the_preset(tmp_path: Path) -> None:
         (["train", "chess"], "PROBLEM: got 'chess', need one of addition"),
         (["train", "addition", "--length", "1"], "length: got 1, need at least 3"),
         (["train", "addition", "--optimizer", "magic"], "got 'magic', need one of hf, "),
+        (["train", "addition", "--optimizer", "nag"], "--lr: was not given, --optimizer nag needs"),
         (["train", "addition", "--lr", "0.1"], "--lr has no meaning with --optimizer hf"),
         (
             ["train", "addition", "--optimizer", "sgd", "--gradient-batches", "2"],
