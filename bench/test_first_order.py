@@ -110,7 +110,9 @@ def swept_autoencoder(load: autoencoder.Workload, lr: float) -> InSweep:
     return form
 
 
-AUTOENCODERS: dict[str, Callable[[autoencoder.Workload, float], Form]] = {
+AutoencoderForms = dict[str, Callable[[autoencoder.Workload, float], Form]]
+
+AUTOENCODERS: AutoencoderForms = {
     "hfcore": Trained,
     "hfcore in a sweep of one": swept_autoencoder,
     "torch eager, SGD(nesterov)": Eager,
@@ -119,9 +121,15 @@ AUTOENCODERS: dict[str, Callable[[autoencoder.Workload, float], Form]] = {
 
 
 def test_autoencoder_update(benchmark: BenchmarkFixture, effort: Effort) -> None:
+    race_autoencoders(benchmark, effort, "Autoencoder NAG update", AUTOENCODERS)
+
+
+def race_autoencoders(
+    benchmark: BenchmarkFixture, effort: Effort, group: str, made: AutoencoderForms
+) -> None:
     load = autoencoder.make(AUTOENCODER_CASES)
     start = FlatParameters(load.model).read()
-    forms = {n: (lambda lr, m=m: m(load, lr)) for n, m in AUTOENCODERS.items()}
+    forms = {n: (lambda lr, m=m: m(load, lr)) for n, m in made.items()}
     ours, *others = raced(forms, start, repeat=UPDATES)
     compare(
         benchmark,
@@ -129,7 +137,7 @@ def test_autoencoder_update(benchmark: BenchmarkFixture, effort: Effort) -> None
         others,
         rounds=2 * effort.rounds,  # of short turns: the machines are shared
         sgemm_size=effort.sgemm_size,
-        group="Autoencoder NAG update",
+        group=group,
         case=f"CURVES-B{AUTOENCODER_CASES}",
         flops=load.gradient_flops,
     )
@@ -180,7 +188,7 @@ class EagerOnDrawn(Eager):
         super().update()
 
 
-TRAININGS: dict[str, Callable[[autoencoder.Workload, float], Form]] = {
+TRAININGS: AutoencoderForms = {
     "hfcore": TrainedOnDrawn,
     "torch eager, SGD(nesterov)": EagerOnDrawn,
     "torch eager, SGD(nesterov, fused)": lambda load, lr: EagerOnDrawn(load, lr, fused=True),
@@ -188,20 +196,7 @@ TRAININGS: dict[str, Callable[[autoencoder.Workload, float], Form]] = {
 
 
 def test_autoencoder_training(benchmark: BenchmarkFixture, effort: Effort) -> None:
-    load = autoencoder.make(AUTOENCODER_CASES)
-    start = FlatParameters(load.model).read()
-    forms = {n: (lambda lr, m=m: m(load, lr)) for n, m in TRAININGS.items()}
-    ours, *others = raced(forms, start, repeat=UPDATES)
-    compare(
-        benchmark,
-        ours,
-        others,
-        rounds=2 * effort.rounds,
-        sgemm_size=effort.sgemm_size,
-        group="Autoencoder NAG update, its batch drawn",
-        case=f"CURVES-B{AUTOENCODER_CASES}",
-        flops=load.gradient_flops,
-    )
+    race_autoencoders(benchmark, effort, "Autoencoder NAG update, its batch drawn", TRAININGS)
 
 
 # ---------------------------------------------------------------------------- a sweep

@@ -139,6 +139,7 @@ def net_update(
     scale: float = 1.0,
     active: Tensor | None = None,
     out: Tensor | None = None,
+    checked: bool = False,
 ) -> Tensor:
     """One update with momentum of whole nets, in place; gives their losses ``[G]`` before it.
 
@@ -151,48 +152,19 @@ def net_update(
         theta, velocity: ``[G,N]``, contiguous; ``theta`` as for :func:`net_gradient`.
         active: ``[G]`` bool; the others are left alone, their losses are NaN.
         out: a buffer for the gradient, where it is wanted.
+        checked: the arrays have been looked at, as those that training keeps; then only the
+            compiled form looks at them again.
 
     A net whose loss is not finite does not move. Raises TypeError or ValueError that names the
     argument.
     """
-    _check_data(net, x, targets, theta)
-    check_factor("scale", scale)
-    G = check_arrays(theta, velocity=velocity, out=out)
-    for name, array in (("x", x), ("targets", targets)):
-        if array.shape[0] not in (1, G):
-            wanted = f"1 or {G}" if G > 1 else "1"
-            raise ValueError(f"{name}: got group axis {array.shape[0]}, need {wanted} like theta")
-    _check_apart({"theta": theta, "velocity": velocity, "out": out}, x=x, targets=targets)
-    return checked_update(
-        net, x, targets, theta, velocity, step, scale=scale, active=active, out=out
-    )
-
-
-def checked_update(
-    net: Net,
-    x: Tensor,
-    targets: Tensor,
-    theta: Tensor,
-    velocity: Tensor,
-    step: Step,
-    *,
-    scale: float = 1.0,
-    active: Tensor | None = None,
-    out: Tensor | None = None,
-    losses: Tensor | None = None,
-) -> Tensor:
-    """:func:`net_update` of arrays that have been looked at, as those that training keeps.
-
-    It looks at the step and ``active`` alone; the compiled form looks at everything again.
-
-    Args:
-        losses: a buffer for the losses, ``[G]`` float64 on theta's device.
-    """
+    if not checked:
+        _check_update(net, x, targets, theta, velocity, scale, out)
     G = len(theta)
     rates = check_step(step, G, theta)
     active = check_active(active, G, theta)
     if choose("dense.net_update", x) == "cpu":
-        losses = torch.empty(G, dtype=torch.float64) if losses is None else losses
+        losses = torch.empty(G, dtype=torch.float64)
         native().net_update(
             net.kind_code,
             to_dlpack(dense(x)),
@@ -213,8 +185,7 @@ def checked_update(
     def gradient(point: Tensor, out: Tensor) -> Tensor:
         return net_gradient(net, x, targets, point, scale=scale, out=out)[0]
 
-    found = update_through(gradient, theta, velocity, step, active=active, out=out)
-    return found if losses is None else losses.copy_(found)
+    return update_through(gradient, theta, velocity, step, active=active, out=out)
 
 
 def layer_by_layer(
@@ -257,6 +228,25 @@ def _check_data(net: Net, x: Tensor, targets: Tensor, theta: Tensor) -> None:
     check_tensor("targets", targets, ["G", B], dtype=torch.int64)
     if targets.device != x.device:
         raise ValueError(f"targets: is on {targets.device}, need {x.device} like x")
+
+
+def _check_update(
+    net: Net,
+    x: Tensor,
+    targets: Tensor,
+    theta: Tensor,
+    velocity: Tensor,
+    scale: float,
+    out: Tensor | None,
+) -> None:
+    _check_data(net, x, targets, theta)
+    check_factor("scale", scale)
+    G = check_arrays(theta, velocity=velocity, out=out)
+    for name, array in (("x", x), ("targets", targets)):
+        if array.shape[0] not in (1, G):
+            wanted = f"1 or {G}" if G > 1 else "1"
+            raise ValueError(f"{name}: got group axis {array.shape[0]}, need {wanted} like theta")
+    _check_apart({"theta": theta, "velocity": velocity, "out": out}, x=x, targets=targets)
 
 
 def _check_apart(written: Mapping[str, Tensor | None], **read: Tensor) -> None:

@@ -19,7 +19,7 @@ from hfcore.bindings import recurrence as ops
 from hfcore.bindings.dense import Scratch
 from hfcore.bindings.graphs import Graphs
 from hfcore.bindings.momentum import Step, served_by_cuda, stacked, update_through
-from hfcore.bindings.net import Net, checked_update, net_gradient
+from hfcore.bindings.net import Net, net_gradient, net_update
 from hfcore.bindings.recurrence import RnnWeights, split_flat
 from hfcore.curvature.mlp_cases import Cases, check_cases
 from hfcore.curvature.mlp_passes import Layers
@@ -110,17 +110,15 @@ class GroupedGradient(ABC):
         *,
         active: Tensor | None = None,
         out: Tensor | None = None,
-        losses: Tensor | None = None,
     ) -> Tensor:
         """One update with momentum in place (Sutskever et al. 2013, eqs. 1-4); gives the losses.
 
         The gradients, those of :meth:`gradient` at θ + lookahead·v, go to ``out`` where that is
-        given, the losses to ``losses``. A net whose loss is not finite does not move. One that is
-        not ``active [G]`` neither, and its loss is NaN.
+        given. A net whose loss is not finite does not move. One that is not ``active [G]`` neither,
+        and its loss is NaN.
         """
         update = self._replayed if served_by_cuda(theta) else self._updated
-        found = update(theta, velocity, data, step, active, out)
-        return found if losses is None else losses.copy_(found)
+        return update(theta, velocity, data, step, active, out)
 
     def _updated(
         self,
@@ -265,13 +263,10 @@ class GroupedMlp(GroupedGradient):
         *,
         active: Tensor | None = None,
         out: Tensor | None = None,
-        losses: Tensor | None = None,
     ) -> Tensor:
         if not self._as_whole_nets(theta, data):
-            return super().update(
-                theta, velocity, data, step, active=active, out=out, losses=losses
-            )
-        return checked_update(
+            return super().update(theta, velocity, data, step, active=active, out=out)
+        return net_update(
             self._net,
             data.x,
             data.targets,
@@ -281,7 +276,7 @@ class GroupedMlp(GroupedGradient):
             scale=1.0 / data.count,
             active=active,
             out=out,
-            losses=losses,
+            checked=True,
         )
 
     def _units(self) -> int:

@@ -248,15 +248,15 @@ class MlpCurvature:
         if v.shape[0] and out.data_ptr() == v.data_ptr():
             raise ValueError("out: is v itself, need a buffer of its own")
         v = v.detach().contiguous()
-        for rows in _blocks(v.shape[0], self._rows_at_once()):
-            for i, part in enumerate(self._chunks):
-                into = out[rows]
-                if i:
-                    into = self._work.take("chunk", out, *into.shape)
-                self._one(self._at(i, part), v[rows], structural, into, stop)
-                if i:
-                    out[rows] += into
         with among_kernels(v):
+            for rows in _blocks(v.shape[0], self._rows_at_once()):
+                for i, part in enumerate(self._chunks):
+                    into = out[rows]
+                    if i:
+                        into = self._work.take("chunk", out, *into.shape)
+                    self._one(self._at(i, part), v[rows], structural, into, stop)
+                    if i:
+                        out[rows] += into
             return out.add_(v, alpha=damping + self._objective.l2)
 
     def diagonal(

@@ -1,9 +1,4 @@
-"""The range of a batch's values, found without torch's threads where that is possible.
-
-Behind an op of torch's on more than some ten thousand elements the threads of OpenMP go on spinning
-for milliseconds, on the cores that the fused ops are given next: an update of the CURVES
-autoencoder took twice as long behind a ``torch.aminmax`` of its batch.
-"""
+"""The range of a batch's values, found between kernels (hfcore/bindings/threads.py)."""
 
 from __future__ import annotations
 
@@ -12,13 +7,13 @@ import math
 import torch
 from torch import Tensor
 
+from hfcore.bindings.threads import torch_on_one_thread
+
 
 def range_of(values: Tensor) -> tuple[float, float]:
     """Least and largest of at least one floating-point value; NaN reaches both."""
-    if values.device.type == "cpu" and values.dtype != torch.bfloat16:  # NumPy has none
-        seen = values.numpy(force=True)
-        return float(seen.min()), float(seen.max())
-    low, high = torch.aminmax(values.detach())
+    with torch_on_one_thread():
+        low, high = torch.aminmax(values.detach())
     return float(low), float(high)
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
+from hfcore.bindings.threads import torch_on_one_thread
 from hfcore.losses import LogisticCrossEntropy, Loss
 from hfcore.presets import autoencoders
 from hfcore.problems.base import TEST_BATCH, check_draw, numpy_dtype
@@ -82,9 +83,8 @@ class Reconstruction:
         if size > cases:
             raise ValueError(f"size: got {size}, need at most the {cases} images")
         chosen = generator.choice(cases, size, replace=False, shuffle=False)
-        # By NumPy: behind torch's threads the kernels would wait (hfcore.curvature.values).
-        images = self.images.numpy().take(chosen, axis=0).astype(numpy_dtype(dtype), copy=False)
-        return _of(torch.from_numpy(images))
+        with torch_on_one_thread():
+            return _of(self.images.index_select(0, torch.from_numpy(chosen)).to(dtype))
 
     def test_set(self, size: int, dtype: torch.dtype = torch.float32) -> list[Batch]:
         """``size`` of the training images (all, if there are fewer), in batches of at most 1000."""

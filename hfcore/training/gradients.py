@@ -31,9 +31,6 @@ class FusedBackpropagation:
         self._theta = SideBySide()
         self._gradient = torch.empty(0)
         self._parts: list[Tensor] = []
-        # Kept on the CPU: small as they are, new tensors cost 20 µs each when caches are cold.
-        self._losses = torch.empty(1, dtype=torch.float64)
-        self._loss = self._losses[0]
 
     def __call__(self, batch: Batch) -> float:
         theta = self._theta.view(self.parameters)
@@ -47,17 +44,16 @@ class FusedBackpropagation:
     ) -> Tensor:
         """One update of ``[1,N]`` in place; ``grad`` is left only with ``gradients``.
 
-        Gives the loss as a tensor without axes, which the next call may overwrite.
+        Gives the loss as a tensor without axes.
         """
         out = self._buffer(theta) if gradients else None
         data = self._passes.prepare(batch)
-        kept = self._losses if theta.device.type == "cpu" else None
-        losses = self._passes.update(theta, velocity, data, step, out=out, losses=kept)
+        losses = self._passes.update(theta, velocity, data, step, out=out)
         if gradients:
             self._give()
         else:
             self._clear()
-        return losses[0] if kept is None else self._loss
+        return losses[0]
 
     def _buffer(self, theta: Tensor) -> Tensor:
         """For the gradient of ``theta [1,N]``."""
