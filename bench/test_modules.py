@@ -20,7 +20,7 @@ import hfcore as hf
 from bench.conftest import Effort
 from bench.interleave import Contestant, compare
 from bench.peers import AGREEMENT
-from hfcore.curvature.module_strategies import STRATEGIES
+from hfcore.autograd.strategies import STRATEGIES
 
 
 class LoopRNN(nn.Module):

@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_map
 
 from hfcore.batches import Batch
 from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
-from hfcore.curvature.module import ModuleObjective
-from hfcore.curvature.module_data import BatchPart
-from hfcore.curvature.module_losses import second_of
-from hfcore.curvature.module_strategies import DoubleVjp
+from hfcore.autograd.objective import ModuleObjective
+from hfcore.autograd.data import BatchPart
+from hfcore.autograd.losses import second_of
+from hfcore.autograd.strategies import DoubleVjp
 from hfcore.curvature.objectives import RNN_BATCH_DIM, objective_for
 from hfcore.losses import Loss
 from hfcore.models.rnn import RNN

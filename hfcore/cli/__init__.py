@@ -7,7 +7,7 @@ import click
 from hfcore.cli.check_curvature import check_command
 from hfcore.cli.data import data_commands
 from hfcore.cli.info import info_command
-from hfcore.cli.reproduce import reproduce_commands
+from hfcore.experiments.commands import reproduce_commands
 from hfcore.cli.sweep import sweep_command
 from hfcore.cli.train import train_command
 from hfcore.training.environment import package_version

@@ -24,7 +24,7 @@ from hfcore.cli.options import (
 )
 from hfcore.data import DataFileError
 from hfcore.problems import PROBLEMS, Problem, Reconstruction
-from hfcore.reproduce.report import clock, markdown, number
+from hfcore.experiments.report import clock, markdown, number
 from hfcore.sweeps import AutoencoderStart, RnnStart, Start, SweepResult, sweep
 from hfcore.sweeps.engine import SCHEDULES
 from hfcore.sweeps.grid import METHODS

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
 from hfcore.curvature.mlp import MlpObjective
-from hfcore.curvature.module import ModuleObjective
+from hfcore.autograd.objective import ModuleObjective
 from hfcore.curvature.rnn import Normalize, RnnObjective, StructuralDistance
 from hfcore.curvature.rnn_sparse import SparseRnnObjective
 from hfcore.losses import Loss
@@ -34,7 +34,7 @@ def objective_for(
     **module_options: Any,
 ) -> Objective:
     """The fused objective of an :class:`hfcore.RNN` or :class:`hfcore.MLP` with a loss of
-    ``hf.losses``, :class:`hfcore.curvature.module.ModuleObjective` for everything else.
+    ``hf.losses``, :class:`hfcore.autograd.objective.ModuleObjective` for everything else.
 
     ``structural``: μ (RNN: of the hidden state; MLP: of every hidden layer; the product takes it,
     this only says that it is wanted) or a mapping ``{"submodule": D or (D, μ)}`` (MLP and modules).

@@ -84,7 +84,7 @@ class CurvatureOperator:
 
     @property
     def strategy(self) -> str:
-        """How products are computed: ``"fused"``, or a strategy of ``module_strategies.py``."""
+        """How products are computed: ``"fused"``, or a strategy of ``autograd/strategies.py``."""
         return getattr(self._curvature, "strategy", "fused")
 
     def matvec(self, v: Tensor, *, out: Tensor | None = None) -> Tensor:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.data.dataset import Dataset
-from hfcore.problems.base import compile_kernel
+from hfcore.draws import compile_kernel
 
 Construction = Literal["bezier", "spline"]
 

@@ -26,7 +26,7 @@ import torch
 from hfcore.bindings.checks import check_positive
 from hfcore.data.dataset import Dataset
 from hfcore.data.files import VARIABLE, DataFile, Folder
-from hfcore.problems.base import compile_kernel
+from hfcore.draws import compile_kernel
 
 ADDRESS = (
     "https://raw.githubusercontent.com/sjgershm/DBM/"

@@ -14,7 +14,7 @@ from hfcore.batches import Batch, Batches
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.threads import among_kernels
-from hfcore.curvature.module import Closure, ModuleCurvature, ModuleObjective
+from hfcore.autograd.objective import Closure, ModuleCurvature, ModuleObjective
 from hfcore.curvature.objectives import curvature_of, objective_for
 from hfcore.curvature.operator import check_nonnegative
 from hfcore.curvature.rnn import Normalize, StructuralDistance
@@ -98,7 +98,7 @@ class HessianFree(torch.optim.Optimizer):
     normalize, structural_distance : as in :class:`hfcore.GaussNewton`; hf.RNN only
     seed : of the probes
     strategy, chunk_size : how products of any other module are computed, see
-        ``curvature/module.py``; what ``"auto"`` measured to be cheapest at the first step becomes
+        ``autograd/objective.py``; what ``"auto"`` measured to be cheapest at the first step becomes
         the option, so that a resumed run computes as before
     options : further keywords of the model's objective, such as ``memory`` and ``batch_dim``
 

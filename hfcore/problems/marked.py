@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hfcore.batches import Batch
 from hfcore.losses import Loss, SquaredError
-from hfcore.problems.base import (
+from hfcore.draws import (
     check_draw,
     check_flag,
     check_length,

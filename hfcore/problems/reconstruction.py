@@ -24,7 +24,8 @@ from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.bindings.threads import torch_on_one_thread
 from hfcore.losses import LogisticCrossEntropy, Loss
 from hfcore.presets import autoencoders
-from hfcore.problems.base import TEST_BATCH, check_draw, numpy_dtype
+from hfcore.draws import check_draw, numpy_dtype
+from hfcore.problems.base import TEST_BATCH
 
 DATASETS = tuple(autoencoders)
 PERMUTATION_SEED = 0
@@ -122,7 +123,7 @@ def _of(images: Tensor) -> Batch:
 
 
 def _training_images(name: str, folder: str | os.PathLike[str] | None) -> Tensor:
-    from hfcore import data  # which compiles its kernels with hfcore.problems.base
+    from hfcore import data
 
     if name == "curves":
         return data.curves(test=1).train  # the training images do not depend on the test images

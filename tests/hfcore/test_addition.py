@@ -12,7 +12,7 @@ import torch
 from hfcore.batches import Batch
 from hfcore.problems import Addition, Problem, create
 from hfcore.problems.addition import Target
-from hfcore.problems.base import compile_kernel
+from hfcore.draws import compile_kernel
 
 DTYPES = [torch.float32, torch.float64]
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import hfcore as hf
-from hfcore.curvature.module import ModuleObjective
-from hfcore.curvature.module_strategies import STRATEGIES
-from hfcore.curvature.module_trace import NotTraceable
+from hfcore.autograd.objective import ModuleObjective
+from hfcore.autograd.strategies import STRATEGIES
+from hfcore.autograd.trace import NotTraceable
 
 sys.path.insert(0, str(Path(__file__).parent))
 from module_zoo import (

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcore.curvature.module import ModuleObjective
-from hfcore.curvature.module_strategies import DoubleVjp, Graph, Split, Traced
-from hfcore.curvature.module_trace import NotTraceable, aten, compile_program, trace
-from hfcore.curvature.module_trace_passes import optimise
+from hfcore.autograd.objective import ModuleObjective
+from hfcore.autograd.strategies import DoubleVjp, Graph, Split, Traced
+from hfcore.autograd.trace import NotTraceable, aten, compile_program, trace
+from hfcore.autograd.trace_passes import optimise
 
 sys.path.insert(0, str(Path(__file__).parent))
 from module_zoo import LOSSES, Loop, dense_matrix, relative_error, task

@@ -14,7 +14,7 @@ import torch
 import hfcore as hf
 from hfcore.data import DataFileError
 from hfcore.problems import FixedTest, Problem, Reconstruction, ZeroOne, create
-from hfcore.reproduce.run import errors
+from hfcore.experiments.run import errors
 from hfcore.sweeps import AutoencoderStart, RnnStart, sweep
 from hfcore.sweeps.starts import default_start
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 import hfcore as hf
 from hfcore.data import Dataset, curves
 from hfcore.presets import AutoencoderPreset
-from hfcore.reproduce import run as run_module
-from hfcore.reproduce.experiment import (
+from hfcore.experiments import run as run_module
+from hfcore.experiments.experiment import (
     FIRST_ORDER,
     METHODS,
     Experiment,
@@ -28,8 +28,8 @@ from hfcore.reproduce.experiment import (
     with_validation,
     without_validation,
 )
-from hfcore.reproduce.run import Limits, Line, Run, RunResult, errors
-from hfcore.reproduce.trainers import FirstOrderTrainer
+from hfcore.experiments.run import Limits, Line, Run, RunResult, errors
+from hfcore.experiments.trainers import FirstOrderTrainer
 from hfcore.training import CheckpointError, ConfigMismatchError, RunFolderError
 
 

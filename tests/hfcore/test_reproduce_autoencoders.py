@@ -16,21 +16,21 @@ from torch import Tensor
 
 import hfcore as hf
 from hfcore.cli import main
-from hfcore.cli.reproduce import table1 as command_module
+from hfcore.experiments.commands import table1 as command_module
 from hfcore.data import Dataset, curves
 from hfcore.minibatches import PhaseBatches
 from hfcore.presets import AutoencoderPreset
 from hfcore.problems import Reconstruction, reconstruction
-from hfcore.reproduce import hybrid as hybrid_module
-from hfcore.reproduce.hybrid import PHASES, hybrid_run, shortened
-from hfcore.reproduce.momentum_autoencoders import DATASETS, same_runs
-from hfcore.reproduce.published import TABLE1, TABLE2, TABLE3
-from hfcore.reproduce.report import number
-from hfcore.reproduce.run import Limits
-from hfcore.reproduce.table1 import COLUMNS
-from hfcore.reproduce.table2 import BEST, check_tests
-from hfcore.reproduce.table3 import SCALES, scale_columns
-from hfcore.reproduce.tuning import Column, ColumnResult, Tuned, column_settings
+from hfcore.experiments import hybrid as hybrid_module
+from hfcore.experiments.hybrid import PHASES, hybrid_run, shortened
+from hfcore.experiments.momentum_autoencoders import DATASETS, same_runs
+from hfcore.experiments.published import TABLE1, TABLE2, TABLE3
+from hfcore.experiments.report import number
+from hfcore.experiments.run import Limits
+from hfcore.experiments.table1 import COLUMNS
+from hfcore.experiments.table2 import BEST, check_tests
+from hfcore.experiments.table3 import SCALES, scale_columns
+from hfcore.experiments.tuning import Column, ColumnResult, Tuned, column_settings
 from hfcore.schedules import Phase, Reciprocal
 from hfcore.sweeps import AutoencoderStart, engine, sweep
 

@@ -14,10 +14,10 @@ from click.testing import CliRunner, Result
 
 from hfcore.cli import main
 from hfcore.problems import Addition
-from hfcore.reproduce.published import TABLE5
-from hfcore.reproduce.report import clock, number
-from hfcore.reproduce.table5 import COLUMNS, PROBLEMS, RATES, Rung, columns_of
-from hfcore.reproduce.tuning import (
+from hfcore.experiments.published import TABLE5
+from hfcore.experiments.report import clock, number
+from hfcore.experiments.table5 import COLUMNS, PROBLEMS, RATES, Rung, columns_of
+from hfcore.experiments.tuning import (
     Column,
     ColumnResult,
     Procedure,

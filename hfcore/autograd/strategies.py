@@ -1,0 +1,441 @@
+"""Four ways to multiply by the curvature of a module at fixed parameters, one result.
+
+A curvature is a sum of terms Jᵀ H J over *splits*, tensors of the model that θ moves (J) and at
+which a second derivative H stands: the outputs with L'' (Gauss-Newton), the losses of the cases
+with I/B (empirical Fisher), the outputs of submodules with μD'' (structural damping). The Hessian
+takes the derivative of the gradient in place of the first of them.
+
+- ``"trace"``: :mod:`hfcore.autograd.trace`, the product as a list of ops without a forward
+  pass, recorded through the double vjp;
+- ``"double_vjp"``: on one retained graph; Jv by differentiating Jᵀu in u;
+- ``"linearize"``: ``torch.func.linearize`` for J, whose tracing of a long Python loop takes
+  seconds, and the retained graph for Jᵀ;
+- ``"jvp"``: forward mode for J, which repeats the forward pass in every product, and the retained
+  graph for Jᵀ. Where memory cannot hold the graphs of all cases only this and the double vjp
+  remain, on graphs built again in every product.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from time import perf_counter
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hfcore.autograd.losses import LinearMap
+from hfcore.autograd.trace import NotTraceable, compile_program, trace
+from hfcore.autograd.trace_passes import optimise
+
+logger = logging.getLogger("hfcore")
+
+STRATEGIES = ("trace", "double_vjp", "linearize", "jvp")
+RECOMPUTING = ("double_vjp", "jvp")
+
+# torch.func.linearize traces some 1000 ops a second: what cannot pay is not tried.
+LINEARIZE_SECONDS_PER_NODE = 1e-3
+
+# A strategy is timed on this many products, on fewer where they take long.
+TIMED_PRODUCTS, TIMED_SECONDS = 5, 0.2
+
+NO_DEPENDENCE = (
+    "model: the outputs do not depend on the model's parameters; does the closure call another "
+    "model?"
+)
+
+Parts = list[Tensor]
+Gradients = Sequence[Tensor | None]
+
+
+@dataclass(frozen=True)
+class Split:
+    """A tensor of the graph and ``second``, R ↦ H R there."""
+
+    tensor: Tensor
+    second: LinearMap
+
+
+@dataclass
+class Graph:
+    """One evaluation of the model with its autograd graph retained.
+
+    ``parameters`` are its leaves; ``loss`` a scalar, differentiated twice where ``hessian``;
+    ``main`` (outputs or losses of cases) and ``held`` (structural) are the splits. The functions
+    give the splits' tensors, or the loss, at other parameters; None where torch cannot
+    (a closure of bare parameters).
+    """
+
+    parameters: Parts
+    loss: Tensor
+    main: list[Split]
+    held: list[Split]
+    hessian: bool
+    splits_at: Callable[[Parts, bool], tuple[Tensor, ...]] | None
+    loss_at: Callable[[Parts], Tensor] | None
+
+    def splits(self, structural: bool) -> list[Split]:
+        return [*self.main, *(self.held if structural else [])]
+
+    @cached_property
+    def gradient(self) -> Gradients:
+        """∇ loss, itself differentiable."""
+        return torch.autograd.grad(self.loss, self.parameters, create_graph=True, allow_unused=True)
+
+    @cached_property
+    def _transposed(self) -> tuple[Parts, Gradients]:
+        """(u, Jᵀu) for all splits at once, linear in the dummies u."""
+        tensors = [split.tensor for split in self.splits(True)]
+        with torch.enable_grad():
+            dummies = [torch.zeros_like(t, requires_grad=True) for t in tensors]
+            pulled = torch.autograd.grad(
+                tensors, self.parameters, dummies, create_graph=True, allow_unused=True
+            )
+        return dummies, pulled
+
+    def push(self, v: Parts, structural: bool) -> Gradients:
+        """J v at every split, by the double vjp."""
+        dummies, pulled = self._transposed
+        wanted = dummies[: len(self.splits(structural))]
+        return _derivative(pulled, wanted, v)
+
+    def pull(self, tangents: Parts, structural: bool) -> Gradients:
+        """Σ Jᵀ u over the splits."""
+        tensors = [split.tensor for split in self.splits(structural)]
+        pulled = torch.autograd.grad(
+            tensors, self.parameters, tangents, retain_graph=True, allow_unused=True
+        )
+        if all(g is None for g in pulled):
+            raise ValueError(NO_DEPENDENCE)
+        return pulled
+
+    def seconds(self, tangents: Gradients, structural: Tensor | None) -> Parts:
+        """H at every split; that of structural damping is multiplied by ``structural``."""
+        products = []
+        for i, (split, R) in enumerate(
+            zip(self.splits(structural is not None), tangents, strict=True)
+        ):
+            R = torch.zeros_like(split.tensor) if R is None else R
+            product = split.second(R)
+            if structural is not None and i >= len(self.main):
+                product = product * structural
+            products.append(product)
+        return products
+
+
+def _derivative(outputs: Gradients, inputs: Parts, v: Parts) -> Gradients:
+    """d/dε of ``inputs`` where ``outputs`` were pulled from them: Σ vᵢ ∂outputsᵢ/∂inputs."""
+    used = [(g, p) for g, p in zip(outputs, v, strict=True) if g is not None and g.requires_grad]
+    if not used or not inputs:
+        return [None] * len(inputs)
+    return torch.autograd.grad(
+        [g for g, _ in used], inputs, [p for _, p in used], retain_graph=True, allow_unused=True
+    )
+
+
+def _sum(parts: Sequence[Gradients]) -> Gradients:
+    total: list[Tensor | None] = list(parts[0])
+    for more in parts[1:]:
+        for i, g in enumerate(more):
+            old = total[i]
+            total[i] = g if old is None else old if g is None else old + g
+    return total
+
+
+class Strategy(Protocol):
+    """Products with the curvature of one part at fixed parameters."""
+
+    def apply(self, v: Parts, structural: float) -> Gradients:
+        """The product for a tangent in the shapes of the parameters."""
+
+
+class DoubleVjp:
+    """On the retained graph, nothing else."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph = graph
+
+    def apply(self, v: Parts, structural: float) -> Gradients:
+        weight = v[0].new_tensor(structural) if structural else None
+        return self._apply(v, weight)
+
+    def push(self, v: Parts) -> Tensor:
+        """J v at the outputs: the R-op."""
+        (Jv,) = self._graph.push(v, False)
+        return torch.zeros_like(self._graph.main[0].tensor) if Jv is None else Jv
+
+    def _apply(self, v: Parts, weight: Tensor | None) -> Gradients:
+        graph, structural = self._graph, weight is not None
+        terms: list[Gradients] = []
+        if graph.hessian:
+            terms.append(_derivative(graph.gradient, graph.parameters, v))
+        if graph.splits(structural):
+            tangents = graph.push(v, structural)
+            terms.append(graph.pull(graph.seconds(tangents, weight), structural))
+        return _sum(terms)
+
+
+class Traced:
+    """A list of ops recorded from :class:`DoubleVjp`, checked against it on another tangent."""
+
+    def __init__(self, graph: Graph) -> None:
+        self._graph: Graph | None = graph
+        self._programs: dict[bool, Callable[..., tuple[Tensor | None, ...]]] = {}
+        self._program(False)
+        if not graph.held:
+            self._graph = None  # frees what only the recording needed
+
+    def apply(self, v: Parts, structural: float) -> Gradients:
+        program = self._program(bool(structural))
+        weight = [v[0].new_tensor(structural)] if structural else []
+        with torch.no_grad():
+            return program(*v, *weight)
+
+    def apply_rows(self, V: Parts, structural: float) -> Gradients:
+        """The products of the rows of V, whose parts have a leading axis, by vmap."""
+        program = self._program(bool(structural))
+        weight = [V[0].new_tensor(structural)] if structural else []
+        dims = (0,) * len(V) + (None,) * len(weight)
+        none = [i for i, g in enumerate(program(*(p[0] for p in V), *weight)) if g is None]
+
+        def filled(*args: Tensor) -> tuple[Tensor, ...]:
+            results = program(*args)
+            return tuple(g for g in results if g is not None)
+
+        with torch.no_grad():
+            rows: list[Tensor | None] = list(torch.vmap(filled, in_dims=dims)(*V, *weight))
+        for i in none:
+            rows.insert(i, None)
+        return rows
+
+    def _program(self, structural: bool) -> Callable[..., tuple[Tensor | None, ...]]:
+        if structural not in self._programs:
+            self._programs[structural] = self._record(structural)
+        return self._programs[structural]
+
+    def _record(self, structural: bool) -> Callable[..., tuple[Tensor | None, ...]]:
+        assert self._graph is not None
+        plain, parameters = DoubleVjp(self._graph), self._graph.parameters
+        n = len(parameters)
+
+        def product(values: list[Tensor]) -> Gradients:
+            return plain._apply(values[:n], values[n] if structural else None)
+
+        recorded, checked = (_sample(parameters, structural, seed) for seed in (1, 2))
+        program = compile_program(optimise(trace(product, recorded)))
+        with torch.no_grad():
+            _compare(program(*checked), product(checked))
+        return program
+
+
+def _sample(parameters: Parts, structural: bool, seed: int) -> list[Tensor]:
+    """Tangents that no data depends on; the weight of structural damping comes last."""
+    generator = torch.Generator().manual_seed(seed)
+    draws = [
+        torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in parameters
+    ]
+    return [*draws, draws[0].new_tensor(0.5 * seed)] if structural else draws
+
+
+def _compare(got: Gradients, want: Gradients) -> None:
+    """Raise :class:`NotTraceable` if a program differs from what it was recorded from."""
+    for g, w in zip(got, want, strict=True):
+        if (g is None) != (w is None):
+            raise NotTraceable("the replayed product lost a gradient")
+    pairs = [(g, w) for g, w in zip(got, want, strict=True) if g is not None and w is not None]
+    off = sum(float((g - w).double().square().sum()) for g, w in pairs)
+    size = sum(float(w.double().square().sum()) for _, w in pairs)
+    limit = max((torch.finfo(w.dtype).eps ** 0.6 for _, w in pairs), default=0.0)
+    if not off <= (limit**2) * size:
+        raise NotTraceable(f"the replayed product is off by {(off / size) ** 0.5:.1e}")
+
+
+class Forward:
+    """J by torch's forward mode (``linearize`` or a jvp in every product), Jᵀ on the graph."""
+
+    def __init__(self, graph: Graph, *, cached: bool) -> None:
+        if graph.splits_at is None or graph.loss_at is None:
+            raise NotTraceable("a closure of bare parameters cannot be evaluated functionally")
+        self._graph = graph
+        self._cached = cached
+        self._maps: dict[Any, Callable[[Parts], Any]] = {}
+        if cached:
+            self._map(False)
+
+    def apply(self, v: Parts, structural: float) -> Gradients:
+        graph = self._graph
+        weight = v[0].new_tensor(structural) if structural else None
+        held = weight is not None
+        gradients, tangents = self._map(held)(v)
+        terms: list[Gradients] = [gradients] if graph.hessian else []
+        if graph.splits(held):
+            terms.append(graph.pull(graph.seconds(tangents, weight), held))
+        return _sum(terms)
+
+    def _map(self, structural: bool) -> Callable[[Parts], Any]:
+        """v ↦ (derivative of the gradient, J v at the splits)."""
+        graph = self._graph
+        splits_at, loss_at = graph.splits_at, graph.loss_at
+        assert splits_at is not None
+        assert loss_at is not None
+
+        def function(parameters: Parts) -> Any:
+            gradient = torch.func.grad(loss_at)(parameters) if graph.hessian else []
+            splits = splits_at(parameters, structural) if graph.splits(structural) else ()
+            return gradient, splits
+
+        at = [p.detach() for p in graph.parameters]
+        if not self._cached:
+            return lambda v: torch.func.jvp(function, (at,), (list(v),))[1]
+        if structural not in self._maps:
+            self._maps[structural] = torch.func.linearize(function, at)[1]
+        return self._maps[structural]
+
+
+class Rebuilt:
+    """A strategy on a graph that is built anew for every product, and freed after it."""
+
+    def __init__(self, build: Callable[[], Graph], name: str) -> None:
+        self._build = build
+        self._name = name
+
+    def apply(self, v: Parts, structural: float) -> Gradients:
+        return make_strategy(self._name, self._build()).apply(v, structural)
+
+
+def make_strategy(name: str, graph: Graph) -> Strategy:
+    """A strategy of :data:`STRATEGIES`. Raises what torch or the tracer raise."""
+    if name == "trace":
+        return Traced(graph)
+    if name == "double_vjp":
+        return DoubleVjp(graph)
+    if name == "linearize" and graph.hessian:
+        # Note 1: in torch 2.13 it ends the process on the gradient of some losses (MSELoss).
+        raise ValueError(
+            "strategy: torch.func.linearize cannot be trusted with a gradient; need one of "
+            "'trace', 'double_vjp', 'jvp' for the Hessian"
+        )
+    forward = Forward(graph, cached=name == "linearize")
+    if name == "linearize":
+        _check_linearize(graph, forward)
+    return forward
+
+
+def _check_linearize(graph: Graph, forward: Forward) -> None:
+    """Raise :class:`NotTraceable` where a replay is not the derivative.
+
+    Note 2: what torch.func.linearize records may write into its own constants (an LSTM's cells do),
+    and then the first product is right and the second is not.
+    """
+    plain = DoubleVjp(graph)
+    for seed in (1, 2):
+        v = _sample(graph.parameters, False, seed)
+        _compare(forward.apply(v, 0.0), plain.apply(v, 0.0))
+
+
+@dataclass
+class Choice:
+    """The strategy that costs least, with what was measured.
+
+    ``seconds`` holds (setup, one product) of each that was tried, ``declined`` why others were not
+    or could not be.
+    """
+
+    name: str
+    seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    declined: dict[str, str] = field(default_factory=dict)
+
+
+class Measurement:
+    """Tries strategies on one part and keeps the cheapest for ``products`` products."""
+
+    def __init__(self, build: Callable[[], Graph], products: int, *, recompute: bool) -> None:
+        self._build = build
+        self._products = products
+        self._recompute = recompute
+        self.choice = Choice("double_vjp")
+        self.best: Strategy | None = None
+
+    def run(self) -> tuple[Choice, Strategy]:
+        """(the choice, the chosen strategy on the part's graph)."""
+        graph = self._build()
+        trace(lambda v: [2 * v[0]], [torch.ones(1)])  # what torch imports at its first recording
+        if self._recompute:
+            for name in RECOMPUTING:
+                self._try(name, graph, self._rebuilt)
+        else:
+            # Forward mode over a gradient is left out unasked, see note 1.
+            for name in (
+                ("double_vjp", "trace") if graph.hessian else ("double_vjp", "trace", "jvp")
+            ):
+                self._try(name, graph, make_strategy)
+            if "trace" in self.choice.declined:
+                self._try_linearize(graph)
+        assert self.best is not None
+        logger.info("curvature products by %s: %s", self.choice.name, self.choice.seconds)
+        return self.choice, self.best
+
+    def _rebuilt(self, name: str, graph: Graph) -> Strategy:
+        return Rebuilt(self._build, name)
+
+    def _try_linearize(self, graph: Graph) -> None:
+        """Where its tracing, which is estimated first, can pay."""
+        expected = LINEARIZE_SECONDS_PER_NODE * _count_nodes(graph)
+        if expected < self._cost(self.choice.name):
+            self._try("linearize", graph, make_strategy)
+        else:
+            self.choice.declined["linearize"] = f"tracing would take about {expected:.1f} s"
+
+    def _cost(self, name: str) -> float:
+        setup, product = self.choice.seconds[name]
+        return setup + self._products * product
+
+    def _try(self, name: str, graph: Graph, make: Callable[[str, Graph], Strategy]) -> None:
+        tangent = [torch.ones_like(p) for p in graph.parameters]
+        structural = 1.0 if graph.held else 0.0
+        try:
+            start = _now(tangent)
+            strategy = make(name, graph)
+            strategy.apply(tangent, structural)  # first calls allocate
+            setup = _now(tangent) - start
+            product = _fastest(lambda: strategy.apply(tangent, structural), tangent)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            if name == "double_vjp":  # the one that must work: its error is the caller's
+                raise
+            self.choice.declined[name] = str(error).splitlines()[0] if str(error) else repr(error)
+            return
+        self.choice.seconds[name] = (max(setup - product, 0.0), product)
+        if self.best is None or self._cost(name) < self._cost(self.choice.name):
+            self.choice.name, self.best = name, strategy
+
+
+def _fastest(call: Callable[[], object], like: Parts) -> float:
+    """Seconds of the fastest of a few calls: what another process takes away is not a cost."""
+    seconds: list[float] = []
+    while len(seconds) < TIMED_PRODUCTS and sum(seconds) < TIMED_SECONDS:
+        start = _now(like)
+        call()
+        seconds.append(_now(like) - start)
+    return min(seconds)
+
+
+def _now(like: Parts) -> float:
+    if like[0].is_cuda:
+        torch.cuda.synchronize(like[0].device)
+    return perf_counter()
+
+
+def _count_nodes(graph: Graph) -> int:
+    """Ops in the graph of the loss and the splits."""
+    roots = [split.tensor for split in graph.splits(True)] + [graph.loss]
+    stack: list[Any] = [t.grad_fn for t in roots if t.grad_fn is not None]
+    seen: set[Any] = set(stack)
+    while stack:
+        for following, _ in stack.pop().next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return len(seen)

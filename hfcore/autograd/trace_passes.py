@@ -1,0 +1,296 @@
+"""What makes a traced product fast: one large matrix product where a loop over time made many.
+
+A model that loops in Python over T steps uses each weight T times, so its traced product holds T
+products with the same tangent matrix, sums of T small weight gradients and T gradients scattered
+into zeros. The passes are algebra on sums and products of matrices and change rounding only:
+
+    x_t V                for all t     →  [x_1; x_2; …] V, cut into its rows
+    Σ_t A_t B_t                        →  [A_1, A_2, …] [B_1; B_2; …]
+    Σ_t sum of the rows of g_t         →  sum of the rows of [g_1; g_2; …]
+    Σ_t g_t placed at step t of zeros  →  the stack of the g_t
+    A B + c                            →  addmm
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfcore.autograd.trace import Node, Program, aten
+
+# From this many products on a sum of them is one product of concatenated factors. Two would copy
+# as much as they save.
+MERGE_FROM = 3
+
+
+def optimise(program: Program) -> Program:
+    """The same linear map with fewer and larger ops."""
+    for rewrite in (_simplify, _batch_products, _merge_sums, _simplify, _fuse_addmm):
+        program = rewrite(program)
+    return program
+
+
+class _Rewriter:
+    """Rebuilds a program bottom-up: ``mapped`` holds what each old node has become."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.mapped: dict[int, Any] = {id(node): node for node in program.inputs}
+        self._made: dict[Any, Any] = {}
+        self._constants: list[Tensor] = []  # keeps ids in keys unique
+
+    def new(self, value: Any) -> Any:
+        """``value`` with old nodes replaced."""
+        if isinstance(value, Node):
+            return self.mapped[id(value)]
+        if isinstance(value, (list, tuple)):
+            return [self.new(item) for item in value]
+        return value
+
+    def make(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Node) -> Any:
+        """A node, simplified; equal ones are made once, and one without nodes is a constant."""
+        key = (op, _key(args), _key(tuple(kwargs.items())))
+        if key not in self._made:
+            self._made[key] = self._make(op, args, kwargs, like)
+            self._constants.append(self._made[key])
+            self._constants.extend(a for a in args if isinstance(a, Tensor))
+        return self._made[key]
+
+    def _make(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Node) -> Any:
+        node = Node(op, args, kwargs, like.shape, like.dtype)
+        if next(node.operands(), None) is None:
+            with torch.no_grad():
+                return op(*args, **kwargs)
+        first = args[0]
+        if op in (aten.detach.default, aten.alias.default):
+            return first
+        same_shape = isinstance(first, (Node, Tensor)) and first.shape == like.shape
+        if op in (aten.view.default, aten._unsafe_view.default, aten.expand.default) and same_shape:
+            return first
+        if op is aten.t.default and isinstance(first, Node):
+            if first.op is aten.t.default:
+                return first.args[0]
+            if first.op is aten.mm.default:
+                left, right = (self.transpose(a) for a in first.args)
+                return self.make(aten.mm.default, (right, left), {}, like)
+        return node
+
+    def transpose(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.t()
+        shape = torch.Size(reversed(value.shape))
+        return self.make(aten.t.default, (value,), {}, Node(None, (), {}, shape, value.dtype))
+
+    def run(self, visit: Callable[[Node], Any]) -> Program:
+        for node in self.program.order():
+            self.mapped[id(node)] = visit(node)
+        return Program(self.program.inputs, [self.new(value) for value in self.program.outputs])
+
+    def copy(self, node: Node) -> Any:
+        kwargs = {name: self.new(value) for name, value in node.kwargs.items()}
+        return self.make(node.op, tuple(self.new(a) for a in node.args), kwargs, node)
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, (Node, Tensor)):
+        return id(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(_key(item) for item in value)
+    return (type(value).__name__, repr(value))
+
+
+def _simplify(program: Program) -> Program:
+    """Views of views undone, equal ops made once, what needs no tangent computed now."""
+    rewriter = _Rewriter(program)
+    return rewriter.run(rewriter.copy)
+
+
+def _batch_products(program: Program) -> Program:
+    """x_t V for constants x_t and one V: a single product, cut into rows."""
+    groups: dict[tuple[int, torch.Size], list[Node]] = {}
+    for node in program.order():
+        if node.op is aten.mm.default and isinstance(node.args[0], Tensor):
+            groups.setdefault((id(node.args[1]), node.args[0].shape), []).append(node)
+    group_of = {
+        id(node): members
+        for members in groups.values()
+        if len(members) >= MERGE_FROM
+        for node in members
+    }
+    rewriter = _Rewriter(program)
+    splits: dict[int, Node] = {}
+
+    def visit(node: Node) -> Any:
+        members = group_of.get(id(node))
+        if members is None:
+            return rewriter.copy(node)
+        first = id(members[0])
+        if first not in splits:
+            splits[first] = _one_product(members, rewriter.new(node.args[1]))
+        index = next(i for i, member in enumerate(members) if member is node)
+        return Node(operator.getitem, (splits[first], index), {}, node.shape, node.dtype)
+
+    return rewriter.run(visit)
+
+
+def _one_product(members: list[Node], right: Any) -> Node:
+    """The products ``x_t right`` of all members as one, split into theirs."""
+    rows, columns = _shape(members[0])
+    left = torch.cat([member.args[0] for member in members])
+    shape = torch.Size((len(left), columns))
+    product = Node(aten.mm.default, (left, right), {}, shape, members[0].dtype)
+    return Node(aten.split.Tensor, (product, rows))
+
+
+def _shape(node: Node) -> torch.Size:
+    assert node.shape is not None
+    return node.shape
+
+
+def _is_sum(node: object) -> bool:
+    """a + b of equal shapes, without a factor."""
+    if not (isinstance(node, Node) and node.op is aten.add.Tensor and not node.kwargs):
+        return False
+    return all(isinstance(a, (Node, Tensor)) and a.shape == node.shape for a in node.args)
+
+
+def _merge_sums(program: Program) -> Program:
+    """Trees of additions as one sum over their leaves, alike leaves merged."""
+    uses = Counter(id(operand) for node in program.order() for operand in node.operands())
+    uses.update(id(value) for value in program.outputs)
+    inner = {
+        id(a)
+        for node in program.order()
+        if _is_sum(node)
+        for a in node.args
+        if _is_sum(a) and uses[id(a)] == 1
+    }
+    rewriter = _Rewriter(program)
+
+    def visit(node: Node) -> Any:
+        if id(node) in inner or not _is_sum(node):
+            return rewriter.copy(node)
+        leaves = [rewriter.new(leaf) for leaf in _leaves(node, inner)]
+        return _Sum(rewriter, node).of(leaves)
+
+    return rewriter.run(visit)
+
+
+def _leaves(root: Node, inner: set[int]) -> list[Any]:
+    """What a tree of additions adds, from left to right."""
+    leaves, stack = [], [*reversed(root.args)]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Node) and id(value) in inner:
+            stack.extend(reversed(value.args))
+        else:
+            leaves.append(value)
+    return leaves
+
+
+class _Sum:
+    """One sum of many leaves, of the shape of ``like``."""
+
+    def __init__(self, rewriter: _Rewriter, like: Node) -> None:
+        self._rewriter = rewriter
+        self._like = like
+
+    def of(self, leaves: list[Any]) -> Any:
+        merged = [self._merge(kind, group) for kind, group in self._groups(leaves).items()]
+        terms = [term for group in merged for term in group]
+        total = terms[0]
+        for term in terms[1:]:
+            total = Node(aten.add.Tensor, (total, term), {}, self._like.shape, self._like.dtype)
+        return total
+
+    def _groups(self, leaves: list[Any]) -> dict[Any, list[Any]]:
+        """Leaves that can be merged with each other share a key."""
+        groups: dict[Any, list[Any]] = {}
+        for leaf in leaves:
+            groups.setdefault(_merge_key(leaf), []).append(leaf)
+        return groups
+
+    def _merge(self, key: Any, leaves: list[Any]) -> list[Any]:
+        """The terms that ``leaves`` of one key come to."""
+        kind = key[0]
+        if kind == "scatter" and len({leaf.args[3] for leaf in leaves}) == len(leaves) > 1:
+            return [self._stack(leaves)]
+        if len(leaves) < MERGE_FROM or kind in ("other", "scatter"):
+            return leaves
+        if kind == "view":
+            inner = leaves[0].args[0]
+            total = _Sum(self._rewriter, inner).of([leaf.args[0] for leaf in leaves])
+            return [self._node(aten.view.default, total, leaves[0].args[1])]
+        if kind == "rows":
+            whole = self._cat([leaf.args[0] for leaf in leaves], 0)
+            return [self._node(aten.sum.dim_IntList, whole, *leaves[0].args[1:])]
+        left = self._cat([leaf.args[0] for leaf in leaves], 1)
+        right = self._cat([leaf.args[1] for leaf in leaves], 0)
+        return [self._node(aten.mm.default, left, right)]
+
+    def _node(self, op: Any, *args: Any) -> Any:
+        return self._rewriter.make(op, args, {}, self._like)
+
+    def _cat(self, parts: list[Any], dim: int) -> Any:
+        """Concatenated; transposed matrices side by side are the transpose of them stacked."""
+        if dim == 1 and all(isinstance(p, Node) and p.op is aten.t.default for p in parts):
+            return self._rewriter.transpose(self._cat([p.args[0] for p in parts], 0))
+        shape = list(parts[0].shape)
+        shape[dim] = sum(part.shape[dim] for part in parts)
+        like = Node(None, (), {}, torch.Size(shape), self._like.dtype)
+        return self._rewriter.make(aten.cat.default, (parts, dim), {}, like)
+
+    def _stack(self, leaves: list[Node]) -> Any:
+        """Σ of slices scattered into zeros: the stack of the slices, zeros where there is none."""
+        _, sizes, dim, _ = leaves[0].args
+        slices = {leaf.args[3] % sizes[dim]: leaf.args[0] for leaf in leaves}
+        some = next(iter(slices.values()))
+        zero = None
+        if len(slices) < sizes[dim]:
+            zero = self._rewriter.make(aten.zeros_like.default, (some,), {}, some)
+        placed = [slices.get(i, zero) for i in range(sizes[dim])]
+        return self._node(aten.stack.default, placed, dim)
+
+
+def _merge_key(leaf: Any) -> Any:
+    if isinstance(leaf, Node) and not leaf.kwargs:
+        first = leaf.args[0] if leaf.args else None
+        if leaf.op is aten.mm.default:
+            return ("product",)
+        if leaf.op is aten.select_backward.default:
+            return ("scatter", tuple(leaf.args[1]), leaf.args[2])
+        if leaf.op is aten.view.default and isinstance(first, Node) and first.shape is not None:
+            inner = _merge_key(first)
+            if inner[0] != "other":
+                return ("view", first.shape, inner)
+        if leaf.op is aten.sum.dim_IntList and isinstance(first, Node) and first.shape is not None:
+            rows_only = len(first.shape) == 2 and list(leaf.args[1]) == [0]
+            if rows_only:
+                return ("rows", first.shape[1], tuple(leaf.args[2:]))
+    return ("other",)
+
+
+def _fuse_addmm(program: Program) -> Program:
+    """A B + c where the product is read once."""
+    uses = Counter(id(operand) for node in program.order() for operand in node.operands())
+    uses.update(id(value) for value in program.outputs)
+    rewriter = _Rewriter(program)
+
+    def visit(node: Node) -> Any:
+        if _is_sum(node):
+            for product, other in (node.args, reversed(node.args)):
+                if (
+                    isinstance(product, Node)
+                    and product.op is aten.mm.default
+                    and uses[id(product)] == 1
+                ):
+                    args = (rewriter.new(other), *(rewriter.new(a) for a in product.args))
+                    return Node(aten.addmm.default, args, {}, node.shape, node.dtype)
+        return rewriter.copy(node)
+
+    return rewriter.run(visit)

@@ -1,0 +1,75 @@
+"""What drawing cases takes: compiled loops, and the checks of what a draw is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+_NUMPY_DTYPE: dict[torch.dtype, type[np.floating[Any]]] = {
+    torch.float32: np.float32,
+    torch.float64: np.float64,
+}
+
+def compile_kernel(function: Callable[..., None]) -> Callable[..., None]:
+    """``numba.njit`` without the GIL; compiles at the first call, cached on disk where possible."""
+    try:
+        compiled: Callable[..., None] = numba.njit(nogil=True, cache=True)(function)
+    except RuntimeError:  # neither the install nor the user's cache folder is writable
+        compiled = numba.njit(nogil=True)(function)
+    return compiled
+
+
+def check_draw(
+    size: int, generator: np.random.Generator, dtype: torch.dtype
+) -> type[np.floating[Any]]:
+    """Check the arguments of :meth:`Problem.batch`; gives the numpy dtype."""
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(f"size: got {size!r}, need an int")
+    if size < 1:
+        raise ValueError(f"size: got {size}, need at least 1 case")
+    if not isinstance(generator, np.random.Generator):
+        raise TypeError(f"generator: got {type(generator).__name__}, need a numpy.random.Generator")
+    return numpy_dtype(dtype)
+
+
+def numpy_dtype(dtype: torch.dtype) -> type[np.floating[Any]]:
+    """The numpy dtype of the batches' real numbers."""
+    if dtype not in _NUMPY_DTYPE:
+        raise TypeError(f"dtype: got {dtype}, need torch.float32 or torch.float64")
+    return _NUMPY_DTYPE[dtype]
+
+
+def check_length(length: int, least: int, why: str) -> None:
+    """Raise unless ``length`` is an int of at least ``least``."""
+    if not isinstance(length, int) or isinstance(length, bool):
+        raise TypeError(f"length: got {length!r}, need an int")
+    if length < least:
+        raise ValueError(f"length: got {length}, need at least {least} so that {why}")
+
+
+def check_flag(name: str, value: bool) -> bool:
+    """``value``, which must be a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: got {value!r}, need a bool")
+    return value
+
+
+def check_outputs(s: Tensor, shape: Sequence[int], like: str) -> None:
+    """Raise unless ``s`` has this shape, apart from a leading group axis."""
+    if list(s.shape[-3:]) != list(shape) or s.ndim > 4:
+        raise ValueError(f"s: got shape {list(s.shape)}, need {list(shape)} {like}")
+
+
+@compile_kernel
+def subtract_mean(inputs: np.ndarray, mean: np.ndarray) -> None:
+    """``inputs [T,B,n] -= mean [n]`` in place; NumPy is slow where the last axis is this short."""
+    T, B, n = inputs.shape
+    for t in range(T):
+        for b in range(B):
+            for i in range(n):
+                inputs[t, b, i] -= mean[i]

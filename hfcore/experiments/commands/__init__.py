@@ -1,0 +1,33 @@
+"""``hfcore reproduce``: published experiments, beside the published figures.
+
+``autoencoders.py`` trains the nets of Martens (2010) with Hessian-free optimisation; the other
+files hold the tables and the figure of Sutskever et al. (2013), one command a file.
+"""
+
+from __future__ import annotations
+
+import click
+
+from hfcore.experiments.commands.autoencoders import curves_log_command, martens2010_table2_command
+from hfcore.experiments.commands.fig5 import fig5_command
+from hfcore.experiments.commands.table1 import table1_command
+from hfcore.experiments.commands.table2 import table2_command
+from hfcore.experiments.commands.table3 import table3_command
+from hfcore.experiments.commands.table5 import table5_command
+
+
+@click.group("reproduce")
+def reproduce_commands() -> None:
+    """Run published experiments and print their figures beside the published ones."""
+
+
+for command in (
+    curves_log_command,
+    martens2010_table2_command,
+    table1_command,
+    table2_command,
+    table3_command,
+    table5_command,
+    fig5_command,
+):
+    reproduce_commands.add_command(command)

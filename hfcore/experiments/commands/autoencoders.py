@@ -1,0 +1,164 @@
+"""The autoencoder experiments of Martens (2010): ``curves-log``, ``martens2010-table2``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hfcore import presets
+from hfcore.cli.data import folder_option
+from hfcore.experiments.commands.session import Session
+from hfcore.data import Dataset
+from hfcore.experiments.experiment import (
+    HF,
+    METHODS,
+    Experiment,
+    Method,
+    load,
+    on_device,
+    with_validation,
+    without_validation,
+)
+from hfcore.experiments.published import CURVES_LOG_END
+from hfcore.experiments.report import describe, heading
+from hfcore.experiments.run import Limits, Line, RunResult
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that both experiments have."""
+    for option in reversed(
+        [
+            click.option("--run-dir", type=click.Path(path_type=Path), help="[default: in runs/]"),
+            click.option("--resume", is_flag=True, help="Continue the run in --run-dir."),
+            click.option("--seed", type=click.IntRange(0), default=0, help="Of the first weights."),
+            click.option(
+                "--seconds",
+                type=click.FloatRange(0, min_open=True),
+                default=math.inf,
+                help="Stop each run after so many seconds of training.",
+            ),
+            click.option("--threads", type=click.IntRange(1), help="[default: torch's]"),
+            click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 …"),
+            click.option("--quiet", is_flag=True, help="Only the table at the end."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("curves-log")
+@click.option("--iterations", type=click.IntRange(1), default=CURVES_LOG_END, help="HF steps.")
+@run_options
+@click.pass_context
+def curves_log_command(context: click.Context, /, **options: Any) -> None:
+    """Martens' demo on CURVES beside its published log.
+
+    Prints every iteration, at the end the table and the files written: table (markdown), numbers
+    (JSON) and a plot, in the run folder. Ctrl-C ends the run after its iteration.
+    """
+    from hfcore.experiments.curves_log import curves_log_report  # matplotlib is slow to import
+
+    preset = presets.autoencoders["curves"]
+    session = _Session("curves-log", options)
+    with session.complaints():
+        experiment = Experiment(session.data("curves"), preset, options["seed"])
+        result = session.run(experiment, Method(HF), session.folder)
+        session.show(*curves_log_report(result, experiment.dataset, session.folder))
+    session.end(context, interrupted=result.reason == "interrupted")
+
+
+@click.command("martens2010-table2")
+@click.option("--dataset", type=click.Choice(sorted(presets.autoencoders)), required=True)
+@click.option("--iterations", type=click.IntRange(1), help="HF steps, or passes.  [default: 200]")
+@click.option("--l2", type=click.FloatRange(0), help="Weight decay.  [default: the preset's]")
+@click.option("--starred", is_flag=True, help="The starred run: its weight decay.")
+@click.option(
+    "--early-stopping",
+    type=click.IntRange(1),
+    metavar="PATIENCE",
+    help="Stop after so many iterations without a better validation error; the best one counts. "
+    "Where the data has no validation part a tenth of the training part is held out.",
+)
+@click.option(
+    "--methods",
+    default=HF,
+    help=f"Separated by commas: {', '.join(METHODS)}; name=rate sets a learning rate. "
+    "With several the plot shows error against seconds for each (figure 2).",
+)
+@folder_option
+@run_options
+@click.pass_context
+def martens2010_table2_command(context: click.Context, /, dataset: str, **options: Any) -> None:
+    """Autoencoder errors on CURVES, MNIST or FACES beside Martens (2010), table 2.
+
+    Prints every iteration, at the end the table and the files written: table (markdown), numbers
+    (JSON) and a plot, in the run folder, which holds one folder for each method.
+    """
+    from hfcore.experiments.martens2010_table2 import table2_report  # matplotlib is slow to import
+
+    preset = presets.autoencoders[dataset]
+    l2 = _weight_decay(dataset, options["l2"], options["starred"])
+    methods = _methods(options["methods"])
+    session = _Session(f"table2-{dataset}", options)
+    with session.complaints():
+        experiment = Experiment(session.data(dataset), preset, options["seed"], l2)
+        results: dict[str, RunResult] = {}
+        for method in methods:
+            result = session.run(experiment, method, session.folder / str(method))
+            results[str(method)] = result
+            if result.reason == "interrupted":
+                break
+        session.show(*table2_report(experiment, results, session.folder))
+    session.end(context, interrupted=result.reason == "interrupted")
+
+
+def _weight_decay(dataset: str, l2: float | None, starred: bool) -> float | None:
+    if not starred:
+        return l2
+    if l2 is not None:
+        raise click.UsageError("--starred has a weight decay of its own; leave out --l2")
+    value = presets.autoencoders[dataset].starred_l2
+    if value is None:
+        raise click.UsageError(f"--starred: there is no starred run of {dataset}")
+    return value
+
+
+def _methods(text: str) -> list[Method]:
+    try:
+        methods = [Method.parse(part) for part in text.split(",")]
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--methods") from error
+    if len({str(method) for method in methods}) < len(methods):
+        raise click.BadParameter(f"got {text!r}, need different ones", param_hint="--methods")
+    return methods
+
+
+class _Session(Session):
+    """A call that trains autoencoders one after the other, with limits and lines."""
+
+    def data(self, name: str) -> Dataset:
+        """On the device, with a validation part if it is needed."""
+        split = with_validation if self.options.get("early_stopping") else without_validation
+        return on_device(split(load(name, self.options.get("folder"))), self.device)
+
+    def run(self, experiment: Experiment, method: Method, folder: Path) -> RunResult:
+        """One method, from its beginning or from where it was stopped."""
+        limits = Limits(
+            self.options["iterations"] or experiment.preset.iterations,
+            self.options["seconds"],
+            self.options.get("early_stopping"),
+        )
+        resume = self.options["resume"] and folder.is_dir()
+        if not self.options["quiet"]:
+            click.echo(f"{method}: {folder}\n{heading()}")
+        return experiment.run(method)(folder, limits, resume=resume, report=self._report)
+
+    def _report(self, line: Line) -> None:
+        if not self.options["quiet"]:
+            click.echo(describe(line))
+            for message in line.get("messages", ()):
+                click.echo(f"    {message}")

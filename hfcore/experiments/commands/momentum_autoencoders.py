@@ -1,0 +1,96 @@
+"""What ``table1``, ``table2`` and ``table3`` share: options, a tuned problem for each data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from hfcore.cli.data import folder_option
+from hfcore.cli.options import names
+from hfcore.experiments.commands.session import Session
+from hfcore.experiments.commands.tuned import (
+    Decorator,
+    decorated_by,
+    procedure_of,
+    settings_of,
+    tuned_options,
+)
+from hfcore.problems import Reconstruction
+from hfcore.experiments.momentum_autoencoders import (
+    BATCH_SIZE,
+    DATASETS,
+    FINAL_UPDATES,
+    UPDATES,
+    problem_of,
+)
+from hfcore.experiments.tuning import Column, Procedure, Tuned
+
+SEARCH_SHARE = 10
+
+
+def autoencoder_options() -> Decorator:
+    """The options of a table of autoencoders."""
+    return decorated_by(
+        [
+            tuned_options(
+                UPDATES, BATCH_SIZE, seeds="1", test_every=1000, search_share=SEARCH_SHARE
+            ),
+            click.option(
+                "--final-updates",
+                type=click.IntRange(0),
+                default=FINAL_UPDATES,
+                help="At the end, with μ = 0.9.",
+            ),
+            click.option("--images", type=click.IntRange(1), help="Only the first so many."),
+            folder_option,
+        ]
+    )
+
+
+datasets_option = click.option(
+    "--datasets", default=",".join(DATASETS), help="Separated by commas."
+)
+
+
+def datasets_of(text: str) -> list[str]:
+    """--datasets; BadParameter for an unknown one."""
+    chosen = names(text, "--datasets")
+    for name in chosen:
+        if name not in DATASETS:
+            known = ", ".join(DATASETS)
+            raise click.BadParameter(f"got {name!r}, need {known}", param_hint="--datasets")
+    return chosen
+
+
+class AutoencoderTable:
+    """The runs of one call: one tuned problem after the other."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self.procedure: Procedure = procedure_of(
+            session, search_share=SEARCH_SHARE, schedule="increasing"
+        )
+        self.settings = settings_of(
+            self.procedure,
+            images=session.options["images"],
+            final_updates=self.procedure.final_updates,
+        )
+
+    def run(
+        self, datasets: Sequence[str], columns: Callable[[str], list[Column]]
+    ) -> dict[str, Tuned]:
+        """Each data set with its columns; ends early after Ctrl-C."""
+        results: dict[str, Tuned] = {}
+        for name in datasets:
+            problem = self.problem(name)
+            procedure = self.procedure.having(test_size=len(problem.images))
+            results[name] = procedure(problem, columns(name), self.session.folder / name)
+            if not results[name].finished:
+                break
+        return results
+
+    def problem(self, name: str) -> Reconstruction:
+        options: dict[str, Any] = self.session.options
+        return problem_of(name, options["folder"], options["images"])

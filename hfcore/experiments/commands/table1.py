@@ -1,0 +1,89 @@
+"""``hfcore reproduce table1``: autoencoders with SGD, both momenta and the HF hybrid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import click
+
+from hfcore.cli.options import names
+from hfcore.experiments.commands.momentum_autoencoders import (
+    AutoencoderTable,
+    autoencoder_options,
+    datasets_of,
+    datasets_option,
+)
+from hfcore.experiments.commands.session import Session
+from hfcore.experiments.commands.tuned import rates_of
+from hfcore.experiments.experiment import load, on_device, without_validation
+from hfcore.experiments.hybrid import hybrid_run
+from hfcore.experiments.report import describe, heading
+from hfcore.experiments.run import Limits, RunResult
+from hfcore.experiments.table1 import COLUMNS, momentum_columns, table1_report
+from hfcore.experiments.tuning import column_settings
+
+
+@click.command("table1")
+@datasets_option
+@click.option(
+    "--columns",
+    default=",".join(COLUMNS),
+    help="Separated by commas: 0 is SGD, 0.99N Nesterov's and 0.99M classical momentum up to 0.99.",
+)
+@click.option(
+    "--hf-updates",
+    type=click.IntRange(0),
+    default=0,
+    help="Of the hybrid, column HF†, whose phases are shortened to so many; 0 leaves it out.",
+)
+@autoencoder_options()
+@click.pass_context
+def table1_command(
+    context: click.Context, /, datasets: str, columns: str, hf_updates: int, **options: Any
+) -> None:
+    """Autoencoders with momentum beside Sutskever et al. (2013), table 1.
+
+    The learning rate of every column is chosen by a search on the first seed; the hybrid starts
+    from the weights of that seed. Files, Ctrl-C and --resume are as for table5.
+    """
+    sets, chosen = datasets_of(datasets), names(columns, "--columns")
+    for name in chosen:
+        try:
+            column_settings(name)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--columns") from error
+    rates = rates_of(
+        options["rates"], {*sets, *chosen, *(f"{s}/{c}" for s in sets for c in chosen)}
+    )
+    session = Session("table1", options)
+    table = AutoencoderTable(session)
+    hybrids: dict[str, RunResult] = {}
+    with session.complaints():
+        results = table.run(sets, lambda name: momentum_columns(name, chosen, rates))
+        interrupted = not all(tuned.finished for tuned in results.values())
+        for name in sets if hf_updates and not interrupted else ():
+            hybrids[name] = _hybrid(session, name, hf_updates, table.procedure.seeds[0])
+            interrupted = hybrids[name].reason == "interrupted"
+            if interrupted:
+                break
+        settings = {**table.settings, "hf_updates": hf_updates}
+        session.show(*table1_report(results, hybrids, settings, session.folder))
+    session.end(context, interrupted=interrupted)
+
+
+def _hybrid(session: Session, name: str, updates: int, seed: int) -> RunResult:
+    """The hybrid's run, from its beginning or from where it was stopped."""
+    options, folder = session.options, session.folder / name / "hybrid"
+    dataset = on_device(without_validation(load(name, options["folder"])), session.device)
+    if options["images"] is not None:
+        dataset = replace(dataset, train=dataset.train[: options["images"]])
+    quiet = options["quiet"]
+    if not quiet:
+        click.echo(f"{folder}\n{heading()}")
+    return hybrid_run(dataset, updates, seed)(
+        folder,
+        Limits(updates),
+        resume=options["resume"] and folder.is_dir(),
+        report=lambda line: None if quiet else click.echo(describe(line)),
+    )

@@ -1,0 +1,75 @@
+"""``hfcore reproduce table5``: momentum on problems with long-term dependencies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from hfcore.cli.options import names
+from hfcore.experiments.commands.session import Session
+from hfcore.experiments.commands.tuned import procedure_of, rates_of, settings_of, tuned_options
+from hfcore.experiments.table5 import (
+    COLUMNS,
+    PROBLEMS,
+    TEST_SIZE,
+    Rung,
+    columns_of,
+    table5_report,
+)
+from hfcore.experiments.tuning import Tuned, column_settings
+from hfcore.sweeps import RnnStart
+
+
+@click.command("table5")
+@click.option(
+    "--problems",
+    default=",".join(PROBLEMS),
+    help="Separated by commas: add-T, mul-T, mem-5-T, mem-20-T with a length T.",
+)
+@click.option(
+    "--columns",
+    default=",".join(COLUMNS),
+    help="Separated by commas: 0 is SGD, 0.995N Nesterov's and 0.995M classical momentum.",
+)
+@tuned_options(updates=50_000, batch_size=100)
+@click.option("--hidden", type=click.IntRange(1), default=100, help="Hidden units.")
+@click.pass_context
+def table5_command(
+    context: click.Context, /, problems: str, columns: str, hidden: int, **options: Any
+) -> None:
+    """Recurrent nets with momentum beside Sutskever et al. (2013), table 5.
+
+    The learning rate of every column is chosen on the first seed, then the other seeds follow.
+    Prints the table and writes it (markdown), the numbers (JSON), the map of learning rates and
+    outcomes of every problem (CSV, PNG) and a plot into the run folder. Ctrl-C ends it with
+    checkpoints; with --resume the same command continues, and when all is done prints the table
+    again.
+    """
+    rungs = [_parsed(Rung.parse, name, "--problems") for name in names(problems, "--problems")]
+    chosen = names(columns, "--columns")
+    for name in chosen:
+        _parsed(column_settings, name, "--columns")
+    where = {*chosen, *map(str, rungs), *(f"{rung}/{name}" for rung in rungs for name in chosen)}
+    rates = rates_of(options["rates"], where)
+    session = Session("table5", options)
+    start = RnnStart(hidden_size=hidden)
+    procedure = procedure_of(session, schedule="delayed", start=start, test_size=TEST_SIZE)
+    results: dict[str, Tuned] = {}
+    with session.complaints():
+        for rung in rungs:
+            folder = session.folder / str(rung)
+            tuned = procedure(rung.problem(), columns_of(rung, chosen, rates), folder)
+            results[str(rung)] = tuned
+            if not tuned.finished:
+                break
+        settings = settings_of(procedure, hidden=hidden)
+        session.show(*table5_report(results, settings, session.folder))
+    session.end(context, interrupted=not all(tuned.finished for tuned in results.values()))
+
+
+def _parsed(parse: Any, text: str, option: str) -> Any:
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from error

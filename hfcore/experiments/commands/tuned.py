@@ -1,0 +1,117 @@
+"""Options and helpers of the commands that choose learning rates by a search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hfcore.cli.options import numbers, seeds_of
+from hfcore.experiments.commands.session import Session
+from hfcore.experiments.tuning import Procedure
+
+Decorator = Callable[[Callable[..., None]], Any]
+
+
+def tuned_options(
+    updates: int,
+    batch_size: int,
+    *,
+    seeds: str = "4",
+    test_every: int = 500,
+    search_share: int = 1,
+) -> Decorator:
+    """The options of a tuned table with its defaults.
+
+    The search of ε has one part in ``search_share`` of the updates.
+    """
+    search = "as many as --updates" if search_share == 1 else f"--updates / {search_share}"
+    options = [
+        click.option(
+            "--rates",
+            multiple=True,
+            metavar="[WHERE=]A,B,…",
+            help="Learning rates ε to search: for all, or WHERE is a problem, a column or "
+            "problem/column. May be repeated.  [default: a grid in half decades]",
+        ),
+        click.option("--updates", type=click.IntRange(1), default=updates, help="Of every run."),
+        click.option(
+            "--search-updates",
+            type=click.IntRange(1),
+            help=f"Of the runs that choose ε.  [default: {search}]",
+        ),
+        click.option("--seeds", default=seeds, metavar="N|A,B,…", help="How many, or which."),
+        click.option("--batch-size", type=click.IntRange(1), default=batch_size),
+        click.option("--test-every", type=click.IntRange(1), default=test_every, help="Updates."),
+        click.option("--run-dir", type=click.Path(path_type=Path), help="[default: in runs/]"),
+        click.option("--resume", is_flag=True, help="Continue the runs in --run-dir."),
+        click.option("--threads", type=click.IntRange(1), help="[default: torch's]"),
+        click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 …"),
+        click.option("--quiet", is_flag=True, help="Only the table at the end."),
+    ]
+
+    return decorated_by(options)
+
+
+def decorated_by(options: list[Decorator]) -> Decorator:
+    """One decorator for several options, in their order in the help."""
+
+    def decorate(command: Callable[..., None]) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+def rates_of(given: tuple[str, ...], known: set[str]) -> dict[str, tuple[float, ...]]:
+    """``--rates`` by its WHERE, "" for all; BadParameter for one that is not ``known``."""
+    rates: dict[str, tuple[float, ...]] = {}
+    for text in given:
+        where, equals, values = text.rpartition("=")
+        if equals and where not in known:
+            raise click.BadParameter(
+                f"got {text!r}, need a problem, a column or problem/column of this table "
+                "before the =",
+                param_hint="--rates",
+            )
+        if where in rates:
+            raise click.BadParameter(f"got {where or 'all'!r} twice", param_hint="--rates")
+        rates[where] = numbers(values, "--rates")
+        if min(rates[where]) <= 0:
+            raise click.BadParameter(f"got {text!r}, need positive numbers", param_hint="--rates")
+    return rates
+
+
+def procedure_of(session: Session, *, search_share: int = 1, **sweep_options: Any) -> Procedure:
+    """How the runs of a call are made; ``sweep_options`` join those of the command line."""
+    options = session.options
+    search_updates = options["search_updates"] or max(1, options["updates"] // search_share)
+    return Procedure(
+        seeds_of(options["seeds"]),
+        options["updates"],
+        search_updates,
+        resume=options["resume"],
+        options={
+            "batch_size": options["batch_size"],
+            "test_every": options["test_every"],
+            "device": session.device,
+            "progress": not options["quiet"],
+            **sweep_options,
+        },
+        final_updates=options.get("final_updates", 0),
+        report=(lambda line: None) if options["quiet"] else click.echo,
+    )
+
+
+def settings_of(procedure: Procedure, **more: Any) -> Mapping[str, Any]:
+    """What table and file of results say of the procedure."""
+    return {
+        "seeds": list(procedure.seeds),
+        "updates": procedure.updates,
+        "search_updates": procedure.search_updates,
+        "batch_size": procedure.options["batch_size"],
+        **more,
+    }

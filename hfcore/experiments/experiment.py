@@ -1,0 +1,145 @@
+"""The autoencoder experiments of Martens (2010): which data, net, start and optimisers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from hfcore import init, presets
+from hfcore.bindings.checks import check_choice
+from hfcore.data import Dataset, curves, faces, mnist
+from hfcore.data.files import Folder
+from hfcore.minibatches import FullGradient
+from hfcore.models.mlp import Autoencoder
+from hfcore.optimisers.hessian_free import HessianFree
+from hfcore.presets import AutoencoderPreset
+from hfcore.experiments.run import Run
+from hfcore.experiments.trainers import FirstOrderTrainer, HessianFreeTrainer, Trainer
+
+HF = "hf"
+
+# torch's optimisers with the settings they start from here; a learning rate may be given instead.
+FIRST_ORDER: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
+    "sgd": (torch.optim.SGD, {"lr": 1e-2}),
+    "momentum": (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9}),
+    "nag": (torch.optim.SGD, {"lr": 1e-3, "momentum": 0.9, "nesterov": True}),
+    "adam": (torch.optim.Adam, {"lr": 1e-3}),
+}
+METHODS = (HF, *FIRST_ORDER)
+BATCH_SIZE = 200  # of the first-order methods
+
+HELD_OUT = 10  # one part in so many validates where the data has no validation part
+
+
+@dataclass(frozen=True)
+class Method:
+    """``hf`` or one of FIRST_ORDER, the latter with another learning rate perhaps."""
+
+    name: str
+    lr: float | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("method", self.name, METHODS)
+        if self.lr is not None and (self.name == HF or not self.lr > 0):
+            raise ValueError(f"method: got {self}, need a positive rate, and none for {HF}")
+
+    def __str__(self) -> str:
+        return self.name if self.lr is None else f"{self.name}={self.lr:g}"
+
+    @classmethod
+    def parse(cls, text: str) -> Method:
+        """``name`` or ``name=rate``."""
+        name, _, rate = text.partition("=")
+        try:
+            return cls(name.strip(), float(rate) if rate else None)
+        except ValueError as error:
+            raise ValueError(f"{error} (name or name=learning rate)") from error
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One data set with its published net, and the seed of the initial weights.
+
+    ``l2``: weight decay in place of the preset's. Every method starts from the same weights.
+    """
+
+    dataset: Dataset
+    preset: AutoencoderPreset
+    seed: int = 0
+    l2: float | None = None
+
+    @property
+    def weight_decay(self) -> float:
+        """l2 of ½·l2·‖θ‖², biases included."""
+        return float(self.preset.optimiser["l2"] if self.l2 is None else self.l2)
+
+    def run(self, method: Method) -> Run:
+        """A fresh run of one method."""
+        images = self.dataset.train
+        model = Autoencoder(self.preset.encoder_sizes, device=images.device)
+        start = torch.Generator().manual_seed(self.seed)  # on the CPU: one seed, one net
+        init.sparse_(model, start, replacement=True)
+        return Run(
+            model,
+            self.dataset,
+            self.preset.loss,
+            self._trainer(method, model),
+            settings={"method": str(method), "seed": self.seed},
+        )
+
+    def _trainer(self, method: Method, model: Autoencoder) -> Trainer:
+        images, loss = self.dataset.train, self.preset.loss
+        if method.name == HF:
+            options = {**self.preset.optimiser, "l2": self.weight_decay}
+            count = self.preset.curvature_batches
+            policy = FullGradient(images, images, curvature_batches=count, seed=self.seed)
+            return HessianFreeTrainer(HessianFree(model, loss, **options), policy)
+        make, options = FIRST_ORDER[method.name]
+        options = {**options, "weight_decay": self.weight_decay}
+        if method.lr is not None:
+            options["lr"] = method.lr
+        return FirstOrderTrainer(
+            model,
+            loss,
+            make(model.parameters(), **options),
+            images,
+            batch_size=min(BATCH_SIZE, len(images)),
+            seed=self.seed,
+        )
+
+
+def load(name: str, folder: Folder = None) -> Dataset:
+    """The data set of that name as published in size.
+
+    Raises :class:`hfcore.data.DataFileError` saying what to put where.
+    """
+    check_choice("dataset", name, tuple(presets.autoencoders))
+    if name == "curves":
+        return curves()
+    return mnist(folder) if name == "mnist" else faces(folder)
+
+
+def with_validation(dataset: Dataset) -> Dataset:
+    """The same with the last tenth of the training part held out, if there is no validation."""
+    if dataset.validation is not None:
+        return dataset
+    kept = len(dataset.train) - max(1, len(dataset.train) // HELD_OUT)
+    return replace(dataset, train=dataset.train[:kept], validation=dataset.train[kept:])
+
+
+def without_validation(dataset: Dataset) -> Dataset:
+    """The same without a validation part, which nothing would look at."""
+    return replace(dataset, validation=None)
+
+
+def on_device(dataset: Dataset, device: torch.device) -> Dataset:
+    """The same with every part on ``device``."""
+    validation = None if dataset.validation is None else dataset.validation.to(device)
+    return replace(
+        dataset,
+        train=dataset.train.to(device),
+        test=dataset.test.to(device),
+        validation=validation,
+    )

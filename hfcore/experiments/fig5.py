@@ -1,0 +1,139 @@
+"""Sutskever et al. (2013), figure 5: CG against NAG on a quadratic of a Hessian-free run.
+
+1. The paper takes a quadratic from the middle of a run on CURVES, damped as it was there, starts
+   both at 0 and stops CG at 120 iterations; CG is better, the gap modest. It prints no numbers.
+2. No preconditioner for either. NAG is tried at many ε, as multiples of 1/L with L the largest
+   eigenvalue, and at constant μ and Nesterov's sequence; the best is shown.
+3. One iteration of either costs one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfcore.batches import Batch
+from hfcore.curvature.objectives import objective_for
+from hfcore.flat import FlatParameters
+from hfcore.minibatches import FullGradient
+from hfcore.experiments.experiment import Experiment
+from hfcore.experiments.quadratic import Krylov, Quadratic, QuadraticSettings
+from hfcore.experiments.report import markdown, number, write_results
+from hfcore.experiments.run import Run
+from hfcore.schedules import Constant, Nesterov
+
+ITERATIONS = 60  # of HF before the quadratic: on CURVES about the middle of the descent
+CG_ITERATIONS = 120
+MULTIPLES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3)  # ε·L
+MOMENTA: dict[str, Callable[[int], float]] = {
+    **{f"{mu:g}": Constant(mu) for mu in (0.0, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)},
+    "1 − 3/(t + 5)": Nesterov(),
+}
+SHOWN = (1, 2, 5, 10, 20, 40, 60, 80, 100, 120)
+
+
+def quadratic_of(experiment: Experiment, run: Run, iteration: int) -> Quadratic:
+    """The quadratic that the next HF step of ``run`` would solve."""
+    preset, images = experiment.preset, experiment.dataset.train
+    policy = FullGradient(
+        images, images, curvature_batches=preset.curvature_batches, seed=experiment.seed
+    )
+    batch = policy(iteration).curvature
+    assert isinstance(batch, Batch)
+    options = run.trainer.optimizer.param_groups[0]
+    l2 = experiment.weight_decay
+    theta = FlatParameters(run.model).read().clone()
+    objective = objective_for(run.model, preset.loss, l2=l2)
+    _, gradient = objective.gradient(objective.prepare(Batch(images, images)), theta)
+    settings = QuadraticSettings(
+        experiment.dataset.name, iteration, float(options["damping"]), l2, experiment.seed
+    )
+    return Quadratic(settings, theta, gradient, batch.inputs.clone())
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of NAG: ε as a multiple of 1/L, μ by name, and φ after 0, 1, … updates."""
+
+    multiple: float
+    momentum: str
+    phi: np.ndarray
+
+    def __str__(self) -> str:
+        return f"ε = {self.multiple:g}/L, μ = {self.momentum}"
+
+
+def trials(krylov: Krylov) -> list[Trial]:
+    """NAG at every ε and μ of the grid."""
+    L = krylov.largest
+    return [
+        Trial(multiple, name, krylov.nag(multiple / L, momentum))
+        for name, momentum in MOMENTA.items()
+        for multiple in MULTIPLES
+    ]
+
+
+def best_of(found: list[Trial], iteration: int) -> Trial:
+    """The trial with the least φ after so many updates; those that overflowed come last."""
+    return min(found, key=lambda t: t.phi[iteration] if np.isfinite(t.phi[iteration]) else np.inf)
+
+
+def fig5_report(
+    krylov: Krylov, settings: QuadraticSettings, facts: str, folder: Path
+) -> tuple[str, list[Path]]:
+    """The table as markdown, and the paths of table, numbers and plot written to ``folder``."""
+    from hfcore.experiments.plots import plot_quadratic  # matplotlib is slow to import
+
+    cg, found = krylov.conjugate_gradient(), trials(krylov)
+    text = fig5_table(krylov, settings, facts, cg, found)
+    data: Mapping[str, Any] = {
+        "data": facts,
+        "quadratic": asdict(settings),
+        "largest_eigenvalue": krylov.largest,
+        "cg": cg.tolist(),
+        "nag": [
+            {"epsilon_L": t.multiple, "momentum": t.momentum, "phi": t.phi.tolist()} for t in found
+        ],
+    }
+    written = write_results(folder, "fig5", text, dict(data))
+    plot = folder / "fig5.png"
+    by_momentum = ([t for t in found if t.momentum == name] for name in MOMENTA)
+    shown = [best_of(some, len(cg) - 1) for some in by_momentum]
+    plot_quadratic(cg, {f"NAG, {trial}": trial.phi for trial in shown}, plot, facts)
+    return text, [*written, plot]
+
+
+def fig5_table(
+    krylov: Krylov, settings: QuadraticSettings, facts: str, cg: np.ndarray, found: list[Trial]
+) -> str:
+    """φ of CG and of the best NAG at some iterations, then every NAG at the last one."""
+    last = len(cg) - 1
+    final = best_of(found, last)
+    rows = []
+    for i in sorted({i for i in SHOWN if i <= last} | {last}):
+        best = best_of(found, i)
+        share = f"{100 * best.phi[i] / cg[i]:.1f} %"
+        values = [number(float(v)) for v in (cg[i], final.phi[i], best.phi[i])]
+        rows.append([str(i), *values, share, str(best)])
+    header = ["iterations", "φ of CG", f"φ of NAG, {final}", "of the best NAG", "of CG's", "there"]
+    grid = [[name, *(_share(t, cg, last) for t in found if t.momentum == name)] for name in MOMENTA]
+    return "\n\n".join(
+        [
+            f"{facts} The quadratic of HF step {settings.iteration + 1}: λ = "
+            f"{settings.damping:.4g}, l2 = {settings.l2:g}, L = {krylov.largest:.4g}. Both methods "
+            "start at 0, without a preconditioner; an iteration of either costs one product. The "
+            "paper's figure prints no numbers; it finds CG better, the gap modest.",
+            markdown(header, rows),
+            f"φ of NAG after {last} updates, in percent of CG's, by μ and ε:",
+            markdown(["μ", *(f"{multiple:g}/L" for multiple in MULTIPLES)], grid),
+        ]
+    )
+
+
+def _share(trial: Trial, cg: np.ndarray, at: int) -> str:
+    share = 100 * trial.phi[at] / cg[at]
+    return f"{share:.1f}" if np.isfinite(share) and share > 0 else "diverged"
