@@ -15,6 +15,7 @@ _NUMPY_DTYPE: dict[torch.dtype, type[np.floating[Any]]] = {
     torch.float64: np.float64,
 }
 
+
 def compile_kernel(function: Callable[..., None]) -> Callable[..., None]:
     """``numba.njit`` without the GIL; compiles at the first call, cached on disk where possible."""
     try:

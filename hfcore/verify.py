@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from hfcore.batches import Batch
-from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
-from hfcore.autograd.objective import ModuleObjective
 from hfcore.autograd.data import BatchPart
 from hfcore.autograd.losses import second_of
+from hfcore.autograd.objective import ModuleObjective
 from hfcore.autograd.strategies import DoubleVjp
+from hfcore.batches import Batch
+from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
 from hfcore.curvature.objectives import RNN_BATCH_DIM, objective_for
 from hfcore.losses import Loss
 from hfcore.models.rnn import RNN

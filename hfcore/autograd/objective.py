@@ -11,9 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from hfcore.batches import Batch
-from hfcore.bindings.checks import check_choice
-from hfcore.bindings.conjugate_gradient import dot
 from hfcore.autograd.cases import CaseSquares
 from hfcore.autograd.checks import check_repeatable, differentiable_kernels, reaches
 from hfcore.autograd.data import BatchPart, Closure, call_closure, check_part
@@ -34,6 +31,9 @@ from hfcore.autograd.strategies import (
     make_strategy,
 )
 from hfcore.autograd.structural import Held, Term, structural_terms
+from hfcore.batches import Batch
+from hfcore.bindings.checks import check_choice
+from hfcore.bindings.conjugate_gradient import dot
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 

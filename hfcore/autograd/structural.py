@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from hfcore.bindings.checks import check_choice
 from hfcore.autograd.losses import LinearMap
+from hfcore.bindings.checks import check_choice
 
 DISTANCES = ("identity", "tanh", "logistic", "softmax")
 

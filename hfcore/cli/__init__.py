@@ -7,9 +7,9 @@ import click
 from hfcore.cli.check_curvature import check_command
 from hfcore.cli.data import data_commands
 from hfcore.cli.info import info_command
-from hfcore.experiments.commands import reproduce_commands
 from hfcore.cli.sweep import sweep_command
 from hfcore.cli.train import train_command
+from hfcore.experiments.commands import reproduce_commands
 from hfcore.training.environment import package_version
 
 

@@ -23,8 +23,8 @@ from hfcore.cli.options import (
     seeds_of,
 )
 from hfcore.data import DataFileError
-from hfcore.problems import PROBLEMS, Problem, Reconstruction
 from hfcore.experiments.report import clock, markdown, number
+from hfcore.problems import PROBLEMS, Problem, Reconstruction
 from hfcore.sweeps import AutoencoderStart, RnnStart, Start, SweepResult, sweep
 from hfcore.sweeps.engine import SCHEDULES
 from hfcore.sweeps.grid import METHODS

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hfcore.autograd.objective import ModuleObjective
 from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
 from hfcore.curvature.mlp import MlpObjective
-from hfcore.autograd.objective import ModuleObjective
 from hfcore.curvature.rnn import Normalize, RnnObjective, StructuralDistance
 from hfcore.curvature.rnn_sparse import SparseRnnObjective
 from hfcore.losses import Loss

@@ -11,12 +11,12 @@ from hfcore import init, presets
 from hfcore.bindings.checks import check_choice
 from hfcore.data import Dataset, curves, faces, mnist
 from hfcore.data.files import Folder
+from hfcore.experiments.run import Run
+from hfcore.experiments.trainers import FirstOrderTrainer, HessianFreeTrainer, Trainer
 from hfcore.minibatches import FullGradient
 from hfcore.models.mlp import Autoencoder
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.presets import AutoencoderPreset
-from hfcore.experiments.run import Run
-from hfcore.experiments.trainers import FirstOrderTrainer, HessianFreeTrainer, Trainer
 
 HF = "hf"
 

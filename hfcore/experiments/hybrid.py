@@ -11,11 +11,11 @@ import torch
 from hfcore import init, presets
 from hfcore.bindings.checks import check_positive
 from hfcore.data import Dataset
+from hfcore.experiments.run import Run
+from hfcore.experiments.trainers import HybridTrainer
 from hfcore.minibatches import PhaseBatches
 from hfcore.models.mlp import Autoencoder
 from hfcore.optimisers.hessian_free import HessianFree
-from hfcore.experiments.run import Run
-from hfcore.experiments.trainers import HybridTrainer
 from hfcore.schedules import Phase, Phases, Reciprocal
 
 # FACES: the recipe is not given, MNIST's serves.

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from hfcore import presets
-from hfcore.problems import Reconstruction
 from hfcore.experiments.published import AUTOENCODER_UPDATES
 from hfcore.experiments.tuning import Tuned
+from hfcore.problems import Reconstruction
 from hfcore.schedules import Increasing
 
 DATASETS = ("curves", "mnist", "faces")

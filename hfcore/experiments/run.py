@@ -18,8 +18,8 @@ from torch import Tensor
 
 from hfcore.bindings.checks import check_positive
 from hfcore.data import Dataset
-from hfcore.losses import LogisticCrossEntropy, Loss
 from hfcore.experiments.trainers import Trainer
+from hfcore.losses import LogisticCrossEntropy, Loss
 from hfcore.training.atomic import write_atomic
 from hfcore.training.config import device_name, model_config, optimizer_config
 from hfcore.training.environment import describe_environment

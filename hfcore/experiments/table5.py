@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfcore.problems import SequenceProblem, create
 from hfcore.experiments.published import TABLE5
 from hfcore.experiments.tuning import Column, Tuned, column_settings, rates_for
 from hfcore.experiments.tuning_tables import beside_published, details, procedure_text, times
+from hfcore.problems import SequenceProblem, create
 
 PROBLEMS = ("add-80", "mul-80", "mem-5-200", "mem-20-80")
 COLUMNS = ("0", "0.9N", "0.98N", "0.995N", "0.9M", "0.98M", "0.995M")

@@ -10,11 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hfcore.autograd.objective import Closure, ModuleCurvature, ModuleObjective
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.threads import among_kernels
-from hfcore.autograd.objective import Closure, ModuleCurvature, ModuleObjective
 from hfcore.curvature.objectives import curvature_of, objective_for
 from hfcore.curvature.operator import check_nonnegative
 from hfcore.curvature.rnn import Normalize, StructuralDistance

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from hfcore.batches import Batch
-from hfcore.losses import Loss, SquaredError
 from hfcore.draws import (
     check_draw,
     check_flag,
@@ -25,6 +24,7 @@ from hfcore.draws import (
     compile_kernel,
     subtract_mean,
 )
+from hfcore.losses import Loss, SquaredError
 
 # From L = 3 on both marker ranges hold a position: step 0, and step 1 (0.3 <= 1 < 1.5).
 MIN_LENGTH = 3

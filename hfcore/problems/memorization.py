@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from hfcore.batches import Batch
-from hfcore.losses import Loss, SoftmaxCrossEntropy
 from hfcore.draws import (
     check_draw,
     check_flag,
@@ -24,6 +23,7 @@ from hfcore.draws import (
     numpy_dtype,
     subtract_mean,
 )
+from hfcore.losses import Loss, SoftmaxCrossEntropy
 
 Scored = Literal["all", "recall"]
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.bindings.threads import torch_on_one_thread
+from hfcore.draws import check_draw, numpy_dtype
 from hfcore.losses import LogisticCrossEntropy, Loss
 from hfcore.presets import autoencoders
-from hfcore.draws import check_draw, numpy_dtype
 from hfcore.problems.base import TEST_BATCH
 
 DATASETS = tuple(autoencoders)

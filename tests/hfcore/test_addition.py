@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from hfcore.batches import Batch
+from hfcore.draws import compile_kernel
 from hfcore.problems import Addition, Problem, create
 from hfcore.problems.addition import Target
-from hfcore.draws import compile_kernel
 
 DTYPES = [torch.float32, torch.float64]
 

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 import hfcore as hf
 from hfcore.data import Dataset, curves
-from hfcore.presets import AutoencoderPreset
 from hfcore.experiments import run as run_module
 from hfcore.experiments.experiment import (
     FIRST_ORDER,
@@ -30,6 +29,7 @@ from hfcore.experiments.experiment import (
 )
 from hfcore.experiments.run import Limits, Line, Run, RunResult, errors
 from hfcore.experiments.trainers import FirstOrderTrainer
+from hfcore.presets import AutoencoderPreset
 from hfcore.training import CheckpointError, ConfigMismatchError, RunFolderError
 
 

@@ -16,12 +16,9 @@ from torch import Tensor
 
 import hfcore as hf
 from hfcore.cli import main
-from hfcore.experiments.commands import table1 as command_module
 from hfcore.data import Dataset, curves
-from hfcore.minibatches import PhaseBatches
-from hfcore.presets import AutoencoderPreset
-from hfcore.problems import Reconstruction, reconstruction
 from hfcore.experiments import hybrid as hybrid_module
+from hfcore.experiments.commands import table1 as command_module
 from hfcore.experiments.hybrid import PHASES, hybrid_run, shortened
 from hfcore.experiments.momentum_autoencoders import DATASETS, same_runs
 from hfcore.experiments.published import TABLE1, TABLE2, TABLE3
@@ -31,6 +28,9 @@ from hfcore.experiments.table1 import COLUMNS
 from hfcore.experiments.table2 import BEST, check_tests
 from hfcore.experiments.table3 import SCALES, scale_columns
 from hfcore.experiments.tuning import Column, ColumnResult, Tuned, column_settings
+from hfcore.minibatches import PhaseBatches
+from hfcore.presets import AutoencoderPreset
+from hfcore.problems import Reconstruction, reconstruction
 from hfcore.schedules import Phase, Reciprocal
 from hfcore.sweeps import AutoencoderStart, engine, sweep
 

@@ -16,15 +16,15 @@ from click.testing import CliRunner, Result
 
 import hfcore as hf
 from hfcore.cli import main
-from hfcore.experiments.commands import fig5 as command_module
 from hfcore.data import curves
-from hfcore.minibatches import FullGradient
-from hfcore.presets import AutoencoderPreset
 from hfcore.experiments import fig5
+from hfcore.experiments.commands import fig5 as command_module
 from hfcore.experiments.experiment import HF, Experiment, Method
 from hfcore.experiments.quadratic import Krylov, Quadratic, lanczos
 from hfcore.experiments.report import describe, number
 from hfcore.experiments.run import Limits
+from hfcore.minibatches import FullGradient
+from hfcore.presets import AutoencoderPreset
 from hfcore.schedules import Constant, Nesterov
 from hfcore.solvers.conjugate_gradient import StopRule, conjugate_gradient
 from hfcore.training import CheckpointError

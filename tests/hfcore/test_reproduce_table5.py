@@ -13,7 +13,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hfcore.cli import main
-from hfcore.problems import Addition
 from hfcore.experiments.published import TABLE5
 from hfcore.experiments.report import clock, number
 from hfcore.experiments.table5 import COLUMNS, PROBLEMS, RATES, Rung, columns_of
@@ -25,6 +24,7 @@ from hfcore.experiments.tuning import (
     Tuned,
     column_settings,
 )
+from hfcore.problems import Addition
 from hfcore.sweeps import RnnStart, engine, sweep
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -14,8 +14,8 @@ import torch
 from click.testing import CliRunner, Result
 
 from hfcore.cli import main
-from hfcore.problems import Addition, reconstruction
 from hfcore.experiments.report import number
+from hfcore.problems import Addition, reconstruction
 from hfcore.sweeps import RnnStart, engine, sweep
 
 IMAGES = torch.rand(30, 784, generator=torch.Generator().manual_seed(0))

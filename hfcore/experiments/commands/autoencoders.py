@@ -11,8 +11,8 @@ import click
 
 from hfcore import presets
 from hfcore.cli.data import folder_option
-from hfcore.experiments.commands.session import Session
 from hfcore.data import Dataset
+from hfcore.experiments.commands.session import Session
 from hfcore.experiments.experiment import (
     HF,
     METHODS,

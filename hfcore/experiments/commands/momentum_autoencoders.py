@@ -17,7 +17,6 @@ from hfcore.experiments.commands.tuned import (
     settings_of,
     tuned_options,
 )
-from hfcore.problems import Reconstruction
 from hfcore.experiments.momentum_autoencoders import (
     BATCH_SIZE,
     DATASETS,
@@ -26,6 +25,7 @@ from hfcore.experiments.momentum_autoencoders import (
     problem_of,
 )
 from hfcore.experiments.tuning import Column, Procedure, Tuned
+from hfcore.problems import Reconstruction
 
 SEARCH_SHARE = 10
 
