@@ -62,14 +62,20 @@ class Piece:
         """Let the parameters be these; autograd graphs that hold others end."""
         for p, value in zip(self.parameters, values, strict=True):
             p.data = value
-        torch.autograd.graph.increment_version(self.parameters)
+        _end_old_values(self.parameters)
 
     def wrote(self) -> None:
         """theta was written: brings a copy back, and ends autograd graphs that hold old values."""
         if self.copied:
             (p,) = self.parameters
             p.detach().copy_(self.theta.view(p.shape))
-        torch.autograd.graph.increment_version(self.parameters)
+        _end_old_values(self.parameters)
+
+
+def _end_old_values(parameters: list[Tensor]) -> None:
+    """Autograd graphs and autocast's casts of the values that these parameters had end."""
+    torch.autograd.graph.increment_version(parameters)
+    torch.clear_autocast_cache()
 
 
 class Layout:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hfcore.autograd.backward import BackwardObjective
 from hfcore.autograd.objective import Closure, ModuleCurvature, ModuleObjective
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.checks import check_choice
@@ -208,6 +209,7 @@ class HessianFree(torch.optim.Optimizer):
         self._rules(first=True)  # refuses impossible numbers now, not at the first step
         named = structural if isinstance(structural, Mapping) else None
         self._module_objective = ModuleObjective(model, l2=l2, structural=named, strategy=strategy)
+        self._backward_objective = BackwardObjective(model, l2=l2)
         self._objective: Objective | None = None
         if loss is not None:
             if not isinstance(model, nn.Module):
@@ -304,7 +306,7 @@ class HessianFree(torch.optim.Optimizer):
         kept = self.state[self._parameters.tensors[0]].get("cg_last")
         if kept is None:
             return torch.zeros_like(theta)
-        start: Tensor = kept * self.param_groups[0]["cg_decay"]
+        start: Tensor = kept.to(theta) * self.param_groups[0]["cg_decay"]
         return start
 
     def _keep_cg(self, last: Tensor | None) -> None:
@@ -321,7 +323,10 @@ class HessianFree(torch.optim.Optimizer):
     def step(self, data: StepData) -> StepStats:  # type: ignore[override]
         """One step on ``(x, y, mask)``, a list of batches, :class:`hfcore.Batches`, or a closure.
 
-        A closure returns (loss, outputs) and serves every role. Raises ValueError when the
+        A closure serves every role; it is called with gradients enabled. It returns (loss,
+        outputs), or the loss alone: then ``curvature`` is ``"hessian"``, which differentiates it
+        twice, or ``"hessian_fd"``, which takes its gradients by ``backward()`` (called by the
+        closure, or for it) and nothing else. Raises ValueError when the
         parameters or the objective at them are not finite; nothing has changed then.
         """
         theta = self._parameters.read()
@@ -414,13 +419,15 @@ class HessianFree(torch.optim.Optimizer):
 
     def _prepare(self, data: StepData) -> tuple[Objective, Roles]:
         options = self.param_groups[0]
-        for objective in (self._module_objective, self._objective):
+        for objective in (self._module_objective, self._backward_objective, self._objective):
             if objective is not None:
                 objective.l2 = options["l2"]
             if isinstance(objective, ModuleObjective):
                 objective.strategy = options["strategy"]
+        self._parameters.refresh()
         if callable(data):
-            return self._module_objective, Roles(data, data, data, data)
+            objective = self._closure_objective(options["curvature"])
+            return objective, Roles(data, data, data, data)
         if self._objective is None:
             raise TypeError(
                 "step: batches need a module and a loss; without a loss give a closure that "
@@ -428,6 +435,10 @@ class HessianFree(torch.optim.Optimizer):
             )
         self._check_unaltered(self._objective)
         return self._objective, prepare_roles(self._objective, as_batches(data))
+
+    def _closure_objective(self, curvature: CurvatureKind) -> Objective:
+        """Finite differences need nothing of a closure but its gradients."""
+        return self._backward_objective if curvature == "hessian_fd" else self._module_objective
 
     def _check_unaltered(self, objective: Objective) -> None:
         """A fused objective reads parameters alone: refuse what it could not see."""

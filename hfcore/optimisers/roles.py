@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from hfcore.autograd.data import as_batch_list
 from hfcore.batches import Batch, Batches
 from hfcore.objective import Objective
 
@@ -60,11 +61,10 @@ def as_batches(data: Any) -> Batches:
     if isinstance(data, Batch):
         return Batches(gradient=data)
     if isinstance(data, tuple | list) and len(data) > 0:
-        if isinstance(data[0], Tensor):
-            if len(data) not in (2, 3):
-                raise TypeError(f"step: got a tuple of {len(data)}, need (x, y) or (x, y, mask)")
-            return Batches(gradient=Batch(*data))
-        return Batches(gradient=list(data))
+        if isinstance(data[0], Tensor) and len(data) not in (2, 3):
+            raise TypeError(f"step: got a tuple of {len(data)}, need (x, y) or (x, y, mask)")
+        batches = as_batch_list(data)
+        return Batches(gradient=Batch(*data) if batches[0] is data else batches)
     raise TypeError(f"step: got {type(data).__name__}, need (x, y, mask), hf.Batches or a closure")
 
 
