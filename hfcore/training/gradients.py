@@ -13,6 +13,7 @@ from hfcore.batches import Batch
 from hfcore.bindings.momentum import Step
 from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
 from hfcore.flat import FlatParameters
+from hfcore.flat_memory import joined, side_by_side
 from hfcore.losses import Loss
 from hfcore.optimisers.flat_state import SideBySide
 
@@ -21,12 +22,11 @@ class FusedBackpropagation:
     """On the fused ops of hf.RNN and hf.MLP, without autograd.
 
     It is the computation of a sweep with one net in its group, so both have the same bits.
-    Gradients are views into one flat buffer, overwritten by the next call.
+    Gradients lie in one flat buffer, overwritten by the next call; each has storage of its own.
     """
 
     def __init__(self, model: nn.Module, passes: GroupedGradient) -> None:
-        self._flat = FlatParameters(model)
-        self.parameters = self._flat.tensors
+        self.parameters = FlatParameters(model).tensors
         self._passes = passes
         self._theta = SideBySide()
         self._gradient = torch.empty(0)
@@ -59,8 +59,10 @@ class FusedBackpropagation:
         """For the gradient of ``theta [1,N]``."""
         kept = self._gradient
         if kept.shape != theta.shape or kept.device != theta.device or kept.dtype != theta.dtype:
-            self._gradient = torch.empty_like(theta)
-            self._parts = self._flat.split(self._gradient[0])
+            self._parts = side_by_side(self.parameters)
+            gradient = joined(self._parts)
+            assert gradient is not None
+            self._gradient = gradient
         return self._gradient
 
     def _give(self) -> None:
