@@ -22,6 +22,7 @@ from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 from hfcore.models.mlp import MLP
 from hfcore.models.rnn import RNN
+from hfcore.nets.unaltered import why_not_fused
 from hfcore.objective import CURVATURE_KINDS, Curvature, CurvatureKind, Objective
 from hfcore.optimisers.backtracking import BACKTRACKING, Backtracking, Schedule
 from hfcore.optimisers.damping import (
@@ -350,6 +351,7 @@ class HessianFree(torch.optim.Optimizer):
             curvature = curvature_of(objective, roles.curvature, theta, options["curvature"])
             if isinstance(curvature, ModuleCurvature):
                 options["strategy"] = curvature.strategy
+                ledger.messages.extend(curvature.messages)
             ledger.objective_evaluations += objective.minibatches(roles.curvature)
         rules = self._rules(first=self.steps == 0)
         with ledger.phase("preconditioner"):
@@ -424,7 +426,20 @@ class HessianFree(torch.optim.Optimizer):
                 "step: batches need a module and a loss; without a loss give a closure that "
                 "returns (loss, outputs)"
             )
+        self._check_unaltered(self._objective)
         return self._objective, prepare_roles(self._objective, as_batches(data))
+
+    def _check_unaltered(self, objective: Objective) -> None:
+        """A fused objective reads parameters alone: refuse what it could not see."""
+        model = self._module_objective.module
+        if model is None or isinstance(objective, ModuleObjective):
+            return
+        reason = why_not_fused(model)
+        if reason is not None:
+            raise ValueError(
+                f"model: was altered since the optimiser was built, {reason}; a new optimiser goes "
+                "through autograd"
+            )
 
 
 def _parameters(model: Any) -> list[nn.Parameter]:
