@@ -1,4 +1,4 @@
-"""What every curvature operator can do: products with flat vectors, SciPy, estimators."""
+"""A curvature matrix of a model at its present parameters, as a linear operator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_tensor
 from hfcore.checked_objective import checked_objective
-from hfcore.curvature import estimators
+from hfcore.curvature.linear_operator import LinearOperator
 from hfcore.curvature.objectives import curvature_of, objective_for
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
@@ -49,7 +49,7 @@ def check_alone(**options: Any) -> None:
             raise TypeError(f"{name}: got {value!r} beside an objective, which has its own")
 
 
-class CurvatureOperator:
+class CurvatureOperator(LinearOperator):
     """A = B + damping·(I + structural·G_S) at fixed parameters, symmetric ``[N,N]``.
 
     B is a curvature of the mean loss (with the objective's L2, if any). Vectors are flat, in the
@@ -99,7 +99,8 @@ class CurvatureOperator:
         given = operator_data(inputs, targets, mask, any_data=objective is not None)
         self._data = self._objective.prepare(given)
         self._curvature = curvature_of(self._objective, self._data, theta, kind)
-        self._like = theta
+        self._theta = theta
+        self.parameter_slices = None if model is None else FlatParameters(model).slices()
         self.loss = self._curvature.loss
         if objective is not None and not math.isfinite(self.loss):
             raise ValueError(f"objective.loss: gave {self.loss}, need a finite number")
@@ -107,84 +108,33 @@ class CurvatureOperator:
     @property
     def shape(self) -> tuple[int, int]:
         """(N, N) for N parameters."""
-        return (self._like.numel(), self._like.numel())
+        return (self._theta.numel(), self._theta.numel())
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._like.dtype
+        return self._theta.dtype
 
     @property
     def device(self) -> torch.device:
-        return self._like.device
+        return self._theta.device
 
     @property
     def strategy(self) -> str:
         """How products are computed: ``"fused"``, or a strategy of ``autograd/strategies.py``."""
         return getattr(self._curvature, "strategy", "fused")
 
-    def matvec(self, v: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """A v for ``v [N]``; with ``out [N]`` the result is written there. ``out`` must not be
-        ``v``."""
-        check_tensor("v", v, [self.shape[1]], like=self._like)
-        if out is not None and out.data_ptr() == v.data_ptr():
-            raise ValueError("out: shares memory with v, need a buffer of its own")
+    @property
+    def identity_part(self) -> float:  # type: ignore[override]
+        """damping + l2, both of which are multiples of I."""
+        return self.damping + self._objective.l2
+
+    def _product(self, v: Tensor, out: Tensor | None) -> Tensor:
         return self._curvature.product(
             v, damping=self.damping, structural=self.damping * self._mu, out=out
         )
 
-    def matmat(self, V: Tensor) -> Tensor:
-        """A V for ``V [N,m]``, all m vectors in one pass over the data where that is served."""
-        check_tensor("V", V, [self.shape[1], "m"], like=self._like)
-        if V.shape[1] == 0:
-            return torch.empty_like(V)
-        rows = V.mT.contiguous()
-        return self._curvature.products(rows, self.damping, self.damping * self._mu).mT
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        if isinstance(v, Tensor) and v.ndim == 2:
-            return self.matmat(v)
-        return self.matvec(v)
-
-    def to_scipy(self) -> Any:
-        """A ``scipy.sparse.linalg.LinearOperator`` on NumPy vectors of the same dtype."""
-        from scipy.sparse.linalg import LinearOperator
-
-        numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-
-        def apply(V: Any) -> Any:
-            tensor = torch.as_tensor(V, dtype=self.dtype, device=self.device)
-            return (self @ tensor).cpu().numpy()
-
-        return LinearOperator(
-            self.shape,
-            matvec=lambda v: apply(v.reshape(-1)),
-            rmatvec=lambda v: apply(v.reshape(-1)),
-            matmat=apply,
-            rmatmat=apply,
-            dtype=numpy_dtype,
-        )
-
-    def trace(self, probes: int | None = None, generator: torch.Generator | None = None) -> float:
-        """tr A: exact for ``probes`` None (N products), else Hutchinson's unbiased estimate from
-        that many."""
-        estimators.check_probes(probes)
-        return estimators.trace(self.matmat, self._like, probes, generator)
-
-    def diagonal(
-        self, probes: int | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """diag A ``[N]``: exact for ``probes`` None (N products), else an unbiased estimate."""
-        estimators.check_probes(probes)
-        return estimators.diagonal(self.matmat, self._like, probes, generator)
-
-    def eigenvalues(self, k: int, *, which: str = "LA", tolerance: float = 0.0) -> Tensor:
-        """The k largest eigenvalues in descending order, by SciPy's ``eigsh``.
-
-        ``which``: ``"LA"``, the k smallest in ascending order with ``"SA"``, the k largest in
-        magnitude with ``"LM"``. ``tolerance`` is relative, 0 the machine's. Raises SciPy's
-        ArpackNoConvergence, above all for the many equal smallest ones of a damped matrix.
-        """
-        return estimators.eigenvalues(self.to_scipy(), k, which, tolerance)
+    def _products(self, V: Tensor) -> Tensor:
+        return self._curvature.products(V, self.damping, self.damping * self._mu)
 
     def __repr__(self) -> str:
         return (

@@ -21,6 +21,7 @@ from hfcore.curvature.operator import check_alone, check_nonnegative
 from hfcore.curvature.rnn import Normalize, StructuralDistance
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
+from hfcore.nets.unaltered import why_not_fused
 from hfcore.objective import CURVATURE_KINDS, Curvature, CurvatureKind, Objective
 from hfcore.optimisers.backtracking import BACKTRACKING, Backtracking, Schedule
 from hfcore.optimisers.damping import (
@@ -367,6 +368,7 @@ class HessianFree(torch.optim.Optimizer):
         with ledger.phase("curvature"):
             curvature = curvature_of(objective, roles.curvature, theta, options["curvature"])
             options["strategy"] = getattr(curvature, "strategy", options["strategy"])
+            ledger.messages.extend(getattr(curvature, "messages", ()))
             ledger.objective_evaluations += objective.minibatches(roles.curvature)
         rules = self._rules(first=self.steps == 0)
         with ledger.phase("preconditioner"):
@@ -433,6 +435,7 @@ class HessianFree(torch.optim.Optimizer):
                 "step: batches need a module and a loss; without a loss give a closure that "
                 "returns (loss, outputs)"
             )
+        self._check_unaltered(objective)
         options = self.param_groups[0]
         objective.l2 = options["l2"]
         takes_strategy = objective if self._own is None else self._own.given
@@ -444,6 +447,18 @@ class HessianFree(torch.optim.Optimizer):
         if objective is self._closures:
             return Roles(data, data, data, data)
         return prepare_roles(objective, data, any_data=objective is self._own)
+
+    def _check_unaltered(self, objective: Objective) -> None:
+        """A fused objective reads parameters alone: refuse what it could not see."""
+        model = None if self._closures is None else self._closures.module
+        if model is None or isinstance(objective, ModuleObjective):
+            return
+        reason = why_not_fused(model)
+        if reason is not None:
+            raise ValueError(
+                f"model: was altered since the optimiser was built, {reason}; a new optimiser goes "
+                "through autograd"
+            )
 
 
 def _parameters(model: Any) -> list[nn.Parameter]:
