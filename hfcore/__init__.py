@@ -9,13 +9,24 @@ if _find_spec("hfcore.bindings") is None:
         "with `python -P`."
     )
 
-from hfcore import data, init, losses, minibatches, presets, problems, schedules
+from hfcore import (
+    data,
+    init,
+    losses,
+    minibatches,
+    presets,
+    problems,
+    schedules,
+    sweeps,
+    training,
+)
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.dispatch import BackendUnavailable, use_backend
 from hfcore.bindings.triton_backend import matmul_precision, set_matmul_precision
 from hfcore.curvature.fisher import EmpiricalFisher
 from hfcore.curvature.gauss_newton import GaussNewton
 from hfcore.curvature.hessian import Hessian
+from hfcore.curvature.objectives import objective_for
 from hfcore.models.echo_state import EchoState
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
@@ -58,11 +69,14 @@ __all__ = [
     "losses",
     "matmul_precision",
     "minibatches",
+    "objective_for",
     "presets",
     "problems",
     "schedules",
     "set_matmul_precision",
     "sweep",
+    "sweeps",
     "train",
+    "training",
     "use_backend",
 ]

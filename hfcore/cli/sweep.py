@@ -26,8 +26,8 @@ from hfcore.data import DataFileError
 from hfcore.experiments.report import clock, markdown, number
 from hfcore.problems import PROBLEMS, Problem, Reconstruction
 from hfcore.sweeps import AutoencoderStart, RnnStart, Start, SweepResult, sweep
-from hfcore.sweeps.engine import SCHEDULES
 from hfcore.sweeps.grid import METHODS
+from hfcore.sweeps.settings import SCHEDULES
 from hfcore.sweeps.starts import RnnInit
 from hfcore.training import RunFolderError
 
