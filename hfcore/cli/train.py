@@ -21,8 +21,7 @@ from hfcore.cli.build import (
     problem_of,
     start_of,
 )
-from hfcore.cli.data import folder_option
-from hfcore.cli.options import INTERRUPTED, check_resume, new_run_dir
+from hfcore.cli.options import INTERRUPTED, check_resume, folder_option, new_run_dir
 from hfcore.data import DataFileError
 from hfcore.problems import Problem, Reconstruction, ZeroOne
 from hfcore.schedules import Final

@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from hfcore.cli import main
-from hfcore.experiments.report import number
+from hfcore.cli.tables import number
 from hfcore.problems import Addition, reconstruction
 from hfcore.sweeps import RnnStart, engine, sweep
 
