@@ -26,6 +26,8 @@ from hfcore.optimisers.adaptive_nag import AdaptiveNAG
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
 from hfcore.optimisers.statistics import StepStats
+from hfcore.solvers.linear import SolveInfo, cg, minres
+from hfcore.solvers.preconditioners import NystromPreconditioner
 from hfcore.sweeps import AutoencoderStart, RnnStart, SweepResult, sweep
 from hfcore.training import Callback, TrainResult, TrainState, train
 from hfcore.verify import check_curvature
@@ -50,18 +52,22 @@ __all__ = [
     "HessianFree",
     "Identity",
     "LinearOperator",
+    "NystromPreconditioner",
     "Objective",
     "RnnStart",
+    "SolveInfo",
     "StepStats",
     "SweepResult",
     "TrainResult",
     "TrainState",
+    "cg",
     "check_curvature",
     "data",
     "init",
     "losses",
     "matmul_precision",
     "minibatches",
+    "minres",
     "presets",
     "problems",
     "schedules",
