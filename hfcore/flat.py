@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from hfcore.flat_memory import side_by_side
+
 SINCE = "since this was built for the model's trainable parameters; build it anew"
 
 # By the first parameter, so that all that is built over the same parameters shares one.
@@ -106,12 +108,15 @@ class FlatParameters:
         with self.lock:
             own = [p.data for p in self.tensors]
             try:
-                for p, part in zip(self.tensors, self.split(theta), strict=True):
-                    p.data = part
+                self._hold(side_by_side(self.split(theta)))
                 yield
             finally:
-                for p, data in zip(self.tensors, own, strict=True):
-                    p.data = data
+                self._hold(own)
+
+    def _hold(self, values: list[Tensor]) -> None:
+        for p, value in zip(self.tensors, values, strict=True):
+            p.data = value
+        torch.clear_autocast_cache()  # torch.autocast would go on with casts of the other values
 
     def split(self, theta: Tensor) -> list[Tensor]:
         """Views of ``theta [N]`` in the shapes of the parameters."""

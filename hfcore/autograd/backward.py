@@ -20,7 +20,7 @@ from hfcore.autograd.data import NO_GRADIENT
 from hfcore.autograd.evaluation import flatten
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.flat import FlatParameters
-from hfcore.objective import Curvature
+from hfcore.objective import DAMPING_START, Curvature
 
 ONLY_DIFFERENCES = (
     "curvature: backward() gives first derivatives only, whose finite differences are 'hessian_fd'"
@@ -55,6 +55,9 @@ class BackwardObjective:
 
     def minibatches(self, data: LossClosure) -> int:
         return 1
+
+    def damping_start(self, data: LossClosure) -> float:
+        return DAMPING_START
 
     def loss(self, data: LossClosure, theta: Tensor) -> float:
         with self._at(theta):

@@ -31,6 +31,7 @@ from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
+from hfcore.objective import DAMPING_START
 
 __all__ = ["Closure", "ModuleCurvature", "ModuleObjective", "call_closure"]
 
@@ -143,6 +144,13 @@ class ModuleObjective:
 
     def minibatches(self, data: ModuleData) -> int:
         return 1 if callable(data) else len(data)
+
+    def damping_start(self, data: ModuleData) -> float:
+        """λ₀: the model's own ``damping_start(inputs)`` on batches, where it has one."""
+        own = getattr(self.module, "damping_start", None)
+        if own is None or callable(data):
+            return DAMPING_START
+        return float(own(data[0].inputs))
 
     def pieces(self, data: ModuleData) -> Iterator[tuple[Closure | BatchPart, float]]:
         """What is evaluated at once, with its share of the cases."""

@@ -35,6 +35,8 @@ def objective_for(
     structural: Structural = 0.0,
     normalize: Normalize = "sequences",
     structural_distance: StructuralDistance = "matching",
+    strategy: str = "auto",
+    chunk_size: int | None = None,
     **module_options: Any,
 ) -> Objective:
     """The fused objective of an :class:`hfcore.RNN` or :class:`hfcore.MLP` with a loss of
@@ -42,13 +44,19 @@ def objective_for(
 
     ``structural``: μ (RNN: of the hidden state; MLP: of every hidden layer; the product takes it,
     this only says that it is wanted) or a mapping ``{"submodule": D or (D, μ)}`` (MLP and modules).
-    ``normalize`` and ``structural_distance`` speak to the RNN; ``module_options`` are the further
-    keywords of the objective: ``memory`` of RNN and MLP, those of the module.
+    ``normalize`` and ``structural_distance`` speak to the RNN, ``strategy`` and ``chunk_size`` to
+    modules; ``module_options`` are the further keywords of the objective: ``memory`` of RNN and
+    MLP, those of the module.
     Fused are the exact classes alone, computing what their class says: a derived class, and a net
     with hooks, parametrizations or pruned weights, goes through autograd, and the log says why.
     Raises ValueError or TypeError for what the model cannot serve, with the reason.
     """
     reason = why_left_to_autograd(model, loss)
+    fused = isinstance(model, RNN | MLP) and isinstance(loss, Loss) and reason is None
+    if fused and chunk_size is not None:
+        raise ValueError(
+            "chunk_size: is for modules without a fused product, need memory='recompute'"
+        )
     if reason is not None:
         _check_without_kernels(reason, normalize, module_options)
     elif isinstance(model, RNN) and isinstance(loss, Loss):
@@ -80,7 +88,9 @@ def objective_for(
         )
     if isinstance(model, RNN):
         module_options.setdefault("batch_dim", RNN_BATCH_DIM)
-    objective = ModuleObjective(model, loss, l2=l2, **module_options)
+    objective = ModuleObjective(
+        model, loss, l2=l2, strategy=strategy, chunk_size=chunk_size, **module_options
+    )
     if reason is not None:
         objective.tell(f"{type(model).__name__} goes through autograd: {reason}")
     return objective
