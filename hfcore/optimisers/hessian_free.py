@@ -97,7 +97,7 @@ class HessianFree(torch.optim.Optimizer):
     normalize, structural_distance : as in :class:`hfcore.GaussNewton`; hf.RNN only
     seed : of the probes
     strategy, chunk_size : how products of any other module are computed, see
-        ``autograd/objective.py``; what ``"auto"`` measured to be cheapest at the first step becomes
+        ``autograd/objective.py``; what ``"measure"`` found to be cheapest at the first step becomes
         the option, so that a resumed run computes as before
     options : further keywords of the model's objective, such as ``memory`` and ``batch_dim``
 
@@ -373,7 +373,8 @@ class HessianFree(torch.optim.Optimizer):
         options = self.param_groups[0]
         with ledger.phase("curvature"):
             curvature = curvature_of(objective, roles.curvature, theta, options["curvature"])
-            options["strategy"] = getattr(curvature, "strategy", options["strategy"])
+            if options["strategy"] == "measure":  # recorded: a resumed run computes as before
+                options["strategy"] = getattr(curvature, "strategy", "measure")
             ledger.messages.extend(getattr(curvature, "messages", ()))
             ledger.objective_evaluations += objective.minibatches(roles.curvature)
         rules = self._rules(first=self.steps == 0)
