@@ -71,9 +71,9 @@ def loss_value(
         dense(targets),
         None if mask is None else dense(mask),
         scale,
-        delta,
         value,
         kernel_threads(),
+        delta,
     )
     return value
 
@@ -114,9 +114,9 @@ def loss_gradient(
         dense(targets),
         None if mask is None else dense(mask),
         scale,
-        delta,
         out,
         kernel_threads(),
+        delta,
     )
     return out
 
@@ -157,11 +157,11 @@ def loss_curvature(
     native().loss_curvature(
         KINDS.index(kind),
         dense(s),
-        None if read is None else dense(read),
         None if mask is None else dense(mask),
-        delta,
         out,
         kernel_threads(),
+        None if read is None else dense(read),
+        delta,
     )
     return out
 
@@ -259,9 +259,7 @@ def check_values(kind: str, k: int, targets: Tensor | None, mask: Tensor | None)
     if mask is not None and mask.dtype != torch.bool:
         strange = mask[~((mask >= 0) & mask.isfinite())]
         if strange.numel() > 0:
-            raise ValueError(
-                f"mask: got {float(strange[0]):f}, need finite weights of at least 0"
-            )
+            raise ValueError(f"mask: got {float(strange[0]):f}, need finite weights of at least 0")
     if kind == reference.SOFTMAX and targets is not None:
         counted = targets if mask is None else torch.where(mask.bool(), targets, 0)
         strange = counted[(counted < 0) | (counted >= k)]

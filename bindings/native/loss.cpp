@@ -134,7 +134,7 @@ void check_output(const Array& out, std::initializer_list<NamedArray> inputs) {
 }
 
 void loss_value(int kind, const Array& s, const Array& targets, const MaybeArray& mask,
-                double scale, double delta, const Array& out, int threads) {
+                double scale, const Array& out, int threads, double delta) {
     const LossFormula loss = check_formula(kind, delta);
     const LossSizes d = check_sizes("s", s, out);
     check_shape("out", out, {d.G});
@@ -153,7 +153,7 @@ void loss_value(int kind, const Array& s, const Array& targets, const MaybeArray
 }
 
 void loss_gradient(int kind, const Array& s, const Array& targets, const MaybeArray& mask,
-                   double scale, double delta, const Array& out, int threads) {
+                   double scale, const Array& out, int threads, double delta) {
     const LossFormula loss = check_formula(kind, delta);
     const LossSizes d = check_sizes("s", s, out);
     check_shape("out", out, {d.G, d.T, d.B, d.k});
@@ -171,8 +171,8 @@ void loss_gradient(int kind, const Array& s, const Array& targets, const MaybeAr
     });
 }
 
-void loss_curvature(int kind, const Array& s, const MaybeArray& targets, const MaybeArray& mask,
-                    double delta, const Array& out, int threads) {
+void loss_curvature(int kind, const Array& s, const MaybeArray& mask, const Array& out,
+                    int threads, const MaybeArray& targets, double delta) {
     const LossFormula loss = check_formula(kind, delta);
     const bool reads_targets = loss.kind == LossKind::huber;
     if (reads_targets && !targets) value_error("targets: got None, need those of the outputs");
@@ -216,13 +216,14 @@ void loss_hessian_product(const Array& c, const Array& Rs, int rank_one, double 
 void bind_loss(nb::module_& m) {
     const auto array = [](const char* name) { return nb::arg(name).noconvert(); };
     m.def("loss_value", &loss_value, nb::arg("kind"), array("s"), array("targets"),
-          array("mask").none(), nb::arg("scale"), nb::arg("delta"), array("out"),
-          nb::arg("threads"));
+          array("mask").none(), nb::arg("scale"), array("out"), nb::arg("threads"),
+          nb::arg("delta") = 1.0);
     m.def("loss_gradient", &loss_gradient, nb::arg("kind"), array("s"), array("targets"),
-          array("mask").none(), nb::arg("scale"), nb::arg("delta"), array("out"),
-          nb::arg("threads"));
-    m.def("loss_curvature", &loss_curvature, nb::arg("kind"), array("s"), array("targets").none(),
-          array("mask").none(), nb::arg("delta"), array("out"), nb::arg("threads"));
+          array("mask").none(), nb::arg("scale"), array("out"), nb::arg("threads"),
+          nb::arg("delta") = 1.0);
+    m.def("loss_curvature", &loss_curvature, nb::arg("kind"), array("s"), array("mask").none(),
+          array("out"), nb::arg("threads"), array("targets").none() = nb::none(),
+          nb::arg("delta") = 1.0);
     m.def("loss_hessian_product", &loss_hessian_product, array("c"), array("Rs"),
           nb::arg("rank_one"), nb::arg("scale"), array("out"), nb::arg("threads"));
 }

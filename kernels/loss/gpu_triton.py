@@ -31,7 +31,15 @@ from hfcore.kernels.loss.reference import (
     SQUARED,
     RankOne,
 )
-from hfcore.kernels.triton_math import divide, exp, float64_bits, from_bits, log1p, logistic, quotient
+from hfcore.kernels.triton_math import (
+    divide,
+    exp,
+    float64_bits,
+    from_bits,
+    log1p,
+    logistic,
+    quotient,
+)
 from hfcore.kernels.triton_variant import Variant, variant
 
 KINDS = (SQUARED, LOGISTIC, SOFTMAX, HUBER, POISSON)
@@ -448,7 +456,8 @@ def loss_hessian_product(
     c, Rs = _dense(c), _dense(Rs)
     loss_hessian_product_kernel[(G * cut.tiles,)](
         c, Rs, out, stop, cut.P, cut.k, cut.tiles, _net(c), _net(Rs), float64_bits(scale),
-        FORM=RANK_ONE.index(rank_one), HAS_STOP=stop is not None, ROWS=cut.rows, COLS=cut.cols, **OPTIONS,
+        FORM=RANK_ONE.index(rank_one), HAS_STOP=stop is not None,
+        ROWS=cut.rows, COLS=cut.cols, **OPTIONS,
     )  # fmt: skip
     return out
 

@@ -12,8 +12,8 @@ from torch.nn import functional
 from hfcore.bindings.dispatch import native
 from hfcore.bindings.loss import (
     KINDS,
-    loss_curvature,
     RANK_ONE,
+    loss_curvature,
     loss_gradient,
     loss_hessian_product,
     loss_value,
@@ -176,9 +176,7 @@ def test_gradient(
 ) -> None:
     case = make_case(kind, dtype, shape, mask)
     out = poisoned(1, *shape, dtype=dtype)
-    got = loss_gradient(
-        kind, case.s, case.targets, case.mask, scale=0.3, delta=DELTA, out=out
-    )
+    got = loss_gradient(kind, case.s, case.targets, case.mask, scale=0.3, delta=DELTA, out=out)
     assert got is out
     want = 0.3 * oracle_gradient(kind, case)
     # ŷ − y: at most 8 eps in ŷ (3 ulp of exp, the rounded shift of softmax, which costs
@@ -225,9 +223,7 @@ def test_curvature_and_hessian_product(
     # cᵀRs / Σc of weighted distributions is that of p, whatever the weight.
     shares = p / w.clamp_min(1e-300) if mask == "weights" else p
     dot = (shares * wide.Rs.abs()).sum(-1, keepdim=True) if rank_one else torch.zeros(())
-    size = (p + (w if kind == "logistic" else 0.0)) * (
-        wide.Rs.abs() + (1 + shape[2] ** 0.5) * dot
-    )
+    size = (p + (w if kind == "logistic" else 0.0)) * (wide.Rs.abs() + (1 + shape[2] ** 0.5) * dot)
     assert_within(g, want, 0.3 * 16 * eps * size)
 
 
@@ -481,7 +477,7 @@ classes_ = torch.zeros(1, 2, 3, dtype=torch.int64)
         ("softmax", s_, classes_ - 1, None, ValueError, r"targets: got class -1, need 0\.\.3"),
         ("squared", s_, y_, classes_, TypeError, "mask: got torch.int64"),
         ("squared", s_, y_, torch.ones(1, 2, 4), ValueError, "mask: got shape"),
-        ("squared", s_, y_, torch.full((1, 2, 3), -2.0), ValueError, "mask: got -2.0+, need finite"),
+        ("squared", s_, y_, torch.full((1, 2, 3), -2.0), ValueError, "mask: got -2.0+, need"),
         ("squared", s_, y_, torch.full((1, 2, 3), torch.inf), ValueError, "mask: got inf"),
         ("squared", s_, y_, torch.full((1, 2, 3), torch.nan), ValueError, "mask: got nan"),
         ("squared", s_[:, :0], y_[:, :0], None, ValueError, "T: got 0"),
@@ -550,39 +546,39 @@ def test_compiled_module_checks_for_itself() -> None:
     bad_class = torch.full((1, 2, 3), 4)
     refused = (ValueError, TypeError)
     for arguments in (
-        (5, s, y, None, 1.0, 1.0, out, 1),
-        (-1, s, y, None, 1.0, 1.0, out, 1),
-        (0, s, y, None, 1.0, 1.0, torch.zeros(2, 2, 3, 4)[:, :, :, :2], 1),
-        (0, s[0], y, None, 1.0, 1.0, out, 1),
-        (0, s, y.double(), None, 1.0, 1.0, out, 1),
-        (0, s, y, None, 1.0, 1.0, out.double(), 1),
-        (0, s, y[:, :1].contiguous(), None, 1.0, 1.0, out, 1),
-        (0, s, y, torch.zeros(1, 2, 3, dtype=torch.uint8), 1.0, 1.0, out, 1),
-        (0, s, y, torch.zeros(1, 2, 2, dtype=torch.bool), 1.0, 1.0, out, 1),
-        (0, s, y, torch.full((1, 2, 3), -0.5), 1.0, 1.0, out, 1),
-        (2, s, bad_class, None, 1.0, 1.0, out, 1),
-        (2, s, y, None, 1.0, 1.0, out, 1),
-        (0, s, y, None, 1.0, 1.0, y, 1),
-        (0, None, y, None, 1.0, 1.0, out, 1),
-        (0, s, None, None, 1.0, 1.0, out, 1),
-        (0, s, y, None, 1.0, 1.0, None, 1),
-        (0, s, y, "mask", 1.0, 1.0, out, 1),
-        (0, s[:, :0].contiguous(), y[:, :0].contiguous(), None, 1.0, 1.0, out, 1),
-        (0, s.long(), y, None, 1.0, 1.0, out, 1),
+        (5, s, y, None, 1.0, out, 1),
+        (-1, s, y, None, 1.0, out, 1),
+        (0, s, y, None, 1.0, torch.zeros(2, 2, 3, 4)[:, :, :, :2], 1),
+        (0, s[0], y, None, 1.0, out, 1),
+        (0, s, y.double(), None, 1.0, out, 1),
+        (0, s, y, None, 1.0, out.double(), 1),
+        (0, s, y[:, :1].contiguous(), None, 1.0, out, 1),
+        (0, s, y, torch.zeros(1, 2, 3, dtype=torch.uint8), 1.0, out, 1),
+        (0, s, y, torch.zeros(1, 2, 2, dtype=torch.bool), 1.0, out, 1),
+        (0, s, y, torch.full((1, 2, 3), -0.5), 1.0, out, 1),
+        (2, s, bad_class, None, 1.0, out, 1),
+        (2, s, y, None, 1.0, out, 1),
+        (0, s, y, None, 1.0, y, 1),
+        (0, None, y, None, 1.0, out, 1),
+        (0, s, None, None, 1.0, out, 1),
+        (0, s, y, None, 1.0, None, 1),
+        (0, s, y, "mask", 1.0, out, 1),
+        (0, s[:, :0].contiguous(), y[:, :0].contiguous(), None, 1.0, out, 1),
+        (0, s.long(), y, None, 1.0, out, 1),
     ):
         with pytest.raises(refused):
             m.loss_gradient(*arguments)
     with pytest.raises(refused):
-        m.loss_value(0, s, y, None, 1.0, 1.0, value.float(), 1)
+        m.loss_value(0, s, y, None, 1.0, value.float(), 1)
     with pytest.raises(refused):
-        m.loss_value(0, s, y, None, 1.0, 1.0, torch.zeros((), dtype=torch.float64), 1)
+        m.loss_value(0, s, y, None, 1.0, torch.zeros((), dtype=torch.float64), 1)
     for delta in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="delta: got"):
-            m.loss_gradient(3, s, y, None, 1.0, delta, out, 1)
+            m.loss_gradient(3, s, y, None, 1.0, out, 1, delta)
     with pytest.raises(ValueError, match="targets: got None"):
-        m.loss_curvature(3, s, None, None, 1.0, out, 1)
+        m.loss_curvature(3, s, None, out, 1)
     with pytest.raises(refused):
-        m.loss_curvature(3, s, y.double(), None, 1.0, out, 1)
+        m.loss_curvature(3, s, None, out, 1, y.double())
     with pytest.raises(ValueError, match="rank_one: got 3"):
         m.loss_hessian_product(s, y, 3, 1.0, out, 1)
     with pytest.raises(refused):
@@ -592,4 +588,4 @@ def test_compiled_module_checks_for_itself() -> None:
         m.loss_hessian_product(
             s, overlapping[:24].view(1, 2, 3, 4), False, 1.0, overlapping[6:].view(1, 2, 3, 4), 1
         )
-    m.loss_gradient(0, s, y, None, 1.0, 1.0, out, -5)  # a senseless thread count is one thread
+    m.loss_gradient(0, s, y, None, 1.0, out, -5)  # a senseless thread count is one thread
