@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from hfcore.training.atomic import write_atomic
 from hfcore.training.callbacks import Callback, Scheduled, TrainState
+from hfcore.training.environment import describe_environment
 from hfcore.training.errors import CheckpointError, ConfigMismatchError, RunFolderError
 from hfcore.training.limits import Limits
 from hfcore.training.loop import train
@@ -23,6 +25,8 @@ __all__ = [
     "Scheduled",
     "TrainResult",
     "TrainState",
+    "describe_environment",
     "read_metrics",
     "train",
+    "write_atomic",
 ]

@@ -132,6 +132,9 @@ def optimizer_config(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     loss = getattr(optimizer, "loss", None)
     if loss is not None:
         config["loss"] = describe(loss)
+    objective = getattr(optimizer, "objective", None)
+    if objective is not None:
+        config["objective"] = describe(type(objective))
     if len(groups) == 1:
         return {**config, **groups[0]}
     return {**config, "groups": groups}
