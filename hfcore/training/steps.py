@@ -117,7 +117,7 @@ class FirstOrderStepper:
         self._count = _constant(count) if isinstance(count, int) else count
         self._optimizer = optimizer
         self._gradients = gradients
-        loss: Loss | Callable[..., Tensor] = getattr(problem, "loss", problem)
+        loss: Any = getattr(problem, "loss", problem)
         self._backward = backpropagation(model, loss, self._count)
         fused = isinstance(self._backward, FusedBackpropagation)
         self.device = BATCHES_ON if fused else device_of(model)
