@@ -13,9 +13,11 @@ from hfcore import data, init, losses, minibatches, presets, problems, schedules
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.dispatch import BackendUnavailable, use_backend
 from hfcore.bindings.triton_backend import matmul_precision, set_matmul_precision
+from hfcore.curvature.algebra import Identity
 from hfcore.curvature.fisher import EmpiricalFisher
 from hfcore.curvature.gauss_newton import GaussNewton
 from hfcore.curvature.hessian import Hessian
+from hfcore.curvature.linear_operator import LinearOperator
 from hfcore.models.echo_state import EchoState
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
@@ -46,6 +48,8 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "HessianFree",
+    "Identity",
+    "LinearOperator",
     "Objective",
     "RnnStart",
     "StepStats",

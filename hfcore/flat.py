@@ -74,6 +74,15 @@ class FlatParameters:
         parts = theta.split([p.numel() for p in self.tensors])
         return [part.view(p.shape) for part, p in zip(parts, self.tensors, strict=True)]
 
+    def slices(self) -> dict[str, slice]:
+        """Where every parameter lies in a flat vector, by name."""
+        found: dict[str, slice] = {}
+        start = 0
+        for name, p in zip(self.names, self.tensors, strict=True):
+            found[name] = slice(start, start + p.numel())
+            start += p.numel()
+        return found
+
     def first_bad(self, theta: Tensor) -> str | None:
         """Name of the first parameter that holds NaN or Inf, or None."""
         for name, part in zip(self.names, self.split(theta), strict=True):

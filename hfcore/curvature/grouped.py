@@ -27,6 +27,7 @@ from hfcore.curvature.rnn import Sequences, check_batch
 from hfcore.losses import Loss
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
+from hfcore.nets.unaltered import why_not_fused
 
 # Bytes of activations that nets worked on together fill: on the CPU what stays in the cache.
 CPU_BYTES = 8 << 20
@@ -176,6 +177,8 @@ class GroupedGradient(ABC):
 def grouped_gradient(model: nn.Module, loss: Loss) -> GroupedGradient | None:
     """The fused path for nets shaped like ``model``; None for a module that has none."""
     if type(model) not in (RNN, MLP, Autoencoder):  # one derived from them may compute otherwise
+        return None
+    if why_not_fused(model) is not None:
         return None
     if isinstance(model, RNN):
         return GroupedRnn(model, loss) if _is_plain(model) else None

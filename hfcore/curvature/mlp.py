@@ -21,7 +21,7 @@ from hfcore.curvature.mlp_passes import Layers
 from hfcore.curvature.mlp_structural import held, holds_of
 from hfcore.losses import Loss
 from hfcore.models.mlp import MLP
-from hfcore.objective import CurvatureKind
+from hfcore.objective import DAMPING_START, CurvatureKind
 
 Memory = Literal["auto", "cached", "recompute"]
 KINDS = ("ggn", "hessian", "fisher")
@@ -85,6 +85,9 @@ class MlpObjective:
 
     def minibatches(self, data: list[Cases]) -> int:
         return len(data)
+
+    def damping_start(self, data: list[Cases]) -> float:
+        return DAMPING_START
 
     def loss(self, data: list[Cases], theta: Tensor) -> float:
         layers, scale = self.layers(theta), self.scale(data)

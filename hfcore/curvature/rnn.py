@@ -209,6 +209,9 @@ class RnnObjective:
     def minibatches(self, data: list[Sequences]) -> int:
         return len(data)
 
+    def damping_start(self, data: list[Sequences]) -> float:
+        return self.model.damping_start(data[0].x[0])
+
     def scale(self, data: list[Sequences]) -> float:
         """What a sum over all sequences and outputs is multiplied by."""
         if self.normalize == "sequences":

@@ -55,6 +55,9 @@ class SparseRnnObjective:
     def minibatches(self, data: list[Sequences]) -> int:
         return self.dense.minibatches(data)
 
+    def damping_start(self, data: list[Sequences]) -> float:
+        return self.dense.damping_start(data)
+
     @property
     def pattern(self) -> EllPattern:
         return self.model.pattern

@@ -6,15 +6,21 @@ Called with a batch, each gives the mean loss over its cases; the gradient repla
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
 from hfcore.batches import Batch
 from hfcore.bindings.momentum import Step
 from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
+from hfcore.curvature.objectives import why_left_to_autograd
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
+from hfcore.nets.unaltered import why_not_fused
 from hfcore.optimisers.flat_state import SideBySide
+
+logger = logging.getLogger("hfcore")
 
 
 class FusedBackpropagation:
@@ -25,6 +31,7 @@ class FusedBackpropagation:
     """
 
     def __init__(self, model: nn.Module, passes: GroupedGradient) -> None:
+        self._model = model
         self._flat = FlatParameters(model)
         self.parameters = self._flat.tensors
         self._passes = passes
@@ -33,6 +40,7 @@ class FusedBackpropagation:
         self._parts: list[Tensor] = []
 
     def __call__(self, batch: Batch) -> float:
+        self._check_unaltered()
         theta = self._theta.view(self.parameters)
         out = self._buffer(theta)
         losses = self._passes.gradient(theta, self._passes.prepare(batch), out)
@@ -46,6 +54,7 @@ class FusedBackpropagation:
 
         Gives the loss as a tensor without axes.
         """
+        self._check_unaltered()
         out = self._buffer(theta) if gradients else None
         data = self._passes.prepare(batch)
         losses = self._passes.update(theta, velocity, data, step, out=out)
@@ -54,6 +63,13 @@ class FusedBackpropagation:
         else:
             self._clear()
         return losses[0]
+
+    def _check_unaltered(self) -> None:
+        reason = why_not_fused(self._model)
+        if reason is not None:
+            raise ValueError(
+                f"model: was altered during the run, {reason}; a new run goes through autograd"
+            )
 
     def _buffer(self, theta: Tensor) -> Tensor:
         """For the gradient of ``theta [1,N]``."""
@@ -96,5 +112,8 @@ def backpropagation(
     """The fused one where the model has one, else autograd."""
     passes = grouped_gradient(model, loss)
     if passes is None:
+        reason = why_left_to_autograd(model, loss)
+        if reason is not None:
+            logger.warning("%s goes through autograd: %s", type(model).__name__, reason)
         return AutogradBackpropagation(model, loss, batch_size)
     return FusedBackpropagation(model, passes)
