@@ -174,9 +174,9 @@ def test_stop_leaves_outputs_alone(library: Path, tile: gpu.Tile, splits: int) -
 @pytest.mark.parametrize("e", dense.ACTIVATIONS)
 def test_nan_stays_where_it_belongs(library: Path, e: str, tile: gpu.Tile) -> None:
     with served(library, "reverse", tile):
-        layers.test_nan_reaches_what_it_touches_and_nothing_else(e, torch.float32, "cuda")
-        layers.test_saturated_units_stay_finite(torch.float32, "cuda")
-        layers.test_relu_is_off_at_zero(torch.float32, "cuda")
+        layers.check_nan(e, torch.float32)
+        layers.check_saturated(torch.float32)
+        layers.check_relu_at_zero(torch.float32)
 
 
 def test_the_fewest_launches(library: Path) -> None:

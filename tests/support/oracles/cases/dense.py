@@ -160,3 +160,51 @@ def check_all(case: Case) -> None:
         assert not bool((excess > 0).any() | excess.isnan().any()), (
             f"{name}, element {worst}: got {got.flatten()[worst]}, want {exact.flatten()[worst]}"
         )
+
+
+def check_nan(e: str, dtype: torch.dtype) -> None:
+    """A NaN reaches what it touches and nothing else."""
+    case = Case((14, 5, 19), dtype, e)
+    clean = all_results(case)
+    case.a = case.a.clone()
+    case.a[0, 3, 2] = math.nan
+    found = all_results(case)
+    row = torch.zeros(1, 14, 1, dtype=torch.bool)
+    row[0, 3] = True
+    touched = {
+        "y": row.expand(1, 14, 19),
+        "Ry": row.expand(1, 14, 19),
+        "first Ry": row.expand(1, 14, 19),
+        "gW False": (torch.arange(5) == 2).expand(1, 19, 5),
+        "gW True": (torch.arange(5) == 2).expand(1, 19, 5),
+    }
+    if e not in ("linear", "relu"):  # whose derivatives are 1 and (NaN > 0) = 0
+        touched["below"] = touched["below + add"] = row & (torch.arange(5) == 2)
+    for name, got in found.items():
+        wrong = touched.get(name, torch.zeros_like(got, dtype=torch.bool))
+        if e == "relu" and name in ("below", "below + add"):
+            continue
+        if e == "relu" and name in ("Ry", "first Ry"):
+            wrong = wrong & got.isnan()  # 0·NaN where the unit is off is NaN too
+        assert torch.equal(got.isnan(), wrong), name
+        assert torch.equal(got[~wrong], clean[name][~wrong]), name
+
+
+def check_saturated(dtype: torch.dtype) -> None:
+    """Saturated units stay finite."""
+    a = torch.tensor([[[-1e30], [-80.0], [0.0], [80.0], [1e30]]], dtype=dtype)
+    W, b = torch.ones(1, 1, 1, dtype=dtype), torch.zeros(1, 1, dtype=dtype)
+    for e, low, high in (("logistic", 0.0, 1.0), ("tanh", -1.0, 1.0)):
+        y = dense_forward(a, W, b, activation=e)
+        assert float(y[0, 0, 0]) == low
+        assert float(y[0, 4, 0]) == high
+        Ry = dense_rforward(a, None, W, torch.zeros_like(W), b + 1, y, activation=e)
+        assert Ry.flatten()[[0, 4]].tolist() == [0.0, 0.0]
+
+
+def check_relu_at_zero(dtype: torch.dtype) -> None:
+    """relu is off at zero."""
+    y = torch.tensor([[[0.0, -0.0, 1e-30, 2.0]]], dtype=dtype)
+    eye = torch.eye(4, dtype=dtype).unsqueeze(0)
+    delta = torch.full((1, 1, 4), 3.0, dtype=dtype)
+    assert dense_backward(delta, eye, y, activation="relu").flatten().tolist() == [0, 0, 3, 3]
