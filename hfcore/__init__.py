@@ -37,6 +37,7 @@ from hfcore.optimisers.adaptive_nag import AdaptiveNAG
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
 from hfcore.optimisers.statistics import StepStats
+from hfcore.solvers.lanczos import EigenpairsNotConverged
 from hfcore.solvers.linear import SolveInfo, cg, minres
 from hfcore.solvers.preconditioners import NystromPreconditioner
 from hfcore.sweeps import AutoencoderStart, RnnStart, SweepResult, sweep
@@ -57,6 +58,7 @@ __all__ = [
     "Callback",
     "ClassicalMomentum",
     "EchoState",
+    "EigenpairsNotConverged",
     "EmpiricalFisher",
     "GaussNewton",
     "Hessian",
