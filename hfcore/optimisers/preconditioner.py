@@ -1,5 +1,6 @@
-"""Diagonal preconditioners of CG (Martens 2010, section 4.7; M&S 2012, section 20.11).
+"""Preconditioners of CG (Martens 2010, section 4.7; M&S 2012, section 20.11).
 
+An operator brings ``apply(r, out)``, M⁻¹ r for a positive definite M. The diagonal ones are
 M = (d + damping + l2)^exponent, with d from one of
 
 - ``"fisher"``: the mean of the squared gradients of the cases in the gradient data;
@@ -13,15 +14,52 @@ The published exponent for the Fisher diagonal is 0.75 (Martens 2010), for the e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from hfcore.arguments import choice
+from hfcore.checked_objective import takes
 from hfcore.objective import Curvature, Objective
 
 Preconditioner = Literal["fisher", "ggn_diagonal", "jacobi"]
 EXPONENTS: dict[str, float] = {"fisher": 0.75, "ggn_diagonal": 1.0, "jacobi": 1.0}
+
+
+class PreconditionerOperator(Protocol):
+    """M⁻¹ of a positive definite M, as products with flat vectors.
+
+    A method ``update(...)`` is called before every solve, where there is one, with those of these
+    keywords that it takes: ``theta [N]``, ``gradient [N]``, ``curvature`` (an
+    :class:`hfcore.objective.Curvature`, whose ``product(v, damping=λ)`` is the matrix of the solve
+    without structural and scale-sensitive damping), ``damping`` (λ).
+    """
+
+    def apply(self, r: Tensor, out: Tensor) -> Tensor | None:
+        """M⁻¹ r ``[N]``, written to ``out [N]`` or given back; ``r`` is left as it is."""
+
+
+UPDATE_KEYWORDS = ("theta", "gradient", "curvature", "damping")
+
+
+def check_preconditioner(name: str, value: Any) -> Any:
+    """None, one of the diagonal ones by name, or an operator. Raises ValueError or TypeError."""
+    if value is None or isinstance(value, str):
+        return value if value is None else choice(name, value, EXPONENTS)
+    if isinstance(value, type) or not callable(getattr(value, "apply", None)):
+        raise TypeError(
+            f"{name}: got {type(value).__name__}, need one of {', '.join(map(repr, EXPONENTS))}, "
+            "or an object with a method apply(r, out)"
+        )
+    return value
+
+
+def update(operator: PreconditionerOperator, **known: Any) -> None:
+    """Call the operator's ``update``, if it has one, with what it takes of ``known``."""
+    method = getattr(operator, "update", None)
+    if callable(method):
+        method(**{name: known[name] for name in UPDATE_KEYWORDS if takes(method, name)})
 
 
 @dataclass(frozen=True)
