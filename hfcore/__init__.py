@@ -9,7 +9,17 @@ if _find_spec("hfcore.bindings") is None:
         "with `python -P`."
     )
 
-from hfcore import data, init, losses, minibatches, presets, problems, schedules
+from hfcore import (
+    data,
+    init,
+    losses,
+    minibatches,
+    presets,
+    problems,
+    schedules,
+    sweeps,
+    training,
+)
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.dispatch import BackendUnavailable, use_backend
 from hfcore.bindings.triton_backend import matmul_precision, set_matmul_precision
@@ -18,6 +28,7 @@ from hfcore.curvature.fisher import EmpiricalFisher
 from hfcore.curvature.gauss_newton import GaussNewton
 from hfcore.curvature.hessian import Hessian
 from hfcore.curvature.linear_operator import LinearOperator
+from hfcore.curvature.objectives import objective_for
 from hfcore.models.echo_state import EchoState
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
@@ -26,6 +37,8 @@ from hfcore.optimisers.adaptive_nag import AdaptiveNAG
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
 from hfcore.optimisers.statistics import StepStats
+from hfcore.solvers.linear import SolveInfo, cg, minres
+from hfcore.solvers.preconditioners import NystromPreconditioner
 from hfcore.sweeps import AutoencoderStart, RnnStart, SweepResult, sweep
 from hfcore.training import Callback, TrainResult, TrainState, train
 from hfcore.verify import check_curvature
@@ -50,23 +63,30 @@ __all__ = [
     "HessianFree",
     "Identity",
     "LinearOperator",
+    "NystromPreconditioner",
     "Objective",
     "RnnStart",
+    "SolveInfo",
     "StepStats",
     "SweepResult",
     "TrainResult",
     "TrainState",
+    "cg",
     "check_curvature",
     "data",
     "init",
     "losses",
     "matmul_precision",
     "minibatches",
+    "minres",
+    "objective_for",
     "presets",
     "problems",
     "schedules",
     "set_matmul_precision",
     "sweep",
+    "sweeps",
     "train",
+    "training",
     "use_backend",
 ]

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from hfcore.bindings.checks import check_out, check_tensor, overlap
 from hfcore.curvature import estimators
+from hfcore.solvers import linear
+from hfcore.solvers.preconditioners import Preconditioner
 
 
 class LinearOperator(ABC):
@@ -157,6 +159,48 @@ class LinearOperator(ABC):
 
     def __neg__(self) -> LinearOperator:
         return -1.0 * self
+
+    # ------------------------------------------------------------------------ linear equations
+
+    def solve(
+        self,
+        b: Tensor,
+        rtol: float = 1e-5,
+        preconditioner: Literal["jacobi", "nystrom"] | Preconditioner | Tensor | None = None,
+        x0: Tensor | None = None,
+        max_iter: int | None = None,
+        *,
+        method: linear.Method = "auto",
+    ) -> tuple[Tensor, linear.SolveInfo]:
+        """x with ‖b − A x‖ ≤ rtol ‖b‖ for a symmetric A and ``b [N]``, or for all of ``b [N,m]``.
+
+        Right-hand sides that are not done share one pass over the data per iteration.
+
+        Parameters
+        ----------
+        b : right-hand side(s), finite, of the operator's dtype (float32 or float64)
+        preconditioner : ``"jacobi"``, 1/|diag A|; ``"nystrom"``,
+            :class:`~hfcore.solvers.preconditioners.NystromPreconditioner` for a positive
+            semi-definite A; a positive diagonal ``[N]``; or an object whose ``apply(r, out)``
+            writes M⁻¹ r
+        x0 : where to start, shaped like b; zero if left out
+        max_iter : most iterations of a right-hand side; 10 N, but at most 10,000, if left out
+        method : ``"cg"`` (Hestenes & Stiefel 1952) for positive definite A, ``"minres"`` (Paige &
+            Saunders 1975) for an indefinite or singular one; ``"auto"`` is CG, and MINRES from
+            where CG meets a direction without positive curvature
+
+        Returns x, shaped like b, and :class:`hfcore.SolveInfo`, which says whether it converged.
+        """
+        self._check_symmetric("solve")
+        return linear.solve(
+            self,
+            b,
+            rtol=rtol,
+            preconditioner=preconditioner,
+            x0=x0,
+            max_iter=max_iter,
+            method=method,
+        )
 
     # ------------------------------------------------------------------------------ estimates
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcore.arguments import unknown_option
+from hfcore.autograd.backward import BackwardObjective
 from hfcore.autograd.objective import Closure, ModuleObjective
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.conjugate_gradient import dot
@@ -28,10 +29,11 @@ from hfcore.objective import Curvature, CurvatureKind, Objective
 from hfcore.optimisers.backtracking import Backtracking, Schedule
 from hfcore.optimisers.newton_step import NewtonStep, Outcome
 from hfcore.optimisers.options import Options, by_rule, names
-from hfcore.optimisers.preconditioner import Preconditioner, PreconditionerOperator
+from hfcore.optimisers.preconditioner import DiagonalSource
 from hfcore.optimisers.roles import Roles, prepare_roles
 from hfcore.optimisers.statistics import Ledger, StepStats
 from hfcore.optimisers.watched_step import watched_step
+from hfcore.solvers.preconditioners import Preconditioner
 
 StepData = tuple[Tensor, ...] | Batch | Sequence[Batch] | Batches | Closure | Any
 
@@ -129,7 +131,7 @@ class HessianFree(torch.optim.Optimizer):
         cg_evaluate_every: Schedule = 10,
         cg_backtracking: Backtracking = "best",
         cg_loss_increase_after: int | None = None,
-        preconditioner: Preconditioner | PreconditionerOperator | None = None,
+        preconditioner: DiagonalSource | Preconditioner | None = None,
         preconditioner_exponent: float | None = None,
         diagonal_probes: int = 1,
         rho: Literal["damped", "undamped"] | None = None,
@@ -190,12 +192,14 @@ class HessianFree(torch.optim.Optimizer):
         self._parameters = FlatParameters(model)
         self._objective: Objective | None = self._own
         self._closures: ModuleObjective | None = None
+        self._backward: BackwardObjective | None = None
         if self._own is not None:
             return
         options, group = dict(self._built_with), self.param_groups[0]
         structural = options.pop("structural", None)
         l2, strategy = group["l2"], group["strategy"]
         self._closures = ModuleObjective(model, l2=l2, structural=structural, strategy=strategy)
+        self._backward = BackwardObjective(model, l2=l2)
         if loss is None:
             return
         if not isinstance(model, nn.Module):
@@ -254,7 +258,7 @@ class HessianFree(torch.optim.Optimizer):
         last = self.state[self._parameters.tensors[0]].get("cg_last")
         if last is None:
             return torch.zeros_like(theta)
-        start: Tensor = last * self.param_groups[0]["cg_decay"]
+        start: Tensor = last.to(theta) * self.param_groups[0]["cg_decay"]
         return start
 
     def _remember(self, outcome: Outcome) -> None:
@@ -278,9 +282,12 @@ class HessianFree(torch.optim.Optimizer):
     ) -> StepStats:
         """One step on ``(x, y, mask)``, a list of batches, :class:`hfcore.Batches`, or a closure.
 
-        A closure, also by keyword, returns (loss, outputs) and serves every role, as does what an
-        objective of one's own takes and is none of the others. Raises ValueError when the
-        parameters or the objective at them are not finite; nothing has changed then.
+        A closure, also by keyword, serves every role, as does what an objective of one's own takes
+        and is none of the others. It is called with gradients enabled and returns (loss, outputs),
+        or the loss alone: then ``curvature`` is ``"hessian"``, which differentiates it twice, or
+        ``"hessian_fd"``, which takes gradients by ``backward()``, called by the closure or for it,
+        and nothing else. Raises ValueError when the parameters or the objective at them are not
+        finite, or the parameters are other ones than at the start; nothing has changed then.
         """
         if (data is None) == (closure is None):
             what = "nothing" if data is None else "data and a closure"
@@ -379,14 +386,18 @@ class HessianFree(torch.optim.Optimizer):
 
     def _objective_of(self, data: StepData) -> Objective:
         """What serves this data, with the present options."""
-        objective = self._closures if self._own is None and callable(data) else self._objective
+        self._parameters.refresh()
+        options = self.param_groups[0]
+        objective = self._objective
+        if self._own is None and callable(data):  # differences need nothing but gradients
+            differences = options["curvature"] == "hessian_fd"
+            objective = self._backward if differences else self._closures
         if objective is None:
             raise TypeError(
                 "step: batches need a module and a loss; without a loss give a closure that "
                 "returns (loss, outputs)"
             )
         self._check_unaltered(objective)
-        options = self.param_groups[0]
         objective.l2 = options["l2"]
         takes_strategy = objective if self._own is None else self._own.given
         if hasattr(takes_strategy, "strategy"):
@@ -394,14 +405,14 @@ class HessianFree(torch.optim.Optimizer):
         return objective
 
     def _prepare(self, objective: Objective, data: StepData) -> Roles:
-        if objective is self._closures:
+        if self._own is None and callable(data):
             return Roles(data, data, data, data)
         return prepare_roles(objective, data, any_data=objective is self._own)
 
     def _check_unaltered(self, objective: Objective) -> None:
         """A fused objective reads parameters alone: refuse what it could not see."""
         model = None if self._closures is None else self._closures.module
-        if model is None or isinstance(objective, ModuleObjective):
+        if model is None or isinstance(objective, ModuleObjective | BackwardObjective):
             return
         reason = why_not_fused(model)
         if reason is not None:

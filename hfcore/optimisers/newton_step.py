@@ -32,7 +32,7 @@ from hfcore.optimisers.damped_curvature import DampedCurvature
 from hfcore.optimisers.damping import DampingBounds, TrustRadius, reduction_ratio
 from hfcore.optimisers.line_search import NoStep
 from hfcore.optimisers.options import Options
-from hfcore.optimisers.preconditioner import PreconditionerOperator, update
+from hfcore.optimisers.preconditioner import update
 from hfcore.optimisers.roles import Roles
 from hfcore.optimisers.statistics import Ledger, StepStats
 from hfcore.solvers import device_conjugate_gradient as device
@@ -42,6 +42,7 @@ from hfcore.solvers.conjugate_gradient import (
     Solution,
     conjugate_gradient,
 )
+from hfcore.solvers.preconditioners import Preconditioner
 
 # Failed solves (nothing finite to try) before a step is given up.
 MAX_RETRIES = 8
@@ -341,7 +342,7 @@ class NewtonStep:
             counting=counting,
         )
 
-    def _preconditioner(self, damping: float) -> Tensor | PreconditionerOperator | None:
+    def _preconditioner(self, damping: float) -> Tensor | Preconditioner | None:
         options = self.options.preconditioning
         if options.operator is not None:
             update(
@@ -363,7 +364,7 @@ class NewtonStep:
         damping: float,
         start: Tensor,
         chooser: IterateChooser,
-        M: Tensor | PreconditionerOperator | None,
+        M: Tensor | Preconditioner | None,
     ) -> Solution:
         """The same with CG's scalars on the device; iterates are evaluated when the host looks."""
         stops = self.objective.supports_stop

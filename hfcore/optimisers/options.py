@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from hfcore.arguments import choice, count, flag, nonnegative, number, positive
@@ -21,11 +21,11 @@ from hfcore.optimisers.line_search import FixedStep, LineSearch, NoStep
 from hfcore.optimisers.preconditioner import (
     EXPONENTS,
     DiagonalRule,
-    Preconditioner,
-    PreconditionerOperator,
+    DiagonalSource,
     check_preconditioner,
 )
 from hfcore.solvers.conjugate_gradient import StopRule
+from hfcore.solvers.preconditioners import Preconditioner
 
 Check = Callable[[str, Any], Any]
 
@@ -82,11 +82,15 @@ class Checked:
         return cls(**{name: group[name] for name in _checks(cls)})
 
 
-@cache
-def _checks(part: Any) -> dict[str, Check]:
-    """The check of every field."""
-    hints = get_type_hints(part, include_extras=True)
-    return {name: hint.__metadata__[0] for name, hint in hints.items()}
+_known: dict[type, dict[str, Check]] = {}
+
+
+def _checks(part: type) -> dict[str, Check]:
+    """The check of every field; looking them up takes longer than they do."""
+    if part not in _known:
+        hints = get_type_hints(part, include_extras=True)
+        _known[part] = {name: hint.__metadata__[0] for name, hint in hints.items()}
+    return _known[part]
 
 
 @dataclass(frozen=True)
@@ -187,7 +191,7 @@ class StepLength(Checked):
 class Preconditioning(Checked):
     """What CG is preconditioned with, and how diagonals are estimated."""
 
-    preconditioner: Annotated[Preconditioner | PreconditionerOperator | None, check_preconditioner]
+    preconditioner: Annotated[DiagonalSource | Preconditioner | None, check_preconditioner]
     preconditioner_exponent: Annotated[float | None, optional(nonnegative)]
     diagonal_probes: Annotated[int, count]
     seed: Annotated[int, partial(count, least=0, most=MAX_SEED - 1)]
@@ -203,7 +207,7 @@ class Preconditioning(Checked):
         return DiagonalRule(self.preconditioner, exponent, self.diagonal_probes)
 
     @property
-    def operator(self) -> PreconditionerOperator | None:
+    def operator(self) -> Preconditioner | None:
         """The preconditioner where it is an operator."""
         return None if isinstance(self.preconditioner, str) else self.preconditioner
 

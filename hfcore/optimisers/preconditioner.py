@@ -1,6 +1,9 @@
 """Preconditioners of CG (Martens 2010, section 4.7; M&S 2012, section 20.11).
 
-An operator brings ``apply(r, out)``, M⁻¹ r for a positive definite M. The diagonal ones are
+An operator brings ``apply(r, out)``, M⁻¹ r for a positive definite M, and may bring
+``update(...)``, which is called before every solve with those of the keywords ``theta``,
+``gradient``, ``curvature`` and ``damping`` that it takes. The diagonal ones are
+
 M = (d + damping + l2)^exponent, with d from one of
 
 - ``"fisher"``: the mean of the squared gradients of the cases in the gradient data;
@@ -14,7 +17,7 @@ The published exponent for the Fisher diagonal is 0.75 (Martens 2010), for the e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,24 +25,14 @@ from torch import Tensor
 from hfcore.arguments import choice
 from hfcore.checked_objective import takes
 from hfcore.objective import Curvature, Objective
+from hfcore.solvers.preconditioners import Preconditioner
 
-Preconditioner = Literal["fisher", "ggn_diagonal", "jacobi"]
+DiagonalSource = Literal["fisher", "ggn_diagonal", "jacobi"]
 EXPONENTS: dict[str, float] = {"fisher": 0.75, "ggn_diagonal": 1.0, "jacobi": 1.0}
 
 
-class PreconditionerOperator(Protocol):
-    """M⁻¹ of a positive definite M, as products with flat vectors.
-
-    A method ``update(...)`` is called before every solve, where there is one, with those of these
-    keywords that it takes: ``theta [N]``, ``gradient [N]``, ``curvature`` (an
-    :class:`hfcore.objective.Curvature`, whose ``product(v, damping=λ)`` is the matrix of the solve
-    without structural and scale-sensitive damping), ``damping`` (λ).
-    """
-
-    def apply(self, r: Tensor, out: Tensor) -> Tensor | None:
-        """M⁻¹ r ``[N]``, written to ``out [N]`` or given back; ``r`` is left as it is."""
-
-
+# What an operator's ``update`` may take: θ and ∇f ``[N]``, the curvature, whose
+# ``product(v, damping=λ)`` is that of the solve without structural and scale-sensitive damping, λ.
 UPDATE_KEYWORDS = ("theta", "gradient", "curvature", "damping")
 
 
@@ -55,7 +48,7 @@ def check_preconditioner(name: str, value: Any) -> Any:
     return value
 
 
-def update(operator: PreconditionerOperator, **known: Any) -> None:
+def update(operator: Preconditioner, **known: Any) -> None:
     """Call the operator's ``update``, if it has one, with what it takes of ``known``."""
     method = getattr(operator, "update", None)
     if callable(method):
@@ -66,7 +59,7 @@ def update(operator: PreconditionerOperator, **known: Any) -> None:
 class DiagonalRule:
     """Which diagonal, to which power, from how many probes a case."""
 
-    source: Preconditioner
+    source: DiagonalSource
     exponent: float
     probes: int
 

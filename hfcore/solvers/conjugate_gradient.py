@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfcore.bindings import conjugate_gradient as ops
+from hfcore.solvers.preconditioners import Preconditioner
 
 Product = Callable[[Tensor, Tensor], Tensor]  # (v, out) -> out = A v
 Observer = Callable[[int, Tensor, float], bool]  # (iteration, x, φ) -> True to stop
@@ -27,16 +28,12 @@ OBSERVER = "true objective got worse"
 BOUNDARY = "trust region's boundary reached"
 
 
-class Inverse(Protocol):
-    """M⁻¹ of a positive definite preconditioner M."""
+def applied(inverse: Preconditioner, r: Tensor, out: Tensor) -> Tensor:
+    """M⁻¹ r ``[N]`` in ``out [N]``, also where ``apply`` gives another tensor, or nothing.
 
-    def apply(self, r: Tensor, out: Tensor) -> Tensor | None:
-        """M⁻¹ r ``[N]``, written to ``out [N]`` or given back."""
-
-
-def applied(inverse: Inverse, r: Tensor, out: Tensor) -> Tensor:
-    """M⁻¹ r in ``out``. Raises TypeError or ValueError where ``apply`` gives something else."""
-    result = inverse.apply(r, out)
+    Raises ValueError where it gives something else.
+    """
+    result: Any = inverse.apply(r, out)
     if result is None or result is out:
         return out
     if not isinstance(result, Tensor) or result.shape != r.shape or result.dtype != r.dtype:
@@ -110,7 +107,7 @@ def conjugate_gradient(
     *,
     rule: StopRule,
     observer: Observer | None = None,
-    preconditioner: Tensor | Inverse | None = None,
+    preconditioner: Tensor | Preconditioner | None = None,
     radius: float = math.inf,
 ) -> Solution:
     """Solve A x = b from ``x0`` (``[N]``, not changed).

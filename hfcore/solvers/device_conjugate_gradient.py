@@ -21,13 +21,13 @@ from hfcore.solvers.conjugate_gradient import (
     OBSERVER,
     PROGRESS,
     RESIDUAL,
-    Inverse,
     Observer,
     Solution,
     StopRule,
     applied,
     check_definite,
 )
+from hfcore.solvers.preconditioners import Preconditioner
 
 __all__ = ["device_conjugate_gradient", "serves"]
 
@@ -48,7 +48,7 @@ def device_conjugate_gradient(
     rule: StopRule,
     observer: Observer | None = None,
     observe_at: Sequence[int] | None = None,
-    preconditioner: Tensor | Inverse | None = None,
+    preconditioner: Tensor | Preconditioner | None = None,
     look_every: int = LOOK_EVERY,
     recorded: bool = False,
     room: int = ROOM,

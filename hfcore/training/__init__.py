@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from hfcore.training.atomic import write_atomic
 from hfcore.training.callbacks import Callback, Scheduled, TrainState
+from hfcore.training.environment import describe_environment
 from hfcore.training.errors import CheckpointError, ConfigMismatchError, RunFolderError
 from hfcore.training.loop import TrainResult, train
+from hfcore.training.run_folder import read_metrics
 
 __all__ = [
     "Callback",
@@ -14,5 +17,8 @@ __all__ = [
     "Scheduled",
     "TrainResult",
     "TrainState",
+    "describe_environment",
+    "read_metrics",
     "train",
+    "write_atomic",
 ]

@@ -16,6 +16,7 @@ from hfcore.bindings.momentum import Step
 from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
 from hfcore.curvature.objectives import why_left_to_autograd
 from hfcore.flat import FlatParameters
+from hfcore.flat_memory import joined, side_by_side
 from hfcore.losses import Loss
 from hfcore.nets.unaltered import why_not_fused
 from hfcore.optimisers.flat_state import SideBySide
@@ -27,13 +28,12 @@ class FusedBackpropagation:
     """On the fused ops of hf.RNN and hf.MLP, without autograd.
 
     It is the computation of a sweep with one net in its group, so both have the same bits.
-    Gradients are views into one flat buffer, overwritten by the next call.
+    Gradients lie in one flat buffer, overwritten by the next call; each has storage of its own.
     """
 
     def __init__(self, model: nn.Module, passes: GroupedGradient) -> None:
         self._model = model
-        self._flat = FlatParameters(model)
-        self.parameters = self._flat.tensors
+        self.parameters = FlatParameters(model).tensors
         self._passes = passes
         self._theta = SideBySide()
         self._gradient = torch.empty(0)
@@ -75,8 +75,10 @@ class FusedBackpropagation:
         """For the gradient of ``theta [1,N]``."""
         kept = self._gradient
         if kept.shape != theta.shape or kept.device != theta.device or kept.dtype != theta.dtype:
-            self._gradient = torch.empty_like(theta)
-            self._parts = self._flat.split(self._gradient[0])
+            self._parts = side_by_side(self.parameters)
+            gradient = joined(self._parts)
+            assert gradient is not None
+            self._gradient = gradient
         return self._gradient
 
     def _give(self) -> None:

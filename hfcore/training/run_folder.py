@@ -19,7 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
-from hfcore.training.atomic import lock_folder, remove_temporary, unlock_folder, write_atomic
+from hfcore.training.atomic import (
+    lock_folder,
+    remove_temporary,
+    temporary_of,
+    unlock_folder,
+    write_atomic,
+)
 from hfcore.training.checkpoint import Checkpoints
 from hfcore.training.errors import (
     CheckpointError,
@@ -47,17 +53,21 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
-        """A new folder. Raises :class:`RunFolderError` if there is a run, or cannot be one."""
+        """A new folder; it holds a run from the moment its config.json is there.
+
+        Raises :class:`RunFolderError` if there is a run, or cannot be one.
+        """
+        config_path = path / "config.json"
         try:
             path.mkdir(parents=True, exist_ok=True)
             entries = list(path.iterdir())
         except OSError as error:
             raise cannot_write(path, error) from error
-        if (path / "config.json").exists():
+        if config_path.exists():
             raise RunFolderError(
                 f"{path}: already holds a run; resume it (resume=True, --resume) or name another"
             )
-        if entries:
+        if set(entries) - {temporary_of(config_path)}:  # a kill before config.json left that
             raise RunFolderError(f"{path}: is neither empty nor a run folder; name another")
         folder = cls(path, config)
         try:

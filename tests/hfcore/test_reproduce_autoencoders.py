@@ -16,13 +16,13 @@ from torch import Tensor
 
 import hfcore as hf
 from hfcore.cli import main
+from hfcore.cli.tables import number
 from hfcore.data import Dataset, curves
 from hfcore.experiments import hybrid as hybrid_module
 from hfcore.experiments.commands import table1 as command_module
 from hfcore.experiments.hybrid import PHASES, hybrid_run, shortened
 from hfcore.experiments.momentum_autoencoders import DATASETS, same_runs
 from hfcore.experiments.published import TABLE1, TABLE2, TABLE3
-from hfcore.experiments.report import number
 from hfcore.experiments.run import Limits
 from hfcore.experiments.table1 import COLUMNS
 from hfcore.experiments.table2 import BEST, check_tests

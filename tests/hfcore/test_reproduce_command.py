@@ -14,13 +14,14 @@ from click.testing import CliRunner, Result
 
 import hfcore as hf
 from hfcore.cli import main
+from hfcore.cli.tables import markdown, number
 from hfcore.data import Dataset, curves
 from hfcore.data.statistics import pca_errors
 from hfcore.experiments import run as run_module
 from hfcore.experiments.commands import autoencoders as command_module
 from hfcore.experiments.curves_log import curves_log_table
 from hfcore.experiments.published import CURVES_LOG, CURVES_LOG_DAMPING, PUBLISHED
-from hfcore.experiments.report import describe, heading, markdown, number
+from hfcore.experiments.report import describe, heading
 from hfcore.presets import AutoencoderPreset
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -16,12 +16,13 @@ from click.testing import CliRunner, Result
 
 import hfcore as hf
 from hfcore.cli import main
+from hfcore.cli.tables import number
 from hfcore.data import curves
 from hfcore.experiments import fig5
 from hfcore.experiments.commands import fig5 as command_module
 from hfcore.experiments.experiment import HF, Experiment, Method
 from hfcore.experiments.quadratic import Krylov, Quadratic, lanczos
-from hfcore.experiments.report import describe, number
+from hfcore.experiments.report import describe
 from hfcore.experiments.run import Limits
 from hfcore.minibatches import FullGradient
 from hfcore.presets import AutoencoderPreset

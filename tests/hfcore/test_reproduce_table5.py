@@ -13,14 +13,14 @@ import pytest
 from click.testing import CliRunner, Result
 
 from hfcore.cli import main
+from hfcore.cli.tables import clock, number
 from hfcore.experiments.published import TABLE5
-from hfcore.experiments.report import clock, number
 from hfcore.experiments.table5 import COLUMNS, PROBLEMS, RATES, Rung, columns_of
 from hfcore.experiments.tuning import (
     Column,
     ColumnResult,
     Procedure,
-    Run,
+    SweepRun,
     Tuned,
     column_settings,
 )
@@ -145,7 +145,7 @@ def test_a_column_that_always_diverges_has_no_rate(tmp_path: Path) -> None:
 
 def test_a_diverged_seed_makes_the_mean_infinite() -> None:
     rows = [{"error": 0.1, "outcome": "escaped"}, {"error": None, "outcome": "diverged"}]
-    runs = [Run(row, []) for row in rows]
+    runs = [SweepRun(row, []) for row in rows]
     result = ColumnResult(Column("0", SGD, (0.1,)), 0.1, [], runs)
     assert result.error == float("inf")
     assert result.outcomes == {"escaped": 1, "diverged": 1}

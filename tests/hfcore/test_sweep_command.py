@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from hfcore.cli import main
-from hfcore.experiments.report import number
+from hfcore.cli.tables import number
 from hfcore.problems import Addition, reconstruction
 from hfcore.sweeps import RnnStart, engine, sweep
 
@@ -131,7 +131,7 @@ def test_a_second_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     def at_once(self: object, cohort: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine.Session, "_test", at_once)
+    monkeypatch.setattr(engine.SweepLoop, "_test", at_once)
     result = invoke(*TINY, "--run-dir", tmp_path / "run")
     assert result.exit_code == 130
     assert f"aborted; the last checkpoint is in {tmp_path / 'run'}" in result.stderr
