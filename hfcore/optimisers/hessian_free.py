@@ -168,10 +168,9 @@ class HessianFree(torch.optim.Optimizer):
         _check_known(options)
         if objective is not None:
             check_alone(loss=loss, structural=structural, strategy=strategy, **built_with)
-            objective = checked_objective(objective)
-            strategy = getattr(objective.given, "strategy", strategy)
+            strategy = getattr(objective, "strategy", strategy)
         if l2 is None:
-            flat["l2"] = 0.0 if objective is None else objective.l2
+            flat["l2"] = 0.0 if objective is None else checked_objective(objective).l2
         if isinstance(structural, Mapping):
             built_with["structural"] = flat["structural"] = dict(structural)
         if damping_window is not None:
@@ -179,7 +178,7 @@ class HessianFree(torch.optim.Optimizer):
         flat = by_rule(damping_rule, flat)
         Options.of(flat)  # refuses what is impossible now, not at the first step
         self._built_with = built_with
-        self._model, self._loss, self._own = model, loss, objective
+        self._model, self.loss, self.objective = model, loss, objective
         self.last_stats: StepStats | None = None
         # What the objective is built with is here so that a run folder records and compares it.
         recorded = {name: value for name, value in built_with.items() if name != "chunk_size"}
@@ -188,8 +187,9 @@ class HessianFree(torch.optim.Optimizer):
 
     def _build(self) -> None:
         """Make what is made of the model, the loss and the options."""
-        model, loss = self._model, self._loss
+        model, loss = self._model, self.loss
         self._parameters = FlatParameters(model)
+        self._own = None if self.objective is None else checked_objective(self.objective)
         self._objective: Objective | None = self._own
         self._closures: ModuleObjective | None = None
         self._backward: BackwardObjective | None = None
@@ -224,7 +224,7 @@ class HessianFree(torch.optim.Optimizer):
         return int(self.state[self._parameters.tensors[0]].get("steps", 0))
 
     def __getstate__(self) -> dict[str, Any]:
-        mine = ("_model", "_loss", "_own", "_built_with", "last_stats")
+        mine = ("_model", "loss", "objective", "_built_with", "last_stats")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in mine}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -466,7 +466,6 @@ def test_frozen_after_construction_in_fused_nets_is_refused() -> None:
     [
         lambda model: prune.l1_unstructured(model[0], "weight", 0.5),
         lambda model: parametrizations.weight_norm(model[2]),
-        lambda model: parametrizations.orthogonal(model[0]),
     ],
     ids=["prune", "weight_norm"],
 )
