@@ -121,7 +121,7 @@ def _custom_functions(loss: Tensor) -> list[str]:
     while stack:
         node = stack.pop()
         if isinstance(node, BackwardCFunction):
-            names[node.name().removesuffix("Backward")] = None
+            names[type(node).__name__.removesuffix("Backward")] = None
         for following, _ in node.next_functions:
             if following is not None and following not in seen:
                 seen.add(following)
