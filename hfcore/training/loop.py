@@ -63,7 +63,7 @@ def train(
     batch_size: int | None = None,
     gradient_batches: int | None = None,
     batch_dim: int | None = None,
-    test_size: int = 10_000,
+    test_size: int = setup.TEST_SIZE,
     solved_below: float = 0.01,
     test_every: int | None = None,
     test_untrained: bool = False,
@@ -280,7 +280,7 @@ class _Run:
             objective_evaluations=_in_minibatches(self.at.evaluated),
             seconds=self.at.seconds,
             test_error=_or_nan(self.at.test_error),
-            validation_error=_or_nan(self.at.validation_error),
+            validation_error=self.at.validation_error,
             run_dir=None if folder is None else folder.path,
             plots=() if folder is None else folder.draw(solved_below=self._solved_below()),
         )
