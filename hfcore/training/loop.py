@@ -22,6 +22,7 @@ from hfcore.training.feeds import Feed
 from hfcore.training.interrupts import stop_on_signal
 from hfcore.training.limits import Limits
 from hfcore.training.metrics import Metric
+from hfcore.training.metrics_log import as_python
 from hfcore.training.progress import ProgressDisplay
 from hfcore.training.result import TrainResult
 from hfcore.training.resumable import Counters, RandomStates, Resumable
@@ -355,7 +356,7 @@ class _Run:
         self.metrics = line
         state = self._state()
         for hook in self.hooks:
-            line |= hook.measure(state)
+            line |= {key: as_python(value) for key, value in hook.measure(state).items()}
         if self.folder is not None:
             self.folder.log(line)
 
