@@ -45,7 +45,8 @@ def evaluate_command(
     except (RunFolderError, DataFileError, ValueError) as problem:
         raise click.ClickException(str(problem)) from problem
     shown = f"{error:.6g}, the mean over the test cases"
-    if isinstance(run.problem, ZeroOne):
+    task: object = run.problem
+    if isinstance(task, ZeroOne):
         shown = f"{100 * error:.2f}% of the test cases are wrong"
     click.echo(f"{'iteration':22s}{run.iteration:,}")
     click.echo(f"{'test error':22s}{shown}")

@@ -14,11 +14,12 @@ from torch import nn
 
 from hfcore import problems
 from hfcore.problems import Problem
-from hfcore.training import metrics, setup
+from hfcore.training import setup
 from hfcore.training.checkpoint import Checkpoint, Checkpoints
 from hfcore.training.config import Settings
 from hfcore.training.errors import CheckpointError, RunFolderError
 from hfcore.training.limits import Limits
+from hfcore.training.metrics import Metric
 from hfcore.training.metrics_log import read_metrics
 from hfcore.training.rebuild import build_model, build_optimizer, loss_called
 from hfcore.training.result import TrainResult
@@ -60,7 +61,7 @@ class LoadedRun:
         self,
         data: Any = None,
         *,
-        metric: metrics.Metric | None = None,
+        metric: Metric | None = None,
         loss: Any = None,
         test_size: int | None = None,
     ) -> float:
