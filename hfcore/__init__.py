@@ -27,6 +27,7 @@ from hfcore.curvature.algebra import Identity
 from hfcore.curvature.fisher import EmpiricalFisher
 from hfcore.curvature.gauss_newton import GaussNewton
 from hfcore.curvature.hessian import Hessian
+from hfcore.curvature.jacobian import Jacobian
 from hfcore.curvature.linear_operator import LinearOperator
 from hfcore.curvature.objectives import objective_for
 from hfcore.models.echo_state import EchoState
@@ -40,6 +41,7 @@ from hfcore.optimisers.statistics import StepStats
 from hfcore.solvers.lanczos import EigenpairsNotConverged
 from hfcore.solvers.linear import SolveInfo, cg, minres
 from hfcore.solvers.preconditioners import NystromPreconditioner
+from hfcore.solvers.spectral_density import SpectralDensity
 from hfcore.sweeps import AutoencoderStart, RnnStart, SweepResult, sweep
 from hfcore.training import Callback, TrainResult, TrainState, train
 from hfcore.verify import check_curvature
@@ -64,11 +66,13 @@ __all__ = [
     "Hessian",
     "HessianFree",
     "Identity",
+    "Jacobian",
     "LinearOperator",
     "NystromPreconditioner",
     "Objective",
     "RnnStart",
     "SolveInfo",
+    "SpectralDensity",
     "StepStats",
     "SweepResult",
     "TrainResult",

@@ -161,11 +161,13 @@ else:
         mask = torch.rand(1, T, B, generator=draw) < 0.7
         if expanded:
             s, mask = s.expand(2, T, B, k), mask.expand(2, T, B)
-        c = loss.loss_curvature(kind, s, mask)
+        if kind == "poisson":
+            y = (3 * y).round()
+        c = loss.loss_curvature(kind, s, y, mask)
         calls: list[Callable[[Tensor | None], Tensor]] = [
             lambda out: loss.loss_value(kind, s, y, mask, scale=0.3),
             lambda out: loss.loss_gradient(kind, s, y, mask, scale=0.3, out=out),
-            lambda out: loss.loss_curvature(kind, s, mask, out=out),
+            lambda out: loss.loss_curvature(kind, s, y, mask, out=out),
             lambda out: loss.loss_hessian_product(c, s, rank_one=kind == "softmax", out=out),
         ]
         for call in calls:
@@ -182,8 +184,8 @@ else:
             for op in (loss.loss_value, loss.loss_gradient):
                 with pytest.raises(ValueError, match=r"targets: got class 4, need 0\.\.3"):
                     op("softmax", s, y, None)
-                with pytest.raises(ValueError, match=r"mask: got 2\.0+, need 0 or 1"):
-                    op("squared", s, s, torch.full((1, 2, 3), 2.0))
+                with pytest.raises(ValueError, match=r"mask: got -2\.0+, need finite"):
+                    op("squared", s, s, torch.full((1, 2, 3), -2.0))
 
     def test_conjugate_gradient_branches(as_cuda: Callable[[], Any]) -> None:
         draw = torch.Generator().manual_seed(0)

@@ -304,7 +304,7 @@ def test_loss(kind: str, masked: bool, k: int) -> None:
     if kind == "softmax":
         y = torch.randint(k, (2, T, B), generator=draw)
     mask = torch.rand(1, T, B, generator=draw) < 0.7 if masked else None
-    c = loss.loss_curvature(kind, s, mask)
+    c = loss.loss_curvature(kind, s, y, mask)
     soft = kind == "softmax"
 
     def run(move: Callable[[Tensor], Tensor]) -> list[Tensor]:
@@ -313,7 +313,7 @@ def test_loss(kind: str, masked: bool, k: int) -> None:
         return [
             loss.loss_value(kind, move(s), Y, m, scale=0.3),
             loss.loss_gradient(kind, move(s), Y, m, scale=0.3),
-            loss.loss_curvature(kind, move(s), m),
+            loss.loss_curvature(kind, move(s), Y, m),
             loss.loss_hessian_product(move(c), move(s), rank_one=soft, scale=0.3),
         ]
 
