@@ -15,7 +15,7 @@ import hfcore as hf
 from bench.conftest import Effort
 from bench.interleave import Contestant, compare
 from bench.torch_objective import TorchObjective, UncachedTorchObjective
-from hfcore.curvature.rnn import RnnObjective
+from hfcore.nets import FusedObjective, net_of
 
 T, B, H, BATCHES = 50, 1000, 100, 10
 # The iteration that is timed starts here, with λ and the CG start of a run under way.
@@ -50,9 +50,9 @@ class Iteration:
         with hf.use_backend(self.backend):  # type: ignore[arg-type]
             self.stats.append(self.optimizer.step(self.batches))
 
-    def compute_with(self, objective: type[RnnObjective]) -> Iteration:
+    def compute_with(self, objective: type[FusedObjective]) -> Iteration:
         """The same recipe on another implementation of loss, gradient and products."""
-        self.optimizer._objective = objective(self.model, hf.losses.SquaredError())
+        self.optimizer._objective = objective(net_of(self.model, hf.losses.SquaredError()))
         return self
 
     def summary(self) -> dict[str, Any]:

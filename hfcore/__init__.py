@@ -9,7 +9,7 @@ if _find_spec("hfcore.bindings") is None:
         "with `python -P`."
     )
 
-from hfcore import data, init, losses, minibatches, presets, problems, schedules
+from hfcore import data, init, losses, minibatches, nets, presets, problems, schedules
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.dispatch import BackendUnavailable, use_backend
 from hfcore.bindings.triton_backend import matmul_precision, set_matmul_precision
@@ -58,6 +58,7 @@ __all__ = [
     "losses",
     "matmul_precision",
     "minibatches",
+    "nets",
     "presets",
     "problems",
     "schedules",

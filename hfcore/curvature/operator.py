@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_tensor
 from hfcore.curvature import estimators
-from hfcore.curvature.objectives import curvature_of, objective_for
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 from hfcore.objective import CurvatureKind
+from hfcore.objective_factory import curvature_of, objective_for
 
 AnyLoss = Loss | Callable[..., Tensor] | None
 AnyModel = nn.Module | Iterable[nn.Parameter]

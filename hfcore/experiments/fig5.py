@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from hfcore.batches import Batch
-from hfcore.curvature.objectives import objective_for
 from hfcore.experiments.experiment import Experiment
 from hfcore.experiments.quadratic import Krylov, Quadratic, QuadraticSettings
 from hfcore.experiments.report import markdown, number, write_results
 from hfcore.experiments.run import Run
 from hfcore.flat import FlatParameters
 from hfcore.minibatches import FullGradient
+from hfcore.objective_factory import objective_for
 from hfcore.schedules import Constant, Nesterov
 
 ITERATIONS = 60  # of HF before the quadratic: on CURVES about the middle of the descent

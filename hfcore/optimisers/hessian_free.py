@@ -15,14 +15,15 @@ from hfcore.batches import Batch, Batches
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.threads import among_kernels
-from hfcore.curvature.objectives import curvature_of, objective_for
 from hfcore.curvature.operator import check_nonnegative
-from hfcore.curvature.rnn import Normalize, StructuralDistance
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 from hfcore.models.mlp import MLP
 from hfcore.models.rnn import RNN
+from hfcore.nets.objective import Normalize
+from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import CURVATURE_KINDS, Curvature, CurvatureKind, Objective
+from hfcore.objective_factory import curvature_of, objective_for
 from hfcore.optimisers.backtracking import BACKTRACKING, Backtracking, Schedule
 from hfcore.optimisers.damping import (
     DAMPING_RULES,

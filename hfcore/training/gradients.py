@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from hfcore.batches import Batch
 from hfcore.bindings.momentum import Step
-from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
+from hfcore.nets.grouped import GroupedGradient, grouped_gradient
 from hfcore.optimisers.flat_state import SideBySide
 
 

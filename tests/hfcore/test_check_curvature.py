@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import hfcore as hf
 from hfcore.cli import main
-from hfcore.curvature.mlp import MlpCurvature
+from hfcore.nets.curvature import FusedCurvature
 from hfcore.verify import Check, CurvatureReport
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -64,7 +64,7 @@ def test_masked_rnn_and_structural_option() -> None:
 
 
 def test_a_wrong_product_is_seen(monkeypatch) -> None:
-    product = MlpCurvature.product
+    product = FusedCurvature.product
     model, x, y = mlp()
 
     def scaled(self, v, **keywords):
@@ -81,7 +81,7 @@ def test_a_wrong_product_is_seen(monkeypatch) -> None:
         (skewed, {"G e_j", "H v", "G symmetric"}),
         (negated, {"G e_j", "H v", "G positive"}),
     ):
-        monkeypatch.setattr(MlpCurvature, "product", mistake)
+        monkeypatch.setattr(FusedCurvature, "product", mistake)
         found = wrong(hf.check_curvature(model, LOSSES["squared"], x, y))
         assert found - {"H v"} == seen - {"H v"}, found
 

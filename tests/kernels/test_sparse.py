@@ -21,7 +21,7 @@ from hfcore.bindings.sparse import (
     ell_pattern,
     ell_scan,
 )
-from hfcore.models.fan_in import distinct_columns
+from hfcore.fan_in import distinct_columns
 
 NONLINEARITIES = ("tanh", "logistic", "relu")
 # B, n, m, K: ones, primes, 16 lanes and tiles of 32 cases ± 1, blocks of 64 rows ± 1, several

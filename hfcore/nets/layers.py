@@ -21,27 +21,20 @@ from hfcore.bindings.dense import (
     dense_rforward,
     split_layers,
 )
-
-
-def activation_bend(y: Tensor, activation: str) -> Tensor | None:
-    """φ''(z) / φ'(z) from the output y = φ(z); None where φ'' = 0."""
-    if activation == "logistic":
-        return 1 - 2 * y
-    return -2 * y if activation == "tanh" else None
+from hfcore.nets.through_time import activation_bend
 
 
 class Layers:
-    """The layers of an MLP at fixed parameters ``theta [N]``, or of G nets at ``theta [G,N]``."""
+    """The layers of G MLPs at fixed parameters ``theta [G,N]``."""
 
     def __init__(
         self, theta: Tensor, sizes: Sequence[int], activations: Sequence[str], work: Scratch
     ) -> None:
-        self.theta = theta
         self.sizes = sizes
         self.activations = activations
         self.work = work
-        self.nets = 1 if theta.dim() == 1 else theta.shape[0]
-        self._layers = split_layers(theta.view(self.nets, -1), sizes)
+        self.nets = theta.shape[0]
+        self._layers = split_layers(theta, sizes)
 
     def __len__(self) -> int:
         return len(self._layers)

@@ -9,16 +9,11 @@ from torch import Tensor, nn
 
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
-from hfcore.curvature.mlp import MlpObjective
-from hfcore.curvature.rnn import Normalize, RnnObjective, StructuralDistance
-from hfcore.curvature.rnn_sparse import SparseRnnObjective
 from hfcore.losses import Loss
-from hfcore.models.mlp import MLP
-from hfcore.models.rnn import RNN
+from hfcore.nets import FusedObjective, net_of
+from hfcore.nets.objective import Normalize
+from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import Curvature, CurvatureKind, Objective
-
-# Sequences of hf.RNN are counted along its second axis.
-RNN_BATCH_DIM = 1
 
 Structural = float | Mapping[str, Any]
 
@@ -31,46 +26,35 @@ def objective_for(
     structural: Structural = 0.0,
     normalize: Normalize = "sequences",
     structural_distance: StructuralDistance = "matching",
-    **module_options: Any,
+    **options: Any,
 ) -> Objective:
-    """The fused objective of an :class:`hfcore.RNN` or :class:`hfcore.MLP` with a loss of
-    ``hf.losses``, :class:`hfcore.autograd.objective.ModuleObjective` for everything else.
+    """The fused objective of a model that has a net in ``hf.nets`` with a loss of ``hf.losses``,
+    :class:`hfcore.autograd.objective.ModuleObjective` for everything else.
 
     ``structural``: μ (RNN: of the hidden state; MLP: of every hidden layer; the product takes it,
     this only says that it is wanted) or a mapping ``{"submodule": D or (D, μ)}`` (MLP and modules).
-    ``normalize`` and ``structural_distance`` speak to the RNN; ``module_options`` are the further
-    keywords of the objective: ``memory`` of RNN and MLP, those of the module.
+    ``normalize`` and ``structural_distance`` speak to fused nets, those that have them; ``options``
+    are the further keywords of the objective: ``memory`` of fused nets, those of the module.
     Raises ValueError or TypeError for what the model cannot serve, with the reason.
     """
-    if isinstance(model, RNN) and isinstance(loss, Loss):
-        if isinstance(structural, Mapping):
-            raise ValueError(
-                "structural: got a mapping; the hidden state of an hf.RNN is damped by a number μ"
-            )
-        if not all(p.requires_grad for p in model.parameters()):
-            raise ValueError(
-                "model: some parameters of the RNN are frozen; the fused path trains all six"
-            )
-        return (SparseRnnObjective if model.sparse else RnnObjective)(
-            model,
-            loss,
-            l2=l2,
-            normalize=normalize,
-            structural_distance=structural_distance,
-            **module_options,
-        )
-    if isinstance(model, MLP) and isinstance(loss, Loss):
-        return MlpObjective(model, loss, l2=l2, structural=structural, **module_options)
+    net = net_of(model, loss, structural=structural, structural_distance=structural_distance)
+    if net is not None:
+        return FusedObjective(net, l2=l2, normalize=normalize, **options)
     if isinstance(structural, Mapping):
-        module_options["structural"] = structural
+        options["structural"] = structural
     elif structural:
         raise ValueError(
             "structural: got a number; a module needs a mapping from submodule names, such as "
             '{"encoder.0": "tanh"}'
         )
-    if isinstance(model, RNN):
-        module_options.setdefault("batch_dim", RNN_BATCH_DIM)
-    return ModuleObjective(model, loss, l2=l2, **module_options)
+    options.setdefault("batch_dim", batch_dim_of(model))
+    return ModuleObjective(model, loss, l2=l2, **options)
+
+
+def batch_dim_of(model: Any) -> int:
+    """The axis along which a model counts its cases, where it says so, else 0."""
+    axis = getattr(model, "batch_dim", 0)
+    return axis if isinstance(axis, int) else 0
 
 
 def curvature_of(
