@@ -28,12 +28,20 @@ SLOW_ROUNDS = 3
 class Iteration:
     """One HF step from the same parameters, optimiser state and data at every call."""
 
-    def __init__(self, batches: list[hf.Batch], structural: float, backend: str | None) -> None:
+    def __init__(
+        self,
+        batches: list[hf.Batch],
+        structural: float,
+        backend: str | None,
+        objective: type[FusedObjective] = FusedObjective,
+    ) -> None:
         self.batches, self.backend = batches, backend
         self.model = hf.RNN(2, H, 1)
         hf.init.sparse_(self.model, torch.Generator().manual_seed(0))
         self.optimizer = hf.HessianFree(
-            self.model, hf.losses.SquaredError(), **{**hf.presets.rnn2011, "structural": structural}
+            self.model,
+            objective=objective(net_of(self.model, hf.losses.SquaredError())),
+            **{**hf.presets.rnn2011, "structural": structural},
         )
         self.stats: list[hf.StepStats] = []
         self.start_here()
@@ -49,11 +57,6 @@ class Iteration:
         self.optimizer.load_state_dict(optimizer)
         with hf.use_backend(self.backend):  # type: ignore[arg-type]
             self.stats.append(self.optimizer.step(self.batches))
-
-    def compute_with(self, objective: type[FusedObjective]) -> Iteration:
-        """The same recipe on another implementation of loss, gradient and products."""
-        self.optimizer._objective = objective(net_of(self.model, hf.losses.SquaredError()))
-        return self
 
     def summary(self) -> dict[str, Any]:
         """The fastest step's counts, its phases, and the share of its time that is not work."""
@@ -91,7 +94,7 @@ def test_iteration(benchmark: BenchmarkFixture, effort: Effort, structural: floa
             ("torch.func cached linearize + vjp", TorchObjective),
             ("torch.func jvp + vjp", UncachedTorchObjective),
         ):
-            iterations[name] = Iteration(batches, structural, None).compute_with(objective)
+            iterations[name] = Iteration(batches, structural, None, objective)
     ours = iterations["hfcore"]
     for _ in range(STEPS_BEFORE):
         ours()

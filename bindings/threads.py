@@ -8,6 +8,7 @@ better left to the calling thread.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
@@ -68,3 +69,16 @@ def _leave() -> None:
     global _inside
     with _lock:
         _inside -= 1
+
+
+def _after_fork() -> None:
+    """Nobody is inside in a forked child but the thread that forked, if it was."""
+    global _inside, _lock
+    _lock = Lock()  # its holder may not exist here
+    if _inside and _given_up.get() is None:
+        _inside = 0
+        torch.set_num_threads(_before)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -13,9 +13,11 @@ from hfcore import data, init, losses, minibatches, nets, presets, problems, sch
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.dispatch import BackendUnavailable, use_backend
 from hfcore.bindings.triton_backend import matmul_precision, set_matmul_precision
+from hfcore.curvature.algebra import Identity
 from hfcore.curvature.fisher import EmpiricalFisher
 from hfcore.curvature.gauss_newton import GaussNewton
 from hfcore.curvature.hessian import Hessian
+from hfcore.curvature.linear_operator import LinearOperator
 from hfcore.models.echo_state import EchoState
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
@@ -24,6 +26,8 @@ from hfcore.optimisers.adaptive_nag import AdaptiveNAG
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
 from hfcore.optimisers.statistics import StepStats
+from hfcore.solvers.linear import SolveInfo, cg, minres
+from hfcore.solvers.preconditioners import NystromPreconditioner
 from hfcore.sweeps import AutoencoderStart, RnnStart, SweepResult, sweep
 from hfcore.training import Callback, TrainResult, TrainState, train
 from hfcore.verify import check_curvature
@@ -46,18 +50,24 @@ __all__ = [
     "GaussNewton",
     "Hessian",
     "HessianFree",
+    "Identity",
+    "LinearOperator",
+    "NystromPreconditioner",
     "Objective",
     "RnnStart",
+    "SolveInfo",
     "StepStats",
     "SweepResult",
     "TrainResult",
     "TrainState",
+    "cg",
     "check_curvature",
     "data",
     "init",
     "losses",
     "matmul_precision",
     "minibatches",
+    "minres",
     "nets",
     "presets",
     "problems",

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hfcore.flat_memory import side_by_side
+
 
 class FlatParameters:
     """The trainable parameters of a module as one vector, in the order of ``parameters()``.
@@ -62,17 +64,29 @@ class FlatParameters:
         """
         own = [p.data for p in self.tensors]
         try:
-            for p, part in zip(self.tensors, self.split(theta), strict=True):
-                p.data = part
+            self._hold(side_by_side(self.split(theta)))
             yield
         finally:
-            for p, data in zip(self.tensors, own, strict=True):
-                p.data = data
+            self._hold(own)
+
+    def _hold(self, values: list[Tensor]) -> None:
+        for p, value in zip(self.tensors, values, strict=True):
+            p.data = value
+        torch.clear_autocast_cache()  # torch.autocast would go on with casts of the other values
 
     def split(self, theta: Tensor) -> list[Tensor]:
         """Views of ``theta [N]`` in the shapes of the parameters."""
         parts = theta.split([p.numel() for p in self.tensors])
         return [part.view(p.shape) for part, p in zip(parts, self.tensors, strict=True)]
+
+    def slices(self) -> dict[str, slice]:
+        """Where every parameter lies in a flat vector, by name."""
+        found: dict[str, slice] = {}
+        start = 0
+        for name, p in zip(self.names, self.tensors, strict=True):
+            found[name] = slice(start, start + p.numel())
+            start += p.numel()
+        return found
 
     def first_bad(self, theta: Tensor) -> str | None:
         """Name of the first parameter that holds NaN or Inf, or None."""

@@ -20,6 +20,9 @@ from dataclasses import dataclass, field
 
 Schedule = Callable[[int], float]
 
+# Up to this t NesterovSequence goes through its recursion.
+RECURSION = 2**16
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -80,7 +83,9 @@ class Nesterov:
 class NesterovSequence:
     """t ↦ (a_t − 1)/a_{t+1} with a_0 = 1, a_{t+1} = (1 + √(4a_t² + 1))/2 (appendix A.1); note 3.
 
-    With a constant ε of at most 1/L it has the bound of :class:`hfcore.AdaptiveNAG`.
+    With a constant ε of at most 1/L it has the bound of :class:`hfcore.AdaptiveNAG`. Beyond
+    t = 65,536 a_t is the solution of da/dt = 1/2 + 1/(8a), the recursion's first two terms, from
+    there on: right to the last digits of μ, at the same cost for every t.
     """
 
     # (t, a_t) of the last call: training asks for one t after the other.
@@ -92,9 +97,11 @@ class NesterovSequence:
         at, a = self._last[0]
         if t < at:
             at, a = 0, 1.0
-        for _ in range(at, t):
+        for _ in range(at, min(t, RECURSION)):
             a = next_a(a)
-        self._last[0] = (t, a)
+        self._last[0] = (min(t, RECURSION), a)
+        if t > RECURSION:
+            a = _a_after(t - RECURSION, a)
         return (a - 1.0) / next_a(a)
 
 
@@ -130,6 +137,20 @@ class Final:
 def next_a(a: float) -> float:
     """a_{t+1} from a_t (appendix A.1)."""
     return (1.0 + math.sqrt(4.0 * a * a + 1.0)) / 2.0
+
+
+def _a_after(steps: int, a: float) -> float:
+    """a_{t+steps} from a large a_t: 2a − ½ log(4a + 1) grows by one a step, found by Newton's rule.
+
+    The remainder of the recursion adds less than 1/(16 a_t) in all, 2e-6 here, and μ = 1 − 1.5/a
+    to first order.
+    """
+    start, target = a, steps
+    a = start + 0.5 * steps
+    for _ in range(3):  # quadratic from an error of at most log(a)
+        excess = 2.0 * (a - start) - 0.5 * math.log((4.0 * a + 1.0) / (4.0 * start + 1.0)) - target
+        a -= excess / (2.0 - 2.0 / (4.0 * a + 1.0))
+    return a
 
 
 def _check_momentum(name: str, value: float) -> None:

@@ -1,7 +1,13 @@
-"""The one interface through which an optimiser sees a model, its loss and its data."""
+"""The one interface through which optimisers and operators see a model, its loss and its data.
+
+Whatever has the methods serves; subclassing :class:`Objective` and :class:`Curvature` adds the
+defaults of those that may be left out. ``hf.HessianFree(model, objective=...)`` and the operators
+check what an objective of one's own gives, see :mod:`hfcore.checked_objective`.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any, Literal, Protocol
 
 import torch
@@ -10,14 +16,21 @@ from torch import Tensor
 CurvatureKind = Literal["ggn", "hessian", "hessian_fd", "fisher"]
 CURVATURE_KINDS = ("ggn", "hessian", "hessian_fd", "fisher")
 
+# λ₀ of an objective that names none.
+DAMPING_START = 1.0
+
 
 class Curvature(Protocol):
-    """A curvature matrix at fixed parameters and data, as products with flat vectors."""
+    """A curvature matrix at fixed parameters and data, as products with flat vectors.
 
-    @property
-    def loss(self) -> float:
-        """Objective on the curvature data at those parameters."""
+    One's own needs :meth:`product`, of which ``v`` alone is enough: what it does not take is done
+    for it (damping added, the result copied to ``out``).
+    """
 
+    loss: float
+    """Objective on the curvature data at those parameters; left out: ``Objective.loss`` there."""
+
+    @abstractmethod
     def product(
         self,
         v: Tensor,
@@ -27,14 +40,17 @@ class Curvature(Protocol):
         out: Tensor | None = None,
         stop: Tensor | None = None,
     ) -> Tensor:
-        """(B + damping·I + structural·G_S) v for ``v [N]``; B holds the L2 term.
+        """(B + damping·I + structural·G_S) v ``[N]`` for ``v [N]``; B holds the L2 term.
 
-        ``stop`` (int32 ``[1]``, on v's device) is given where ``supports_stop``: where it is not
-        zero nobody reads the product, and kernels exit at once.
+        ``structural`` is 0 without ``supports_structural``. ``stop`` (int32 ``[1]``, on v's device)
+        is given where ``supports_stop``: where it is not zero nobody reads the product, and kernels
+        exit at once. The result is written to ``out [N]`` where that is given, which never shares
+        memory with ``v``.
         """
 
     def products(self, V: Tensor, damping: float = 0.0, structural: float = 0.0) -> Tensor:
-        """The same for the rows of ``V [m,N]``."""
+        """The same for the rows of ``V [m,N]``; left out: one product after the other."""
+        return torch.stack([self.product(v, damping=damping, structural=structural) for v in V])
 
     def diagonal(
         self, probes: int | None = None, generator: torch.Generator | None = None
@@ -42,38 +58,67 @@ class Curvature(Protocol):
         """diag(G) ``[N]`` of the Gauss-Newton matrix without L2 and damping.
 
         With ``probes`` an unbiased estimate from that many probes a case (M&S 2012, section
-        20.11.4; Chapelle & Erhan 2011); None: exact, at one probe per output.
+        20.11.4; Chapelle & Erhan 2011); None: exact, at one probe per output. Left out: what needs
+        it is refused.
         """
+        raise NotImplementedError
 
 
 class Objective(Protocol):
     """f(θ) = mean loss over cases + ½ l2 ‖θ‖², its gradient and its curvature.
 
-    ``data`` is what :meth:`prepare` gave; ``theta [N]`` is a flat parameter vector, which need
-    not be what the model holds.
+    ``data`` is what :meth:`prepare` gave; ``theta [N]`` is a flat parameter vector in the order of
+    ``model.parameters()``, which need not be what the model holds, and is not to be written to.
+    :meth:`loss`, :meth:`gradient` and :meth:`curvature` are required.
+
+    >>> class Rosenbrock(hf.Objective):
+    ...     def loss(self, data, theta):
+    ...         return float((1 - theta[0]) ** 2 + 100 * (theta[1] - theta[0] ** 2) ** 2)
     """
 
-    supports_structural: bool
-    supports_stop: bool
-    l2: float
+    supports_structural: bool = False
+    """Whether products take ``structural``."""
+    supports_stop: bool = False
+    """Whether products run on this package's kernels, which look at ``stop``."""
+    l2: float = 0.0
+    """Weight of ½‖θ‖², which is in loss, gradient and products."""
 
     def prepare(self, data: Any) -> Any:
-        """Check data once and bring it to the form that the other methods take."""
+        """Check data once and bring it to the form that the other methods take.
+
+        Data is an :class:`hfcore.Batch` or a list of them where a step or an operator was given
+        ``(x, y[, mask])`` or batches, otherwise what it was given. Left out: as it came. A list of
+        one part for a batch says that parts of several may be joined to one list.
+        """
+        return data
 
     def minibatches(self, data: Any) -> int:
-        """How many minibatches one pass over the data counts."""
+        """How many minibatches one pass over the data counts; left out: 1."""
+        return 1
 
+    def damping_start(self, data: Any) -> float:
+        """λ₀ where ``damping="auto"``, at the gradient data of the first step; left out: 1."""
+        return DAMPING_START
+
+    @abstractmethod
     def loss(self, data: Any, theta: Tensor) -> float:
         """f(θ) on the data."""
 
+    @abstractmethod
     def gradient(self, data: Any, theta: Tensor) -> tuple[float, Tensor]:
-        """f(θ) and ∇f(θ) ``[N]`` on the data."""
+        """f(θ) and ∇f(θ) ``[N]`` on the data, of θ's dtype and device."""
 
+    @abstractmethod
     def curvature(self, data: Any, theta: Tensor, kind: CurvatureKind = "ggn") -> Curvature:
-        """The curvature at θ on the data, activations cached.
+        """The curvature at θ on the data, activations cached; it keeps what it needs of θ.
 
-        Raises ValueError with the reason for a kind that is not served.
+        Without the argument ``kind`` it serves ``"ggn"`` alone. Raises ValueError with the reason
+        for a kind that is not served; ``"hessian_fd"`` is never asked for.
         """
 
     def squared_gradients(self, data: Any, theta: Tensor) -> Tensor:
-        """Mean over cases of the squared gradient of each ``[N]``, without the L2 term."""
+        """Mean over cases of the squared gradient of each ``[N]``, without the L2 term.
+
+        Left out: ``preconditioner="fisher"`` is refused.
+        """
+        raise NotImplementedError

@@ -21,7 +21,9 @@ from hfcore.autograd.losses import second_of
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.autograd.strategies import DoubleVjp
 from hfcore.batches import Batch
+from hfcore.checked_objective import CheckedObjective, checked_objective
 from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
+from hfcore.curvature.operator import check_alone, flat_parameters, operator_data
 from hfcore.losses import Loss
 from hfcore.objective_factory import batch_dim_of, objective_for
 
@@ -67,11 +69,13 @@ class CurvatureReport:
 
 
 def check_curvature(
-    model: nn.Module,
-    loss: Loss | Callable[..., Tensor],
-    inputs: Any,
-    targets: Any,
+    model: nn.Module | None = None,
+    loss: Loss | Callable[..., Tensor] | None = None,
+    inputs: Any = None,
+    targets: Any = None,
     *,
+    objective: Any = None,
+    theta: Tensor | None = None,
     mask: Tensor | None = None,
     coordinates: int = 2,
     directions: int = 3,
@@ -86,7 +90,21 @@ def check_curvature(
     and hf.MLP). ``coordinates`` of every parameter and ``directions`` random vectors are compared;
     ``options`` go to the objective, as in :class:`hfcore.GaussNewton`. A kink (ReLU, max) nearer
     than 1e-6 to a preactivation shows as an error of the finite differences.
+
+    An :class:`hfcore.Objective` of one's own, with ``theta [N]`` or a model that holds the
+    parameters, is checked in float64 as far as it can be without the model's outputs: its gradient,
+    that products are symmetric and positive, and the Hessian where it serves one. Data as in
+    :class:`hfcore.GaussNewton`.
     """
+    if objective is not None:
+        check_alone(loss=loss, structural=structural, l2=l2 or None, **options)
+        at = flat_parameters(model, theta).double()
+        own = checked_objective(objective)
+        wide_data = map(_double, (inputs, targets, mask))
+        data = own.prepare(operator_data(*wide_data, any_data=True))
+        return CurvatureReport(_Checker(own, data, at, seed).run(coordinates, directions))
+    if model is None or loss is None:
+        raise TypeError("model, loss: got None, need both, or objective=")
     wide = copy.deepcopy(model).double()
     options = {"l2": l2, "structural": structural, **options}
     objective = objective_for(wide, loss, **options)
@@ -95,7 +113,7 @@ def check_curvature(
     dim = options.get("batch_dim", batch_dim_of(model))
     net = ModuleObjective(wide, loss, batch_dim=dim, strategy="double_vjp")
     (part,) = net.prepare([batch])  # type: ignore[misc]
-    checker = _Checker(objective, data, net, part, seed)
+    checker = _ModelChecker(objective, data, net, part, flat_parameters(wide, theta), seed)
     return CurvatureReport(checker.run(coordinates, directions))
 
 
@@ -106,16 +124,13 @@ def _double(value: Any) -> Any:
 
 
 class _Checker:
-    """The comparisons; ``net`` is the same model through plain autograd, for its outputs alone."""
+    """The comparisons that need no outputs."""
 
-    def __init__(
-        self, objective: Any, data: Any, net: ModuleObjective, part: BatchPart, seed: int
-    ) -> None:
+    def __init__(self, objective: Any, data: Any, theta: Tensor, seed: int) -> None:
         self._objective = objective
         self._data = data
-        self._net = net
-        self._part = part
-        self._theta = net.parameters.read()
+        self._theta = theta
+        self._sizes = [len(theta)]
         self._generator = torch.Generator().manual_seed(seed)
 
     def run(self, coordinates: int, directions: int) -> list[Check]:
@@ -127,12 +142,23 @@ class _Checker:
         return [
             Check("loss, evaluated twice", abs(first - second) / abs(first or 1.0), BY_ALGEBRA),
             Check("gradient: differences of the loss", self._gradient(where, V), BY_DIFFERENCES),
-            Check("J v: differences of the outputs", self._rop(V), BY_DIFFERENCES),
-            Check("G e_j: JᵀL''J/n by differences", self._columns(G, where), BY_DIFFERENCES),
-            Check("H v: differences of the gradient", self._hessian(V), BY_DIFFERENCES),
+            *self._of_outputs(G, where, V),
+            *self._of_hessian(V),
             Check("G symmetric: uᵀGv = vᵀGu", _asymmetry(V, products), BY_ALGEBRA),
             Check("G positive: −vᵀGv", _negativity(V, products), BY_ALGEBRA),
         ]
+
+    def _of_outputs(self, G: Any, where: list[int], V: list[Tensor]) -> list[Check]:
+        return []
+
+    def _of_hessian(self, V: list[Tensor]) -> list[Check]:
+        try:
+            exact = self._objective.curvature(self._data, self._theta, "hessian")
+        except ValueError:  # how an objective of one's own says that it serves none
+            if isinstance(self._objective, CheckedObjective):
+                return []
+            raise
+        return [Check("H v: differences of the gradient", self._hessian(exact, V), BY_DIFFERENCES)]
 
     def _direction(self) -> Tensor:
         v = torch.randn(len(self._theta), generator=self._generator, dtype=torch.float64)
@@ -141,24 +167,16 @@ class _Checker:
     def _coordinates(self, each: int) -> list[int]:
         """Some of every parameter."""
         chosen, at = [], 0
-        for p in self._net.parameters.tensors:
-            picks = torch.randperm(p.numel(), generator=self._generator)[:each]
+        for size in self._sizes:
+            picks = torch.randperm(size, generator=self._generator)[:each]
             chosen += [at + int(i) for i in picks]
-            at += p.numel()
+            at += size
         return chosen
 
     def _unit(self, j: int) -> Tensor:
         e = torch.zeros_like(self._theta)
         e[j] = 1
         return e
-
-    def _outputs(self, theta: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._net.evaluate(self._part, self._net.parameters.split(theta)).outputs
-
-    def _output_difference(self, v: Tensor) -> Tensor:
-        ahead, behind = (self._outputs(self._theta + sign * STEP * v) for sign in (1, -1))
-        return (ahead - behind) / (2 * STEP)
 
     def _gradient(self, where: list[int], V: list[Tensor]) -> float:
         gradient = self._objective.gradient(self._data, self._theta)[1]
@@ -173,6 +191,43 @@ class _Checker:
         return _relative(
             torch.tensor(got, dtype=torch.float64), torch.tensor(want, dtype=torch.float64)
         )
+
+    def _hessian(self, exact: Any, V: list[Tensor]) -> float:
+        differences = FiniteDifferenceHessian(self._objective, self._data, self._theta)
+        got = torch.stack([exact.product(v) for v in V])
+        return _relative(got, torch.stack([differences.product(v) for v in V]))
+
+
+class _ModelChecker(_Checker):
+    """With those of the outputs; ``net`` is the same model through plain autograd."""
+
+    def __init__(
+        self,
+        objective: Any,
+        data: Any,
+        net: ModuleObjective,
+        part: BatchPart,
+        theta: Tensor,
+        seed: int,
+    ) -> None:
+        super().__init__(objective, data, theta, seed)
+        self._net = net
+        self._part = part
+        self._sizes = [p.numel() for p in net.parameters.tensors]
+
+    def _of_outputs(self, G: Any, where: list[int], V: list[Tensor]) -> list[Check]:
+        return [
+            Check("J v: differences of the outputs", self._rop(V), BY_DIFFERENCES),
+            Check("G e_j: JᵀL''J/n by differences", self._columns(G, where), BY_DIFFERENCES),
+        ]
+
+    def _outputs(self, theta: Tensor) -> Tensor:
+        with torch.no_grad():
+            return self._net.evaluate(self._part, self._net.parameters.split(theta)).outputs
+
+    def _output_difference(self, v: Tensor) -> Tensor:
+        ahead, behind = (self._outputs(self._theta + sign * STEP * v) for sign in (1, -1))
+        return (ahead - behind) / (2 * STEP)
 
     def _rop(self, V: list[Tensor]) -> float:
         (strategy, _), *_ = self._net.curvature([self._part], self._theta)._strategies
@@ -192,12 +247,6 @@ class _Checker:
         want += self._objective.l2 * torch.eye(len(where), dtype=want.dtype, device=want.device)
         got = torch.stack([G.product(self._unit(j))[where] for j in where])
         return _relative(got, want)
-
-    def _hessian(self, V: list[Tensor]) -> float:
-        exact = self._objective.curvature(self._data, self._theta, "hessian")
-        differences = FiniteDifferenceHessian(self._objective, self._data, self._theta)
-        got = torch.stack([exact.product(v) for v in V])
-        return _relative(got, torch.stack([differences.product(v) for v in V]))
 
 
 def _relative(got: Tensor, want: Tensor) -> float:

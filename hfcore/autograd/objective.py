@@ -36,6 +36,7 @@ from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
+from hfcore.objective import DAMPING_START
 
 __all__ = ["Closure", "ModuleCurvature", "ModuleObjective", "call_closure"]
 
@@ -124,6 +125,8 @@ class ModuleObjective:
         self.choices: dict[str, Choice] = {}
         self._squares: CaseSquares | None = None
         self._rows_by_vmap = True
+        # What the next curvature is to tell the user.
+        self._news: list[str] = []
 
     # -------------------------------------------------------------------------------- data
 
@@ -154,6 +157,13 @@ class ModuleObjective:
     def minibatches(self, data: ModuleData) -> int:
         return 1 if callable(data) else len(data)
 
+    def damping_start(self, data: ModuleData) -> float:
+        """λ₀: the model's own ``damping_start(inputs)`` on batches, where it has one."""
+        own = getattr(self.module, "damping_start", None)
+        if own is None or callable(data):
+            return DAMPING_START
+        return float(own(data[0].inputs))
+
     def pieces(self, data: ModuleData) -> Iterator[tuple[Closure | BatchPart, float]]:
         """What is evaluated at once, with its share of the cases."""
         if callable(data):
@@ -165,6 +175,16 @@ class ModuleObjective:
         for part in data:
             for chunk in part.chunks(self.chunk_size or part.count):
                 yield chunk, chunk.count / cases
+
+    def tell(self, message: str) -> None:
+        """Log what the user should know; the next curvature holds it in ``messages``."""
+        logger.warning("%s", message)
+        self._news.append(message)
+
+    def take_news(self) -> tuple[str, ...]:
+        """What was told since the last time."""
+        news, self._news = tuple(self._news), []
+        return news
 
     # -------------------------------------------------------------------------- evaluation
 
@@ -303,14 +323,17 @@ class ModuleObjective:
 
 
 class _Caller(nn.Module):
-    """Calls a function while functional_call holds other parameters in ``module``."""
+    """Calls a function while functional_call holds other parameters in ``module``.
+
+    Not through ``forward``: hooks for all modules belong to the user's modules alone.
+    """
 
     def __init__(self, module: nn.Module, function: Callable[[], Any]) -> None:
         super().__init__()
         self.module = module
         self._function = function
 
-    def forward(self) -> Any:
+    def __call__(self) -> Any:
         return self._function()
 
 
@@ -429,7 +452,7 @@ class _Graphs:
 class ModuleCurvature:
     """A curvature matrix of a module at fixed parameters and data.
 
-    ``strategy`` names how its products are computed.
+    ``strategy`` names how its products are computed; ``messages`` are for the user.
     """
 
     def __init__(
@@ -451,6 +474,7 @@ class ModuleCurvature:
             strategy, value = self._start(piece)
             self._strategies.append((strategy, share))
             self.loss += share * value
+        self.messages = objective.take_news()
 
     def _start(self, piece: Closure | BatchPart) -> tuple[Strategy, float]:
         """The strategy of one piece, chosen by measurement the first time, and its mean loss."""

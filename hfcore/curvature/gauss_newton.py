@@ -15,7 +15,7 @@ from hfcore.nets.rnn import StructuralDistance
 
 
 class GaussNewton(CurvatureOperator):
-    """A = G_f + damping·(I + structural·G_S) at the model's present parameters.
+    """A = G_f + damping·(I + structural·G_S) at the model's present parameters, or at ``theta``.
 
     G_f = JᵀL''J of the mean loss over the cases of ``inputs`` (Schraudolph 2002; for recurrent nets
     Martens & Sutskever 2011, Algorithm 1) and G_S the Gauss-Newton matrix of a structural distance
@@ -24,11 +24,15 @@ class GaussNewton(CurvatureOperator):
 
     Parameters
     ----------
-    model : hf.RNN or hf.MLP (fused), or any torch module
+    model : hf.RNN or hf.MLP (fused), or any torch module; with an objective only the holder of
+        the parameters, None where ``theta`` is given
     loss : a loss of ``hf.losses`` that matches the output nonlinearity; any module also takes a
         callable (outputs, targets) → scalar mean loss
     inputs, targets, mask : as in :class:`hfcore.Batch`; or, with ``targets`` left out, ``inputs``
         is a list of batches, or for a module (loss None) a closure () → (loss, outputs)
+    objective : an :class:`hfcore.Objective` of one's own in the loss's place. Its ``prepare`` takes
+        the hfcore.Batch of inputs, targets and mask; or ``inputs`` as it is, without targets
+    theta : flat parameters ``[N]`` at which the curvature is taken; None: what the model holds
     structural : μ (hf.RNN: its hidden state, D'' = e'(t), for tanh 1 − h², not masked; hf.MLP: its
         hidden layers), or ``{"submodule": D or (D, μ)}`` for hf.MLP and modules
     normalize : hf.RNN: ``"sequences"`` divides sums by B (the paper), ``"outputs"`` by the number
@@ -43,12 +47,14 @@ class GaussNewton(CurvatureOperator):
 
     def __init__(
         self,
-        model: AnyModel,
-        loss: AnyLoss,
-        inputs: Any,
+        model: AnyModel | None = None,
+        loss: AnyLoss = None,
+        inputs: Any = None,
         targets: Any = None,
         *,
         mask: Tensor | None = None,
+        objective: Any = None,
+        theta: Tensor | None = None,
         damping: float = 0.0,
         structural: float | Mapping[str, Any] = 0.0,
         normalize: Normalize = "sequences",
@@ -62,6 +68,8 @@ class GaussNewton(CurvatureOperator):
             inputs,
             targets,
             mask,
+            objective=objective,
+            theta=theta,
             damping=damping,
             structural=structural,
             normalize=normalize,
@@ -78,7 +86,8 @@ class GaussNewton(CurvatureOperator):
         section 20.11.4), one per output where exact; with it, or from a closure, from products.
         """
         estimators.check_probes(probes)
-        if self.damping * self._mu or callable(self._data):
+        served = getattr(self._curvature, "has_diagonal", not callable(self._data))
+        if self.damping * self._mu or not served:
             return super().diagonal(probes, generator)
         own = self._curvature.diagonal(probes, generator)
         return own + (self.damping + self._objective.l2)

@@ -1,4 +1,4 @@
-"""What every curvature operator can do: products with flat vectors, SciPy, estimators."""
+"""A curvature matrix of a model at its present parameters, as a linear operator."""
 
 from __future__ import annotations
 
@@ -11,11 +11,19 @@ from torch import Tensor, nn
 
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_tensor
-from hfcore.curvature import estimators
+from hfcore.checked_objective import checked_objective
+from hfcore.curvature.linear_operator import LinearOperator
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
-from hfcore.objective import CurvatureKind
+from hfcore.objective import CurvatureKind, Objective
 from hfcore.objective_factory import curvature_of, objective_for
+
+# Options of the objectives of this package where nobody sets them.
+UNSET: dict[str, Any] = {
+    "normalize": "sequences",
+    "structural_distance": "matching",
+    "strategy": "auto",
+}
 
 AnyLoss = Loss | Callable[..., Tensor] | None
 AnyModel = nn.Module | Iterable[nn.Parameter]
@@ -28,24 +36,39 @@ def check_nonnegative(name: str, value: float) -> float:
     return float(value)
 
 
-class CurvatureOperator:
-    """A = B + damping·(I + structural·G_S) at the model's present parameters, symmetric ``[N,N]``.
+def check_alone(**options: Any) -> None:
+    """Raise TypeError for an option that is the business of an objective that was given.
+
+    None, and what an option is where nobody sets it, are nothing.
+    """
+    for name, value in options.items():
+        unset = value is None or value == UNSET.get(name, UNSET)
+        if name == "structural" and not isinstance(value, Mapping):
+            continue  # μ, which products take
+        if not unset:
+            raise TypeError(f"{name}: got {value!r} beside an objective, which has its own")
+
+
+class CurvatureOperator(LinearOperator):
+    """A = B + damping·(I + structural·G_S) at fixed parameters, symmetric ``[N,N]``.
 
     B is a curvature of the mean loss (with the objective's L2, if any). Vectors are flat, in the
     order of ``model.parameters()``; activations are cached once, so that an operator outlives later
-    changes of the parameters and stays at the old ones. The subclasses say what B is and take the
-    data; ``loss`` is the objective there.
+    changes of the parameters and stays at the old ones. The subclasses say what B is; ``loss`` is
+    the objective there.
     """
 
     def __init__(
         self,
         kind: CurvatureKind,
-        model: AnyModel,
+        model: AnyModel | None,
         loss: AnyLoss,
         inputs: Any,
         targets: Any,
         mask: Tensor | None,
         *,
+        objective: Any,
+        theta: Tensor | None,
         damping: float,
         structural: float | Mapping[str, Any],
         **options: Any,
@@ -56,100 +79,62 @@ class CurvatureOperator:
         self._mu = 1.0
         if not isinstance(structural, Mapping):
             self._mu = self.structural = check_nonnegative("structural", structural)
-        if not isinstance(model, nn.Module):
+        if model is not None and not isinstance(model, nn.Module):
             model = list(model)
-        self._objective = objective_for(model, loss, structural=structural, **options)
-        parameters = FlatParameters(model)
-        theta = parameters.read()
-        bad = parameters.first_bad(theta)
-        if bad is not None:
-            raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
-        self._data = self._objective.prepare(_data(inputs, targets, mask))
+        self._objective: Objective
+        if objective is not None:
+            check_alone(loss=loss, structural=structural, **options)
+            self._objective = checked_objective(objective)
+            if self._mu and not self._objective.supports_structural:
+                raise ValueError(
+                    f"structural: got {self._mu}, but the objective takes none; need 0"
+                )
+        elif model is None:
+            raise TypeError("model: got None, need a model and its loss, or objective= and theta=")
+        else:
+            self._objective = objective_for(model, loss, structural=structural, **options)
+        theta = flat_parameters(model, theta)
+        if inputs is None and objective is None:
+            raise TypeError("inputs: got None, need a batch of inputs, batches or a closure")
+        given = operator_data(inputs, targets, mask, any_data=objective is not None)
+        self._data = self._objective.prepare(given)
         self._curvature = curvature_of(self._objective, self._data, theta, kind)
-        self._like = theta
+        self._theta = theta
+        self.parameter_slices = None if model is None else FlatParameters(model).slices()
         self.loss = self._curvature.loss
+        if objective is not None and not math.isfinite(self.loss):
+            raise ValueError(f"objective.loss: gave {self.loss}, need a finite number")
 
     @property
     def shape(self) -> tuple[int, int]:
         """(N, N) for N parameters."""
-        return (self._like.numel(), self._like.numel())
+        return (self._theta.numel(), self._theta.numel())
 
     @property
     def dtype(self) -> torch.dtype:
-        return self._like.dtype
+        return self._theta.dtype
 
     @property
     def device(self) -> torch.device:
-        return self._like.device
+        return self._theta.device
 
     @property
     def strategy(self) -> str:
         """How products are computed: ``"fused"``, or a strategy of ``autograd/strategies.py``."""
         return getattr(self._curvature, "strategy", "fused")
 
-    def matvec(self, v: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """A v for ``v [N]``; with ``out [N]`` the result is written there. ``out`` must not be
-        ``v``."""
-        check_tensor("v", v, [self.shape[1]], like=self._like)
-        if out is not None and out.data_ptr() == v.data_ptr():
-            raise ValueError("out: shares memory with v, need a buffer of its own")
+    @property
+    def identity_part(self) -> float:  # type: ignore[override]
+        """damping + l2, both of which are multiples of I."""
+        return self.damping + self._objective.l2
+
+    def _product(self, v: Tensor, out: Tensor | None) -> Tensor:
         return self._curvature.product(
             v, damping=self.damping, structural=self.damping * self._mu, out=out
         )
 
-    def matmat(self, V: Tensor) -> Tensor:
-        """A V for ``V [N,m]``, all m vectors in one pass over the data where that is served."""
-        check_tensor("V", V, [self.shape[1], "m"], like=self._like)
-        if V.shape[1] == 0:
-            return torch.empty_like(V)
-        rows = V.mT.contiguous()
-        return self._curvature.products(rows, self.damping, self.damping * self._mu).mT
-
-    def __matmul__(self, v: Tensor) -> Tensor:
-        if isinstance(v, Tensor) and v.ndim == 2:
-            return self.matmat(v)
-        return self.matvec(v)
-
-    def to_scipy(self) -> Any:
-        """A ``scipy.sparse.linalg.LinearOperator`` on NumPy vectors of the same dtype."""
-        from scipy.sparse.linalg import LinearOperator
-
-        numpy_dtype = torch.empty(0, dtype=self.dtype).numpy().dtype
-
-        def apply(V: Any) -> Any:
-            tensor = torch.as_tensor(V, dtype=self.dtype, device=self.device)
-            return (self @ tensor).cpu().numpy()
-
-        return LinearOperator(
-            self.shape,
-            matvec=lambda v: apply(v.reshape(-1)),
-            rmatvec=lambda v: apply(v.reshape(-1)),
-            matmat=apply,
-            rmatmat=apply,
-            dtype=numpy_dtype,
-        )
-
-    def trace(self, probes: int | None = None, generator: torch.Generator | None = None) -> float:
-        """tr A: exact for ``probes`` None (N products), else Hutchinson's unbiased estimate from
-        that many."""
-        estimators.check_probes(probes)
-        return estimators.trace(self.matmat, self._like, probes, generator)
-
-    def diagonal(
-        self, probes: int | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """diag A ``[N]``: exact for ``probes`` None (N products), else an unbiased estimate."""
-        estimators.check_probes(probes)
-        return estimators.diagonal(self.matmat, self._like, probes, generator)
-
-    def eigenvalues(self, k: int, *, which: str = "LA", tolerance: float = 0.0) -> Tensor:
-        """The k largest eigenvalues in descending order, by SciPy's ``eigsh``.
-
-        ``which``: ``"LA"``, the k smallest in ascending order with ``"SA"``, the k largest in
-        magnitude with ``"LM"``. ``tolerance`` is relative, 0 the machine's. Raises SciPy's
-        ArpackNoConvergence, above all for the many equal smallest ones of a damped matrix.
-        """
-        return estimators.eigenvalues(self.to_scipy(), k, which, tolerance)
+    def _products(self, V: Tensor) -> Tensor:
+        return self._curvature.products(V, self.damping, self.damping * self._mu)
 
     def __repr__(self) -> str:
         return (
@@ -158,9 +143,33 @@ class CurvatureOperator:
         )
 
 
-def _data(inputs: Any, targets: Any, mask: Tensor | None) -> Any:
-    """Inputs with targets are one batch; alone they are a list of batches, or a closure."""
-    if targets is not None or isinstance(inputs, Tensor):
+def flat_parameters(model: AnyModel | None, theta: Tensor | None) -> Tensor:
+    """θ ``[N]``, checked: the given one (a copy), or what the model holds."""
+    held = None if model is None else FlatParameters(model)
+    if theta is None:
+        if held is None:
+            raise TypeError("theta: got None, need the flat parameters, or model= that holds them")
+        theta = held.read()
+    else:
+        check_tensor("theta", theta, ["N" if held is None else held.numel])
+        if not theta.is_floating_point():
+            raise TypeError(f"theta: got {theta.dtype}, need a real floating point vector")
+        if held is not None:
+            check_tensor("theta", theta, [held.numel], like=held.tensors[0])
+        theta = theta.detach().clone(memory_format=torch.contiguous_format)
+    if held is not None:
+        bad = held.first_bad(theta)
+        if bad is not None:
+            raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
+    elif not bool(torch.isfinite(theta).all()):
+        raise ValueError("theta: holds NaN or Inf, need finite values")
+    return theta
+
+
+def operator_data(inputs: Any, targets: Any, mask: Tensor | None, *, any_data: bool) -> Any:
+    """Inputs with targets are one batch; alone they are a list of batches, or a closure, or what an
+    objective of one's own takes."""
+    if targets is not None or (isinstance(inputs, Tensor) and not any_data):
         return Batch(inputs, targets, mask)
     if mask is not None:
         raise ValueError("mask: belongs to inputs and targets; a batch or a closure has its own")

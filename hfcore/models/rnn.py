@@ -18,6 +18,10 @@ from hfcore.fan_in import distinct_columns
 from hfcore.models.recurrence_library import rnn_outputs
 from hfcore.models.sparse_recurrence import sparse_outputs
 
+# λ₀ = 0.1·T when none is given: a comment in the original RNN release, and the supplement of
+# M&S 2011 as it is remembered.
+DAMPING_PER_STEP = 0.1
+
 
 class RNN(nn.Module):
     """Recurrent net with one hidden layer (Martens & Sutskever 2011, section 2).
@@ -219,6 +223,10 @@ class RNN(nn.Module):
         if not torch.compiler.is_compiling() and forced_backend() == "reference":
             return ops.rnn_forward(x, w, nonlinearity=self.nonlinearity)[1].squeeze(0)
         return rnn_outputs(x, w, self.nonlinearity).squeeze(0)
+
+    def damping_start(self, inputs: Tensor) -> float:
+        """λ₀ of Hessian-free for ``inputs [T,B,n]``: 0.1·T."""
+        return DAMPING_PER_STEP * inputs.shape[0]
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

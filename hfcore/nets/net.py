@@ -21,11 +21,9 @@ from hfcore.bindings import loss as loss_ops
 from hfcore.bindings.dense import Scratch
 from hfcore.bindings.momentum import Step
 from hfcore.losses import Loss
+from hfcore.objective import DAMPING_START
 
 Memory = Literal["auto", "cached", "recompute"]
-
-# λ0 where a net does not say otherwise.
-DAMPING_START = 1.0
 
 
 class Data(Protocol):
@@ -159,8 +157,9 @@ class FusedNet(ABC):
         return None
 
     def damping_start(self, part: Any) -> float:
-        """λ0 of Hessian-free optimisation on data like this."""
-        return DAMPING_START
+        """λ₀ of Hessian-free: the model's own ``damping_start(inputs)``, where it has one."""
+        start = getattr(self.model, "damping_start", None)
+        return DAMPING_START if start is None else float(start(part.x[0]))
 
     # ---- passes
 

@@ -73,7 +73,7 @@ class FusedObjective:
         return len(data)
 
     def damping_start(self, data: list[Data]) -> float:
-        """λ0 of Hessian-free optimisation on what :meth:`prepare` gave."""
+        """λ₀ of Hessian-free optimisation on what :meth:`prepare` gave."""
         return self.net.damping_start(data[0])
 
     def scale(self, data: list[Data]) -> float:

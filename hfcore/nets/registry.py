@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import inspect
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from hfcore.losses import Loss
 from hfcore.nets.net import FusedNet
-
-logger = logging.getLogger("hfcore")
+from hfcore.nets.unaltered import LAYERS, why_not_fused
 
 Factory = Callable[..., FusedNet]
 
-_factories: dict[type[nn.Module], Factory] = {}
+_registered: dict[type, tuple[Factory, tuple[type[nn.Module], ...]]] = {}
 
 
-def register(model_class: type[nn.Module], factory: Factory) -> None:
+def register(
+    model_class: type[nn.Module],
+    factory: Factory,
+    *,
+    layers: Sequence[type[nn.Module]] = LAYERS,
+) -> None:
     """Let ``factory(model, loss, **options)`` make the fused nets of a class of models.
 
     Everything that takes a model then runs on the net: ``hf.HessianFree``, the curvature operators,
-    ``hf.train``, ``hf.sweep``. It is used for models of exactly this class, whose forward nothing
-    has altered, with a loss of ``hf.losses``. ``options`` are those that the factory names:
-    ``structural`` (μ or a mapping) and ``structural_distance`` are known. A later factory of the
-    same class takes the place of the first.
+    ``hf.train``, ``hf.sweep``. It serves models of exactly this class that compute what the class
+    says, whose submodules are of the types ``layers``, with a loss of ``hf.losses``. ``options``
+    are those that the factory names: ``structural`` (μ or a mapping) and ``structural_distance``.
+    A later factory of the same class takes the place of the first.
 
     Raises TypeError for something that is not a class of modules, or not callable.
     """
@@ -35,7 +37,7 @@ def register(model_class: type[nn.Module], factory: Factory) -> None:
         raise TypeError(f"model_class: got {model_class!r}, need a subclass of torch.nn.Module")
     if not callable(factory):
         raise TypeError(f"factory: got {type(factory).__name__}, need a callable (model, loss)")
-    _factories[model_class] = factory
+    _registered[model_class] = factory, tuple(layers)
 
 
 def net_of(model: Any, loss: Any, **options: Any) -> FusedNet | None:
@@ -44,23 +46,26 @@ def net_of(model: Any, loss: Any, **options: Any) -> FusedNet | None:
     Options that the factory does not name are left out. Raises ValueError or TypeError for what
     the net cannot serve, with the reason.
     """
-    factory = _factories.get(type(model))
-    if factory is None or not isinstance(loss, Loss):
+    if type(model) not in _registered or not isinstance(loss, Loss):
         return None
-    altered = _altered(model)
-    if altered is not None:
-        logger.info("%s: not on the fused path: %s", type(model).__name__, altered)
+    if why_left_to_autograd(model, loss) is not None:
         return None
+    factory, _ = _registered[type(model)]
     named = inspect.signature(factory).parameters
     return factory(model, loss, **{name: options[name] for name in options if name in named})
 
 
-def _altered(model: nn.Module) -> str | None:
-    """What makes the model compute something else than its class says."""
-    for name, module in model.named_modules():
-        where = name or "the model"
-        if is_parametrized(module):
-            return f"{where} is parametrized"
-        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
-            return f"{where} has hooks, or a forward of its own"
-    return None
+def why_left_to_autograd(model: Any, loss: Any) -> str | None:
+    """Why a model of a class with a net, or of one derived from it, is served by autograd.
+
+    None: it is fused, or there is nothing to fuse.
+    """
+    if not (isinstance(model, nn.Module) and isinstance(loss, Loss)):
+        return None
+    base = next((c for c in type(model).__mro__ if c in _registered), None)
+    if base is None:
+        return None
+    if base is not type(model):
+        name = base.__name__ if base.__module__.split(".")[0] != "hfcore" else f"hf.{base.__name__}"
+        return f"{type(model).__name__} is derived from {name}, and may compute otherwise"
+    return why_not_fused(model, _registered[base][1])

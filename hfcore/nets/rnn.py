@@ -40,9 +40,6 @@ STRUCTURAL_FACTOR: dict[str, float] = {"matching": 1.0, "quarter": 0.25}
 
 # Sequences whose states are held at once while a gradient is accumulated.
 SEQUENCES_AT_ONCE = 1024
-# λ0 = 0.1·T: a comment in the original RNN release, and the supplement of M&S 2011 as it is
-# remembered.
-DAMPING_PER_STEP = 0.1
 
 
 @dataclass(frozen=True)
@@ -112,9 +109,6 @@ class RnnNet(FusedNet):
 
     def chunk_size(self, part: Sequences) -> int:
         return SEQUENCES_AT_ONCE
-
-    def damping_start(self, part: Sequences) -> float:
-        return DAMPING_PER_STEP * part.x.shape[1]
 
     def second(self, part: Data, s: Tensor) -> Tensor:
         c = super().second(part, s)  # the ops take a tensor

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfcore.bindings.momentum import lookahead_point
+from hfcore.flat_memory import adjacent, cut, joined, seen_elsewhere, side_by_side
 
 
 class Piece:
@@ -30,7 +30,6 @@ class Piece:
     ) -> None:
         self.parameters, self.theta, self.velocity = parameters, theta, velocity
         self.copied = copied
-        self._own = [] if copied else _split(theta, self)
         self._gradients = SideBySide()
         self._point: Tensor | None = None
         self._views: list[Tensor] = []
@@ -38,7 +37,7 @@ class Piece:
     @property
     def own(self) -> list[Tensor]:
         """The parameters' values as they are, without autograd."""
-        return [p.data for p in self.parameters] if self.copied else self._own
+        return [p.data for p in self.parameters]
 
     def gradient(self) -> Tensor:
         """The parameters' gradients, ``[1,N]``; a copy unless they lie side by side."""
@@ -47,8 +46,9 @@ class Piece:
     def look_ahead(self, momentum: float) -> list[Tensor]:
         """θ + μv in the shapes of the parameters, in memory that the next call overwrites."""
         if self._point is None:
-            self._point = torch.empty_like(self.theta)
-            self._views = _split(self._point, self)
+            self._views = side_by_side(self.parameters)
+            self._point = joined(self._views)
+            assert self._point is not None
         lookahead_point(self.theta, self.velocity, momentum, out=self._point)
         return self._views
 
@@ -62,14 +62,18 @@ class Piece:
         """Let the parameters be these; autograd graphs that hold others end."""
         for p, value in zip(self.parameters, values, strict=True):
             p.data = value
-        torch.autograd.graph.increment_version(self.parameters)
+        self._changed()
 
     def wrote(self) -> None:
         """theta was written: brings a copy back, and ends autograd graphs that hold old values."""
         if self.copied:
             (p,) = self.parameters
             p.detach().copy_(self.theta.view(p.shape))
+        self._changed()
+
+    def _changed(self) -> None:
         torch.autograd.graph.increment_version(self.parameters)
+        torch.clear_autocast_cache()  # torch.autocast would go on with casts of the old values
 
 
 class Layout:
@@ -129,10 +133,10 @@ def _places(parameters: list[Tensor]) -> tuple[list[Any], ...]:
 def flatten(parameters: Sequence[Tensor], velocities: dict[Tensor, Tensor]) -> None:
     """Move parameters and velocities of one dtype and device side by side, in this order.
 
-    ``velocities`` is brought to the parameters' dtype and device; a new one is zero. Left where
-    they are: parameters that are not contiguous, that share memory with another of these, or that
-    other processes share. Storage is swapped, as ``.to()`` does it: a tensor elsewhere that shared
-    a parameter's memory is left with the old.
+    ``velocities`` is brought to the parameters' dtype and device; a new one is zero. Nobody can
+    tell: each keeps a storage of its own, and left where they are is what somebody else would
+    miss, parameters that share memory with another of these, with views, arrays or other processes,
+    and such as are not contiguous.
     """
     for p in parameters:
         if p not in velocities:
@@ -140,14 +144,21 @@ def flatten(parameters: Sequence[Tensor], velocities: dict[Tensor, Tensor]) -> N
         elif velocities[p].dtype != p.dtype or velocities[p].device != p.device:
             velocities[p] = velocities[p].to(p.device, p.dtype)
     for bucket in _buckets(parameters):
-        data, state = [p.data for p in bucket], [velocities[p] for p in bucket]
-        if _joined(data) is None:
-            flat = torch.cat([t.reshape(-1) for t in data])
-            for p, part in zip(bucket, _cut(flat, bucket), strict=True):
-                p.data = part
-        if _joined(state) is None:
-            flat = torch.cat([t.reshape(-1) for t in state])
-            velocities.update(zip(bucket, _cut(flat, bucket), strict=True))
+        for i, part in _moved(bucket).items():
+            bucket[i].data = part
+        for i, part in _moved([velocities[p] for p in bucket]).items():
+            velocities[bucket[i]] = part
+
+
+def _moved(tensors: Sequence[Tensor]) -> dict[int, Tensor]:
+    """Side by side, by their number, those of the tensors that are not yet and may be moved."""
+    if joined(tensors) is not None:
+        return {}
+    free = [i for i, t in enumerate(tensors) if not seen_elsewhere(t)]
+    some = [tensors[i] for i in free]
+    if not some or joined(some) is not None:
+        return {}
+    return dict(zip(free, side_by_side(some), strict=True))
 
 
 def pieces(parameters: Iterable[Tensor], velocities: dict[Tensor, Tensor]) -> list[Piece]:
@@ -158,8 +169,8 @@ def pieces(parameters: Iterable[Tensor], velocities: dict[Tensor, Tensor]) -> li
     def close() -> None:
         if not run:
             return
-        theta = _joined([p.data for p in run])
-        velocity = _joined([velocities[p] for p in run])
+        theta = joined([p.data for p in run])
+        velocity = joined([velocities[p] for p in run])
         copied = theta is None  # only a parameter by itself
         if theta is None:
             theta = run[0].detach().reshape(1, -1).clone()
@@ -173,7 +184,7 @@ def pieces(parameters: Iterable[Tensor], velocities: dict[Tensor, Tensor]) -> li
         if p.numel() == 0:
             continue
         if run and not (
-            _adjacent(run[-1].data, p.data) and _adjacent(velocities[run[-1]], velocities[p])
+            adjacent(run[-1].data, p.data) and adjacent(velocities[run[-1]], velocities[p])
         ):
             close()
         run.append(p)
@@ -205,10 +216,10 @@ class SideBySide:
             [t.is_contiguous() and not t.is_neg() for t in tensors],
         )
         if places != self._places:
-            joined = _joined(tensors)
-            if joined is None:
+            found = joined(tensors)
+            if found is None:
                 return self._copied(tensors)
-            self._places, self._found = places, joined
+            self._places, self._found = places, found
         return self._found
 
     def _copied(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -253,34 +264,4 @@ def _sharing_memory(parameters: Sequence[Tensor]) -> set[Tensor]:
 
 def _split(flat: Tensor, piece: Piece) -> list[Tensor]:
     """Views of ``flat [1,N]`` in the shapes of the piece's parameters."""
-    return _cut(flat.view(-1), piece.parameters)
-
-
-def _cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Views of ``flat [N]`` in these shapes."""
-    parts = flat.split([p.numel() for p in like])
-    return [part.view(p.shape) for part, p in zip(parts, like, strict=True)]
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor | None:
-    """All as one view ``[1,N]``, if they are contiguous and lie side by side in one storage."""
-    first = tensors[0]
-    if not first.is_contiguous() or first.is_neg():
-        return None
-    if not all(_adjacent(a, b) for a, b in pairwise(tensors)):
-        return None
-    N = sum(t.numel() for t in tensors)
-    return first.detach().as_strided((1, N), (N, 1), first.storage_offset())
-
-
-def _adjacent(a: Tensor, b: Tensor) -> bool:
-    """Whether contiguous ``b`` begins where contiguous ``a`` ends, in the same storage."""
-    return (
-        a.dtype == b.dtype
-        and a.device == b.device
-        and b.data_ptr() == a.data_ptr() + a.numel() * a.element_size()
-        and a.is_contiguous()
-        and b.is_contiguous()
-        and not (a.is_neg() or b.is_neg())
-        and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
-    )
+    return cut(flat, piece.parameters)

@@ -10,18 +10,18 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hfcore.autograd.objective import Closure, ModuleCurvature, ModuleObjective
+from hfcore.autograd.objective import Closure, ModuleObjective
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.threads import among_kernels
-from hfcore.curvature.operator import check_nonnegative
+from hfcore.checked_objective import checked_objective
+from hfcore.curvature.operator import check_alone, check_nonnegative
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
-from hfcore.models.mlp import MLP
-from hfcore.models.rnn import RNN
 from hfcore.nets.objective import Normalize
 from hfcore.nets.rnn import StructuralDistance
+from hfcore.nets.unaltered import why_not_fused
 from hfcore.objective import CURVATURE_KINDS, Curvature, CurvatureKind, Objective
 from hfcore.objective_factory import curvature_of, objective_for
 from hfcore.optimisers.backtracking import BACKTRACKING, Backtracking, Schedule
@@ -33,17 +33,12 @@ from hfcore.optimisers.damping import (
 from hfcore.optimisers.line_search import FixedStep, LineSearch
 from hfcore.optimisers.newton_step import NewtonStep, Rules
 from hfcore.optimisers.preconditioner import EXPONENTS, DiagonalRule, Preconditioner
-from hfcore.optimisers.roles import Roles, as_batches, first_length, prepare_roles
+from hfcore.optimisers.roles import Roles, prepare_roles
 from hfcore.optimisers.statistics import Ledger, StepStats
 from hfcore.solvers.conjugate_gradient import StopRule
 
-StepData = tuple[Tensor, ...] | Batch | Sequence[Batch] | Batches | Closure
+StepData = tuple[Tensor, ...] | Batch | Sequence[Batch] | Batches | Closure | Any
 
-# λ0 = 0.1·T when none is given: a comment in the original RNN release, and the supplement of
-# M&S 2011 as it is remembered.
-DAMPING_PER_STEP = 0.1
-# λ0 of everything else.
-DAMPING_ELSEWHERE = 1.0
 # D = (diag(G) + κ)^0.75 of scale-sensitive damping: the preconditioner's exponent (M&S 2012 leave
 # the choice open).
 SCALE_EXPONENT = 0.75
@@ -59,10 +54,13 @@ class HessianFree(torch.optim.Optimizer):
     model : hf.RNN or hf.MLP (fused kernels), any module, or an iterable of parameters (then every
         step brings a closure)
     loss : a matching loss of ``hf.losses``; any module also takes a callable (outputs, targets) →
-        mean loss; None when every step brings a closure
+        mean loss; None with an objective, or when every step brings a closure
+    objective : an :class:`hfcore.Objective` of one's own in the loss's place. Its data is what its
+        ``prepare`` takes, see :meth:`step`; ``model`` then only holds the parameters
     curvature : ``"ggn"``, ``"hessian"`` (R-op), ``"hessian_fd"`` (finite differences of the
         gradient) or ``"fisher"`` (empirical)
-    damping : λ₀; ``"auto"`` is 0.1·T at the first step of an hf.RNN, 1 elsewhere
+    damping : λ₀; ``"auto"`` is the objective's ``damping_start`` at the first step: 0.1·T of an
+        hf.RNN, 1 elsewhere
     damping_window : (low, high): the first step doubles or halves λ₀ until its ρ is inside;
         the author's tuning rule is (0.75, 0.95)
     damping_rule : ``"martens2010"``, ``"rnn2011"`` or ``"chapelle2011"``: sets ``rho`` and the
@@ -74,7 +72,7 @@ class HessianFree(torch.optim.Optimizer):
         ``"logistic"``, ``"softmax"``), or a pair of it and μ
     trust_radius : first radius of a trust region, which then moves in place of λ (M&S 2012,
         section 20.8.6); None: off
-    l2 : weight decay ½·l2·‖θ‖², biases included
+    l2 : weight decay ½·l2·‖θ‖², biases included; None: the objective's own, else 0
     cg_max_iter, cg_tolerance, cg_lookback, cg_residual : CG's stop rules (Martens 2010, section
         4.4); a tolerance of 0 stops where the quadratic no longer falls
     cg_decay : factor on the previous final iterate that starts CG; 0 starts at zero
@@ -112,6 +110,7 @@ class HessianFree(torch.optim.Optimizer):
         model: nn.Module | Iterable[nn.Parameter],
         loss: Any = None,
         *,
+        objective: Any = None,
         curvature: CurvatureKind = "ggn",
         damping: float | Literal["auto"] = "auto",
         damping_window: tuple[float, float] | None = None,
@@ -119,7 +118,7 @@ class HessianFree(torch.optim.Optimizer):
         scale_damping: float | None = None,
         structural: float | Mapping[str, Any] = 0.0,
         trust_radius: float | None = None,
-        l2: float = 0.0,
+        l2: float | None = None,
         cg_max_iter: int = 300,
         cg_tolerance: float = 5e-4,
         cg_lookback: int = 10,
@@ -155,6 +154,20 @@ class HessianFree(torch.optim.Optimizer):
             raise TypeError(
                 f"loss: got {type(loss).__name__}, need a loss of hf.losses or a callable"
             )
+        own = None if objective is None else checked_objective(objective)
+        if own is not None:
+            check_alone(
+                loss=loss,
+                structural=structural,
+                normalize=normalize,
+                structural_distance=structural_distance,
+                strategy=strategy,
+                chunk_size=chunk_size,
+                **options,
+            )
+            strategy = getattr(own.given, "strategy", strategy)
+        if l2 is None:
+            l2 = 0.0 if own is None else own.l2
         check_choice("damping_rule", damping_rule, tuple(DAMPING_RULES))
         rule = DAMPING_RULES[damping_rule]
         defaults: dict[str, Any] = {
@@ -206,22 +219,27 @@ class HessianFree(torch.optim.Optimizer):
         self._parameters = FlatParameters(model)
         super().__init__(self._parameters.tensors, defaults)
         self._rules(first=True)  # refuses impossible numbers now, not at the first step
+        self._own = own
+        self._objective: Objective | None = own
+        self._closures: ModuleObjective | None = None
+        if own is not None:
+            return
         named = structural if isinstance(structural, Mapping) else None
-        self._module_objective = ModuleObjective(model, l2=l2, structural=named, strategy=strategy)
-        self._objective: Objective | None = None
+        self._closures = ModuleObjective(model, l2=l2, structural=named, strategy=strategy)
         if loss is not None:
             if not isinstance(model, nn.Module):
                 raise TypeError("model: got parameters alone, need a module to go with a loss")
-            if isinstance(model, RNN):
-                options |= {"normalize": normalize, "structural_distance": structural_distance}
-            if not (isinstance(model, RNN | MLP) and isinstance(loss, Loss)):
-                options |= {"strategy": strategy, "chunk_size": chunk_size}
-            elif chunk_size is not None:
-                raise ValueError(
-                    "chunk_size: is for modules without a fused product, need memory='recompute'"
-                )
-            self._objective = objective_for(model, loss, l2=l2, structural=structural, **options)
-        self._needs_rnn = isinstance(model, RNN)
+            self._objective = objective_for(
+                model,
+                loss,
+                l2=l2,
+                structural=structural,
+                normalize=normalize,
+                structural_distance=structural_distance,
+                strategy=strategy,
+                chunk_size=chunk_size,
+                **options,
+            )
 
     # ------------------------------------------------------------------------------ state
 
@@ -321,36 +339,37 @@ class HessianFree(torch.optim.Optimizer):
     def step(self, data: StepData) -> StepStats:  # type: ignore[override]
         """One step on ``(x, y, mask)``, a list of batches, :class:`hfcore.Batches`, or a closure.
 
-        A closure returns (loss, outputs) and serves every role. Raises ValueError when the
-        parameters or the objective at them are not finite; nothing has changed then.
+        A closure returns (loss, outputs) and serves every role, as does what an objective of one's
+        own takes and is none of the others. Raises ValueError when the parameters or the objective
+        at them are not finite; nothing has changed then.
         """
         theta = self._parameters.read()
-        fused = not callable(data) and not isinstance(self._objective, ModuleObjective)
-        with among_kernels(theta) if fused else nullcontext():
-            return self._step(data, theta)
+        objective = self._objective_of(data)
+        with among_kernels(theta) if objective.supports_stop else nullcontext():
+            return self._step(objective, data, theta)
 
-    def _step(self, data: StepData, theta: Tensor) -> StepStats:
+    def _step(self, objective: Objective, data: StepData, theta: Tensor) -> StepStats:
         ledger = Ledger()
         bad = self._parameters.first_bad(theta)
         if bad is not None:
             raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
         with ledger.phase("prepare"):
-            objective, roles = self._prepare(data)
-            damping = self._present_damping(objective, data)
+            roles = self._prepare(objective, data)
+            damping = self._present_damping(objective, roles)
         with ledger.phase("gradient"):
             loss, gradient = objective.gradient(roles.gradient, theta)
             ledger.gradients += objective.minibatches(roles.gradient)
         norm = math.sqrt(dot(gradient, gradient))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise ValueError(
-                f"objective: loss {loss}, gradient norm {norm} at the present parameters, "
-                "need finite values"
+                f"objective.gradient: gave loss {loss}, gradient norm {norm} at the present "
+                "parameters, need finite values"
             )
         options = self.param_groups[0]
         with ledger.phase("curvature"):
             curvature = curvature_of(objective, roles.curvature, theta, options["curvature"])
-            if isinstance(curvature, ModuleCurvature):
-                options["strategy"] = curvature.strategy
+            options["strategy"] = getattr(curvature, "strategy", options["strategy"])
+            ledger.messages.extend(getattr(curvature, "messages", ()))
             ledger.objective_evaluations += objective.minibatches(roles.curvature)
         rules = self._rules(first=self.steps == 0)
         with ledger.phase("preconditioner"):
@@ -397,7 +416,7 @@ class HessianFree(torch.optim.Optimizer):
             scale = (estimate + rules.scale_floor).pow_(SCALE_EXPONENT)
         return diagonal, scale
 
-    def _present_damping(self, objective: Objective, data: StepData) -> float:
+    def _present_damping(self, objective: Objective, roles: Roles) -> float:
         """λ of this step, resolved at the first."""
         options = self.param_groups[0]
         if options["structural"] and not objective.supports_structural:
@@ -407,25 +426,40 @@ class HessianFree(torch.optim.Optimizer):
             )
         if options["damping"] != "auto":
             return float(options["damping"])
-        if callable(data) or not self._needs_rnn:
-            return DAMPING_ELSEWHERE
-        return DAMPING_PER_STEP * first_length(data)
+        return objective.damping_start(roles.gradient)
 
-    def _prepare(self, data: StepData) -> tuple[Objective, Roles]:
-        options = self.param_groups[0]
-        for objective in (self._module_objective, self._objective):
-            if objective is not None:
-                objective.l2 = options["l2"]
-            if isinstance(objective, ModuleObjective):
-                objective.strategy = options["strategy"]
-        if callable(data):
-            return self._module_objective, Roles(data, data, data, data)
-        if self._objective is None:
+    def _objective_of(self, data: StepData) -> Objective:
+        """What serves this data, with the present options."""
+        objective = self._closures if self._own is None and callable(data) else self._objective
+        if objective is None:
             raise TypeError(
                 "step: batches need a module and a loss; without a loss give a closure that "
                 "returns (loss, outputs)"
             )
-        return self._objective, prepare_roles(self._objective, as_batches(data))
+        self._check_unaltered(objective)
+        options = self.param_groups[0]
+        objective.l2 = options["l2"]
+        takes_strategy = objective if self._own is None else self._own.given
+        if hasattr(takes_strategy, "strategy"):
+            takes_strategy.strategy = options["strategy"]
+        return objective
+
+    def _prepare(self, objective: Objective, data: StepData) -> Roles:
+        if objective is self._closures:
+            return Roles(data, data, data, data)
+        return prepare_roles(objective, data, any_data=objective is self._own)
+
+    def _check_unaltered(self, objective: Objective) -> None:
+        """A fused objective reads parameters alone: refuse what it could not see."""
+        model = None if self._closures is None else self._closures.module
+        if model is None or isinstance(objective, ModuleObjective):
+            return
+        reason = why_not_fused(model)
+        if reason is not None:
+            raise ValueError(
+                f"model: was altered since the optimiser was built, {reason}; a new optimiser goes "
+                "through autograd"
+            )
 
 
 def _parameters(model: Any) -> list[nn.Parameter]:

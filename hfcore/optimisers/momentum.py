@@ -13,8 +13,10 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from numbers import Real
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -86,23 +88,40 @@ class _Momentum(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's optimisers; the velocities are copies, which ``state_dict`` does not share.
 
-        Raises ValueError for the state of another kind of optimiser.
+        Raises ValueError for the state of another kind of optimiser or of another net: velocities
+        of other shapes or dtypes than the parameters.
         """
-        for number, state in state_dict["state"].items():
+        self._check_state(state_dict)
+        super().load_state_dict(state_dict)
+        for state in self.state.values():
+            state[VELOCITY] = state[VELOCITY].clone()
+
+    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        own = [p for group in self.param_groups for p in group["params"]]
+        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
+        if len(saved) != len(own):
+            raise ValueError(f"state_dict: has {len(saved)} parameters, need {len(own)}")
+        for number, p in zip(saved, own, strict=True):
+            state = state_dict["state"].get(number)
+            if state is None:
+                continue
             if VELOCITY not in state:
                 raise ValueError(
                     f"state_dict: parameter {number} has {sorted(state)}, need {VELOCITY!r}"
                 )
-        super().load_state_dict(state_dict)
-        for state in self.state.values():
-            state[VELOCITY] = state[VELOCITY].clone()
+            velocity = state[VELOCITY]
+            if velocity.shape != p.shape or velocity.dtype != p.dtype:
+                raise ValueError(
+                    f"state_dict: the velocity of parameter {number} is {velocity.dtype} "
+                    f"{list(velocity.shape)}, need {p.dtype} {list(p.shape)} like the parameter"
+                )
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Another group with options of its own; ValueError or TypeError for wrong ones."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
-            _check_options(group)
+            _options(group)
             for i, p in enumerate(group["params"]):
                 if not p.is_floating_point():
                     raise TypeError(
@@ -130,13 +149,13 @@ class _Momentum(torch.optim.Optimizer):
 
         ``looked`` has the points θ + μv where the gradients were taken; None: they are of θ.
         """
-        _check_options(group)
+        lr, _, weight_decay = _options(group)
         for i, p in enumerate(group["params"]):
             if p.grad is not None and p.grad.layout != torch.strided:
                 raise TypeError(
                     f"params[{i}]: has a gradient of layout {p.grad.layout}, need a dense one"
                 )
-        layout, l2 = self._layout(group), group["weight_decay"] or None
+        layout, l2 = self._layout(group), weight_decay or None
         found = layout.some([p for p in layout.parameters if p.grad is not None])
         points: dict[Tensor, Tensor] | None = None
         if l2 is not None and looked is not None and found is not looked.pieces:
@@ -149,7 +168,7 @@ class _Momentum(torch.optim.Optimizer):
                 piece.theta,
                 piece.velocity,
                 piece.gradient(),
-                learning_rate=group["lr"],
+                learning_rate=lr,
                 momentum=momentum,
                 l2=l2,
                 ahead=point,
@@ -164,15 +183,14 @@ class _Momentum(torch.optim.Optimizer):
         if not isinstance(closure, UpdatingClosure) or len(self.param_groups) > 1:
             return None
         (group,) = self.param_groups
-        _check_options(group)
+        lr, momentum, weight_decay = _options(group)
         layout = self._layout(group)
         if len(layout.pieces) != 1 or layout.pieces[0].copied:
             return None
         (piece,) = layout.pieces
         if not are_same(piece.parameters, closure.parameters):
             return None
-        momentum, l2 = group.get("momentum", 0.0), group["weight_decay"] or None
-        step = Step(group["lr"], momentum, momentum if ahead else 0.0, l2)
+        step = Step(lr, momentum, momentum if ahead else 0.0, weight_decay or None)
         loss = closure.update(piece.theta, piece.velocity, step)
         piece.wrote()
         return loss
@@ -184,7 +202,7 @@ class SGD(_Momentum):
     Args:
         params: a module, or parameters or groups of them as torch's optimisers take them; real
             floating point of any precision. float32 and float64 run on compiled kernels.
-        lr: ε, positive.
+        lr: ε, at least 0; 0 moves nothing, as warm-up schedules begin.
         weight_decay: l2, the weight of ½‖θ‖², at least 0.
 
     Raises TypeError or ValueError naming the option; :meth:`step` TypeError for a sparse gradient.
@@ -262,8 +280,7 @@ class NAG(_Momentum):
         self._looked = []
         looked = []
         for group in self.param_groups:
-            _check_options(group)
-            looked.append((group["momentum"], self._layout(group)))
+            looked.append((_options(group).momentum, self._layout(group)))
         pieces = [(piece, mu) for mu, layout in looked for piece in layout.pieces]
         swaps = [(piece, piece.own, piece.look_ahead(mu)) for piece, mu in pieces]
         self._inside = True
@@ -311,11 +328,14 @@ def _plain_step(optimizer: _Momentum, closure: Closure | None) -> Tensor | None:
     if loss is not None:
         return loss
     if closure is not None:
+        # Before the first gradient: some of torch's products have other bits in other places.
+        for group in optimizer.param_groups:
+            optimizer._layout(group)
         with torch.enable_grad():
             loss = closure()
     with torch.no_grad():
         for group in optimizer.param_groups:
-            optimizer._update(group, group.get("momentum", 0.0), None)
+            optimizer._update(group, _options(group).momentum, None)
     return loss
 
 
@@ -325,16 +345,35 @@ def _gather(piece: Piece, points: dict[Tensor, Tensor]) -> Tensor:
     return torch.cat(parts).unsqueeze(0)
 
 
-def _check_options(group: dict[str, Any]) -> None:
-    """Raise TypeError or ValueError that names the option of the group which is wrong."""
-    for name in ("lr", "momentum", "weight_decay"):
-        value = group.get(name, 0.0)
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name}: got {type(value).__name__}, need a float")
-    lr, momentum, l2 = group["lr"], group.get("momentum", 0.0), group["weight_decay"]
-    if not (math.isfinite(lr) and lr > 0):
-        raise ValueError(f"lr: got {lr}, need a positive finite number")
+class _Options(NamedTuple):
+    """The options of a group as numbers: ε, μ (0 where there is none) and l2."""
+
+    lr: float
+    momentum: float
+    weight_decay: float
+
+
+def _options(group: dict[str, Any]) -> _Options:
+    """The group's options, checked.
+
+    Any real number serves: NumPy's and tensors of one element too, as schedulers leave them. Raises
+    TypeError or ValueError that names the option which is wrong.
+    """
+    lr, momentum, l2 = (_number(name, group.get(name, 0.0)) for name in _Options._fields)
+    if not (math.isfinite(lr) and lr >= 0):
+        raise ValueError(f"lr: got {lr}, need a finite number of at least 0")
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum: got {momentum}, need 0 ≤ momentum < 1")
     if not (math.isfinite(l2) and l2 >= 0):
         raise ValueError(f"weight_decay: got {l2}, need a finite number of at least 0")
+    return _Options(lr, momentum, l2)
+
+
+def _number(name: str, value: object) -> float:
+    if type(value) is float:
+        return value
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        value = value.item()
+    if isinstance(value, bool | np.bool_) or not isinstance(value, Real):
+        raise TypeError(f"{name}: got {type(value).__name__}, need a float")
+    return float(value)

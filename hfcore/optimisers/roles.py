@@ -22,55 +22,93 @@ class Roles:
     line_search: Any
 
 
-def prepare_roles(objective: Objective, batches: Batches) -> Roles:
-    """Prepare each batch once, however many roles it plays.
+def prepare_roles(objective: Objective, data: Any, *, any_data: bool = False) -> Roles:
+    """What ``step`` was given, prepared, by role.
 
     Curvature, backtracking and line search default to the first, second and third gradient batch,
-    as in the original RNN release; the 2011 paper leaves this open.
+    as in the original RNN release; the 2011 paper leaves this open. With ``any_data`` what is no
+    batches goes to the objective as it is, and serves every role. Where the objective makes a list
+    of one part of every batch, each batch is prepared once, however many roles it plays.
     """
-    # With the batch itself, so that no other one can take its id meanwhile.
-    prepared: dict[int, tuple[Batch, Any]] = {}
-
-    def prepare(role: Sequence[Batch]) -> list[Any]:
-        for batch in role:
-            if id(batch) not in prepared:
-                prepared[id(batch)] = batch, objective.prepare(batch)[0]
-        return [prepared[id(batch)][1] for batch in role]
-
+    batches = as_batches(data)
+    if batches is None:
+        if not any_data:
+            what = type(data).__name__
+            raise TypeError(f"step: got {what}, need (x, y, mask), hf.Batches or a closure")
+        whole = objective.prepare(data)
+        return Roles(whole, whole, whole, whole)
     gradient = _as_list("gradient", batches.gradient)
 
-    def default(index: int) -> list[Batch]:
-        return [gradient[min(index, len(gradient) - 1)]]
+    def role(name: str, given: Sequence[Batch] | Batch | None, index: int) -> list[Batch]:
+        if given is None:
+            return [gradient[min(index, len(gradient) - 1)]]
+        return _as_list(name, given)
 
-    def role(name: str, given: Sequence[Batch] | Batch | None, index: int) -> list[Any]:
-        return prepare(default(index) if given is None else _as_list(name, given))
-
+    prepare = _Preparation(objective)
     return Roles(
         prepare(gradient),
-        role("curvature", batches.curvature, 0),
-        role("backtracking", batches.backtracking, 1),
-        role("line_search", batches.line_search, 2),
+        prepare(role("curvature", batches.curvature, 0)),
+        prepare(role("backtracking", batches.backtracking, 1)),
+        prepare(role("line_search", batches.line_search, 2)),
     )
 
 
-def as_batches(data: Any) -> Batches:
-    """``(x, y)``, ``(x, y, mask)``, a :class:`Batch`, a list of them, or :class:`Batches`."""
+class _Preparation:
+    """Prepares the batches of several roles, each once where the objective allows it."""
+
+    def __init__(self, objective: Objective) -> None:
+        self._objective = objective
+        # With the batches themselves, so that no other ones can take their ids meanwhile.
+        self._prepared: dict[tuple[int, ...], tuple[list[Batch], Any]] = {}
+
+    def __call__(self, role: list[Batch]) -> Any:
+        if len(role) == 1:
+            return self._once(role)
+        parts = [self._once(role[:1])]
+        if not _is_one_part(parts[0]):
+            return self._once(role)
+        parts += [self._once([batch]) for batch in role[1:]]
+        return [part for one in parts for part in one]
+
+    def _once(self, role: list[Batch]) -> Any:
+        key = tuple(map(id, role))
+        if key not in self._prepared:
+            given = role[0] if len(role) == 1 else role
+            self._prepared[key] = role, self._objective.prepare(given)
+        return self._prepared[key][1]
+
+
+def _is_one_part(prepared: Any) -> bool:
+    return isinstance(prepared, list) and len(prepared) == 1
+
+
+def as_batches(data: Any) -> Batches | None:
+    """``(x, y)``, ``(x, y, mask)``, a :class:`Batch`, a list of them, or :class:`Batches`; None for
+    anything else.
+
+    Raises TypeError for a tuple of tuples, which may be one batch of structured inputs and targets
+    or several batches.
+    """
     if isinstance(data, Batches):
         return data
     if isinstance(data, Batch):
         return Batches(gradient=data)
-    if isinstance(data, tuple | list) and len(data) > 0:
-        if isinstance(data[0], Tensor):
-            if len(data) not in (2, 3):
-                raise TypeError(f"step: got a tuple of {len(data)}, need (x, y) or (x, y, mask)")
-            return Batches(gradient=Batch(*data))
-        return Batches(gradient=list(data))
-    raise TypeError(f"step: got {type(data).__name__}, need (x, y, mask), hf.Batches or a closure")
-
-
-def first_length(data: Any) -> int:
-    """T of the first gradient batch."""
-    return int(_as_list("gradient", as_batches(data).gradient)[0].inputs.shape[0])
+    if not isinstance(data, tuple | list) or not data:
+        return None
+    if isinstance(data[0], Tensor):
+        if len(data) not in (2, 3):
+            raise TypeError(f"step: got a tuple of {len(data)}, need (x, y) or (x, y, mask)")
+        return Batches(gradient=Batch(*data))
+    if isinstance(data, tuple) and len(data) in (2, 3) and isinstance(data[1], Tensor):
+        return Batches(gradient=Batch(*data))  # inputs are a tuple, list or dict of tensors
+    if not all(isinstance(part, tuple | list) for part in data):
+        return None
+    if isinstance(data, tuple) and not all(isinstance(part, Batch) for part in data):
+        raise TypeError(
+            f"step: got a tuple of {len(data)} tuples, need hf.Batch(inputs, targets) for one "
+            "batch or a list for several"
+        )
+    return Batches(gradient=list(data))
 
 
 def _as_list(name: str, role: Sequence[Batch] | Batch) -> list[Batch]:

@@ -6,33 +6,41 @@ Called with a batch, each gives the mean loss over its cases; the gradient repla
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
 from hfcore.batches import Batch
 from hfcore.bindings.momentum import Step
 from hfcore.flat import FlatParameters
+from hfcore.flat_memory import joined, side_by_side
 from hfcore.losses import Loss
 from hfcore.nets.grouped import GroupedGradient, grouped_gradient
+from hfcore.nets.registry import why_left_to_autograd
+from hfcore.nets.unaltered import why_not_fused
 from hfcore.optimisers.flat_state import SideBySide
+
+logger = logging.getLogger("hfcore")
 
 
 class FusedBackpropagation:
     """On the fused ops of hf.RNN and hf.MLP, without autograd.
 
     It is the computation of a sweep with one net in its group, so both have the same bits.
-    Gradients are views into one flat buffer, overwritten by the next call.
+    Gradients lie in one flat buffer, overwritten by the next call; each has storage of its own.
     """
 
     def __init__(self, model: nn.Module, passes: GroupedGradient) -> None:
-        self._flat = FlatParameters(model)
-        self.parameters = self._flat.tensors
+        self._model = model
+        self.parameters = FlatParameters(model).tensors
         self._passes = passes
         self._theta = SideBySide()
         self._gradient = torch.empty(0)
         self._parts: list[Tensor] = []
 
     def __call__(self, batch: Batch) -> float:
+        self._check_unaltered()
         theta = self._theta.view(self.parameters)
         out = self._buffer(theta)
         losses = self._passes.gradient(theta, self._passes.prepare(batch), out)
@@ -46,6 +54,7 @@ class FusedBackpropagation:
 
         Gives the loss as a tensor without axes.
         """
+        self._check_unaltered()
         out = self._buffer(theta) if gradients else None
         data = self._passes.prepare(batch)
         losses = self._passes.update(theta, velocity, data, step, out=out)
@@ -55,12 +64,21 @@ class FusedBackpropagation:
             self._clear()
         return losses[0]
 
+    def _check_unaltered(self) -> None:
+        reason = why_not_fused(self._model)
+        if reason is not None:
+            raise ValueError(
+                f"model: was altered during the run, {reason}; a new run goes through autograd"
+            )
+
     def _buffer(self, theta: Tensor) -> Tensor:
         """For the gradient of ``theta [1,N]``."""
         kept = self._gradient
         if kept.shape != theta.shape or kept.device != theta.device or kept.dtype != theta.dtype:
-            self._gradient = torch.empty_like(theta)
-            self._parts = self._flat.split(self._gradient[0])
+            self._parts = side_by_side(self.parameters)
+            gradient = joined(self._parts)
+            assert gradient is not None
+            self._gradient = gradient
         return self._gradient
 
     def _give(self) -> None:
@@ -96,5 +114,8 @@ def backpropagation(
     """The fused one where the model has one, else autograd."""
     passes = grouped_gradient(model, loss)
     if passes is None:
+        reason = why_left_to_autograd(model, loss)
+        if reason is not None:
+            logger.warning("%s goes through autograd: %s", type(model).__name__, reason)
         return AutogradBackpropagation(model, loss, batch_size)
     return FusedBackpropagation(model, passes)

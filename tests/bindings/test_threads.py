@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
-from threading import Barrier, Thread
+from threading import Barrier, Event, Thread
 
 import pytest
 import torch
@@ -96,4 +97,32 @@ def test_a_hessian_free_step_leaves_the_cores_to_the_kernels(
     opt = hf.HessianFree(model, hf.losses.SquaredError())
     opt.step((torch.rand(5, 3), torch.rand(5, 2)))
     assert found == [(3, 3) if module else (1, 3)]
+    assert numbers() == (3, 3)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_child_forked_from_beside_a_step_has_its_own_numbers() -> None:
+    """Another thread is inside while this one forks: its count does not go on in the child."""
+    entered, done = Barrier(2, timeout=30), Event()
+
+    def inside() -> None:
+        with torch_on_one_thread():
+            entered.wait()
+            done.wait(30)
+
+    thread = Thread(target=inside)
+    thread.start()
+    entered.wait()
+    child = os.fork()
+    if child == 0:
+        found = [torch.get_num_threads()]
+        torch.set_num_threads(1)
+        with torch_on_one_thread():
+            pass
+        found += [torch.get_num_threads(), threads._inside]
+        os._exit(0 if found == [3, 1, 0] else 1)
+    _, status = os.waitpid(child, 0)
+    done.set()
+    thread.join()
+    assert os.waitstatus_to_exitcode(status) == 0
     assert numbers() == (3, 3)

@@ -364,8 +364,8 @@ class _Broken(FusedObjective):
 def test_curvature_that_is_not_finite_raises_damping(threshold, monkeypatch) -> None:
     model, batches = problem()
     monkeypatch.setattr(_Broken, "threshold", threshold)
-    opt = hf.HessianFree(model, hf.losses.SquaredError(), damping=0.5)
-    opt._objective = _Broken(net_of(model, hf.losses.SquaredError()))
+    broken = _Broken(net_of(model, hf.losses.SquaredError()))
+    opt = hf.HessianFree(model, objective=broken, damping=0.5)
     before = flat(model)
     stats = opt.step(batches)
     assert any(NONFINITE in m for m in stats.messages)

@@ -520,7 +520,7 @@ def test_fixed_gradients_one_by_one_and_together(
     """Parameters that must be updated alone end where those of one flat call end."""
     sizes = counted(monkeypatch)
     flat = [nn.Parameter(torch.randn(n, 3)) for n in (1, 5, 17, 100)]
-    alone = [nn.Parameter(p.detach().t().contiguous().t()) for p in flat]
+    alone = [nn.Parameter(p.detach().clone().t().contiguous().t()) for p in flat]
     a, b = (make(kind, p, weight_decay=0.1) for p in (flat, alone))
     for _ in range(4):
         gradients = [torch.randn_like(p) for p in flat]
@@ -715,18 +715,18 @@ def test_training_loop_takes_it(tmp_path: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_bad_options_are_named(kind: str) -> None:
     p = nn.Parameter(torch.ones(2))
-    for bad in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=f"lr: got {bad}, need a positive finite number"):
+    for bad in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=f"lr: got {bad}, need a finite number of at least 0"):
             make(kind, [p], bad)
     for bad in (-0.1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"weight_decay: got {bad}, need"):
             make(kind, [p], weight_decay=bad)
-    for bad in (None, "0.1", True, torch.tensor(0.1)):
+    for bad in (None, "0.1", True, torch.ones(2), 1j):
         with pytest.raises(TypeError, match="lr: got "):
             make(kind, [p], bad)
     opt = make(kind, [p])
-    with pytest.raises(ValueError, match="lr: got 0"):
-        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": 0})
+    with pytest.raises(ValueError, match="lr: got -1"):
+        opt.add_param_group({"params": [nn.Parameter(torch.ones(2))], "lr": -1})
     assert len(opt.param_groups) == 1
     opt.param_groups[0]["lr"] = float("nan")
     with pytest.raises(ValueError, match="lr: got nan"):
