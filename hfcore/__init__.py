@@ -21,6 +21,7 @@ from hfcore.curvature.linear_operator import LinearOperator
 from hfcore.models.echo_state import EchoState
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
+from hfcore.models.stacked_rnn import StackedRNN
 from hfcore.objective import Objective
 from hfcore.optimisers.adaptive_nag import AdaptiveNAG
 from hfcore.optimisers.hessian_free import HessianFree
@@ -56,6 +57,7 @@ __all__ = [
     "Objective",
     "RnnStart",
     "SolveInfo",
+    "StackedRNN",
     "StepStats",
     "SweepResult",
     "TrainResult",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hfcore.bindings.checks import check_choice, check_out, check_positive, check_tensor
 from hfcore.bindings.threads import among_kernels
-from hfcore.nets.net import Data, Pass, blocks, random_signs
+from hfcore.nets.net import Data, Into, Pass, Tangent, Uncached, blocks, random_signs
 from hfcore.objective import CurvatureKind
 
 if TYPE_CHECKING:
@@ -30,13 +30,12 @@ COPIES = {"ggn": 1, "fisher": 1, "hessian": 3}
 class Linearisation:
     """What a product needs of one chunk of data.
 
-    ``at`` None: the net's op recomputes the pass. ``c`` is the diagonal of L'' (None: L'' = I);
+    ``at`` uncached: the net's op recomputes the pass. ``c`` is the diagonal of L'' (None: L'' = I);
     for "hessian" and "fisher" ``gs`` = ∂L/∂s ``[1,T_out,B,k]`` and ``adjoint``, what the net takes
     of the gradient's own pass back.
     """
 
-    part: Data
-    at: Pass | None
+    at: Pass | Uncached
     c: Tensor | None
     gs: Tensor | None = None
     adjoint: Any = None
@@ -80,7 +79,8 @@ class FusedCurvature:
         else:
             s = net.outputs(self._theta[None], part)
             if self._by_op:
-                self._cached.append(Linearisation(part, None, net.second(part, s)))
+                at = Uncached(self._theta[None], part)
+                self._cached.append(Linearisation(at, net.second(part, s)))
         return float(net.value(part, s, self._scale))
 
     def product(
@@ -116,19 +116,16 @@ class FusedCurvature:
         with among_kernels(v):
             if not self._by_op:
                 return self._by_passes(v, damping, structural, out, stop)
+            into = Into(out, self._scale, stop=stop)
             for i, lin in enumerate(self._cached):
                 net.gauss_newton(
-                    self._theta[None],
-                    lin.part,
                     lin.at,
                     v,
                     lin.c,
-                    out,
-                    scale=self._scale,
+                    into,
                     structural=structural,
                     damping=0.0 if i else damping,
                     accumulate=i > 0,
-                    stop=stop,
                 )
             return out
 
@@ -154,26 +151,27 @@ class FusedCurvature:
         self, lin: Linearisation, v: Tensor, structural: float, out: Tensor, stop: Tensor | None
     ) -> None:
         """One chunk's part of the products with ``v [G,N]``, without damping and L2."""
-        net, at, kind, scale = self._net, lin.at, self._kind, self._scale
-        assert at is not None
-        if kind == "fisher" and lin.adjoint is not None and not structural:
-            assert lin.gs is not None
-            scale *= self._case_scale
-            net.fisher(at, lin.gs, lin.adjoint, v, out, scale=scale)
+        net, at, kind = self._net, lin.at, self._kind
+        assert isinstance(at, Pass)
+        into = Into(out, self._scale, stop=stop)
+        if kind == "fisher" and net.has_fisher and not structural:
+            net.fisher(at, lin.adjoint, v, into._replace(scale=self._scale * self._case_scale))
             return
         R = net.tangent(at, v, keep=kind == "hessian" or bool(structural), stop=stop)
-        add = net.structural_term(at, R, structural) if structural else None
+        if structural:
+            into = into._replace(add=net.structural_term(at, R, structural))
         if kind == "hessian":
-            Rgs = net.curved(lin.c, R.s)
-            net.rbackward(at, lin.adjoint, R, Rgs, v, out, scale=scale, add=add, stop=stop)
-            return
-        if kind == "ggn":
-            Rgs = net.curved(lin.c, R.s, out=R.s)
-        else:  # g_i (g_iᵀ v) of each case, g_i a sum over its outputs
-            assert lin.gs is not None
-            along = (lin.gs * R.s).sum((1, 3), keepdim=True).mul_(self._case_scale)
-            Rgs = torch.mul(lin.gs, along, out=R.s)
-        net.backward(at, Rgs, out, scale=scale, add=add, stop=stop)
+            net.rbackward(at, lin.adjoint, R, net.curved(lin.c, R.s), v, into)
+        else:
+            net.backward(at, self._curved(lin, R), into)
+
+    def _curved(self, lin: Linearisation, R: Tangent) -> Tensor:
+        """L''Rs, or g_i (g_iᵀ v) of each case ("fisher"), in Rs's place."""
+        if self._kind == "ggn":
+            return self._net.curved(lin.c, R.s, out=R.s)
+        assert lin.gs is not None
+        along = (lin.gs * R.s).sum((1, 3), keepdim=True).mul_(self._case_scale)
+        return torch.mul(lin.gs, along, out=R.s)
 
     def diagonal(
         self, probes: int | None = None, generator: torch.Generator | None = None
@@ -208,7 +206,7 @@ class FusedCurvature:
     ) -> Tensor:
         """One chunk's part of the diagonal: (Jᵀ S u)² of its cases, summed over the probes u."""
         net, at, like = self._net, lin.at, self._theta
-        assert at is not None
+        assert isinstance(at, Pass)
         _, T_out, B, k = at.s.shape
         count = T_out * k if probes is None else probes
         scale = self._scale if probes is None else self._scale / probes
@@ -220,7 +218,7 @@ class FusedCurvature:
             else:
                 u = random_signs((rows.stop - rows.start, T_out, B, k), like, generator)
             squares = net.work.take("squares", like, len(u), len(like))
-            total += net.squares(at, net.root(lin.c, u), squares, scale=scale).sum(0)
+            total += net.squares(at, net.root(lin.c, u), Into(squares, scale)).sum(0)
         return total
 
     # ---- linearisation
@@ -234,12 +232,12 @@ class FusedCurvature:
         """A chunk's pass and what the kind needs beside it, and its outputs."""
         net = self._net
         at = net.forward(self._theta[None], part, fresh=fresh)
+        c = None if self._kind == "fisher" else net.second(part, at.s)
         if self._kind == "ggn":
-            return Linearisation(part, at, net.second(part, at.s)), at.s
-        gs = net.slope(part, at.s, fresh=True)
-        if self._kind == "fisher":
-            return Linearisation(part, at, None, gs, net.case_gradients(at, gs)), at.s
-        return Linearisation(part, at, net.second(part, at.s), gs, net.adjoint(at, gs)), at.s
+            return Linearisation(at, c), at.s
+        gs, exact = net.slope(part, at.s, fresh=True), self._kind == "hessian"
+        adjoint = net.adjoint(at, gs, bends=exact) if exact or net.has_fisher else None
+        return Linearisation(at, c, gs, adjoint), at.s
 
     def _rows_at_once(self) -> int:
         """Tangents that share a pass: their buffers stay within ``GROUP_BYTES``, or it is one."""

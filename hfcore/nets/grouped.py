@@ -17,7 +17,7 @@ from hfcore.bindings.dense import Scratch
 from hfcore.bindings.graphs import Graphs
 from hfcore.bindings.momentum import Step, served_by_cuda, stacked, update_through
 from hfcore.losses import Loss
-from hfcore.nets.net import Data, FusedNet, blocks
+from hfcore.nets.net import Data, FusedNet, Into, Update, blocks
 from hfcore.nets.registry import net_of
 
 # Bytes of activations that nets worked on together fill: on the CPU what stays in the cache.
@@ -50,14 +50,14 @@ class GroupedGradient:
         """
         net, data = self._net, _beside(data, theta)
         scale = 1.0 / data.count
-        whole = net.whole_gradient(theta, data, scale, out)
+        whole = net.whole_gradient(theta, data, Into(out, scale))
         if whole is not None:
             return whole
         losses = torch.empty(len(theta), dtype=torch.float64, device=theta.device)
         for nets in self._together(theta, data):
             at = net.forward(theta[nets], data, fresh=False)
             losses[nets] = net.value(data, at.s, scale)
-            net.gradient(at, out[nets], scale=scale)
+            net.gradient(at, Into(out[nets], scale))
         return losses
 
     def tested(
@@ -77,7 +77,7 @@ class GroupedGradient:
         self,
         theta: Tensor,
         velocity: Tensor,
-        data: Data,
+        data: Any,
         step: Step,
         *,
         active: Tensor | None = None,
@@ -89,22 +89,14 @@ class GroupedGradient:
         given. A net whose loss is not finite does not move. One that is not ``active [G]`` neither,
         and its loss is NaN.
         """
-        whole = self._net.whole_update(theta, velocity, data, step, active=active, out=out)
+        update = Update(theta, velocity, data, step, active, out)
+        whole = self._net.whole_update(update)
         if whole is not None:
             return whole
-        update = self._replayed if served_by_cuda(theta) else self._updated
-        return update(theta, velocity, data, step, active, out)
+        return self._replayed(update) if served_by_cuda(theta) else self._updated(update)
 
-    def _updated(
-        self,
-        theta: Tensor,
-        velocity: Tensor,
-        data: Data,
-        step: Step,
-        active: Tensor | None,
-        out: Tensor | None,
-    ) -> Tensor:
-        work = self._net.work
+    def _updated(self, update: Update) -> Tensor:
+        (theta, velocity, data, step, active, out), work = update, self._net.work
         return update_through(
             lambda point, out: self.gradient(point, data, out),
             theta,
@@ -115,17 +107,9 @@ class GroupedGradient:
             out=work.take("gradient", theta, *theta.shape) if out is None else out,
         )
 
-    def _replayed(
-        self,
-        theta: Tensor,
-        velocity: Tensor,
-        data: Data,
-        step: Step,
-        active: Tensor | None,
-        out: Tensor | None,
-    ) -> Tensor:
+    def _replayed(self, update: Update) -> Tensor:
         """The same from a CUDA graph: batch and coefficients go to places that stay."""
-        net = self._net
+        (theta, velocity, data, step, active, out), net = update, self._net
         net.check_classes(data)
         key: list[object] = []
 
@@ -134,7 +118,7 @@ class GroupedGradient:
             return self._graphs.put(name, value, theta.device)
 
         there = data.placed(put)
-        fixed = Step(*put("step", stacked(step, theta)))
+        fixed = update._replace(data=there, step=Step(*put("step", stacked(step, theta))))
         for array in (theta, velocity, active, out):
             key.append(None if array is None else (array.data_ptr(), array.shape))
 
@@ -142,7 +126,7 @@ class GroupedGradient:
             # Buffers of its own: those of other shapes grow, and move.
             present, net.work = net.work, Scratch()
             try:
-                return self._updated(theta, velocity, there, fixed, active, out)
+                return self._updated(fixed)
             finally:
                 net.work = present
 

@@ -37,7 +37,7 @@ def structural_layers(model: MLP, structural: float | Mapping[str, Any]) -> dict
     wrong types.
     """
     if not isinstance(structural, Mapping):
-        _check_mu("structural", structural)
+        check_mu("structural", structural)
         return {l: DampedLayer("matching", 1.0) for l in range(len(model.activations) - 1)}
     return dict(_damped(model, name, value) for name, value in structural.items())
 
@@ -51,7 +51,7 @@ def _damped(model: MLP, name: str, value: Any) -> tuple[int, DampedLayer]:
     where = f"structural[{name!r}]"
     if distance not in DISTANCES:
         raise ValueError(f"{where}: got {distance!r}, need one of {', '.join(DISTANCES)}")
-    _check_mu(where, mu)
+    check_mu(where, mu)
     own = model.activations[l]
     if own not in ("linear", distance) and distance != "identity":
         raise ValueError(f"{where}: got {distance!r} for {own} units, need {own!r} or 'identity'")
@@ -60,7 +60,7 @@ def _damped(model: MLP, name: str, value: Any) -> tuple[int, DampedLayer]:
     return l, DampedLayer(distance, float(mu))
 
 
-def _check_mu(name: str, mu: object) -> None:
+def check_mu(name: str, mu: object) -> None:
     if isinstance(mu, bool) or not isinstance(mu, (int, float)):
         raise TypeError(f"{name}: got {mu!r}, need a number")
     if not (math.isfinite(mu) and mu >= 0):

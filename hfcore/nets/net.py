@@ -11,7 +11,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -75,6 +75,42 @@ class Tangent:
     states: Any
 
 
+@dataclass(frozen=True)
+class Uncached:
+    """A pass that is not made: parameters ``theta [1,N]`` and data."""
+
+    theta: Tensor
+    part: Any
+
+
+class Into(NamedTuple):
+    """Where a pass back writes scale·its result.
+
+    ``out [G,N]``; ``add`` (of :meth:`FusedNet.structural_term`) joins what flows back at hidden
+    units; where ``stop`` (int32 ``[1]``) is not zero nobody reads the result.
+    """
+
+    out: Tensor
+    scale: float
+    add: Any = None
+    stop: Tensor | None = None
+
+
+class Update(NamedTuple):
+    """An update with momentum of G nets, in place (Sutskever et al. 2013, eqs. 1-4).
+
+    ``theta, velocity [G,N]``; ``active [G]`` bool or None for all; ``out [G,N]`` takes the gradient
+    where it is wanted.
+    """
+
+    theta: Tensor
+    velocity: Tensor
+    data: Any
+    step: Step
+    active: Tensor | None
+    out: Tensor | None
+
+
 class FusedNet(ABC):
     """Nets of one shape with their loss: passes on fused ops, at parameters that are handed in.
 
@@ -103,6 +139,8 @@ class FusedNet(ABC):
     looks_at_stop: ClassVar[bool] = False
     # Whether several nets of this shape are trained side by side.
     supports_groups: bool = True
+    # Whether fisher() makes products without passes.
+    has_fisher: ClassVar[bool] = False
     # Whether outputs() and gauss_newton() walk through any number of cases in small memory.
     walks_cases: bool = False
 
@@ -172,106 +210,68 @@ class FusedNet(ABC):
         """A pass with its activations, in memory of their own (``fresh``) or until the next."""
 
     @abstractmethod
-    def backward(
-        self,
-        at: Pass,
-        gs: Tensor,
-        out: Tensor,
-        *,
-        scale: float,
-        add: Any = None,
-        stop: Tensor | None = None,
-    ) -> Tensor:
-        """scale·Jᵀ gs ``[G,N]`` into ``out``; may write to ``gs [G,T_out,B,k]``.
-
-        ``add`` (of :meth:`structural_term`) joins what flows back at hidden units.
-        """
-
-    @abstractmethod
     def tangent(self, at: Pass, v: Tensor, *, keep: bool, stop: Tensor | None = None) -> Tangent:
         """J v for ``v [G,N]``; with ``keep`` the tangents of hidden units too, till the next."""
 
-    def squares(self, at: Pass, gs: Tensor, out: Tensor, *, scale: float) -> Tensor:
-        """scale·Σ over cases of (Jᵀ gs of one case)² ``[G,N]`` into ``out``."""
+    @abstractmethod
+    def backward(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
+        """Jᵀ gs ``[G,N]``; may write to ``gs [G,T_out,B,k]``."""
+
+    def squares(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
+        """Σ over cases of (Jᵀ gs of one case)² ``[G,N]``."""
         raise ValueError(f"diagonal: {type(self).__name__} has no squares of single cases")
 
     def structural_term(self, at: Pass, R: Tangent, structural: float) -> Any:
         """structural·D''Rz of the hidden units that are damped, as :meth:`backward` adds it."""
         raise ValueError(f"structural: {type(self).__name__} has no hidden units to damp, need 0")
 
-    def adjoint(self, at: Pass, gs: Tensor) -> Any:
-        """The gradient's pass back from ``gs = ∂L/∂s``, as :meth:`rbackward` takes it."""
+    def adjoint(self, at: Pass, gs: Tensor, *, bends: bool) -> Any:
+        """The gradient's pass back from ``gs = ∂L/∂s``; ``bends``: as :meth:`rbackward` takes it.
+
+        Where the net ``has_fisher`` also without, as :meth:`fisher` does.
+        """
         raise ValueError(f"kind: {type(self).__name__} has no R-op of its gradient for 'hessian'")
 
     def rbackward(
-        self,
-        at: Pass,
-        adjoint: Any,
-        R: Tangent,
-        Rgs: Tensor,
-        v: Tensor,
-        out: Tensor,
-        *,
-        scale: float,
-        add: Any = None,
-        stop: Tensor | None = None,
+        self, at: Pass, adjoint: Any, R: Tangent, Rgs: Tensor, v: Tensor, into: Into
     ) -> Tensor:
-        """scale·R of :meth:`backward` in the direction v (Pearlmutter 1994) into ``out``."""
+        """R of :meth:`backward` in the direction v (Pearlmutter 1994), ``[G,N]``."""
         raise NotImplementedError
 
     # ---- shortcuts, where one op does more than a pass
 
-    def gradient(self, at: Pass, out: Tensor, *, scale: float) -> Tensor:
-        """scale·Σ of the losses' gradient ``[G,N]`` into ``out``."""
-        return self.backward(at, self.slope(at.part, at.s), out, scale=scale)
+    def gradient(self, at: Pass, into: Into) -> Tensor:
+        """The gradient of the losses' sum ``[G,N]``."""
+        return self.backward(at, self.slope(at.part, at.s), into)
 
     def gauss_newton(
         self,
-        theta: Tensor,
-        part: Any,
-        at: Pass | None,
+        at: Pass | Uncached,
         v: Tensor,
         c: Tensor | None,
-        out: Tensor,
+        into: Into,
         *,
-        scale: float,
         structural: float,
         damping: float,
         accumulate: bool,
-        stop: Tensor | None,
     ) -> None:
-        """scale·JᵀL''J v + structural term + damping·v into ``out``, or added to it.
+        """JᵀL''J v + structural term + damping·v, or all of it added to ``into.out``.
 
-        Called where ``walks_cases``; without ``at`` activations are recomputed piece by piece.
+        Called where ``walks_cases``; of an :class:`Uncached` pass activations are recomputed piece
+        by piece.
         """
         raise NotImplementedError
 
-    def case_gradients(self, at: Pass, gs: Tensor) -> Any:
-        """What :meth:`fisher` takes of the gradients g_i of the cases; None: it has no fisher."""
-        return None
-
-    def fisher(
-        self, at: Pass, gs: Tensor, cases: Any, v: Tensor, out: Tensor, *, scale: float
-    ) -> Tensor:
-        """scale·Σ g_i g_iᵀ v ``[G,N]`` into ``out``, from what :meth:`case_gradients` gave."""
+    def fisher(self, at: Pass, adjoint: Any, v: Tensor, into: Into) -> Tensor:
+        """Σ g_i g_iᵀ v ``[G,N]`` over the gradients g_i of the cases; where ``has_fisher``."""
         raise NotImplementedError
 
-    def whole_gradient(self, theta: Tensor, part: Any, scale: float, out: Tensor) -> Tensor | None:
+    def whole_gradient(self, theta: Tensor, part: Any, into: Into) -> Tensor | None:
         """Losses ``[G]`` of whole nets, gradients into ``out``; None where passes are faster."""
         return None
 
-    def whole_update(
-        self,
-        theta: Tensor,
-        velocity: Tensor,
-        part: Any,
-        step: Step,
-        *,
-        active: Tensor | None,
-        out: Tensor | None,
-    ) -> Tensor | None:
-        """An update with momentum of whole nets in place, as
-        :meth:`hfcore.nets.grouped.GroupedGradient.update`; None where passes are faster."""
+    def whole_update(self, update: Update) -> Tensor | None:
+        """Losses ``[G]`` before an update of whole nets; None where passes are faster."""
         return None
 
     # ---- the loss at the outputs

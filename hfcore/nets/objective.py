@@ -12,7 +12,7 @@ from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.nets.curvature import FusedCurvature
-from hfcore.nets.net import Data, FusedNet, Memory
+from hfcore.nets.net import Data, FusedNet, Into, Memory
 from hfcore.objective import CurvatureKind
 
 Normalize = Literal["sequences", "outputs"]
@@ -119,7 +119,7 @@ class FusedObjective:
             at = net.forward(theta[None], part, fresh=False)
             total += float(net.value(part, at.s, scale))
             into = out if i == 0 else net.work.take("chunk", out, out.numel())
-            net.gradient(at, into[None], scale=scale)
+            net.gradient(at, Into(into[None], scale))
             if i:
                 out += into
         if self.l2:
@@ -137,7 +137,7 @@ class FusedObjective:
         for i, part in enumerate(self.chunks(data)):
             at = net.forward(theta[None], part, fresh=False)
             into = out if i == 0 else net.work.take("chunk", out, out.numel())
-            net.squares(at, net.slope(part, at.s), into[None], scale=scale)
+            net.squares(at, net.slope(part, at.s), Into(into[None], scale))
             if i:
                 out += into
         return out

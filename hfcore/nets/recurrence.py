@@ -5,8 +5,6 @@ Arrays are ``[G,T,B,·]``; an axis G of length 1 is shared.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-
 import torch
 from torch import Tensor
 
@@ -19,8 +17,8 @@ from hfcore.nets.sequences import Sequences
 from hfcore.nets.through_time import at_outputs, case_squares, outer, times
 
 
-class Recurrence(ABC):
-    """W_hh in one form; ``pattern`` stays what it is, None asks the model for its present one."""
+class Recurrence:
+    """W_hh as a matrix; ``pattern`` belongs to the forms below, None asks the model for its own."""
 
     # Whether the fused ops of bindings/recurrence.py serve this form,
     has_ops = True
@@ -29,11 +27,8 @@ class Recurrence(ABC):
 
     def __init__(self, model: RNN, pattern: EllPattern | None = None) -> None:
         self.model = model
+        self.shape: RnnShape = model.shape
         self._pattern = pattern
-
-    @property
-    def shape(self) -> RnnShape:
-        return self.model.shape
 
     @property
     def pattern(self) -> EllPattern:
@@ -51,69 +46,39 @@ class Recurrence(ABC):
         """Pᵀg ``[G,N]`` of the fused ops' ``g [G,N_dense]``."""
         return g
 
-    @abstractmethod
     def split(self, theta: Tensor) -> RnnWeights:
         """``theta [G,N]`` as parameters with a group axis."""
-
-    @abstractmethod
-    def forward(
-        self, part: Sequences, w: RnnWeights, *, states: bool, out: Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor]:
-        """h ``[G,T,B,H]``, in ``out`` if given, None unless ``states``; s ``[G,T_out,B,k]``."""
-
-    @abstractmethod
-    def carried(self, h: Tensor, W: Tensor) -> Tensor:
-        """``h [G,T,B,H]`` times Wᵀ at every step."""
-
-    @abstractmethod
-    def returned(self, g: Tensor, W: Tensor) -> Tensor:
-        """``g [G,T,B,H]`` times W at every step."""
-
-    @abstractmethod
-    def scan(self, u: Tensor, d: Tensor, W: Tensor) -> Tensor:
-        """y_t = d_t ⊙ (y_{t-1} Wᵀ + u_t)."""
-
-    @abstractmethod
-    def scan_back(self, u: Tensor, d: Tensor, W: Tensor, a: Tensor | None) -> Tensor:
-        """y_t = d_t ⊙ (y_{t+1} W + u_t) + a_t."""
-
-    @abstractmethod
-    def outer(self, g: Tensor, h: Tensor) -> Tensor:
-        """gᵀh over time and cases where W has entries, ``[G,·]``."""
-
-    @abstractmethod
-    def squares(self, g: Tensor, h: Tensor) -> Tensor:
-        """Σ over cases of the squares of one case's gᵀh ``[·]``; ``g, h [T,b,H]``."""
-
-
-class Matrix(Recurrence):
-    """A dense W_hh."""
-
-    def split(self, theta: Tensor) -> RnnWeights:
         return split_flat(theta, self.shape)
 
     def forward(
         self, part: Sequences, w: RnnWeights, *, states: bool, out: Tensor | None = None
     ) -> tuple[Tensor | None, Tensor]:
+        """h ``[G,T,B,H]``, in ``out`` if given, None unless ``states``; s ``[G,T_out,B,k]``."""
         e = self.model.nonlinearity
         return ops.rnn_forward(part.x, w, nonlinearity=e, steps=part.steps, states=states, out=out)
 
     def carried(self, h: Tensor, W: Tensor) -> Tensor:
+        """``h [G,T,B,H]`` times Wᵀ at every step."""
         return times(h, W.mT)
 
     def returned(self, g: Tensor, W: Tensor) -> Tensor:
+        """``g [G,T,B,H]`` times W at every step."""
         return times(g, W)
 
     def scan(self, u: Tensor, d: Tensor, W: Tensor) -> Tensor:
+        """y_t = d_t ⊙ (y_{t-1} Wᵀ + u_t)."""
         return ops.linear_scan(u, d, W.mT)
 
     def scan_back(self, u: Tensor, d: Tensor, W: Tensor, a: Tensor | None) -> Tensor:
+        """y_t = d_t ⊙ (y_{t+1} W + u_t) + a_t."""
         return ops.linear_scan(u, d, W, a, reverse=True)
 
     def outer(self, g: Tensor, h: Tensor) -> Tensor:
+        """gᵀh over time and cases where W has entries, ``[G,·]``."""
         return outer(g, h)
 
     def squares(self, g: Tensor, h: Tensor) -> Tensor:
+        """Σ over cases of the squares of one case's gᵀh ``[·]``; ``g, h [T,b,H]``."""
         return case_squares(g, h).flatten()
 
 
@@ -166,7 +131,7 @@ class Entries(Recurrence):
         return (entries if present is None else entries * present).flatten()
 
 
-class EntriesAsMatrix(Matrix):
+class EntriesAsMatrix(Recurrence):
     """A sparse W_hh that is made dense for the passes, where that is faster."""
 
     is_spread = True
@@ -197,7 +162,7 @@ class EntriesAsMatrix(Matrix):
 def recurrence_of(model: RNN) -> Recurrence:
     """The form in which the model's W_hh is fastest, by shape and device."""
     if not model.sparse:
-        return Matrix(model)
+        return Recurrence(model)
     return Entries(model) if model.runs_sparse else EntriesAsMatrix(model)
 
 

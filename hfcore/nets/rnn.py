@@ -19,7 +19,7 @@ from hfcore.bindings.checks import check_choice
 from hfcore.bindings.recurrence import RnnWeights, activation_derivative
 from hfcore.losses import Loss
 from hfcore.models.rnn import RNN
-from hfcore.nets.net import Data, FusedNet, Pass, Tangent
+from hfcore.nets.net import Data, FusedNet, Into, Pass, Tangent, Uncached
 from hfcore.nets.recurrence import recurrence_of
 from hfcore.nets.sequences import Sequences, check_sequences
 from hfcore.nets.through_time import (
@@ -64,6 +64,7 @@ class RnnNet(FusedNet):
     memory = "cached"
     timed = True
     supports_structural = True
+    has_fisher = True
 
     def __init__(
         self,
@@ -135,49 +136,31 @@ class RnnNet(FusedNet):
         Rh = self.W.scan(self._direct(at, V), self._slope(h), w.W_hh)
         return Tangent(times(at_outputs(Rh, at.part.steps), w.W_yh.mT) + self._read(at, V), Rh)
 
-    def backward(
-        self,
-        at: Pass,
-        gs: Tensor,
-        out: Tensor,
-        *,
-        scale: float,
-        add: Tensor | None = None,
-        stop: Tensor | None = None,
-    ) -> Tensor:
-        gt = self._through_time(at, gs, add)
-        return out.copy_(self._gradient(at, gt, gs, at.states.h, at.part.x).mul_(scale))
+    def backward(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
+        g = self._gradient(at, self._through_time(at, gs, into.add), gs, at.states.h, at.part.x)
+        return into.out.copy_(g.mul_(into.scale))
 
     def structural_term(self, at: Pass, R: Tangent, structural: float) -> Tensor:
         Rh: Tensor = R.states
         return self.factor * structural * Rh  # D'' = e' makes D''Rt = Rh
 
-    def adjoint(self, at: Pass, gs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(gs, gt, ∂L/∂h ⊙ e''/e', None where e'' = 0)."""
-        w, h, steps = at.states.w, at.states.h, at.part.steps
-        gt, bend = self._through_time(at, gs), activation_bend(h, self.nonlinearity)
+    def adjoint(self, at: Pass, gs: Tensor, *, bends: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(gs, gt, ∂L/∂h ⊙ e''/e' with ``bends``, None where e'' = 0)."""
+        w, h = at.states.w, at.states.h
+        gt = self._through_time(at, gs)
+        bend = activation_bend(h, self.nonlinearity) if bends else None
         if bend is not None:
-            gh = scattered(times(gs, w.W_yh), steps, h.shape[1])
+            gh = scattered(times(gs, w.W_yh), at.part.steps, h.shape[1])
             gh[:, :-1] += self.W.returned(gt[:, 1:], w.W_hh)
             bend = bend.mul_(gh)
         return gs, gt, bend
 
     def rbackward(
-        self,
-        at: Pass,
-        adjoint: tuple[Tensor, Tensor, Tensor | None],
-        R: Tangent,
-        Rgs: Tensor,
-        v: Tensor,
-        out: Tensor,
-        *,
-        scale: float,
-        add: Tensor | None = None,
-        stop: Tensor | None = None,
+        self, at: Pass, adjoint: Any, R: Tangent, Rgs: Tensor, v: Tensor, into: Into
     ) -> Tensor:
         """Rgt_t = e' ⊙ (Rgt_{t+1} W_hh + gt_{t+1} V_hh + Rgs_t W_yh + gs_t V_yh) + bend + add."""
         (gs, gt, bend), Rh, part, V = adjoint, R.states, at.part, self.W.split(v)
-        w, h = at.states.w, at.states.h
+        w, h, add = at.states.w, at.states.h, into.add
         if bend is not None:
             add = bend * Rh if add is None else add.addcmul_(bend, Rh)
         u = scattered(times(Rgs, w.W_yh) + times(gs, V.W_yh), part.steps, h.shape[1])
@@ -186,14 +169,13 @@ class RnnNet(FusedNet):
         curved = self._gradient(at, Rgt, Rgs, h, part.x)
         # The same with Rh in h's place; inputs and ones have no tangent.
         cross = self._gradient(at, gt, gs, Rh, None)
-        return torch.add(curved, cross, out=out).mul_(scale)
+        return torch.add(curved, cross, out=into.out).mul_(into.scale)
 
-    def squares(self, at: Pass, gs: Tensor, out: Tensor, *, scale: float) -> Tensor:
+    def squares(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
         gt, x, h = self._through_time(at, gs), at.part.x[0], at.states.h[0]
         read = at_outputs(at.states.h, at.part.steps)[0]
         widest = max(gt.shape[-1], x.shape[-1], gs.shape[-1]) * gt.shape[-1]
-        out.zero_()
-        for net, total in enumerate(out):
+        for net, total in enumerate(into.out.zero_()):
             for b in case_slices(gt.shape[2], widest, gt):
                 g, o, before = gt[net, :, b], gs[net, :, b], h[:-1, b]
                 total += torch.cat(
@@ -206,14 +188,14 @@ class RnnNet(FusedNet):
                         o.sum(0).square().sum(0),
                     ]
                 )
-        return out.mul_(scale)
+        return into.out.mul_(into.scale)
 
     # ---- shortcuts
 
-    def gradient(self, at: Pass, out: Tensor, *, scale: float) -> Tensor:
-        gs = self.slope(at.part, at.s, scale=scale)
+    def gradient(self, at: Pass, into: Into) -> Tensor:
+        gs = self.slope(at.part, at.s, scale=into.scale)
         if not self.W.has_ops:
-            return self.backward(at, gs, out, scale=1.0)
+            return self.backward(at, gs, into._replace(scale=1.0))
         g = ops.rnn_backward(
             at.part.x,
             at.states.h,
@@ -221,37 +203,33 @@ class RnnNet(FusedNet):
             gs,
             nonlinearity=self.nonlinearity,
             steps=at.part.steps,
-            out=None if self.W.is_spread else out,
+            out=None if self.W.is_spread else into.out,
         )
-        return g if g is out else out.copy_(self.W.restricted(g))
+        return g if g is into.out else into.out.copy_(self.W.restricted(g))
 
     def gauss_newton(
         self,
-        theta: Tensor,
-        part: Sequences,
-        at: Pass | None,
+        at: Pass | Uncached,
         v: Tensor,
         c: Tensor | None,
-        out: Tensor,
+        into: Into,
         *,
-        scale: float,
         structural: float,
         damping: float,
         accumulate: bool,
-        stop: Tensor | None,
     ) -> None:
         """One op; its buffers stay for CG alone: many tangents would hold as many times more."""
         assert c is not None  # see second
-        form, spread = self.W, self.W.is_spread
+        (out, scale, _, stop), form, spread = into, self.W, self.W.is_spread
         g = ops.rnn_gauss_newton(
-            part.x,
-            None if at is None else at.states.h,
-            form.split(theta) if at is None else at.states.w,
+            at.part.x,
+            at.states.h if isinstance(at, Pass) else None,
+            at.states.w if isinstance(at, Pass) else form.split(at.theta),
             form.spread(v),
             c,
             rank_one=self.loss.rank_one,
             nonlinearity=self.nonlinearity,
-            steps=part.steps,
+            steps=at.part.steps,
             scale=scale,
             structural=structural * self.factor,
             damping=0.0 if spread else damping,
@@ -265,19 +243,13 @@ class RnnNet(FusedNet):
             g = g.add_(out) if accumulate else g
             out.copy_(g if stop is None else torch.where(stop != 0, out, g))
 
-    def case_gradients(self, at: Pass, gs: Tensor) -> Tensor:
-        """gt of every case."""
-        return self._through_time(at, gs)
-
-    def fisher(
-        self, at: Pass, gs: Tensor, cases: Tensor, v: Tensor, out: Tensor, *, scale: float
-    ) -> Tensor:
+    def fisher(self, at: Pass, adjoint: Any, v: Tensor, into: Into) -> Tensor:
         """From ⟨g_i, v⟩ ``[G,B]`` = Σ_t gt·(direct tangent of t) + gs·(that of s): no scan."""
-        gt, V = cases, self.W.split(v)
+        (gs, gt, _), V = adjoint, self.W.split(v)
         along = (gt * self._direct(at, V)).sum((1, 3)) + (gs * self._read(at, V)).sum((1, 3))
         weight = along[:, None, :, None]
         g = self._gradient(at, weight * gt, weight * gs, at.states.h, at.part.x)
-        return out.copy_(g.mul_(scale))
+        return into.out.copy_(g.mul_(into.scale))
 
     # ---- pieces of the passes
 
