@@ -55,8 +55,8 @@ class StackedRNN(nn.Module):
     s_t = W_yh h^{L-1}_t + b_y for t = 0 .. T-1, where ``b_init`` stands for W_hh h_{-1} at the
     first step. The outputs s are those before the output nonlinearity, which belongs to the loss.
 
-    Parameters, in the order of every flat vector: ``layers.l.W_hx``, ``.W_hh``, ``.b_h``,
-    ``.b_init`` of one layer after the other, ``W_yh [k,H]``, ``b_y [k]``.
+    Parameters, in the order of every flat vector: ``W_yh [k,H]``, ``b_y [k]``, and of one layer
+    after the other ``layers.l.W_hx``, ``.W_hh``, ``.b_h``, ``.b_init``.
 
     Autograd, forward mode and the transforms of torch.func hold to any order. ``hf.HessianFree``
     and the curvature operators run on the recurrence ops (``hfcore/nets/stacked_rnn.py``).

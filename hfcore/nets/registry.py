@@ -68,4 +68,9 @@ def why_left_to_autograd(model: Any, loss: Any) -> str | None:
     if base is not type(model):
         name = base.__name__ if base.__module__.split(".")[0] != "hfcore" else f"hf.{base.__name__}"
         return f"{type(model).__name__} is derived from {name}, and may compute otherwise"
-    return why_not_fused(model, _registered[base][1])
+    return why_altered(model)
+
+
+def why_altered(model: nn.Module) -> str | None:
+    """Why kernels must not stand in for a model of a class with a net; None: they may."""
+    return why_not_fused(model, _registered[type(model)][1])

@@ -43,11 +43,11 @@ class Layer(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Those of all layers, and of the read-out."""
+    """Those of the read-out, and of all layers."""
 
-    layers: list[Layer]
     W_yh: Tensor
     b_y: Tensor
+    layers: list[Layer]
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,14 @@ class StackedRnnNet(FusedNet):
     def __init__(
         self, model: StackedRNN, loss: Loss, *, structural: float | Mapping[str, Any] = 0.0
     ) -> None:
-        self.shapes: list[tuple[int, ...]] = []
-        below = model.input_size
+        k, below = model.output_size, model.input_size
+        self.shapes: list[tuple[int, ...]] = [(k, model.hidden_sizes[-1]), (k,)]
         for H in model.hidden_sizes:
             self.shapes += [(H, below), (H, H), (H,), (H,)]
             below = H
-        self.shapes += [(model.output_size, below), (model.output_size,)]
         numel = sum(torch.Size(shape).numel() for shape in self.shapes)
-        super().__init__(model, loss, numel=numel, output_size=model.output_size)
-        self.sizes = (model.input_size, model.output_size)
+        super().__init__(model, loss, numel=numel, output_size=k)
+        self.sizes = (model.input_size, k)
         self.hidden_sizes, self.nonlinearity = model.hidden_sizes, model.nonlinearity
         self.damped = damped_layers(model, structural)
 
@@ -89,8 +88,8 @@ class StackedRnnNet(FusedNet):
         """``flat [G,N]`` as parameters with a group axis."""
         parts = flat.split([torch.Size(shape).numel() for shape in self.shapes], dim=1)
         views = [p.view(-1, *shape) for p, shape in zip(parts, self.shapes, strict=True)]
-        layers = [Layer(*views[at : at + 4]) for at in range(0, len(views) - 2, 4)]
-        return Weights(layers, views[-2], views[-1])
+        layers = [Layer(*views[at : at + 4]) for at in range(2, len(views), 4)]
+        return Weights(views[0], views[1], layers)
 
     # ---- data
 
@@ -193,7 +192,8 @@ class StackedRnnNet(FusedNet):
         widest = max(max(shape) for shape in self.shapes) * max(self.hidden_sizes)
         for net, total in enumerate(into.out.zero_()):
             for b in case_slices(gs.shape[2], widest, gs):
-                pieces: list[Tensor] = []
+                o = gs[net, :, b]
+                pieces = [case_squares(o, read[:, b]), o.sum(0).square().sum(0)]
                 for l, gt in enumerate(gts):
                     g = gt[net, :, b]
                     pieces += [
@@ -202,8 +202,6 @@ class StackedRnnNet(FusedNet):
                         g.sum(0).square().sum(0),
                         g[0].square().sum(0),
                     ]
-                o = gs[net, :, b]
-                pieces += [case_squares(o, read[:, b]), o.sum(0).square().sum(0)]
                 total += torch.cat([p.flatten() for p in pieces])
         return into.out.mul_(into.scale)
 
@@ -232,18 +230,17 @@ class StackedRnnNet(FusedNet):
     def _gradient(
         self, at: Pass, gts: list[Tensor], gs: Tensor, Rhs: list[Tensor] | None = None
     ) -> Tensor:
-        """gtᵀ·[x, h_{t-1}, 1] of every layer and gsᵀ·[h, 1] over time and cases, ``[G,N]``.
+        """gsᵀ·[h, 1] and gtᵀ·[x, h_{t-1}, 1] of every layer over time and cases, ``[G,N]``.
 
         With ``Rhs`` those stand for the states, and there is nothing for inputs and ones.
         """
         hs = at.states.ys[1:] if Rhs is None else Rhs
-        pieces: list[Tensor] = []
+        pieces = [outer(gs, at_outputs(hs[-1], at.part.steps))]
+        pieces += _zero_unless(Rhs is None, gs.sum((1, 2)))
         for l, gt in enumerate(gts):
             x = hs[l - 1] if l else at.part.x if Rhs is None else torch.zeros_like(at.part.x)
             pieces += [outer(gt, x), outer(gt[:, 1:], hs[l][:, :-1])]
             pieces += _zero_unless(Rhs is None, gt.sum((1, 2)), gt[:, 0].sum(1))
-        pieces.append(outer(gs, at_outputs(hs[-1], at.part.steps)))
-        pieces += _zero_unless(Rhs is None, gs.sum((1, 2)))
         G = max(map(len, pieces))
         return torch.cat([p.expand(G, -1) for p in pieces], dim=1)
 

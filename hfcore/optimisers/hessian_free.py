@@ -20,8 +20,8 @@ from hfcore.curvature.operator import check_alone, check_nonnegative
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 from hfcore.nets.objective import Normalize
+from hfcore.nets.registry import why_altered
 from hfcore.nets.rnn import StructuralDistance
-from hfcore.nets.unaltered import why_not_fused
 from hfcore.objective import CURVATURE_KINDS, Curvature, CurvatureKind, Objective
 from hfcore.objective_factory import curvature_of, objective_for
 from hfcore.optimisers.backtracking import BACKTRACKING, Backtracking, Schedule
@@ -454,7 +454,7 @@ class HessianFree(torch.optim.Optimizer):
         model = None if self._closures is None else self._closures.module
         if model is None or isinstance(objective, ModuleObjective):
             return
-        reason = why_not_fused(model)
+        reason = why_altered(model)
         if reason is not None:
             raise ValueError(
                 f"model: was altered since the optimiser was built, {reason}; a new optimiser goes "
