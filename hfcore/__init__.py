@@ -9,7 +9,18 @@ if _find_spec("hfcore.bindings") is None:
         "with `python -P`."
     )
 
-from hfcore import data, init, losses, minibatches, nets, presets, problems, schedules
+from hfcore import (
+    data,
+    init,
+    losses,
+    minibatches,
+    nets,
+    presets,
+    problems,
+    schedules,
+    sweeps,
+    training,
+)
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.dispatch import BackendUnavailable, use_backend
 from hfcore.bindings.triton_backend import matmul_precision, set_matmul_precision
@@ -17,18 +28,22 @@ from hfcore.curvature.algebra import Identity
 from hfcore.curvature.fisher import EmpiricalFisher
 from hfcore.curvature.gauss_newton import GaussNewton
 from hfcore.curvature.hessian import Hessian
+from hfcore.curvature.jacobian import Jacobian
 from hfcore.curvature.linear_operator import LinearOperator
 from hfcore.models.echo_state import EchoState
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
 from hfcore.models.stacked_rnn import StackedRNN
 from hfcore.objective import Objective
+from hfcore.objective_factory import objective_for
 from hfcore.optimisers.adaptive_nag import AdaptiveNAG
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
 from hfcore.optimisers.statistics import StepStats
+from hfcore.solvers.lanczos import EigenpairsNotConverged
 from hfcore.solvers.linear import SolveInfo, cg, minres
 from hfcore.solvers.preconditioners import NystromPreconditioner
+from hfcore.solvers.spectral_density import SpectralDensity
 from hfcore.sweeps import AutoencoderStart, RnnStart, SweepResult, sweep
 from hfcore.training import Callback, TrainResult, TrainState, train
 from hfcore.verify import check_curvature
@@ -47,16 +62,19 @@ __all__ = [
     "Callback",
     "ClassicalMomentum",
     "EchoState",
+    "EigenpairsNotConverged",
     "EmpiricalFisher",
     "GaussNewton",
     "Hessian",
     "HessianFree",
     "Identity",
+    "Jacobian",
     "LinearOperator",
     "NystromPreconditioner",
     "Objective",
     "RnnStart",
     "SolveInfo",
+    "SpectralDensity",
     "StackedRNN",
     "StepStats",
     "SweepResult",
@@ -71,11 +89,14 @@ __all__ = [
     "minibatches",
     "minres",
     "nets",
+    "objective_for",
     "presets",
     "problems",
     "schedules",
     "set_matmul_precision",
     "sweep",
+    "sweeps",
     "train",
+    "training",
     "use_backend",
 ]

@@ -9,6 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Column, Table
 
+from hfcore.cli.options import folder_option
 from hfcore.data import (
     PUBLISHED,
     DataFileError,
@@ -27,12 +28,6 @@ ROWS = {
     "cross-entropy of the mean image, train": "mean_cross_entropy",
     "entropy of the pixels, train": "cross_entropy_floor",
 }
-
-folder_option = click.option(
-    "--folder",
-    type=click.Path(path_type=Path),
-    help="Where the files are.  [default: HFCORE_DATA, else they are downloaded]",
-)
 
 
 @click.group("data")

@@ -3,14 +3,48 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
 from hfcore.bindings import cuda
 
+__all__ = [
+    "INTERRUPTED",
+    "Decorator",
+    "check_resume",
+    "decorated_by",
+    "device_of",
+    "folder_option",
+    "names",
+    "new_run_dir",
+    "numbers",
+    "seeds_of",
+]
+
+Decorator = Callable[[Callable[..., None]], Any]
+
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
+
+folder_option = click.option(
+    "--folder",
+    type=click.Path(path_type=Path),
+    help="Where the files are.  [default: HFCORE_DATA, else they are downloaded]",
+)
+
+
+def decorated_by(options: Sequence[Decorator]) -> Decorator:
+    """One decorator for several options, in their order in the help."""
+
+    def decorate(command: Callable[..., None]) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
 
 
 def device_of(name: str) -> torch.device:

@@ -8,28 +8,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
-import torch
 from click.core import ParameterSource
 
 from hfcore.cli.build import problem_of
-from hfcore.cli.data import folder_option
-from hfcore.cli.options import (
-    INTERRUPTED,
-    check_resume,
-    device_of,
-    names,
-    new_run_dir,
-    numbers,
-    seeds_of,
-)
-from hfcore.data import DataFileError
-from hfcore.experiments.report import clock, markdown, number
+from hfcore.cli.invocation import Invocation, run_options
+from hfcore.cli.options import folder_option, names, numbers, seeds_of
+from hfcore.cli.tables import clock, markdown, number
 from hfcore.problems import PROBLEMS, Problem, Reconstruction
 from hfcore.sweeps import AutoencoderStart, RnnStart, Start, SweepResult, sweep
-from hfcore.sweeps.engine import SCHEDULES
 from hfcore.sweeps.grid import METHODS
+from hfcore.sweeps.settings import SCHEDULES
 from hfcore.sweeps.starts import RnnInit
-from hfcore.training import RunFolderError
 
 # Options that are lists of numbers, and the keys of the grid that they become.
 AXES = ("learning_rate", "momentum", "input_scale", "spectral_radius", "scale")
@@ -64,11 +53,9 @@ SHOWN = ("outcome", "updates", "error", "wrong", "test_loss", "best_error", "esc
 @click.option("--csv", type=click.Path(path_type=Path), help="Write the table there.")
 @click.option("--parquet", type=click.Path(path_type=Path), help="The same; needs pyarrow.")
 @click.option("--max-mib", type=click.IntRange(1), default=2048, help="Memory of nets in step.")
-@click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda, or cuda:1 and so on.")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="[default: a new one in runs/]")
-@click.option("--resume", is_flag=True, help="Continue the sweep in --run-dir, bit for bit.")
-@click.option("--threads", type=click.IntRange(1), help="Compute threads.  [default: torch's]")
-@click.option("--quiet", is_flag=True, help="No progress, only the table.")
+@run_options(
+    resume="Continue the sweep in --run-dir, bit for bit.", quiet="No progress, only the table."
+)
 @click.option("--require-solved", is_flag=True, help="Exit with 1 unless a run solved it.")
 @click.pass_context
 def sweep_command(context: click.Context, /, problem: str, **options: Any) -> None:
@@ -78,16 +65,13 @@ def sweep_command(context: click.Context, /, problem: str, **options: Any) -> No
     faces. Prints a row a run; tables, plots and the final parameters are in the run folder. Ctrl-C
     ends the sweep with a checkpoint, and exits with 130.
     """
-    check_resume(options["resume"], options["run_dir"])
+    invocation = Invocation(f"sweep-{problem}", options)
     outputs = _outputs(options)
-    if options["threads"] is not None:
-        torch.set_num_threads(options["threads"])
     grid = _grid(options)
     seeds = seeds_of(options["seeds"])
     task = _problem(problem, options)
     start = _start(context, task, options)
-    run_dir: Path = options["run_dir"] or new_run_dir(f"sweep-{problem}")
-    try:
+    with invocation.errors_shown(TypeError, OSError):
         result = sweep(
             task,
             grid,
@@ -101,9 +85,9 @@ def sweep_command(context: click.Context, /, problem: str, **options: Any) -> No
             test_every=options["test_every"],
             test_size=options["test_size"],
             solved_below=options["solved_below"],
-            device=device_of(options["device"]),
+            device=invocation.device,
             max_bytes=options["max_mib"] << 20,
-            run_dir=run_dir,
+            run_dir=invocation.folder,
             resume=options["resume"],
             progress=not options["quiet"],
         )
@@ -111,14 +95,7 @@ def sweep_command(context: click.Context, /, problem: str, **options: Any) -> No
         for path in outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
             click.echo(f"written: {result.write(path)}")
-    except (DataFileError, RunFolderError, ValueError, TypeError, OSError) as error:
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        click.echo(f"aborted; the last checkpoint is in {run_dir}", err=True)
-        context.exit(INTERRUPTED)
-    if result.reason == "interrupted":
-        click.echo(f"continue with the same command and: --run-dir {run_dir} --resume")
-        context.exit(INTERRUPTED)
+    invocation.end(context, interrupted=result.reason == "interrupted")
     if options["require_solved"] and all(row["outcome"] != "solved" for row in result.rows()):
         context.exit(1)
 

@@ -21,12 +21,11 @@ from hfcore.cli.build import (
     problem_of,
     start_of,
 )
-from hfcore.cli.data import folder_option
-from hfcore.cli.options import INTERRUPTED, check_resume, new_run_dir
+from hfcore.cli.options import INTERRUPTED, check_resume, folder_option, new_run_dir
 from hfcore.data import DataFileError
 from hfcore.problems import Problem, Reconstruction, ZeroOne
 from hfcore.schedules import Final
-from hfcore.sweeps.engine import SCHEDULES
+from hfcore.sweeps.settings import SCHEDULES
 from hfcore.training import Callback, RunFolderError, Scheduled, TrainResult, train
 from hfcore.training.steps import COST_UNIT
 
@@ -236,7 +235,7 @@ def _report(result: TrainResult, *, shares: bool) -> None:
         "callback": "stopped by a callback",
     }
     rows = [
-        ("result", "solved" if result.solved else why[result.reason]),
+        ("result", "solved" if result.solved else why.get(result.reason, result.reason)),
         ("test error", error),
         ("minibatches", f"{result.minibatches:,.6g}"),
         ("objective evaluations", f"{result.objective_evaluations:,.6g} (apart)"),

@@ -14,7 +14,7 @@ from hfcore.data.dataset import Dataset
 from hfcore.data.faces import faces
 from hfcore.data.files import DataFileError
 from hfcore.data.mnist import mnist
-from hfcore.data.statistics import PUBLISHED, Statistics, statistics
+from hfcore.data.statistics import PUBLISHED, Statistics, pca_errors, statistics
 
 __all__ = [
     "PUBLISHED",
@@ -24,5 +24,6 @@ __all__ = [
     "curves",
     "faces",
     "mnist",
+    "pca_errors",
     "statistics",
 ]

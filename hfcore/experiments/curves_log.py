@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hfcore.data import Dataset
+import hfcore as hf
+from hfcore.cli.tables import clock, markdown, number
 from hfcore.experiments.plots import plot_log
 from hfcore.experiments.published import (
     CURVES_LOG,
@@ -15,7 +16,7 @@ from hfcore.experiments.published import (
     CURVES_LOG_END,
     PUBLISHED,
 )
-from hfcore.experiments.report import clock, markdown, number, result_json, write_results
+from hfcore.experiments.report import result_json, write_results
 from hfcore.experiments.run import Line, RunResult
 
 HEADER = (
@@ -31,7 +32,9 @@ HEADER = (
 )
 
 
-def curves_log_report(result: RunResult, dataset: Dataset, folder: Path) -> tuple[str, list[Path]]:
+def curves_log_report(
+    result: RunResult, dataset: hf.data.Dataset, folder: Path
+) -> tuple[str, list[Path]]:
     """The table as markdown, and the paths of table, numbers and plot written to ``folder``."""
     text = curves_log_table(result.lines, dataset)
     data = {
@@ -49,7 +52,7 @@ def curves_log_report(result: RunResult, dataset: Dataset, folder: Path) -> tupl
     return text, [*written, plot]
 
 
-def curves_log_table(lines: Sequence[Line], dataset: Dataset) -> str:
+def curves_log_table(lines: Sequence[Line], dataset: hf.data.Dataset) -> str:
     """Here beside published at the iterations of the log that the run has reached."""
     at = {line["iteration"]: line for line in lines}
     last = max(at)

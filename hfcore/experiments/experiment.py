@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from hfcore import init, presets
-from hfcore.bindings.checks import check_choice
-from hfcore.data import Dataset, curves, faces, mnist
-from hfcore.data.files import Folder
+import hfcore as hf
 from hfcore.experiments.run import Run
 from hfcore.experiments.trainers import FirstOrderTrainer, HessianFreeTrainer, Trainer
-from hfcore.minibatches import FullGradient
-from hfcore.models.mlp import Autoencoder
-from hfcore.optimisers.hessian_free import HessianFree
-from hfcore.presets import AutoencoderPreset
 
 HF = "hf"
 
@@ -41,7 +35,9 @@ class Method:
     lr: float | None = None
 
     def __post_init__(self) -> None:
-        check_choice("method", self.name, METHODS)
+        if self.name not in METHODS:
+            known = ", ".join(map(repr, METHODS))
+            raise ValueError(f"method: got {self.name!r}, need one of {known}")
         if self.lr is not None and (self.name == HF or not self.lr > 0):
             raise ValueError(f"method: got {self}, need a positive rate, and none for {HF}")
 
@@ -65,8 +61,8 @@ class Experiment:
     ``l2``: weight decay in place of the preset's. Every method starts from the same weights.
     """
 
-    dataset: Dataset
-    preset: AutoencoderPreset
+    dataset: hf.data.Dataset
+    preset: hf.presets.AutoencoderPreset
     seed: int = 0
     l2: float | None = None
 
@@ -78,9 +74,9 @@ class Experiment:
     def run(self, method: Method) -> Run:
         """A fresh run of one method."""
         images = self.dataset.train
-        model = Autoencoder(self.preset.encoder_sizes, device=images.device)
+        model = hf.Autoencoder(self.preset.encoder_sizes, device=images.device)
         start = torch.Generator().manual_seed(self.seed)  # on the CPU: one seed, one net
-        init.sparse_(model, start, replacement=True)
+        hf.init.sparse_(model, start, replacement=True)
         return Run(
             model,
             self.dataset,
@@ -89,13 +85,15 @@ class Experiment:
             settings={"method": str(method), "seed": self.seed},
         )
 
-    def _trainer(self, method: Method, model: Autoencoder) -> Trainer:
+    def _trainer(self, method: Method, model: hf.Autoencoder) -> Trainer:
         images, loss = self.dataset.train, self.preset.loss
         if method.name == HF:
             options = {**self.preset.optimiser, "l2": self.weight_decay}
             count = self.preset.curvature_batches
-            policy = FullGradient(images, images, curvature_batches=count, seed=self.seed)
-            return HessianFreeTrainer(HessianFree(model, loss, **options), policy)
+            policy = hf.minibatches.FullGradient(
+                images, images, curvature_batches=count, seed=self.seed
+            )
+            return HessianFreeTrainer(hf.HessianFree(model, loss, **options), policy)
         make, options = FIRST_ORDER[method.name]
         options = {**options, "weight_decay": self.weight_decay}
         if method.lr is not None:
@@ -110,18 +108,17 @@ class Experiment:
         )
 
 
-def load(name: str, folder: Folder = None) -> Dataset:
+def load(name: str, folder: Path | None = None) -> hf.data.Dataset:
     """The data set of that name as published in size.
 
     Raises :class:`hfcore.data.DataFileError` saying what to put where.
     """
-    check_choice("dataset", name, tuple(presets.autoencoders))
     if name == "curves":
-        return curves()
-    return mnist(folder) if name == "mnist" else faces(folder)
+        return hf.data.curves()
+    return hf.data.mnist(folder) if name == "mnist" else hf.data.faces(folder)
 
 
-def with_validation(dataset: Dataset) -> Dataset:
+def with_validation(dataset: hf.data.Dataset) -> hf.data.Dataset:
     """The same with the last tenth of the training part held out, if there is no validation."""
     if dataset.validation is not None:
         return dataset
@@ -129,12 +126,12 @@ def with_validation(dataset: Dataset) -> Dataset:
     return replace(dataset, train=dataset.train[:kept], validation=dataset.train[kept:])
 
 
-def without_validation(dataset: Dataset) -> Dataset:
+def without_validation(dataset: hf.data.Dataset) -> hf.data.Dataset:
     """The same without a validation part, which nothing would look at."""
     return replace(dataset, validation=None)
 
 
-def on_device(dataset: Dataset, device: torch.device) -> Dataset:
+def on_device(dataset: hf.data.Dataset, device: torch.device) -> hf.data.Dataset:
     """The same with every part on ``device``."""
     validation = None if dataset.validation is None else dataset.validation.to(device)
     return replace(

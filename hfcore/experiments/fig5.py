@@ -15,23 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from hfcore.batches import Batch
+import hfcore as hf
+from hfcore.cli.tables import markdown, number
 from hfcore.experiments.experiment import Experiment
 from hfcore.experiments.quadratic import Krylov, Quadratic, QuadraticSettings
-from hfcore.experiments.report import markdown, number, write_results
+from hfcore.experiments.report import write_results
 from hfcore.experiments.run import Run
-from hfcore.flat import FlatParameters
-from hfcore.minibatches import FullGradient
-from hfcore.objective_factory import objective_for
-from hfcore.schedules import Constant, Nesterov
 
 ITERATIONS = 60  # of HF before the quadratic: on CURVES about the middle of the descent
 CG_ITERATIONS = 120
 MULTIPLES = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.3)  # ε·L
 MOMENTA: dict[str, Callable[[int], float]] = {
-    **{f"{mu:g}": Constant(mu) for mu in (0.0, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)},
-    "1 − 3/(t + 5)": Nesterov(),
+    **{f"{mu:g}": hf.schedules.Constant(mu) for mu in (0.0, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)},
+    "1 − 3/(t + 5)": hf.schedules.Nesterov(),
 }
 SHOWN = (1, 2, 5, 10, 20, 40, 60, 80, 100, 120)
 
@@ -39,16 +37,16 @@ SHOWN = (1, 2, 5, 10, 20, 40, 60, 80, 100, 120)
 def quadratic_of(experiment: Experiment, run: Run, iteration: int) -> Quadratic:
     """The quadratic that the next HF step of ``run`` would solve."""
     preset, images = experiment.preset, experiment.dataset.train
-    policy = FullGradient(
+    policy = hf.minibatches.FullGradient(
         images, images, curvature_batches=preset.curvature_batches, seed=experiment.seed
     )
     batch = policy(iteration).curvature
-    assert isinstance(batch, Batch)
+    assert isinstance(batch, hf.Batch)
     options = run.trainer.optimizer.param_groups[0]
     l2 = experiment.weight_decay
-    theta = FlatParameters(run.model).read().clone()
-    objective = objective_for(run.model, preset.loss, l2=l2)
-    _, gradient = objective.gradient(objective.prepare(Batch(images, images)), theta)
+    theta = torch.nn.utils.parameters_to_vector(run.model.parameters()).detach()
+    objective = hf.objective_for(run.model, preset.loss, l2=l2)
+    _, gradient = objective.gradient(objective.prepare(hf.Batch(images, images)), theta)
     settings = QuadraticSettings(
         experiment.dataset.name, iteration, float(options["damping"]), l2, experiment.seed
     )

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from hfcore.data.statistics import pca_errors
+import hfcore as hf
+from hfcore.cli.tables import markdown, number
 from hfcore.experiments.experiment import Experiment
 from hfcore.experiments.plots import plot_seconds
 from hfcore.experiments.published import PUBLISHED
-from hfcore.experiments.report import markdown, number, result_json, write_results
+from hfcore.experiments.report import result_json, write_results
 from hfcore.experiments.run import RunResult
 
 MEAN = "mean image"
@@ -21,8 +22,8 @@ def table2_report(
     """The table as markdown, and the paths of table, numbers and plot written to ``folder``."""
     dataset = experiment.dataset
     references = {
-        MEAN: pca_errors(dataset, 0),
-        f"PCA-{dataset.code}": pca_errors(dataset, dataset.code),
+        MEAN: hf.data.pca_errors(dataset, 0),
+        f"PCA-{dataset.code}": hf.data.pca_errors(dataset, dataset.code),
     }
     text = table2_table(experiment, results, references)
     name = f"table2_{dataset.name}"

@@ -18,25 +18,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hfcore import presets
+import hfcore as hf
 from hfcore.experiments.published import AUTOENCODER_UPDATES
 from hfcore.experiments.tuning import Tuned
-from hfcore.problems import Reconstruction
-from hfcore.schedules import Increasing
 
 DATASETS = ("curves", "mnist", "faces")
-RATES = presets.momentum2013_grid["learning_rate"]
-BATCH_SIZE: int = presets.momentum2013["batch_size"]
+RATES = hf.presets.momentum2013_grid["learning_rate"]
+BATCH_SIZE: int = hf.presets.momentum2013["batch_size"]
 UPDATES = 20_000
-FINAL_UPDATES: int = presets.momentum2013["final_updates"]
+FINAL_UPDATES: int = hf.presets.momentum2013["final_updates"]
 
 
-def problem_of(name: str, folder: Path | None, images: int | None) -> Reconstruction:
+def problem_of(name: str, folder: Path | None, images: int | None) -> hf.problems.Reconstruction:
     """The problem of a data set, on its first ``images`` training images.
 
     Raises ValueError for an unknown name.
     """
-    return Reconstruction(name, folder=folder, images=images)
+    return hf.problems.Reconstruction(name, folder=folder, images=images)
 
 
 def setting_text(settings: Mapping[str, Any]) -> str:
@@ -44,7 +42,7 @@ def setting_text(settings: Mapping[str, Any]) -> str:
     images = settings["images"]
     which = "the" if images is None else f"the first {images:,}"
     last = settings["updates"] - settings["final_updates"]
-    reached = Increasing(1 - 1e-12)(max(0, last - 1))
+    reached = hf.schedules.Increasing(1 - 1e-12)(max(0, last - 1))
     return (
         "Errors: Σ over pixels of squared differences, averaged over "
         f"{which} training images, after the last update. Objective: mean over a batch of the "
@@ -59,7 +57,7 @@ def setting_text(settings: Mapping[str, Any]) -> str:
 def same_runs(results: Mapping[str, Tuned], settings: Mapping[str, Any]) -> str:
     """A warning where eq. 5 has not reached μ_max of several columns; "" where it has."""
     last = settings["updates"] - settings["final_updates"]
-    reached = Increasing(1 - 1e-12)(max(0, last - 1))
+    reached = hf.schedules.Increasing(1 - 1e-12)(max(0, last - 1))
     columns = [result.column for tuned in results.values() for result in tuned.columns]
     above = {c.name for c in columns if c.settings["momentum"] > reached}
     groups = [sorted(name for name in above if name.endswith(kind)) for kind in "NM"]

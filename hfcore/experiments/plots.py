@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+import hfcore as hf
 from hfcore.experiments.published import CURVES_LOG, CURVES_LOG_DAMPING
 from hfcore.experiments.run import Line, RunResult
-from hfcore.training.atomic import write_atomic
 
 
 def plot_log(lines: Sequence[Line], path: Path, facts: str) -> None:
@@ -85,4 +85,4 @@ def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all."""
     png = io.BytesIO()
     figure.savefig(png, format="png")
-    write_atomic(path, png.getvalue())
+    hf.training.write_atomic(path, png.getvalue())

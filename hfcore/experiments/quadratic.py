@@ -19,13 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from hfcore import presets
-from hfcore.bindings.checks import check_positive
-from hfcore.curvature.gauss_newton import GaussNewton
-from hfcore.flat import FlatParameters
-from hfcore.models.mlp import Autoencoder
-from hfcore.training.atomic import write_atomic
-from hfcore.training.errors import CheckpointError
+import hfcore as hf
 
 # A residual smaller than this share of the matrix ends the Lanczos process: the space is whole.
 BREAKDOWN = 1e-6
@@ -54,12 +48,14 @@ class Quadratic:
     gradient: Tensor
     images: Tensor
 
-    def operator(self) -> GaussNewton:
+    def operator(self) -> hf.GaussNewton:
         """A, rebuilt from what is stored."""
-        preset = presets.autoencoders[self.settings.dataset]
-        model = Autoencoder(preset.encoder_sizes, dtype=self.theta.dtype, device=self.theta.device)
-        FlatParameters(model).write(self.theta)
-        return GaussNewton(
+        preset = hf.presets.autoencoders[self.settings.dataset]
+        model = hf.Autoencoder(
+            preset.encoder_sizes, dtype=self.theta.dtype, device=self.theta.device
+        )
+        torch.nn.utils.vector_to_parameters(self.theta, model.parameters())
+        return hf.GaussNewton(
             model,
             preset.loss,
             self.images,
@@ -73,7 +69,7 @@ class Quadratic:
         names = ("theta", "gradient", "images")
         tensors = {name: getattr(self, name).cpu().contiguous() for name in names}
         metadata = {"settings": json.dumps(asdict(self.settings))}
-        write_atomic(path, safetensors.torch.save(tensors, metadata=metadata))
+        hf.training.write_atomic(path, safetensors.torch.save(tensors, metadata=metadata))
 
     @classmethod
     def load(cls, path: Path, device: torch.device) -> Quadratic:
@@ -84,7 +80,7 @@ class Quadratic:
                 names = ("theta", "gradient", "images")
                 return cls(settings, *(file.get_tensor(name) for name in names))
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path}: holds no quadratic: {error}") from error
+            raise hf.training.CheckpointError(f"{path}: holds no quadratic: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,7 @@ class Krylov:
             "off_diagonal": torch.from_numpy(self.off_diagonal),
             "gradient_norm": torch.tensor(self.gradient_norm, dtype=torch.float64),
         }
-        write_atomic(path, safetensors.torch.save(tensors))
+        hf.training.write_atomic(path, safetensors.torch.save(tensors))
 
     @classmethod
     def load(cls, path: Path) -> Krylov:
@@ -156,7 +152,7 @@ class Krylov:
                 float(tensors["gradient_norm"]),
             )
         except (OSError, safetensors.SafetensorError, KeyError) as error:
-            raise CheckpointError(f"{path}: holds no Krylov space: {error}") from error
+            raise hf.training.CheckpointError(f"{path}: holds no Krylov space: {error}") from error
 
 
 def lanczos(
@@ -169,7 +165,8 @@ def lanczos(
 
     It has fewer dimensions where the space is whole before. ``report`` is told of each product.
     """
-    check_positive(iterations=iterations)
+    if iterations < 1:
+        raise ValueError(f"iterations: got {iterations}, need at least 1")
     size = min(iterations, gradient.numel())
     norm = float(gradient.double().norm())
     if not 0 < norm < float("inf"):

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hfcore.cli.tables import clock
 from hfcore.experiments.momentum_autoencoders import RATES, same_runs, setting_text
 from hfcore.experiments.published import TABLE1
-from hfcore.experiments.report import clock, result_json
+from hfcore.experiments.report import result_json
 from hfcore.experiments.run import RunResult
 from hfcore.experiments.tuning import Column, Tuned, column_settings, rates_for
 from hfcore.experiments.tuning_tables import beside_published, details, procedure_text, times

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hfcore.cli.tables import markdown, number
 from hfcore.experiments.momentum_autoencoders import RATES, setting_text
 from hfcore.experiments.published import TABLE2
-from hfcore.experiments.report import markdown, number
 from hfcore.experiments.tuning import Column, ColumnResult, Tuned, column_settings, rates_for
 from hfcore.experiments.tuning_tables import details, procedure_text, times
 

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hfcore as hf
 from hfcore.experiments.published import TABLE5
 from hfcore.experiments.tuning import Column, Tuned, column_settings, rates_for
 from hfcore.experiments.tuning_tables import beside_published, details, procedure_text, times
-from hfcore.problems import SequenceProblem, create
 
 PROBLEMS = ("add-80", "mul-80", "mem-5-200", "mem-20-80")
 COLUMNS = ("0", "0.9N", "0.98N", "0.995N", "0.9M", "0.98M", "0.995M")
@@ -65,11 +65,11 @@ class Rung:
         rung.problem()
         return rung
 
-    def problem(self) -> SequenceProblem:
+    def problem(self) -> hf.problems.SequenceProblem:
         """Centred (note 3); memorisation scored on what is recalled (note 5)."""
         scored = {"scored": "recall"} if self.kind.startswith("mem") else {}
-        problem = create(KINDS[self.kind], length=self.length, centre=True, **scored)
-        assert isinstance(problem, SequenceProblem)
+        problem = hf.problems.create(KINDS[self.kind], length=self.length, centre=True, **scored)
+        assert isinstance(problem, hf.problems.SequenceProblem)
         return problem
 
 

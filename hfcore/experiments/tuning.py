@@ -16,11 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from hfcore.problems import Problem
-from hfcore.sweeps import SweepResult, sweep_in_rounds
-from hfcore.sweeps.grid import expand
-from hfcore.sweeps.outcome import Outcome, Test
-from hfcore.sweeps.starts import default_start
+import hfcore as hf
 
 Row = dict[str, Any]  # of SweepResult.rows()
 
@@ -28,11 +24,11 @@ SEARCH, SEEDS = "search", "seeds"  # the run folders of a problem
 
 
 @dataclass(frozen=True)
-class Run:
-    """One run: its row in the sweep's table, and its tests."""
+class SweepRun:
+    """One run of a sweep: its row in the sweep's table, and its tests."""
 
     row: Row
-    tests: Sequence[Test]
+    tests: Sequence[hf.sweeps.Test]
 
 
 @dataclass(frozen=True)
@@ -48,12 +44,12 @@ class Column:
         settings = {key: [value] for key, value in self.settings.items()}
         return {**settings, "learning_rate": list(rates)}
 
-    def runs(self, result: SweepResult | None) -> list[Run]:
+    def runs(self, result: hf.SweepResult | None) -> list[SweepRun]:
         """Its runs in a sweep over several columns."""
         if result is None:
             return []
         return [
-            Run(row, tests)
+            SweepRun(row, tests)
             for row, tests in zip(result.rows(), result.tests, strict=True)
             if all(row[key] == value for key, value in self.settings.items())
         ]
@@ -66,8 +62,8 @@ class ColumnResult:
     column: Column
     chosen: float | None
     """The learning rate; None if all diverged, or while the search goes on."""
-    searched: Sequence[Run]
-    runs: Sequence[Run]
+    searched: Sequence[SweepRun]
+    runs: Sequence[SweepRun]
     """Those at the chosen rate, one a seed."""
 
     @property
@@ -87,7 +83,7 @@ class ColumnResult:
         """How many runs came to which outcome, the best one first."""
         counts = Counter(row["outcome"] for row in self.rows)
         order = ("solved", "escaped", "plateau", "collapsed", "diverged")
-        assert set(order) == set(get_args(Outcome))
+        assert set(order) == set(get_args(hf.sweeps.Outcome))
         return {name: counts[name] for name in order if counts[name]}
 
     @property
@@ -101,9 +97,9 @@ class Tuned:
     """Search and final runs of one problem."""
 
     columns: Sequence[ColumnResult]
-    search: SweepResult | None
+    search: hf.SweepResult | None
     """None where every column has one rate and nothing was searched."""
-    final: SweepResult | None
+    final: hf.SweepResult | None
     """None while the search goes on, and where it was all there is to do."""
     finished: bool
 
@@ -132,7 +128,9 @@ class Procedure:
     """Updates at the end with μ = 0.9 at most; a shorter run has no more than it has."""
     report: Callable[[str], None] = lambda line: None
 
-    def __call__(self, problem: Problem, columns: Sequence[Column], folder: Path) -> Tuned:
+    def __call__(
+        self, problem: hf.problems.Problem, columns: Sequence[Column], folder: Path
+    ) -> Tuned:
         """Search and final runs of one problem, begun or continued in ``folder``.
 
         Continued with further learning rates or columns, only their runs are added.
@@ -169,16 +167,16 @@ class Procedure:
 
     def _sweep(
         self,
-        problem: Problem,
+        problem: hf.problems.Problem,
         grids: Sequence[dict[str, list[Any]]],
         seeds: Sequence[int],
         updates: int,
         folder: Path,
-    ) -> SweepResult:
-        start = self.options.get("start") or default_start(problem)
-        runs = expand(grids, seeds, start.options)
+    ) -> hf.SweepResult:
+        start = self.options.get("start") or hf.sweeps.default_start(problem)
+        runs = hf.sweeps.expand(grids, seeds, start.options)
         self.report(f"{folder}: {len(runs)} runs of {updates:,} updates")
-        return sweep_in_rounds(
+        return hf.sweeps.sweep_in_rounds(
             problem,
             runs,
             folder,
@@ -217,7 +215,7 @@ def rates_for(
     return next((given[key] for key in keys if key in given), default)
 
 
-def _choose(column: Column, searched: Sequence[Run]) -> float | None:
+def _choose(column: Column, searched: Sequence[SweepRun]) -> float | None:
     """The rate with the least final error, None if all diverged; one rate needs no search."""
     if not searched:
         return column.rates[0]

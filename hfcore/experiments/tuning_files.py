@@ -13,12 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+import hfcore as hf
 from hfcore.experiments.plots import save_figure
 from hfcore.experiments.published import PublishedTable
 from hfcore.experiments.report import write_results
 from hfcore.experiments.tuning import SEARCH, SEEDS, Row, Tuned
-from hfcore.sweeps.plots import outcome_map
-from hfcore.training.atomic import write_atomic
 
 
 def write_tuned(
@@ -78,10 +77,10 @@ def write_maps(folder: Path, name: str, tuned: Tuned) -> list[Path]:
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_atomic(table, text.getvalue().encode())
+    hf.training.write_atomic(table, text.getvalue().encode())
     drawn = tuned.search if tuned.search is not None else tuned.final
     assert drawn is not None
-    save_figure(outcome_map(drawn), picture)
+    save_figure(drawn.outcome_map(), picture)
     return [table, picture]
 
 

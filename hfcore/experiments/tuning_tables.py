@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hfcore.cli.tables import clock, markdown, number
 from hfcore.experiments.published import PublishedTable
-from hfcore.experiments.report import clock, markdown, number
 from hfcore.experiments.tuning import ColumnResult, Tuned
 
 Extra = Mapping[str, Mapping[str, float | None]]  # column to problem to the number found here

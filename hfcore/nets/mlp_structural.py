@@ -80,7 +80,7 @@ def structural_product(
     if damped.distance == "identity":
         return out.copy_(Rz)
     if damped.distance == "softmax":  # on linear units, whose output is z
-        c = loss_ops.loss_curvature("softmax", y.unsqueeze(1), None)
+        c = loss_ops.loss_curvature("softmax", y.unsqueeze(1), None, None)
         loss_ops.loss_hessian_product(c, Rz.unsqueeze(1), rank_one=True, out=out.unsqueeze(1))
         return out
     squashed = torch.tanh(y) if damped.distance == "tanh" else torch.sigmoid(y)

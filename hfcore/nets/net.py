@@ -291,7 +291,7 @@ class FusedNet(ABC):
         """The diagonal c of L'' (softmax: L'' = diag(c) − c cᵀ); None where L'' is the identity."""
         if self.loss.kind == "squared" and part.mask is None:
             return None
-        return loss_ops.loss_curvature(self.loss.kind, s, part.mask)
+        return loss_ops.loss_curvature(self.loss.kind, s, part.targets, part.mask)
 
     def curved(self, c: Tensor | None, Rs: Tensor, *, out: Tensor | None = None) -> Tensor:
         """L''Rs."""

@@ -7,18 +7,17 @@ next test.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfcore.bindings.momentum import Step
+from hfcore.momentum_schedules import Schedule
 from hfcore.nets.grouped import GroupedGradient
 from hfcore.sweeps.grid import RunSettings
 from hfcore.training.data import TrainingData
-
-Schedule = Callable[[int], float]  # t, the number of updates done, to μ of the next one
 
 ARRAYS = 4  # θ, v and, for nets that are not updated in one go, θ + μv and the gradient
 

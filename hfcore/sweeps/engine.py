@@ -10,10 +10,9 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
 
 import safetensors.torch
 import torch
@@ -24,27 +23,18 @@ from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.flat import FlatParameters
 from hfcore.nets.grouped import BATCHES_ON, GroupedGradient, grouped_gradient
 from hfcore.problems import Problem, ZeroOne, create
-from hfcore.schedules import Constant as ConstantMomentum
-from hfcore.schedules import Delayed, Final, Increasing
-from hfcore.sweeps.cohort import ARRAYS, Cohort, Schedule
+from hfcore.sweeps.cohort import Cohort
 from hfcore.sweeps.grid import Grid, RunSettings, expand
 from hfcore.sweeps.outcome import Test, case_count, constant_output
 from hfcore.sweeps.progress import SweepDisplay
 from hfcore.sweeps.result import Reason, SweepResult
+from hfcore.sweeps.settings import SCHEDULES, ScheduleName, SweepSettings
 from hfcore.sweeps.starts import Start, default_start
 from hfcore.training.atomic import write_atomic
 from hfcore.training.data import TrainingData
-from hfcore.training.environment import describe_environment
 from hfcore.training.errors import CheckpointError
 from hfcore.training.interrupts import stop_on_signal
 from hfcore.training.run_folder import RunFolder, read_metrics
-
-ScheduleName = Literal["constant", "delayed", "increasing"]
-SCHEDULES: dict[str, Callable[[float], Schedule]] = {
-    "constant": ConstantMomentum,
-    "delayed": Delayed,
-    "increasing": Increasing,
-}
 
 
 def sweep(
@@ -115,7 +105,7 @@ def sweep(
         raise ValueError("resume: got True without run_dir, need the folder of the sweep to resume")
     task = create(problem) if isinstance(problem, str) else problem
     begin = default_start(task) if start is None else start
-    plan = Plan(
+    settings = SweepSettings(
         task,
         expand(grid, seeds, begin.options),
         begin,
@@ -133,93 +123,32 @@ def sweep(
     )
     display = SweepDisplay() if progress else None
     if run_dir is None:
-        return Session(plan, None, display).run()
+        return SweepLoop(settings, None, display).run()
     opened = RunFolder.resume if resume else RunFolder.create
-    with opened(Path(run_dir), plan.config()) as folder:
-        return Session(plan, folder, display).run()
+    with opened(Path(run_dir), settings.config()) as folder:
+        return SweepLoop(settings, folder, display).run()
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The checked arguments of :func:`sweep`."""
-
-    problem: Problem
-    runs: Sequence[RunSettings]
-    start: Start
-    updates: int
-    batch_size: int
-    schedule: ScheduleName
-    final_updates: int
-    weight_decay: float
-    test_every: int
-    test_size: int
-    solved_below: float
-    device: torch.device
-    max_bytes: int
-    checkpoint_seconds: float
-
-    def momentum(self, run: RunSettings) -> Schedule:
-        """μ of one run, a function of the number of updates done."""
-        if run.method == "sgd":
-            return ConstantMomentum(0.0)
-        schedule = SCHEDULES[self.schedule](run.momentum)
-        if not self.final_updates:
-            return schedule
-        return Final(schedule, self.updates, updates=self.final_updates)
-
-    def cohorts(self) -> Iterator[list[int]]:
-        """Runs trained together: of one seed, and as many as ``max_bytes`` allow."""
-        numel = FlatParameters(self.build(0)).numel
-        size = max(1, self.max_bytes // (ARRAYS * numel * torch.float32.itemsize))
-        for seed in dict.fromkeys(run.seed for run in self.runs):
-            mine = [i for i, run in enumerate(self.runs) if run.seed == seed]
-            for at in range(0, len(mine), size):
-                yield mine[at : at + size]
-
-    def build(self, index: int) -> torch.nn.Module:
-        """The untrained net of one run, on the CPU."""
-        run = self.runs[index]
-        return self.start.build(self.problem, run.seed, **run.options)
-
-    def config(self) -> dict[str, Any]:
-        """What config.json holds; ``run`` and ``environment`` may differ on a resume."""
-        training: dict[str, Any] = {
-            "batch_size": self.batch_size,
-            "schedule": self.schedule,
-            "weight_decay": self.weight_decay,
-            "test_size": self.test_size,
-            "max_bytes": self.max_bytes,
-        }
-        if self.final_updates:
-            training |= {"final_updates": self.final_updates, "updates": self.updates}
-        return {
-            "sweep": {str(i): run.row() for i, run in enumerate(self.runs)},
-            "problem": self.problem.config(),
-            "start": self.start.config(),
-            "training": training,
-            "run": {"updates": self.updates, "test_every": self.test_every},
-            "environment": {**describe_environment(), "device": str(self.device)},
-        }
-
-
-class Session:
+class SweepLoop:
     """One call of :func:`sweep`: the cohorts, their tests and the folder."""
 
-    def __init__(self, plan: Plan, folder: RunFolder | None, display: SweepDisplay | None) -> None:
-        self.plan = plan
+    def __init__(
+        self, settings: SweepSettings, folder: RunFolder | None, display: SweepDisplay | None
+    ) -> None:
+        self.settings = settings
         self.folder = folder
         self.display = display
-        self.tests: list[list[Test]] = [[] for _ in plan.runs]
+        self.tests: list[list[Test]] = [[] for _ in settings.runs]
         self.seconds = 0.0
         self.passes = self._passes()
-        self.cohorts = [self._cohort(indices) for indices in plan.cohorts()]
+        self.cohorts = [self._cohort(indices) for indices in settings.cohorts()]
         self._test_sets: dict[int, list[Batch]] = {}
-        self.constant = constant_output(plan.problem, self.test_set(plan.runs[0].seed))
+        self.constant = constant_output(settings.problem, self.test_set(settings.runs[0].seed))
         self._stored_at = -1
 
     def _passes(self) -> GroupedGradient:
-        model = self.plan.build(0)
-        passes = grouped_gradient(model, self.plan.problem.loss)
+        model = self.settings.build(0)
+        passes = grouped_gradient(model, self.settings.problem.loss)
         if passes is None:
             raise TypeError(
                 f"start: builds a {type(model).__name__}, need an hf.RNN or hf.MLP with all "
@@ -228,25 +157,25 @@ class Session:
         return passes
 
     def _cohort(self, indices: list[int]) -> Cohort:
-        plan = self.plan
-        runs = [plan.runs[i] for i in indices]
-        nets = torch.stack([FlatParameters(plan.build(i)).read() for i in indices])
+        settings = self.settings
+        runs = [settings.runs[i] for i in indices]
+        nets = torch.stack([FlatParameters(settings.build(i)).read() for i in indices])
         return Cohort(
             indices,
             runs,
-            nets.to(plan.device),
-            [plan.momentum(run) for run in runs],
+            nets.to(settings.device),
+            [settings.momentum(run) for run in runs],
             self.passes,
-            TrainingData(plan.problem, runs[0].seed, torch.float32, BATCHES_ON),
-            batch_size=plan.batch_size,
-            weight_decay=plan.weight_decay,
+            TrainingData(settings.problem, runs[0].seed, torch.float32, BATCHES_ON),
+            batch_size=settings.batch_size,
+            weight_decay=settings.weight_decay,
         )
 
     def test_set(self, seed: int) -> list[Batch]:
         """The fixed test cases of a seed, those of :func:`hfcore.train`."""
         if seed not in self._test_sets:
-            data = TrainingData(self.plan.problem, seed, torch.float32, self.plan.device)
-            self._test_sets[seed] = data.test_set(self.plan.test_size)
+            data = TrainingData(self.settings.problem, seed, torch.float32, self.settings.device)
+            self._test_sets[seed] = data.test_set(self.settings.test_size)
         return self._test_sets[seed]
 
     # ---- the loop
@@ -254,7 +183,7 @@ class Session:
     def run(self) -> SweepResult:
         """Train to the end, or until interrupted."""
         self._begin_or_resume()
-        session = time.perf_counter() - self.seconds
+        began = time.perf_counter() - self.seconds
         stored = time.perf_counter()
         reason: Reason = "updates"
         with stop_on_signal() as interrupted:
@@ -263,8 +192,8 @@ class Session:
             try:
                 while (cohort := self._next()) is not None and not interrupted():
                     self._advance(cohort, interrupted)
-                    self.seconds = time.perf_counter() - session
-                    if time.perf_counter() - stored > self.plan.checkpoint_seconds:
+                    self.seconds = time.perf_counter() - began
+                    if time.perf_counter() - stored > self.settings.checkpoint_seconds:
                         self._checkpoint()
                         stored = time.perf_counter()
             finally:
@@ -278,12 +207,12 @@ class Session:
     def _next(self) -> Cohort | None:
         """The cohort that is furthest behind; all of them keep within one test."""
         behind = min(self.cohorts, key=lambda cohort: cohort.done)
-        return behind if behind.done < self.plan.updates else None
+        return behind if behind.done < self.settings.updates else None
 
     def _advance(self, cohort: Cohort, interrupted: Callable[[], bool]) -> None:
         """Bring a cohort to its next test, unless interrupted before."""
-        every = self.plan.test_every
-        target = min(self.plan.updates, (cohort.done // every + 1) * every)
+        every = self.settings.test_every
+        target = min(self.settings.updates, (cohort.done // every + 1) * every)
         while cohort.done < target and cohort.indices:
             if interrupted():
                 return
@@ -319,7 +248,7 @@ class Session:
         """Loss, error and share of wrong cases of every run, on the test set of their seed."""
         if not cohort.runs:
             return []
-        problem, theta = self.plan.problem, cohort.theta
+        problem, theta = self.settings.problem, cohort.theta
         measured = torch.zeros(3, len(theta), dtype=torch.float64, device=theta.device)
         batches = self.test_set(cohort.runs[0].seed)
         cases = sum(case_count(batch) for batch in batches)
@@ -343,7 +272,7 @@ class Session:
     def _amounts(self) -> tuple[int, int]:
         """Updates of every run, all of them and those that are done."""
         done = sum(cohort.done * cohort.size for cohort in self.cohorts)
-        return self.plan.updates * len(self.plan.runs), done
+        return self.settings.updates * len(self.settings.runs), done
 
     def _result(self, reason: Reason) -> SweepResult:
         parameters: dict[int, Tensor] = {}
@@ -352,7 +281,7 @@ class Session:
             parameters |= dict(zip(cohort.indices, cohort.theta.cpu(), strict=True))
             diverged |= cohort.diverged_at
         result = SweepResult(
-            self.plan.runs,
+            self.settings.runs,
             self.tests,
             diverged,
             parameters,
@@ -360,7 +289,7 @@ class Session:
             reason,
             min(cohort.done for cohort in self.cohorts),
             self.seconds,
-            self.plan.solved_below,
+            self.settings.solved_below,
         )
         return result if self.folder is None else _stored(result, self.folder.path)
 

@@ -14,7 +14,6 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from hfcore.training.atomic import write_atomic
-from hfcore.training.errors import cannot_write
 
 if TYPE_CHECKING:
     from hfcore.sweeps.result import Row, SweepResult
@@ -39,10 +38,6 @@ def draw_plots(result: SweepResult, folder: Path) -> tuple[Path, ...]:
     """
     if not any(result.tests):
         return ()
-    try:
-        folder.mkdir(exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
     figures = {CURVES: error_curves(result), MAP: outcome_map(result)}
     for name, figure in figures.items():
         png = io.BytesIO()

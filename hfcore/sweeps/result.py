@@ -7,13 +7,16 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from torch import Tensor
 
 from hfcore.sweeps.grid import RunSettings
 from hfcore.sweeps.outcome import Constant, Test, escape, outcome
 from hfcore.training.atomic import write_atomic
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Reason = Literal["updates", "interrupted"]
 Row = dict[str, Any]
@@ -66,6 +69,12 @@ class SweepResult:
         if not rows:
             raise ValueError(f"settings: no run with {settings} came to an end")
         return min(rows, key=lambda row: row["error"])
+
+    def outcome_map(self) -> Figure:
+        """Learning rate × momentum as a matplotlib figure, each cell with its outcomes."""
+        from hfcore.sweeps.plots import outcome_map  # matplotlib is slow to import
+
+        return outcome_map(self)
 
     def write(self, path: str | Path, *, history: bool = False) -> Path:
         """Write the table, by suffix as ``.csv`` or ``.parquet`` (which needs pyarrow)."""

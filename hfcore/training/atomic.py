@@ -9,17 +9,20 @@ from typing import BinaryIO
 
 from hfcore.training.errors import RunFolderError, cannot_write
 
-TEMPORARY_SUFFIX = ".tmp"
+# No other program ends its files so: what a kill left behind is known to be ours.
+TEMPORARY_SUFFIX = ".hfcore.tmp"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``: temporary file, fsync, rename, fsync of the folder.
 
+    Folders above it are made where there are none.
     Raises :class:`RunFolderError` when the disk is full or the folder cannot be written; the
     old file is then untouched and the temporary one removed.
     """
-    temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
+    temporary = temporary_of(path)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write_all(file, data)
             file.flush()
@@ -30,6 +33,11 @@ def write_atomic(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise cannot_write(path, error) from error
+
+
+def temporary_of(path: Path) -> Path:
+    """Where :func:`write_atomic` collects what becomes ``path``."""
+    return path.with_name(path.name + TEMPORARY_SUFFIX)
 
 
 def write_all(file: BinaryIO, data: bytes) -> None:

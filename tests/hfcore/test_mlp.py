@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +12,8 @@ import hfcore as hf
 from hfcore.nets import cases as checked_cases
 from hfcore.nets import objective as chunked
 from hfcore.objective_factory import objective_for
-
-sys.path.append(str(Path(__file__).parent))
-from mlp_oracle import ACTIVATIONS, LOSSES, Problem, problem
+from oracles.losses import LOSSES
+from oracles.mlp import ACTIVATIONS, Problem, problem
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +13,8 @@ from hfcore.nets import curvature as fused
 from hfcore.nets import objective as chunked
 from hfcore.nets.curvature import FusedCurvature
 from hfcore.objective_factory import objective_for
-
-sys.path.append(str(Path(__file__).parent))
-from mlp_oracle import ACTIVATIONS, LOSSES, Problem, problem
+from oracles.losses import LOSSES
+from oracles.mlp import ACTIVATIONS, Problem, problem
 
 KINDS = ("ggn", "hessian", "fisher")
 

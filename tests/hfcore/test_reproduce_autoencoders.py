@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from click.testing import CliRunner, Result
 from torch import Tensor
 
+import command_line
 import hfcore as hf
-from hfcore.cli import main
+from command_line import tables_of
+from hfcore.cli.tables import number
 from hfcore.data import Dataset, curves
 from hfcore.experiments import hybrid as hybrid_module
 from hfcore.experiments.commands import table1 as command_module
 from hfcore.experiments.hybrid import PHASES, hybrid_run, shortened
 from hfcore.experiments.momentum_autoencoders import DATASETS, same_runs
 from hfcore.experiments.published import TABLE1, TABLE2, TABLE3
-from hfcore.experiments.report import number
 from hfcore.experiments.run import Limits
 from hfcore.experiments.table1 import COLUMNS
 from hfcore.experiments.table2 import BEST, check_tests
@@ -59,19 +60,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_module, "load", tiny_data)
 
 
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["reproduce", *(str(a) for a in arguments)])
-
-
-def tables_of(text: str) -> list[list[list[str]]]:
-    tables = []
-    for part in text.split("\n\n"):
-        lines = [line for line in part.splitlines() if line.startswith("| ")]
-        if lines:
-            tables.append(
-                [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
-            )
-    return tables
+invoke = partial(command_line.invoke, "reproduce")
 
 
 def numbers_of(folder: Path, name: str) -> Any:

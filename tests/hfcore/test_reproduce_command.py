@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import hfcore as hf
-from hfcore.cli import main
+from command_line import invoke
+from hfcore.cli.tables import markdown, number
 from hfcore.data import Dataset, curves
 from hfcore.data.statistics import pca_errors
 from hfcore.experiments import run as run_module
 from hfcore.experiments.commands import autoencoders as command_module
 from hfcore.experiments.curves_log import curves_log_table
 from hfcore.experiments.published import CURVES_LOG, CURVES_LOG_DAMPING, PUBLISHED
-from hfcore.experiments.report import describe, heading, markdown, number
+from hfcore.experiments.report import describe, heading
 from hfcore.presets import AutoencoderPreset
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -47,10 +47,6 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         monkeypatch.setitem(hf.presets.autoencoders, name, preset)
     monkeypatch.setattr(command_module, "load", lambda name, folder=None: tiny_data(name))
-
-
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def table_of(text: str) -> dict[str, list[str]]:

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from hfcore.cli import main
+from command_line import invoke, tables_of
+from hfcore.cli.tables import clock, number
 from hfcore.experiments.published import TABLE5
-from hfcore.experiments.report import clock, number
 from hfcore.experiments.table5 import COLUMNS, PROBLEMS, RATES, Rung, columns_of
 from hfcore.experiments.tuning import (
     Column,
     ColumnResult,
     Procedure,
-    Run,
+    SweepRun,
     Tuned,
     column_settings,
 )
@@ -41,22 +41,6 @@ OPTIONS: dict[str, Any] = {
 }
 NAG = {"method": "nag", "momentum": 0.9}
 SGD = {"method": "sgd", "momentum": 0.0}
-
-
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def tables_of(text: str) -> list[list[list[str]]]:
-    """Cells of the markdown tables in ``text``."""
-    tables = []
-    for part in text.split("\n\n"):
-        lines = [line for line in part.splitlines() if line.startswith("| ")]
-        if lines:
-            tables.append(
-                [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
-            )
-    return tables
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
@@ -145,7 +129,7 @@ def test_a_column_that_always_diverges_has_no_rate(tmp_path: Path) -> None:
 
 def test_a_diverged_seed_makes_the_mean_infinite() -> None:
     rows = [{"error": 0.1, "outcome": "escaped"}, {"error": None, "outcome": "diverged"}]
-    runs = [Run(row, []) for row in rows]
+    runs = [SweepRun(row, []) for row in rows]
     result = ColumnResult(Column("0", SGD, (0.1,)), 0.1, [], runs)
     assert result.error == float("inf")
     assert result.outcomes == {"escaped": 1, "diverged": 1}

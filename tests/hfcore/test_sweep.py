@@ -15,6 +15,7 @@ import torch
 import hfcore as hf
 from hfcore.problems import Addition
 from hfcore.sweeps import RnnStart, SweepResult, engine, join, sweep, sweep_in_rounds
+from hfcore.sweeps.cohort import ARRAYS
 from hfcore.sweeps.grid import expand
 from hfcore.sweeps.outcome import Constant, Test, constant_output, escape, outcome
 from hfcore.training import CheckpointError, ConfigMismatchError, RunFolderError
@@ -65,7 +66,7 @@ def test_every_run_equals_the_run_alone(whole: SweepResult) -> None:
 
 def test_cohorts_cut_by_memory_change_nothing(whole: SweepResult) -> None:
     numel = whole.parameters[0].numel()
-    cut = run(seeds=2, max_bytes=2 * engine.ARRAYS * 4 * numel)
+    cut = run(seeds=2, max_bytes=2 * ARRAYS * 4 * numel)
     assert_same(whole, cut, [(i, i) for i in range(len(whole.runs))])
 
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import click
 
-from hfcore import presets
-from hfcore.cli.data import folder_option
-from hfcore.data import Dataset
-from hfcore.experiments.commands.session import Session
+import hfcore as hf
+from hfcore.cli.invocation import Invocation, run_options
+from hfcore.cli.options import Decorator, decorated_by, folder_option
 from hfcore.experiments.experiment import (
     HF,
     METHODS,
@@ -28,31 +27,25 @@ from hfcore.experiments.report import describe, heading
 from hfcore.experiments.run import Limits, Line, RunResult
 
 
-def run_options(command: Callable[..., None]) -> Callable[..., None]:
+def autoencoder_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that both experiments have."""
-    for option in reversed(
-        [
-            click.option("--run-dir", type=click.Path(path_type=Path), help="[default: in runs/]"),
-            click.option("--resume", is_flag=True, help="Continue the run in --run-dir."),
-            click.option("--seed", type=click.IntRange(0), default=0, help="Of the first weights."),
-            click.option(
-                "--seconds",
-                type=click.FloatRange(0, min_open=True),
-                default=math.inf,
-                help="Stop each run after so many seconds of training.",
-            ),
-            click.option("--threads", type=click.IntRange(1), help="[default: torch's]"),
-            click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 …"),
-            click.option("--quiet", is_flag=True, help="Only the table at the end."),
-        ]
-    ):
-        command = option(command)
-    return command
+    options: list[Decorator] = [
+        click.option("--seed", type=click.IntRange(0), default=0, help="Of the first weights."),
+        click.option(
+            "--seconds",
+            type=click.FloatRange(0, min_open=True),
+            default=math.inf,
+            help="Stop each run after so many seconds of training.",
+        ),
+        run_options(resume="Continue the run in --run-dir.", quiet="Only the table at the end."),
+    ]
+    decorated: Callable[..., None] = decorated_by(options)(command)
+    return decorated
 
 
 @click.command("curves-log")
 @click.option("--iterations", type=click.IntRange(1), default=CURVES_LOG_END, help="HF steps.")
-@run_options
+@autoencoder_options
 @click.pass_context
 def curves_log_command(context: click.Context, /, **options: Any) -> None:
     """Martens' demo on CURVES beside its published log.
@@ -62,17 +55,17 @@ def curves_log_command(context: click.Context, /, **options: Any) -> None:
     """
     from hfcore.experiments.curves_log import curves_log_report  # matplotlib is slow to import
 
-    preset = presets.autoencoders["curves"]
-    session = _Session("curves-log", options)
-    with session.complaints():
-        experiment = Experiment(session.data("curves"), preset, options["seed"])
-        result = session.run(experiment, Method(HF), session.folder)
-        session.show(*curves_log_report(result, experiment.dataset, session.folder))
-    session.end(context, interrupted=result.reason == "interrupted")
+    preset = hf.presets.autoencoders["curves"]
+    trainings = _Trainings("curves-log", options)
+    with trainings.errors_shown():
+        experiment = Experiment(trainings.data("curves"), preset, options["seed"])
+        result = trainings.run(experiment, Method(HF), trainings.folder)
+        trainings.show(*curves_log_report(result, experiment.dataset, trainings.folder))
+    trainings.end(context, interrupted=result.reason == "interrupted")
 
 
 @click.command("martens2010-table2")
-@click.option("--dataset", type=click.Choice(sorted(presets.autoencoders)), required=True)
+@click.option("--dataset", type=click.Choice(sorted(hf.presets.autoencoders)), required=True)
 @click.option("--iterations", type=click.IntRange(1), help="HF steps, or passes.  [default: 200]")
 @click.option("--l2", type=click.FloatRange(0), help="Weight decay.  [default: the preset's]")
 @click.option("--starred", is_flag=True, help="The starred run: its weight decay.")
@@ -90,7 +83,7 @@ def curves_log_command(context: click.Context, /, **options: Any) -> None:
     "With several the plot shows error against seconds for each (figure 2).",
 )
 @folder_option
-@run_options
+@autoencoder_options
 @click.pass_context
 def martens2010_table2_command(context: click.Context, /, dataset: str, **options: Any) -> None:
     """Autoencoder errors on CURVES, MNIST or FACES beside Martens (2010), table 2.
@@ -100,20 +93,20 @@ def martens2010_table2_command(context: click.Context, /, dataset: str, **option
     """
     from hfcore.experiments.martens2010_table2 import table2_report  # matplotlib is slow to import
 
-    preset = presets.autoencoders[dataset]
+    preset = hf.presets.autoencoders[dataset]
     l2 = _weight_decay(dataset, options["l2"], options["starred"])
     methods = _methods(options["methods"])
-    session = _Session(f"table2-{dataset}", options)
-    with session.complaints():
-        experiment = Experiment(session.data(dataset), preset, options["seed"], l2)
+    trainings = _Trainings(f"table2-{dataset}", options)
+    with trainings.errors_shown():
+        experiment = Experiment(trainings.data(dataset), preset, options["seed"], l2)
         results: dict[str, RunResult] = {}
         for method in methods:
-            result = session.run(experiment, method, session.folder / str(method))
+            result = trainings.run(experiment, method, trainings.folder / str(method))
             results[str(method)] = result
             if result.reason == "interrupted":
                 break
-        session.show(*table2_report(experiment, results, session.folder))
-    session.end(context, interrupted=result.reason == "interrupted")
+        trainings.show(*table2_report(experiment, results, trainings.folder))
+    trainings.end(context, interrupted=result.reason == "interrupted")
 
 
 def _weight_decay(dataset: str, l2: float | None, starred: bool) -> float | None:
@@ -121,7 +114,7 @@ def _weight_decay(dataset: str, l2: float | None, starred: bool) -> float | None
         return l2
     if l2 is not None:
         raise click.UsageError("--starred has a weight decay of its own; leave out --l2")
-    value = presets.autoencoders[dataset].starred_l2
+    value = hf.presets.autoencoders[dataset].starred_l2
     if value is None:
         raise click.UsageError(f"--starred: there is no starred run of {dataset}")
     return value
@@ -137,10 +130,10 @@ def _methods(text: str) -> list[Method]:
     return methods
 
 
-class _Session(Session):
+class _Trainings(Invocation):
     """A call that trains autoencoders one after the other, with limits and lines."""
 
-    def data(self, name: str) -> Dataset:
+    def data(self, name: str) -> hf.data.Dataset:
         """On the device, with a validation part if it is needed."""
         split = with_validation if self.options.get("early_stopping") else without_validation
         return on_device(split(load(name, self.options.get("folder"))), self.device)

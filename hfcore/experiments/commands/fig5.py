@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import click
 
-from hfcore import presets
-from hfcore.experiments.commands.session import Session
+import hfcore as hf
+from hfcore.cli.invocation import Invocation, run_options
 from hfcore.experiments.experiment import (
     HF,
     Experiment,
@@ -38,11 +37,7 @@ QUADRATIC, KRYLOV = "quadratic.safetensors", "krylov.safetensors"
 @click.option("--cg-iterations", type=click.IntRange(1), default=CG_ITERATIONS, help="CG's last.")
 @click.option("--images", type=click.IntRange(1), help="Only the first so many.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of the first weights.")
-@click.option("--run-dir", type=click.Path(path_type=Path), help="[default: in runs/]")
-@click.option("--resume", is_flag=True, help="Continue the run in --run-dir.")
-@click.option("--threads", type=click.IntRange(1), help="[default: torch's]")
-@click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 …")
-@click.option("--quiet", is_flag=True, help="Only the table at the end.")
+@run_options(resume="Continue the run in --run-dir.", quiet="Only the table at the end.")
 @click.pass_context
 def fig5_command(
     context: click.Context,
@@ -59,29 +54,29 @@ def fig5_command(
     quadratic.safetensors), and prints φ of both methods. With --resume the same command continues,
     and when all is done prints the table again.
     """
-    session = Session("fig5", options)
+    invocation = Invocation("fig5", options)
     interrupted = False
-    with session.complaints():
-        dataset = on_device(without_validation(load(DATASET)), session.device)
+    with invocation.errors_shown():
+        dataset = on_device(without_validation(load(DATASET)), invocation.device)
         if images is not None:
             dataset = replace(dataset, train=dataset.train[:images])
-        experiment = Experiment(dataset, presets.autoencoders[DATASET], seed)
-        quadratic, interrupted = _quadratic(session, experiment, iterations)
+        experiment = Experiment(dataset, hf.presets.autoencoders[DATASET], seed)
+        quadratic, interrupted = _quadratic(invocation, experiment, iterations)
         if quadratic is not None:
-            krylov = _krylov(session, quadratic, cg_iterations)
+            krylov = _krylov(invocation, quadratic, cg_iterations)
             facts = dataset.facts
-            session.show(*fig5_report(krylov, quadratic.settings, facts, session.folder))
-    session.end(context, interrupted=interrupted)
+            invocation.show(*fig5_report(krylov, quadratic.settings, facts, invocation.folder))
+    invocation.end(context, interrupted=interrupted)
 
 
 def _quadratic(
-    session: Session, experiment: Experiment, iterations: int
+    invocation: Invocation, experiment: Experiment, iterations: int
 ) -> tuple[Quadratic | None, bool]:
     """The stored quadratic, made first if it is not there; None and True after Ctrl-C."""
-    folder, quiet = session.folder / "hf", session.options["quiet"]
+    folder, quiet = invocation.folder / "hf", invocation.options["quiet"]
     if not quiet:
         click.echo(f"{folder}\n{heading()}")
-    resume = session.options["resume"] and folder.is_dir()
+    resume = invocation.options["resume"] and folder.is_dir()
     run = experiment.run(Method(HF))
     result = run(
         folder,
@@ -93,10 +88,10 @@ def _quadratic(
         if result.reason != "interrupted":
             raise ValueError(f"{folder}: the run ended early: {result.reason}")
         return None, True
-    path = session.folder / QUADRATIC
+    path = invocation.folder / QUADRATIC
     if not (resume and path.exists()):
         quadratic_of(experiment, run, iterations).save(path)
-    quadratic = Quadratic.load(path, session.device)
+    quadratic = Quadratic.load(path, invocation.device)
     if quadratic.settings.iteration != iterations:
         raise ValueError(
             f"{path}: is the quadratic after {quadratic.settings.iteration} iterations, need "
@@ -105,14 +100,14 @@ def _quadratic(
     return quadratic, False
 
 
-def _krylov(session: Session, quadratic: Quadratic, iterations: int) -> Krylov:
+def _krylov(invocation: Invocation, quadratic: Quadratic, iterations: int) -> Krylov:
     """What the products give, computed first if it is not there."""
-    path = session.folder / KRYLOV
-    if session.options["resume"] and path.exists():
+    path = invocation.folder / KRYLOV
+    if invocation.options["resume"] and path.exists():
         krylov = Krylov.load(path)
         if krylov.asked == iterations:
             return krylov
-    hidden = session.options["quiet"] or not sys.stderr.isatty()
+    hidden = invocation.options["quiet"] or not sys.stderr.isatty()
     with click.progressbar(
         length=iterations, label="products", hidden=hidden, file=sys.stderr
     ) as bar:

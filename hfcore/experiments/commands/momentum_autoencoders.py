@@ -7,12 +7,10 @@ from typing import Any
 
 import click
 
-from hfcore.cli.data import folder_option
-from hfcore.cli.options import names
-from hfcore.experiments.commands.session import Session
+import hfcore as hf
+from hfcore.cli.invocation import Invocation
+from hfcore.cli.options import Decorator, decorated_by, folder_option, names
 from hfcore.experiments.commands.tuned import (
-    Decorator,
-    decorated_by,
     procedure_of,
     settings_of,
     tuned_options,
@@ -25,7 +23,6 @@ from hfcore.experiments.momentum_autoencoders import (
     problem_of,
 )
 from hfcore.experiments.tuning import Column, Procedure, Tuned
-from hfcore.problems import Reconstruction
 
 SEARCH_SHARE = 10
 
@@ -67,14 +64,14 @@ def datasets_of(text: str) -> list[str]:
 class AutoencoderTable:
     """The runs of one call: one tuned problem after the other."""
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, invocation: Invocation) -> None:
+        self.invocation = invocation
         self.procedure: Procedure = procedure_of(
-            session, search_share=SEARCH_SHARE, schedule="increasing"
+            invocation, search_share=SEARCH_SHARE, schedule="increasing"
         )
         self.settings = settings_of(
             self.procedure,
-            images=session.options["images"],
+            images=invocation.options["images"],
             final_updates=self.procedure.final_updates,
         )
 
@@ -86,11 +83,11 @@ class AutoencoderTable:
         for name in datasets:
             problem = self.problem(name)
             procedure = self.procedure.having(test_size=len(problem.images))
-            results[name] = procedure(problem, columns(name), self.session.folder / name)
+            results[name] = procedure(problem, columns(name), self.invocation.folder / name)
             if not results[name].finished:
                 break
         return results
 
-    def problem(self, name: str) -> Reconstruction:
-        options: dict[str, Any] = self.session.options
+    def problem(self, name: str) -> hf.problems.Reconstruction:
+        options: dict[str, Any] = self.invocation.options
         return problem_of(name, options["folder"], options["images"])

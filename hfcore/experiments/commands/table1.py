@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from hfcore.cli.invocation import Invocation
 from hfcore.cli.options import names
 from hfcore.experiments.commands.momentum_autoencoders import (
     AutoencoderTable,
@@ -14,7 +15,6 @@ from hfcore.experiments.commands.momentum_autoencoders import (
     datasets_of,
     datasets_option,
 )
-from hfcore.experiments.commands.session import Session
 from hfcore.experiments.commands.tuned import rates_of
 from hfcore.experiments.experiment import load, on_device, without_validation
 from hfcore.experiments.hybrid import hybrid_run
@@ -56,26 +56,26 @@ def table1_command(
     rates = rates_of(
         options["rates"], {*sets, *chosen, *(f"{s}/{c}" for s in sets for c in chosen)}
     )
-    session = Session("table1", options)
-    table = AutoencoderTable(session)
+    invocation = Invocation("table1", options)
+    table = AutoencoderTable(invocation)
     hybrids: dict[str, RunResult] = {}
-    with session.complaints():
+    with invocation.errors_shown():
         results = table.run(sets, lambda name: momentum_columns(name, chosen, rates))
         interrupted = not all(tuned.finished for tuned in results.values())
         for name in sets if hf_updates and not interrupted else ():
-            hybrids[name] = _hybrid(session, name, hf_updates, table.procedure.seeds[0])
+            hybrids[name] = _hybrid(invocation, name, hf_updates, table.procedure.seeds[0])
             interrupted = hybrids[name].reason == "interrupted"
             if interrupted:
                 break
         settings = {**table.settings, "hf_updates": hf_updates}
-        session.show(*table1_report(results, hybrids, settings, session.folder))
-    session.end(context, interrupted=interrupted)
+        invocation.show(*table1_report(results, hybrids, settings, invocation.folder))
+    invocation.end(context, interrupted=interrupted)
 
 
-def _hybrid(session: Session, name: str, updates: int, seed: int) -> RunResult:
+def _hybrid(invocation: Invocation, name: str, updates: int, seed: int) -> RunResult:
     """The hybrid's run, from its beginning or from where it was stopped."""
-    options, folder = session.options, session.folder / name / "hybrid"
-    dataset = on_device(without_validation(load(name, options["folder"])), session.device)
+    options, folder = invocation.options, invocation.folder / name / "hybrid"
+    dataset = on_device(without_validation(load(name, options["folder"])), invocation.device)
     if options["images"] is not None:
         dataset = replace(dataset, train=dataset.train[: options["images"]])
     quiet = options["quiet"]

@@ -6,13 +6,13 @@ from typing import Any
 
 import click
 
+from hfcore.cli.invocation import Invocation
 from hfcore.experiments.commands.momentum_autoencoders import (
     AutoencoderTable,
     autoencoder_options,
     datasets_of,
     datasets_option,
 )
-from hfcore.experiments.commands.session import Session
 from hfcore.experiments.commands.tuned import rates_of
 from hfcore.experiments.table2 import best_column, check_tests, table2_report
 
@@ -29,10 +29,10 @@ def table2_command(context: click.Context, /, datasets: str, **options: Any) -> 
     """
     chosen = datasets_of(datasets)
     rates = rates_of(options["rates"], set(chosen))
-    session = Session("table2", options)
-    table = AutoencoderTable(session)
-    with session.complaints():
+    invocation = Invocation("table2", options)
+    table = AutoencoderTable(invocation)
+    with invocation.errors_shown():
         check_tests(options["updates"], options["final_updates"], options["test_every"])
         results = table.run(chosen, lambda name: [best_column(name, rates)])
-        session.show(*table2_report(results, table.settings, session.folder))
-    session.end(context, interrupted=not all(tuned.finished for tuned in results.values()))
+        invocation.show(*table2_report(results, table.settings, invocation.folder))
+    invocation.end(context, interrupted=not all(tuned.finished for tuned in results.values()))

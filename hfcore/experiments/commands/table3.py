@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
+from hfcore.cli.invocation import Invocation
 from hfcore.cli.options import numbers
 from hfcore.experiments.commands.momentum_autoencoders import AutoencoderTable, autoencoder_options
-from hfcore.experiments.commands.session import Session
 from hfcore.experiments.commands.tuned import rates_of
 from hfcore.experiments.table3 import DATASET, MOMENTUM, SCALES, scale_columns, table3_report
 
@@ -33,10 +33,10 @@ def table3_command(context: click.Context, /, scales: str, momentum: float, **op
         raise click.BadParameter(f"got {scales!r}, need positive numbers", param_hint="--scales")
     keys = {f"{scale:g}" for scale in chosen}
     rates = rates_of(options["rates"], keys | {DATASET} | {f"{DATASET}/{key}" for key in keys})
-    session = Session("table3", options)
-    table = AutoencoderTable(session)
-    with session.complaints():
+    invocation = Invocation("table3", options)
+    table = AutoencoderTable(invocation)
+    with invocation.errors_shown():
         results = table.run([DATASET], lambda name: scale_columns(chosen, momentum, rates))
         settings = {**table.settings, "momentum": momentum}
-        session.show(*table3_report(results, settings, session.folder))
-    session.end(context, interrupted=not results[DATASET].finished)
+        invocation.show(*table3_report(results, settings, invocation.folder))
+    invocation.end(context, interrupted=not results[DATASET].finished)

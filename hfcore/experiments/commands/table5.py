@@ -6,8 +6,9 @@ from typing import Any
 
 import click
 
+import hfcore as hf
+from hfcore.cli.invocation import Invocation
 from hfcore.cli.options import names
-from hfcore.experiments.commands.session import Session
 from hfcore.experiments.commands.tuned import procedure_of, rates_of, settings_of, tuned_options
 from hfcore.experiments.table5 import (
     COLUMNS,
@@ -18,7 +19,6 @@ from hfcore.experiments.table5 import (
     table5_report,
 )
 from hfcore.experiments.tuning import Tuned, column_settings
-from hfcore.sweeps import RnnStart
 
 
 @click.command("table5")
@@ -52,20 +52,20 @@ def table5_command(
         _parsed(column_settings, name, "--columns")
     where = {*chosen, *map(str, rungs), *(f"{rung}/{name}" for rung in rungs for name in chosen)}
     rates = rates_of(options["rates"], where)
-    session = Session("table5", options)
-    start = RnnStart(hidden_size=hidden)
-    procedure = procedure_of(session, schedule="delayed", start=start, test_size=TEST_SIZE)
+    invocation = Invocation("table5", options)
+    start = hf.RnnStart(hidden_size=hidden)
+    procedure = procedure_of(invocation, schedule="delayed", start=start, test_size=TEST_SIZE)
     results: dict[str, Tuned] = {}
-    with session.complaints():
+    with invocation.errors_shown():
         for rung in rungs:
-            folder = session.folder / str(rung)
+            folder = invocation.folder / str(rung)
             tuned = procedure(rung.problem(), columns_of(rung, chosen, rates), folder)
             results[str(rung)] = tuned
             if not tuned.finished:
                 break
         settings = settings_of(procedure, hidden=hidden)
-        session.show(*table5_report(results, settings, session.folder))
-    session.end(context, interrupted=not all(tuned.finished for tuned in results.values()))
+        invocation.show(*table5_report(results, settings, invocation.folder))
+    invocation.end(context, interrupted=not all(tuned.finished for tuned in results.values()))
 
 
 def _parsed(parse: Any, text: str, option: str) -> Any:

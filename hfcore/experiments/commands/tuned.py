@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
-from hfcore.cli.options import numbers, seeds_of
-from hfcore.experiments.commands.session import Session
+from hfcore.cli.invocation import Invocation, run_options
+from hfcore.cli.options import Decorator, decorated_by, numbers, seeds_of
 from hfcore.experiments.tuning import Procedure
-
-Decorator = Callable[[Callable[..., None]], Any]
 
 
 def tuned_options(
@@ -28,7 +25,7 @@ def tuned_options(
     The search of ε has one part in ``search_share`` of the updates.
     """
     search = "as many as --updates" if search_share == 1 else f"--updates / {search_share}"
-    options = [
+    options: list[Decorator] = [
         click.option(
             "--rates",
             multiple=True,
@@ -45,25 +42,9 @@ def tuned_options(
         click.option("--seeds", default=seeds, metavar="N|A,B,…", help="How many, or which."),
         click.option("--batch-size", type=click.IntRange(1), default=batch_size),
         click.option("--test-every", type=click.IntRange(1), default=test_every, help="Updates."),
-        click.option("--run-dir", type=click.Path(path_type=Path), help="[default: in runs/]"),
-        click.option("--resume", is_flag=True, help="Continue the runs in --run-dir."),
-        click.option("--threads", type=click.IntRange(1), help="[default: torch's]"),
-        click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 …"),
-        click.option("--quiet", is_flag=True, help="Only the table at the end."),
+        run_options(resume="Continue the runs in --run-dir.", quiet="Only the table at the end."),
     ]
-
     return decorated_by(options)
-
-
-def decorated_by(options: list[Decorator]) -> Decorator:
-    """One decorator for several options, in their order in the help."""
-
-    def decorate(command: Callable[..., None]) -> Any:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
 
 
 def rates_of(given: tuple[str, ...], known: set[str]) -> dict[str, tuple[float, ...]]:
@@ -85,9 +66,11 @@ def rates_of(given: tuple[str, ...], known: set[str]) -> dict[str, tuple[float, 
     return rates
 
 
-def procedure_of(session: Session, *, search_share: int = 1, **sweep_options: Any) -> Procedure:
+def procedure_of(
+    invocation: Invocation, *, search_share: int = 1, **sweep_options: Any
+) -> Procedure:
     """How the runs of a call are made; ``sweep_options`` join those of the command line."""
-    options = session.options
+    options = invocation.options
     search_updates = options["search_updates"] or max(1, options["updates"] // search_share)
     return Procedure(
         seeds_of(options["seeds"]),
@@ -97,7 +80,7 @@ def procedure_of(session: Session, *, search_share: int = 1, **sweep_options: An
         options={
             "batch_size": options["batch_size"],
             "test_every": options["test_every"],
-            "device": session.device,
+            "device": invocation.device,
             "progress": not options["quiet"],
             **sweep_options,
         },

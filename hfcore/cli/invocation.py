@@ -1,0 +1,85 @@
+"""One call of a command that trains: its options, its run folder, what it prints, its exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from hfcore.cli.options import (
+    INTERRUPTED,
+    Decorator,
+    check_resume,
+    decorated_by,
+    device_of,
+    new_run_dir,
+)
+from hfcore.data import DataFileError
+from hfcore.training import RunFolderError
+
+__all__ = ["Invocation", "run_options"]
+
+
+def run_options(*, resume: str, quiet: str) -> Decorator:
+    """``--device``, ``--run-dir``, ``--resume``, ``--threads``, ``--quiet``.
+
+    ``resume`` and ``quiet`` are the help of these two. An :class:`Invocation` acts on all of them.
+    """
+    return decorated_by(
+        [
+            click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda, cuda:1 …"),
+            click.option(
+                "--run-dir",
+                type=click.Path(path_type=Path),
+                help="[default: a new one in runs/]",
+            ),
+            click.option("--resume", is_flag=True, help=resume),
+            click.option(
+                "--threads", type=click.IntRange(1), help="Compute threads.  [default: torch's]"
+            ),
+            click.option("--quiet", is_flag=True, help=quiet),
+        ]
+    )
+
+
+class Invocation:
+    """A call of the command ``name`` with the ``options`` of :func:`run_options` and its own.
+
+    Raises click's errors for options that cannot be had.
+    """
+
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        check_resume(options["resume"], options["run_dir"])
+        if options["threads"] is not None:
+            torch.set_num_threads(options["threads"])
+        self.options = options
+        self.device = device_of(options["device"])
+        self.folder: Path = options["run_dir"] or new_run_dir(name)
+
+    @contextmanager
+    def errors_shown(self, *more: type[Exception]) -> Iterator[None]:
+        """What can go wrong, and ``more``, as an error of the command; a second Ctrl-C as 130."""
+        shown: tuple[type[Exception], ...] = (DataFileError, RunFolderError, ValueError, *more)
+        try:
+            yield
+        except shown as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt as error:
+            click.echo(f"aborted; the last checkpoint is in {self.folder}", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from error
+
+    def show(self, table: str, written: Sequence[Path]) -> None:
+        """Print a table and the files that hold it."""
+        click.echo(f"\n{table}\n")
+        for path in written:
+            click.echo(f"written: {path}")
+
+    def end(self, context: click.Context, *, interrupted: bool) -> None:
+        """The exit code: 130 after Ctrl-C."""
+        if interrupted:
+            click.echo(f"continue with the same command and: --run-dir {self.folder} --resume")
+            context.exit(INTERRUPTED)
