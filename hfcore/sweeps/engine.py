@@ -20,8 +20,8 @@ from torch import Tensor
 
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
-from hfcore.curvature.grouped import BATCHES_ON, GroupedGradient, grouped_gradient
 from hfcore.flat import FlatParameters
+from hfcore.nets.grouped import BATCHES_ON, GroupedGradient, grouped_gradient
 from hfcore.problems import Problem, ZeroOne, create
 from hfcore.sweeps.cohort import Cohort
 from hfcore.sweeps.grid import Grid, RunSettings, expand
