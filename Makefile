@@ -9,7 +9,7 @@ SOURCES := $(shell find kernels bindings -name '*.cpp' -o -name '*.h' -o -name '
   CMakeLists.txt pyproject.toml
 
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-full lint types bench bench-peers seeds fuzz clean \
+.PHONY: help install train test test-full lint types bench bench-peers seeds fuzz fuzz-api clean \
   test-gpu bench-gpu sanitize-gpu
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make seeds       the table of seeds in the README (hours)"
 	@echo "make test-gpu    the GPU tests, bench-gpu the GPU benchmarks (an NVIDIA GPU, CuPy, Triton)"
 	@echo "make fuzz        10,000 random calls of the compiled module under ASan and UBSan"
+	@echo "make fuzz-api    10,000 random calls of the public interface"
 
 # torch first and pinned: a plain `torch` would fetch gigabytes of CUDA libraries.
 $(VENV)/torch.stamp: constraints.txt
@@ -103,6 +104,9 @@ fuzz: $(SANITIZED)/stamp
 	LD_PRELOAD="$$(gcc -print-file-name=libasan.so):$$(gcc -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONMALLOC=malloc PYTHONPATH=$(SANITIZED) \
 	HFCORE_FUZZ_SANITIZED=1 HFCORE_FUZZ_CALLS=10000 $(PY) -P tests/fuzz/fuzz_native.py
+
+fuzz-api: $(VENV)/test.stamp
+	$(PY) -P tests/fuzz/fuzz_api.py
 
 clean:
 	rm -rf build dist $(VENV) .mypy_cache .ruff_cache .hypothesis .benchmarks

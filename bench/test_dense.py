@@ -115,7 +115,7 @@ class Curves:
         self.a = [torch.rand(1, B, SIZES[0], generator=draw)]
         for (W, b), e in zip(self.parameters, ACTIVATIONS, strict=True):
             self.a.append(dense.dense_forward(self.a[-1], W, b, activation=e))
-        self.c = loss.loss_curvature("logistic", self.a[-1].unsqueeze(1), None)
+        self.c = loss.loss_curvature("logistic", self.a[-1].unsqueeze(1), None, None)
         self.R = [torch.empty_like(a) for a in self.a]
         self.delta = [torch.empty_like(a) for a in self.a]
 

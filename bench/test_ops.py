@@ -205,11 +205,11 @@ def test_loss(
     mask = torch.rand(1, T, B, generator=draw) < 0.9
     soft = kind == "softmax"
     y = torch.randint(k, (1, T, B), generator=draw) if soft else torch.rand(s.shape, generator=draw)
-    c = loss.loss_curvature(kind, s, mask)
+    c = loss.loss_curvature(kind, s, y, mask)
     calls: dict[str, Call] = {
         "value": lambda: loss.loss_value(kind, s, y, mask),
         "gradient": lambda: loss.loss_gradient(kind, s, y, mask),
-        "curvature": lambda: loss.loss_curvature(kind, s, mask),
+        "curvature": lambda: loss.loss_curvature(kind, s, y, mask),
         "hessian_product": lambda: loss.loss_hessian_product(c, s, rank_one=soft),
     }
     race(

@@ -34,7 +34,7 @@ from hfcore.bindings.dense import (
     split_layers,
 )
 from hfcore.bindings.dispatch import choose, native
-from hfcore.bindings.loss import KINDS, check_values, loss_gradient, loss_value
+from hfcore.bindings.loss import NET_KINDS, check_values, loss_gradient, loss_value
 from hfcore.bindings.momentum import (
     Step,
     check_active,
@@ -69,11 +69,11 @@ class Net:
             raise ValueError(f"activations: got {len(activations)}, need {len(sizes) - 1}")
         for activation in activations:
             check_choice("activations", activation, ACTIVATIONS)
-        self.kind = check_choice("kind", kind, KINDS)
+        self.kind = check_choice("kind", kind, NET_KINDS)
         self.sizes, self.activations = tuple(sizes), tuple(activations)
         self.parameters = sum(m * (n + 1) for n, m in pairwise(sizes))
         # As the compiled form takes them.
-        self.kind_code = KINDS.index(kind)
+        self.kind_code = NET_KINDS.index(kind)
         self.activation_codes = [ACTIVATIONS.index(e) for e in activations]
 
 

@@ -37,8 +37,10 @@ from hfcore.optimisers.adaptive_nag import AdaptiveNAG
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
 from hfcore.optimisers.statistics import StepStats
+from hfcore.solvers.lanczos import EigenpairsNotConverged
 from hfcore.solvers.linear import SolveInfo, cg, minres
 from hfcore.solvers.preconditioners import NystromPreconditioner
+from hfcore.solvers.spectral_density import SpectralDensity
 from hfcore.sweeps import AutoencoderStart, RnnStart, SweepResult, sweep
 from hfcore.training import Callback, TrainResult, TrainState, train
 from hfcore.verify import check_curvature
@@ -57,6 +59,7 @@ __all__ = [
     "Callback",
     "ClassicalMomentum",
     "EchoState",
+    "EigenpairsNotConverged",
     "EmpiricalFisher",
     "GaussNewton",
     "Hessian",
@@ -67,6 +70,7 @@ __all__ = [
     "Objective",
     "RnnStart",
     "SolveInfo",
+    "SpectralDensity",
     "StepStats",
     "SweepResult",
     "TrainResult",

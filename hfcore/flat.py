@@ -2,38 +2,41 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from threading import RLock
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from hfcore.flat_memory import side_by_side
+
+SINCE = "since this was built for the model's trainable parameters; build it anew"
+
+# By the first parameter, so that all that is built over the same parameters shares one.
+_LOCKS = WeakTensorKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
 
 
 class FlatParameters:
     """The trainable parameters of a module as one vector, in the order of ``parameters()``.
 
-    An iterable of parameters serves in the module's place. Tied parameters appear once. Nothing
-    is cached: ``.to()`` and ``load_state_dict`` between two calls are seen.
+    An iterable of parameters serves in the module's place. Tied parameters appear once. Values are
+    not cached: ``.to()`` and ``load_state_dict`` between two calls are seen; :meth:`refresh` looks
+    whether the parameters are still the same ones.
 
     Raises ValueError without trainable parameters or with mixed dtypes or devices, TypeError for
     parameters that are not real floating point.
     """
 
     def __init__(self, module: nn.Module | Iterable[nn.Parameter]) -> None:
-        named = [(name, p) for name, p in _named(module) if p.requires_grad]
+        self._source = module if isinstance(module, nn.Module) else list(module)
+        named = [(name, p) for name, p in _named(self._source) if p.requires_grad]
         if not named:
             raise ValueError("model: has no trainable parameters")
-        first = named[0][1]
-        for name, p in named:
-            if not p.is_floating_point():
-                raise TypeError(f"model: parameter {name} is {p.dtype}, need real floating point")
-            if p.dtype != first.dtype or p.device != first.device:
-                raise ValueError(
-                    f"model: parameter {name} is {p.dtype} on {p.device}, "
-                    f"need {first.dtype} on {first.device} like {named[0][0]}"
-                )
+        _check_alike(named)
         self.names = [name for name, _ in named]
         self.tensors = [p for _, p in named]
         self.numel = sum(p.numel() for p in self.tensors)
@@ -46,28 +49,69 @@ class FlatParameters:
     def device(self) -> torch.device:
         return self.tensors[0].device
 
+    @property
+    def lock(self) -> RLock:
+        """Held while the parameters are read, written or held at other values, by any thread and
+        whatever has been built over them."""
+        with _LOCKS_LOCK:
+            first = self.tensors[0]
+            if first not in _LOCKS:
+                _LOCKS[first] = threading.RLock()
+            lock: RLock = _LOCKS[first]
+            return lock
+
+    def refresh(self) -> None:
+        """Look at the module again: a parametrised or pruned one has its parameters by new names.
+
+        Raises ValueError where its trainable parameters are not the ones they were.
+        """
+        named = [(name, p) for name, p in _named(self._source) if p.requires_grad]
+        if len(named) != len(self.tensors) or any(
+            p is not q for (_, p), q in zip(named, self.tensors, strict=True)
+        ):
+            named = self._in_order(named)
+        _check_alike(named)
+        self.names = [name for name, _ in named]
+
+    def _in_order(self, named: list[tuple[str, nn.Parameter]]) -> list[tuple[str, nn.Parameter]]:
+        """The parameters of now in the order of the vector."""
+        found = {id(p): name for name, p in named}
+        for name, p in zip(self.names, self.tensors, strict=True):
+            if id(p) not in found:
+                what = "is another one" if p.requires_grad else "was frozen"
+                raise ValueError(f"model: parameter {name} {what} {SINCE}")
+        own = {id(p) for p in self.tensors}
+        for name, p in named:
+            if id(p) not in own:
+                raise ValueError(f"model: parameter {name} was added or unfrozen {SINCE}")
+        return [(found[id(p)], p) for p in self.tensors]
+
     def read(self) -> Tensor:
         """A copy of the parameters, ``[N]``."""
-        return torch.cat([p.detach().reshape(-1) for p in self.tensors])
+        with self.lock:
+            return torch.cat([p.detach().reshape(-1) for p in self.tensors])
 
     def write(self, theta: Tensor) -> None:
         """Copy ``theta [N]`` into the parameters."""
-        with torch.no_grad():
+        with self.lock, torch.no_grad():
             for p, part in zip(self.tensors, self.split(theta), strict=True):
                 p.copy_(part)
+        torch.clear_autocast_cache()  # casts of the old values
 
     @contextmanager
     def holding(self, theta: Tensor) -> Iterator[None]:
         """The module computes with ``theta [N]`` inside, and with its own values again after.
 
-        Storage is swapped, not written: a graph retained from before stays valid.
+        Storage is swapped, not written: a graph retained from before stays valid. Other threads
+        that come here wait.
         """
-        own = [p.data for p in self.tensors]
-        try:
-            self._hold(side_by_side(self.split(theta)))
-            yield
-        finally:
-            self._hold(own)
+        with self.lock:
+            own = [p.data for p in self.tensors]
+            try:
+                self._hold(side_by_side(self.split(theta)))
+                yield
+            finally:
+                self._hold(own)
 
     def _hold(self, values: list[Tensor]) -> None:
         for p, value in zip(self.tensors, values, strict=True):
@@ -94,6 +138,18 @@ class FlatParameters:
             if not bool(torch.isfinite(part).all()):
                 return name
         return None
+
+
+def _check_alike(named: list[tuple[str, nn.Parameter]]) -> None:
+    first = named[0][1]
+    for name, p in named:
+        if not p.is_floating_point():
+            raise TypeError(f"model: parameter {name} is {p.dtype}, need real floating point")
+        if p.dtype != first.dtype or p.device != first.device:
+            raise ValueError(
+                f"model: parameter {name} is {p.dtype} on {p.device}, "
+                f"need {first.dtype} on {first.device} like {named[0][0]}"
+            )
 
 
 def _named(module: nn.Module | Iterable[nn.Parameter]) -> list[tuple[str, nn.Parameter]]:

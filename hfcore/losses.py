@@ -39,7 +39,7 @@ class Loss:
     def curvature(self, s: Tensor, mask: Tensor | None = None) -> Tensor:
         """Diagonal c of the unscaled L''; with ``rank_one`` L'' is diag(c) − c cᵀ per output."""
         grouped, _, m = _grouped(s, None, mask)
-        return ops.loss_curvature(self.kind, grouped, m).view_as(s)
+        return ops.loss_curvature(self.kind, grouped, None, m).view_as(s)
 
     def check_targets(self, s_shape: torch.Size, targets: Tensor, dtype: torch.dtype) -> None:
         """Raise if ``targets`` cannot belong to outputs of shape ``[T,B,k]``."""

@@ -223,8 +223,9 @@ class _ModelChecker(_Checker):
         ]
 
     def _outputs(self, theta: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self._net.evaluate(self._part, self._net.parameters.split(theta)).outputs
+        outputs = self._net.evaluate(self._part, self._net.parameters.split(theta)).outputs
+        assert outputs is not None
+        return outputs.detach()
 
     def _output_difference(self, v: Tensor) -> Tensor:
         ahead, behind = (self._outputs(self._theta + sign * STEP * v) for sign in (1, -1))

@@ -274,8 +274,8 @@ def loss_ops(*, compiled: bool, T: int = 100, B: int = 1000, k: int = 100) -> li
         ),
         "loss_curvature": (
             2 * array,
-            lambda: loss.loss_curvature(kind, s, None, out=out),
-            lambda: loss_reference.loss_curvature(kind, s, None),
+            lambda: loss.loss_curvature(kind, s, y, None, out=out),
+            lambda: loss_reference.loss_curvature(kind, s, y, None),
         ),
         "loss_hessian_product": (
             3 * array,

@@ -3,6 +3,8 @@
 
 #include <nanobind/stl/optional.h>
 
+#include <cmath>
+#include <limits>
 #include <optional>
 #include <type_traits>
 #include <utility>
@@ -41,22 +43,33 @@ LossSizes check_sizes(const char* name, const Array& like, const Array& out) {
     return d;
 }
 
-LossKind check_kind(int kind) {
-    if (kind < 0 || kind > 2)
+LossFormula check_formula(int kind, double delta) {
+    if (kind < 0 || kind > 4)
         value_error("kind: got " + std::to_string(kind) +
-                    ", need 0 (squared), 1 (logistic) or 2 (softmax)");
-    return static_cast<LossKind>(kind);
+                    ", need 0 (squared), 1 (logistic), 2 (softmax), 3 (huber) or 4 (poisson)");
+    if (!(delta > 0.0) || std::isinf(delta))
+        value_error("delta: got " + std::to_string(delta) + ", need a finite number above 0");
+    return {static_cast<LossKind>(kind), delta};
+}
+
+LossHessian check_form(int form) {
+    if (form < 0 || form > 2)
+        value_error("rank_one: got " + std::to_string(form) +
+                    ", need 0 (none), 1 (c c') or 2 (c c' / sum of c)");
+    return static_cast<LossHessian>(form);
 }
 
 template <class T>
-void check_zero_one(const T* values, std::size_t count) {
-    // Without a branch an element: random masks cannot be predicted.
-    std::size_t strange = 0;
-    for (std::size_t i = 0; i < count; ++i) strange += (values[i] != T(0)) & (values[i] != T(1));
-    if (strange == 0) return;
+void check_weights(const T* values, std::size_t count) {
+    const T most = std::numeric_limits<T>::max();
+    // Without a branch an element: random masks cannot be predicted. NaN fails both comparisons.
+    std::size_t sound = 0;
+    for (std::size_t i = 0; i < count; ++i) sound += (values[i] >= T(0)) & (values[i] <= most);
+    if (sound == count) return;
     for (std::size_t i = 0; i < count; ++i)
-        if (values[i] != T(0) && values[i] != T(1))
-            value_error("mask: got " + std::to_string(values[i]) + ", need 0 or 1");
+        if (!(values[i] >= T(0) && values[i] <= most))
+            value_error("mask: got " + std::to_string(values[i]) +
+                        ", need finite weights of at least 0");
 }
 
 template <class T>
@@ -71,7 +84,7 @@ LossMask<T> check_mask(const MaybeArray& mask, const LossSizes& d) {
     if (mask->dtype() != nb::dtype<T>())
         throw nb::type_error("mask: wrong dtype, need bool or that of the other arguments");
     unpacked.values = grouped<T>(*mask);
-    check_zero_one(unpacked.values.data, mask->size());
+    check_weights(unpacked.values.data, mask->size());
     return unpacked;
 }
 
@@ -121,8 +134,8 @@ void check_output(const Array& out, std::initializer_list<NamedArray> inputs) {
 }
 
 void loss_value(int kind, const Array& s, const Array& targets, const MaybeArray& mask,
-                double scale, const Array& out, int threads) {
-    const LossKind which = check_kind(kind);
+                double scale, const Array& out, int threads, double delta) {
+    const LossFormula loss = check_formula(kind, delta);
     const LossSizes d = check_sizes("s", s, out);
     check_shape("out", out, {d.G});
     check_dtype<double>("out", out);
@@ -131,17 +144,17 @@ void loss_value(int kind, const Array& s, const Array& targets, const MaybeArray
     with_float_type("s", s, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         const LossMask<T> m = check_mask<T>(mask, d);
-        const LossTargets<T> y = check_targets<T>(which, targets, m, d);
+        const LossTargets<T> y = check_targets<T>(loss.kind, targets, m, d);
         nb::gil_scoped_release release;
         HFCORE_PICK(loss_kernels<T>())
-            .value(d.dims(threads), which, grouped<T>(s), y, m, scale,
+            .value(d.dims(threads), loss, grouped<T>(s), y, m, scale,
                    static_cast<double*>(out.data()));
     });
 }
 
 void loss_gradient(int kind, const Array& s, const Array& targets, const MaybeArray& mask,
-                   double scale, const Array& out, int threads) {
-    const LossKind which = check_kind(kind);
+                   double scale, const Array& out, int threads, double delta) {
+    const LossFormula loss = check_formula(kind, delta);
     const LossSizes d = check_sizes("s", s, out);
     check_shape("out", out, {d.G, d.T, d.B, d.k});
     check_output(out, {{"s", &s}});
@@ -149,34 +162,40 @@ void loss_gradient(int kind, const Array& s, const Array& targets, const MaybeAr
     with_float_type("s", s, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         const LossMask<T> m = check_mask<T>(mask, d);
-        const LossTargets<T> y = check_targets<T>(which, targets, m, d);
+        const LossTargets<T> y = check_targets<T>(loss.kind, targets, m, d);
         check_dtype<T>("out", out);
         nb::gil_scoped_release release;
         HFCORE_PICK(loss_kernels<T>())
-            .gradient(d.dims(threads), which, grouped<T>(s), y, m, scale,
+            .gradient(d.dims(threads), loss, grouped<T>(s), y, m, scale,
                       static_cast<T*>(out.data()));
     });
 }
 
 void loss_curvature(int kind, const Array& s, const MaybeArray& mask, const Array& out,
-                    int threads) {
-    const LossKind which = check_kind(kind);
+                    int threads, const MaybeArray& targets, double delta) {
+    const LossFormula loss = check_formula(kind, delta);
+    const bool reads_targets = loss.kind == LossKind::huber;
+    if (reads_targets && !targets) value_error("targets: got None, need those of the outputs");
     const LossSizes d = check_sizes("s", s, out);
     check_shape("out", out, {d.G, d.T, d.B, d.k});
     check_output(out, {{"s", &s}});
-    check_apart({"out", &out}, {{"mask", mask ? &*mask : nullptr}});
+    check_apart({"out", &out}, {{"targets", reads_targets ? &*targets : nullptr},
+                                {"mask", mask ? &*mask : nullptr}});
     with_float_type("s", s, [&](auto* type) {
         using T = std::remove_pointer_t<decltype(type)>;
         const LossMask<T> m = check_mask<T>(mask, d);
+        LossTargets<T> y{};
+        if (reads_targets) y = check_targets<T>(loss.kind, *targets, m, d);
         check_dtype<T>("out", out);
         nb::gil_scoped_release release;
         HFCORE_PICK(loss_kernels<T>())
-            .curvature(d.dims(threads), which, grouped<T>(s), m, static_cast<T*>(out.data()));
+            .curvature(d.dims(threads), loss, grouped<T>(s), y, m, static_cast<T*>(out.data()));
     });
 }
 
-void loss_hessian_product(const Array& c, const Array& Rs, bool rank_one, double scale,
+void loss_hessian_product(const Array& c, const Array& Rs, int rank_one, double scale,
                           const Array& out, int threads) {
+    const LossHessian form = check_form(rank_one);
     const LossSizes d = check_sizes("c", c, out);
     check_grouped("Rs", Rs, d.G, {d.T, d.B, d.k});
     check_shape("out", out, {d.G, d.T, d.B, d.k});
@@ -187,7 +206,7 @@ void loss_hessian_product(const Array& c, const Array& Rs, bool rank_one, double
         check_dtype<T>("out", out);
         nb::gil_scoped_release release;
         HFCORE_PICK(loss_kernels<T>())
-            .hessian_product(d.dims(threads), grouped<T>(c), grouped<T>(Rs), rank_one, scale,
+            .hessian_product(d.dims(threads), grouped<T>(c), grouped<T>(Rs), form, scale,
                              static_cast<T*>(out.data()));
     });
 }
@@ -197,11 +216,14 @@ void loss_hessian_product(const Array& c, const Array& Rs, bool rank_one, double
 void bind_loss(nb::module_& m) {
     const auto array = [](const char* name) { return nb::arg(name).noconvert(); };
     m.def("loss_value", &loss_value, nb::arg("kind"), array("s"), array("targets"),
-          array("mask").none(), nb::arg("scale"), array("out"), nb::arg("threads"));
+          array("mask").none(), nb::arg("scale"), array("out"), nb::arg("threads"),
+          nb::arg("delta") = 1.0);
     m.def("loss_gradient", &loss_gradient, nb::arg("kind"), array("s"), array("targets"),
-          array("mask").none(), nb::arg("scale"), array("out"), nb::arg("threads"));
+          array("mask").none(), nb::arg("scale"), array("out"), nb::arg("threads"),
+          nb::arg("delta") = 1.0);
     m.def("loss_curvature", &loss_curvature, nb::arg("kind"), array("s"), array("mask").none(),
-          array("out"), nb::arg("threads"));
+          array("out"), nb::arg("threads"), array("targets").none() = nb::none(),
+          nb::arg("delta") = 1.0);
     m.def("loss_hessian_product", &loss_hessian_product, array("c"), array("Rs"),
           nb::arg("rank_one"), nb::arg("scale"), array("out"), nb::arg("threads"));
 }

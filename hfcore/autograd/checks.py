@@ -12,6 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
+from hfcore.autograd.buffers import MOVES_SINGULAR_VECTORS, moves_singular_vectors
+
 RANDOM = (
     "draws a new mask in every evaluation, so that loss, gradient and curvature products would not "
     "belong to one function"
@@ -21,18 +23,50 @@ BATCH = (
     "train mode every evaluation moves its running statistics"
 )
 
+DISTRIBUTED = ("DistributedDataParallel", "FullyShardedDataParallel")
+
+
+def check_one_process(module: nn.Module | None) -> None:
+    """Raise ValueError for a model whose gradients are averaged over several processes.
+
+    Losses and products would be those of each process alone, and the replicas drift apart.
+    """
+    if module is None or not torch.distributed.is_available():
+        return
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    if several and type(module).__name__ in DISTRIBUTED:
+        raise ValueError(
+            f"model: got a {type(module).__name__} in {torch.distributed.get_world_size()} "
+            "processes, need one process: losses and products are not averaged over them"
+        )
+
 
 def check_repeatable(module: nn.Module) -> None:
     """Raise ValueError naming a submodule whose evaluations are not one function of θ per case.
 
-    Dropout and its kin in train mode, and batch normalisation by the statistics of the batch, are
-    refused. Randomness in a forward of one's own cannot be seen here (``hf.check_curvature`` does).
+    Refused: dropout and its kin and spectral normalisation in train mode, batch normalisation by
+    the statistics of the batch. Randomness in a forward of one's own cannot be seen here
+    (``hf.check_curvature`` does).
     """
     for name, part in module.named_modules():
         reason = _why_not(part)
         if reason is not None:
-            where = f"{type(part).__name__} {name!r}" if name else type(part).__name__
+            where = _named(part, name)
             raise ValueError(f"model: {where} {reason}; call .eval() on it or on the model")
+
+
+def check_differentiable(module: nn.Module) -> None:
+    """Raise ValueError naming an embedding with sparse gradients, which have no derivative."""
+    for name, part in module.named_modules():
+        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
+            raise ValueError(
+                f"model: {_named(part, name)} has sparse=True, whose gradients cannot be "
+                "differentiated once more; need sparse=False"
+            )
+
+
+def _named(part: nn.Module, name: str) -> str:
+    return f"{type(part).__name__} {name!r}" if name else type(part).__name__
 
 
 def _why_not(part: nn.Module) -> str | None:
@@ -41,6 +75,8 @@ def _why_not(part: nn.Module) -> str | None:
         tracked = part.training and part.track_running_stats
         batch_norm = isinstance(part, _BatchNorm) and part.training
         return BATCH if batch_norm or statistics or tracked else None
+    if moves_singular_vectors(part):
+        return MOVES_SINGULAR_VECTORS
     if not part.training:
         return None
     if isinstance(part, _DropoutNd) and part.p > 0:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
@@ -10,11 +11,24 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-Closure = Callable[[], tuple[Tensor, Tensor]]
+from hfcore.batches import Batch
+
+# Gives (loss, outputs), or the loss alone where the curvature needs no outputs.
+Closure = Callable[[], tuple[Tensor, Tensor] | Tensor]
 
 SCALAR_CLOSURE = (
-    "closure: returned a scalar loss alone; Hessian-free needs (loss, outputs), because the "
-    "Gauss-Newton matrix JᵀL''J is split at the model's outputs"
+    "closure: returned a scalar loss alone; curvature='ggn' needs (loss, outputs), because the "
+    "Gauss-Newton matrix JᵀL''J is split at the model's outputs. With the loss alone take "
+    "curvature='hessian', which differentiates it twice, or 'hessian_fd', which takes gradients "
+    "from its backward()"
+)
+BACKWARD_CALLED = (
+    "closure: called backward(), which frees the graph that is to be differentiated; leave the "
+    "call out, or take curvature='hessian_fd', which uses it"
+)
+NO_GRADIENT = (
+    "loss: does not depend on the model's parameters, or was computed under torch.no_grad; does "
+    "the closure call another model?"
 )
 
 
@@ -62,6 +76,9 @@ class BatchPart:
     def restore(self, targets: Any, dim: int) -> Any:
         """One case's targets with the axis of cases that vmap took away."""
         return tree_map(lambda t: t.unsqueeze(dim) if isinstance(t, Tensor) else t, targets)
+
+
+ModuleData = Closure | Sequence[BatchPart]
 
 
 def check_part(
@@ -160,16 +177,52 @@ def _is_pair(result: object) -> TypeGuard[tuple[Tensor, Tensor]]:
     )
 
 
-def call_closure(closure: Closure) -> tuple[Tensor, Tensor]:
-    """Call the closure and check that it gives (scalar loss, outputs)."""
+def call_closure(closure: Closure) -> tuple[Tensor, Tensor | None]:
+    """Call the closure and check that it gives (scalar loss, outputs), or the scalar loss alone."""
     result: Any = closure()
-    if isinstance(result, Tensor):
-        raise TypeError(SCALAR_CLOSURE)
-    if not _is_pair(result):
+    if not isinstance(result, Tensor) and not _is_pair(result):
         raise TypeError(
-            f"closure: returned {type(result).__name__}, need a pair of tensors (loss, outputs)"
+            f"closure: returned {type(result).__name__}, need a pair of tensors (loss, outputs) or "
+            "a scalar loss"
         )
-    loss, outputs = result
+    loss, outputs = (result, None) if isinstance(result, Tensor) else result
     if loss.numel() != 1:
         raise ValueError(f"closure: loss has shape {list(loss.shape)}, need a scalar")
     return loss.reshape(()), outputs
+
+
+@contextmanager
+def said_of_closures() -> Iterator[None]:
+    """What torch says of a graph that was freed, in the words of who wrote the closure."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "backward through the graph a second time" in str(error):
+            raise ValueError(BACKWARD_CALLED) from error
+        raise
+
+
+def as_batch_list(data: Any) -> list[Any]:
+    """One batch ``(inputs, targets[, mask])`` or several as a list.
+
+    A list holds batches, unless its first item is a tensor; a tuple is one batch, unless its items
+    are :class:`hfcore.Batch`. Raises TypeError for a tuple that could be either: inputs and targets
+    that are tuples themselves, or two batches.
+    """
+    if isinstance(data, (Batch, BatchPart)):
+        return [data]
+    if not isinstance(data, (tuple, list)):
+        raise TypeError(
+            f"data: got {type(data).__name__}, need (inputs, targets), a list of such or a closure"
+        )
+    if not data or all(isinstance(item, (Batch, BatchPart)) for item in data):
+        return list(data)
+    pair = len(data) in (2, 3) and (isinstance(data[0], Mapping) or isinstance(data[1], Tensor))
+    if isinstance(data[0], Tensor) or pair:
+        return [data]
+    if isinstance(data, tuple) and len(data) in (2, 3) and isinstance(data[1], (tuple, list)):
+        raise TypeError(
+            f"data: a tuple of {len(data)} tuples is one batch or several; need hf.Batch(inputs, "
+            "targets) for one, a list for several"
+        )
+    return list(data)

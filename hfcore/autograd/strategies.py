@@ -66,7 +66,7 @@ class Graph:
     ``parameters`` are its leaves; ``loss`` a scalar, differentiated twice where ``hessian``;
     ``main`` (outputs or losses of cases) and ``held`` (structural) are the splits. The functions
     give the splits' tensors, or the loss, at other parameters; None where torch cannot
-    (a closure of bare parameters).
+    (a closure of bare parameters). ``precision`` is the relative rounding error of casts inside.
     """
 
     parameters: Parts
@@ -76,6 +76,7 @@ class Graph:
     hessian: bool
     splits_at: Callable[[Parts, bool], tuple[Tensor, ...]] | None
     loss_at: Callable[[Parts], Tensor] | None
+    precision: float = 0.0
 
     def splits(self, structural: bool) -> list[Split]:
         return [*self.main, *(self.held if structural else [])]
@@ -227,7 +228,7 @@ class Traced:
         recorded, checked = (_sample(parameters, structural, seed) for seed in (1, 2))
         program = compile_program(optimise(trace(product, recorded)))
         with torch.no_grad():
-            _compare(program(*checked), product(checked))
+            _compare(program(*checked), product(checked), self._graph.precision)
         return program
 
 
@@ -240,7 +241,7 @@ def _sample(parameters: Parts, structural: bool, seed: int) -> list[Tensor]:
     return [*draws, draws[0].new_tensor(0.5 * seed)] if structural else draws
 
 
-def _compare(got: Gradients, want: Gradients) -> None:
+def _compare(got: Gradients, want: Gradients, precision: float) -> None:
     """Raise :class:`NotTraceable` if a program differs from what it was recorded from."""
     for g, w in zip(got, want, strict=True):
         if (g is None) != (w is None):
@@ -248,7 +249,8 @@ def _compare(got: Gradients, want: Gradients) -> None:
     pairs = [(g, w) for g, w in zip(got, want, strict=True) if g is not None and w is not None]
     off = sum(float((g - w).double().square().sum()) for g, w in pairs)
     size = sum(float(w.double().square().sum()) for _, w in pairs)
-    limit = max((torch.finfo(w.dtype).eps ** 0.6 for _, w in pairs), default=0.0)
+    eps = max((torch.finfo(w.dtype).eps for _, w in pairs), default=0.0)
+    limit = max(eps, precision) ** 0.6
     if not off <= (limit**2) * size:
         raise NotTraceable(f"the replayed product is off by {(off / size) ** 0.5:.1e}")
 
@@ -333,7 +335,7 @@ def _check_linearize(graph: Graph, forward: Forward) -> None:
     plain = DoubleVjp(graph)
     for seed in (1, 2):
         v = _sample(graph.parameters, False, seed)
-        _compare(forward.apply(v, 0.0), plain.apply(v, 0.0))
+        _compare(forward.apply(v, 0.0), plain.apply(v, 0.0), graph.precision)
 
 
 @dataclass

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from hfcore.bindings.checks import check_out, check_tensor, overlap
 from hfcore.curvature import estimators
-from hfcore.solvers import linear
+from hfcore.solvers import lanczos, linear
 from hfcore.solvers.preconditioners import Preconditioner
+from hfcore.solvers.spectral_density import SpectralDensity, spectral_density
 
 
 class LinearOperator(ABC):
@@ -219,15 +220,67 @@ class LinearOperator(ABC):
         estimators.check_probes(probes)
         return estimators.diagonal(self.matmat, self._like(self.shape[1]), probes, generator)
 
-    def eigenvalues(self, k: int, *, which: str = "LA", tolerance: float = 0.0) -> Tensor:
-        """The k largest eigenvalues in descending order, by SciPy's ``eigsh``.
+    def eigsh(
+        self,
+        k: int,
+        which: lanczos.Which = "LA",
+        *,
+        tolerance: float = 0.0,
+        seed: int = 0,
+        max_products: int | None = None,
+    ) -> lanczos.Eigenpairs:
+        """The k largest eigenvalues and their eigenvectors, of a symmetric A.
 
-        ``which``: ``"LA"``, the k smallest in ascending order with ``"SA"``, the k largest in
-        magnitude with ``"LM"``. ``tolerance`` is relative, 0 the machine's. Raises SciPy's
-        ArpackNoConvergence, above all for the many equal smallest ones of a damped matrix.
+        Lanczos iterations on the operator's device with full reorthogonalisation and thick restarts
+        (Wu & Simon 2000). Copies of a multiple eigenvalue are searched for from fresh random
+        vectors: that costs one to a few dozen products more, and finds them with high probability.
+
+        Parameters
+        ----------
+        k : 1 to N
+        which : ``"LA"``, the largest, in descending order; ``"SA"``, the smallest, in ascending
+            order; ``"LM"``, the largest in magnitude
+        tolerance : of ‖A u − θ u‖, relative to the largest |θ|; 0 is eps^(2/3) of the dtype, at
+            which eigenvalues that are not crowded have all their digits
+        seed : of the random vectors: the same seed gives the same result
+        max_products : after which :class:`hfcore.EigenpairsNotConverged` is raised, with those
+            that did converge; 100 times the size of the basis, 2k + 30, if left out
+
+        Returns ``values [k]`` and orthonormal ``vectors [N,k]``; memory is 2k + 30 vectors.
         """
+        self._check_symmetric("eigsh")
+        return lanczos.eigsh(self, k, which, tolerance, seed, max_products)
+
+    def eigenvalues(self, k: int, *, which: lanczos.Which = "LA", tolerance: float = 0.0) -> Tensor:
+        """The values ``[k]`` of :meth:`eigsh`."""
         self._check_symmetric("eigenvalues")
-        return estimators.eigenvalues(self.to_scipy(), k, which, tolerance)
+        return self.eigsh(k, which, tolerance=tolerance).values
+
+    def spectral_density(
+        self,
+        probes: int = 10,
+        steps: int = 80,
+        *,
+        grid: int | Tensor | None = None,
+        width: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> SpectralDensity:
+        """The density of the eigenvalues of a symmetric A, with error bars.
+
+        Stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017) from ``probes·steps`` products,
+        those of all probes in one pass over the data.
+
+        Parameters
+        ----------
+        probes : random sign vectors, at least 2; the standard error falls with their root
+        steps : Lanczos steps of each, at most N: how finely the spectrum is resolved
+        grid : points at which the density is given: how many, or a tensor ``[g]``
+        width : standard deviation of the Gaussian that stands for an eigenvalue; 1 % of the range
+            of the spectrum if left out
+        generator : draws the probes; torch's own if left out
+        """
+        self._check_symmetric("spectral_density")
+        return spectral_density(self, probes, steps, grid, width, generator)
 
     # -------------------------------------------------------------------------------- exports
 

@@ -372,7 +372,7 @@ class MlpCurvature:
         loss = objective.loss_function
         c = None
         if loss.kind != "squared" and self._kind != "fisher":
-            c = loss_ops.loss_curvature(loss.kind, s.unsqueeze(1), None)
+            c = loss_ops.loss_curvature(loss.kind, s.unsqueeze(1), part.of_steps, None)
         at = _Linearisation(ys, c)
         value = objective.loss_at(part, s, self._scale)
         if self._kind != "ggn":

@@ -78,7 +78,7 @@ def held(hold: Hold, y: Tensor, Ry: Tensor, Rz: Tensor | None, out: Tensor) -> T
     if hold.distance == "identity":
         return out.copy_(Rz)
     if hold.distance == "softmax":  # on linear units, whose output is z
-        c = loss_ops.loss_curvature("softmax", y.unsqueeze(1), None)
+        c = loss_ops.loss_curvature("softmax", y.unsqueeze(1), None, None)
         loss_ops.loss_hessian_product(c, Rz.unsqueeze(1), rank_one=True, out=out.unsqueeze(1))
         return out
     squashed = torch.tanh(y) if hold.distance == "tanh" else torch.sigmoid(y)

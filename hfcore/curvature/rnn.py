@@ -348,7 +348,8 @@ class RnnCurvature:
         for part in data:
             h, s = objective.forward(part, self._w, states=objective.memory == "cached")
             total += objective.loss_at(part, s, self._scale)
-            self._parts.append(_Linearisation(part, h, loss_ops.loss_curvature(kind, s, part.mask)))
+            c = loss_ops.loss_curvature(kind, s, part.targets, part.mask)
+            self._parts.append(_Linearisation(part, h, c))
         self.loss = total + objective.regulariser(theta)
 
     def product(

@@ -103,7 +103,7 @@ class _RnnMatrix(ABC):
     def _linearise(self, part: Sequences) -> tuple[_Linearisation, float]:
         objective = self._objective
         at, s = objective.states_and_outputs(part, self._w)
-        c = loss_ops.loss_curvature(objective.loss_function.kind, s, part.mask)
+        c = loss_ops.loss_curvature(objective.loss_function.kind, s, part.targets, part.mask)
         gs = objective.output_gradient(part, s)
         gt = backward(at, gs)
         bend = at.bend

@@ -181,7 +181,7 @@ class SparseRnnCurvature:
                 at = objective.states(part, self._theta)
                 s = outputs(at)
                 total += objective.dense.loss_at(part, s, self._scale)
-                c = loss_ops.loss_curvature(kind, s, part.mask)
+                c = loss_ops.loss_curvature(kind, s, part.targets, part.mask)
                 kept = at if objective.dense.memory == "cached" else None
                 self._parts.append(_Linearisation(part, kept, c))
         self.loss = total + objective.dense.regulariser(theta)

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hfcore.autograd.backward import BackwardObjective
 from hfcore.autograd.objective import Closure, ModuleObjective
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.checks import check_choice
@@ -216,15 +217,18 @@ class HessianFree(torch.optim.Optimizer):
             self._fixed["structural"] = defaults["structural"]
         _check_options(defaults)
         self._parameters = FlatParameters(model)
+        self.loss, self.objective = loss, objective
         super().__init__(self._parameters.tensors, defaults)
         self._rules(first=True)  # refuses impossible numbers now, not at the first step
         self._own = own
         self._objective: Objective | None = own
         self._closures: ModuleObjective | None = None
+        self._backward: BackwardObjective | None = None
         if own is not None:
             return
         named = structural if isinstance(structural, Mapping) else None
         self._closures = ModuleObjective(model, l2=l2, structural=named, strategy=strategy)
+        self._backward = BackwardObjective(model, l2=l2)
         if loss is not None:
             if not isinstance(model, nn.Module):
                 raise TypeError("model: got parameters alone, need a module to go with a loss")
@@ -321,7 +325,7 @@ class HessianFree(torch.optim.Optimizer):
         kept = self.state[self._parameters.tensors[0]].get("cg_last")
         if kept is None:
             return torch.zeros_like(theta)
-        start: Tensor = kept * self.param_groups[0]["cg_decay"]
+        start: Tensor = kept.to(theta) * self.param_groups[0]["cg_decay"]
         return start
 
     def _keep_cg(self, last: Tensor | None) -> None:
@@ -338,9 +342,12 @@ class HessianFree(torch.optim.Optimizer):
     def step(self, data: StepData) -> StepStats:  # type: ignore[override]
         """One step on ``(x, y, mask)``, a list of batches, :class:`hfcore.Batches`, or a closure.
 
-        A closure returns (loss, outputs) and serves every role, as does what an objective of one's
-        own takes and is none of the others. Raises ValueError when the parameters or the objective
-        at them are not finite; nothing has changed then.
+        A closure serves every role, as does what an objective of one's own takes and is none of the
+        others. It is called with gradients enabled and returns (loss, outputs), or the loss alone:
+        then ``curvature`` is ``"hessian"``, which differentiates it twice, or ``"hessian_fd"``,
+        which takes gradients by ``backward()``, called by the closure or for it, and nothing else.
+        Raises ValueError when the parameters or the objective at them are not finite, or the
+        parameters are other ones than at the start; nothing has changed then.
         """
         theta = self._parameters.read()
         objective = self._objective_of(data)
@@ -429,14 +436,18 @@ class HessianFree(torch.optim.Optimizer):
 
     def _objective_of(self, data: StepData) -> Objective:
         """What serves this data, with the present options."""
-        objective = self._closures if self._own is None and callable(data) else self._objective
+        self._parameters.refresh()
+        options = self.param_groups[0]
+        objective = self._objective
+        if self._own is None and callable(data):  # differences need nothing but gradients
+            differences = options["curvature"] == "hessian_fd"
+            objective = self._backward if differences else self._closures
         if objective is None:
             raise TypeError(
                 "step: batches need a module and a loss; without a loss give a closure that "
                 "returns (loss, outputs)"
             )
         self._check_unaltered(objective)
-        options = self.param_groups[0]
         objective.l2 = options["l2"]
         takes_strategy = objective if self._own is None else self._own.given
         if hasattr(takes_strategy, "strategy"):
@@ -444,14 +455,14 @@ class HessianFree(torch.optim.Optimizer):
         return objective
 
     def _prepare(self, objective: Objective, data: StepData) -> Roles:
-        if objective is self._closures:
+        if self._own is None and callable(data):
             return Roles(data, data, data, data)
         return prepare_roles(objective, data, any_data=objective is self._own)
 
     def _check_unaltered(self, objective: Objective) -> None:
         """A fused objective reads parameters alone: refuse what it could not see."""
         model = None if self._closures is None else self._closures.module
-        if model is None or isinstance(objective, ModuleObjective):
+        if model is None or isinstance(objective, ModuleObjective | BackwardObjective):
             return
         reason = why_not_fused(model)
         if reason is not None:

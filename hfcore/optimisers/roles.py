@@ -99,7 +99,7 @@ def as_batches(data: Any) -> Batches | None:
         if len(data) not in (2, 3):
             raise TypeError(f"step: got a tuple of {len(data)}, need (x, y) or (x, y, mask)")
         return Batches(gradient=Batch(*data))
-    if isinstance(data, tuple) and len(data) in (2, 3) and isinstance(data[1], Tensor):
+    if len(data) in (2, 3) and isinstance(data[1], Tensor):
         return Batches(gradient=Batch(*data))  # inputs are a tuple, list or dict of tensors
     if not all(isinstance(part, tuple | list) for part in data):
         return None

@@ -103,24 +103,33 @@ HFCORE_INLINE bool kept(const LossMask<T>& mask, int64_t g, int64_t row) {
     return true;
 }
 
-template <class M, class W>
-HFCORE_INLINE void drop_rows(const M* keep, int64_t rows, W* values, int64_t width) {
+template <class W>
+HFCORE_INLINE void drop_rows(const std::uint8_t* keep, int64_t rows, W* values, int64_t width) {
     if (width == 1) {  // no branch: which position counts may be hard to predict
-        for (int64_t i = 0; i < rows; ++i) values[i] = keep[i] != M(0) ? values[i] : W(0);
+        for (int64_t i = 0; i < rows; ++i) values[i] = keep[i] != 0 ? values[i] : W(0);
         return;
     }
     for (int64_t i = 0; i < rows; ++i)
-        if (keep[i] == M(0))
+        if (keep[i] == 0)
             for (int64_t j = 0; j < width; ++j) values[i * width + j] = W(0);
 }
 
-// Zeroes the masked rows of a tile, NaN included.
 template <class T, class W>
-void drop_masked(const LossMask<T>& mask, const Tile& tile, W* values, int64_t width) {
+HFCORE_INLINE void weigh_rows(const T* weights, int64_t rows, W* values, int64_t width) {
+    for (int64_t i = 0; i < rows; ++i) {
+        const W w = W(weights[i]);
+        W* row = values + i * width;
+        for (int64_t j = 0; j < width; ++j) row[j] = w == W(0) ? W(0) : row[j] * w;
+    }
+}
+
+// Weighs the rows of a tile; those of weight 0 become zero, NaN included.
+template <class T, class W>
+void weigh(const LossMask<T>& mask, const Tile& tile, W* values, int64_t width) {
     if (mask.bytes.data)
         drop_rows(mask.bytes.at(tile.g) + tile.row, tile.rows, values, width);
     else if (mask.values.data)
-        drop_rows(mask.values.at(tile.g) + tile.row, tile.rows, values, width);
+        weigh_rows(mask.values.at(tile.g) + tile.row, tile.rows, values, width);
 }
 
 // ---------------------------------------------------------------------------- softmax
@@ -148,12 +157,12 @@ void softmax(const Tile& tile, const T* s, T* p) {
 
 // ---------------------------------------------------------------------------- value
 
-// The losses of a tile in float64, masked ones zero; gives how many numbers they are.
+// The weighted losses of a tile in float64; gives how many numbers they are.
 template <class T>
-int64_t tile_losses(const Tile& tile, LossKind kind, const T* s, const LossTargets<T>& targets,
-                    const LossMask<T>& mask, double* losses) {
+int64_t tile_losses(const Tile& tile, const LossFormula& loss, const T* s,
+                    const LossTargets<T>& targets, const LossMask<T>& mask, double* losses) {
     const int64_t n = tile.elements(), k = tile.k;
-    if (kind == LossKind::softmax) {
+    if (loss.kind == LossKind::softmax) {
         shifted_exp<T, double>(tile, s, losses);
         for (int64_t i = 0; i < tile.rows; ++i) losses[i] = sum_of(losses + i * k, k) - 1.0;
         map<double>(losses, tile.rows, [](vec_t<double> x) { return vlog1p<double>(x); }, losses);
@@ -161,17 +170,17 @@ int64_t tile_losses(const Tile& tile, LossKind kind, const T* s, const LossTarge
         for (int64_t i = 0; i < tile.rows; ++i)
             if (kept(mask, tile.g, tile.row + i))
                 losses[i] += double(max_of(s + i * k, k)) - double(s[i * k + classes[i]]);
-        drop_masked(mask, tile, losses, 1);
+        weigh(mask, tile, losses, 1);
         return tile.rows;
     }
     const T* y = targets.values.at(tile.g) + tile.first();
-    elementwise_losses(kind, s, y, n, losses);
-    drop_masked(mask, tile, losses, k);
+    elementwise_losses(loss, s, y, n, losses);
+    weigh(mask, tile, losses, k);
     return n;
 }
 
 template <class T>
-void value(const LossDims& d, LossKind kind, Grouped<T> s, const LossTargets<T>& targets,
+void value(const LossDims& d, const LossFormula& loss, Grouped<T> s, const LossTargets<T>& targets,
            const LossMask<T>& mask, double scale, double* out) {
     const Blocks blocks(d);
     Region region(useful_threads(d));
@@ -183,7 +192,7 @@ void value(const LossDims& d, LossKind kind, Grouped<T> s, const LossTargets<T>&
         double sum = 0.0;
         for_each_tile(blocks, task, [&](const Tile& tile) {
             const T* tile_s = s.at(tile.g) + tile.first();
-            sum += sum_of(losses, tile_losses(tile, kind, tile_s, targets, mask, losses));
+            sum += sum_of(losses, tile_losses(tile, loss, tile_s, targets, mask, losses));
         });
         partial[task] = sum;
     });
@@ -197,11 +206,11 @@ void value(const LossDims& d, LossKind kind, Grouped<T> s, const LossTargets<T>&
 // ---------------------------------------------------------------------------- derivatives
 
 template <class T>
-void gradient_tile(const Tile& tile, LossKind kind, const T* s, const LossTargets<T>& targets,
-                   const LossMask<T>& mask, T scale, T* out) {
+void gradient_tile(const Tile& tile, const LossFormula& loss, const T* s,
+                   const LossTargets<T>& targets, const LossMask<T>& mask, T scale, T* out) {
     using vec = vec_t<T>;
     const int64_t n = tile.elements(), k = tile.k;
-    if (kind == LossKind::softmax) {
+    if (loss.kind == LossKind::softmax) {
         softmax(tile, s, out);
         const int64_t* classes = targets.classes.at(tile.g) + tile.row;
         for (int64_t i = 0; i < tile.rows; ++i)
@@ -210,45 +219,38 @@ void gradient_tile(const Tile& tile, LossKind kind, const T* s, const LossTarget
         return;
     }
     const T* y = targets.values.at(tile.g) + tile.first();
-    elementwise_gradient(kind, s, y, scale, n, out);
+    elementwise_gradient(loss, s, y, scale, n, out);
 }
 
 template <class T>
-void gradient(const LossDims& d, LossKind kind, Grouped<T> s, const LossTargets<T>& targets,
-              const LossMask<T>& mask, double scale, T* out) {
+void gradient(const LossDims& d, const LossFormula& loss, Grouped<T> s,
+              const LossTargets<T>& targets, const LossMask<T>& mask, double scale, T* out) {
     for_every_tile(d, [&](const Tile& tile) {
         T* to = out + tile.g * d.P * d.k + tile.first();
-        gradient_tile(tile, kind, s.at(tile.g) + tile.first(), targets, mask, T(scale), to);
-        drop_masked(mask, tile, to, tile.k);
+        gradient_tile(tile, loss, s.at(tile.g) + tile.first(), targets, mask, T(scale), to);
+        weigh(mask, tile, to, tile.k);
     });
 }
 
 template <class T>
-void curvature(const LossDims& d, LossKind kind, Grouped<T> s, const LossMask<T>& mask, T* out) {
-    using vec = vec_t<T>;
+void curvature(const LossDims& d, const LossFormula& loss, Grouped<T> s,
+               const LossTargets<T>& targets, const LossMask<T>& mask, T* out) {
     for_every_tile(d, [&](const Tile& tile) {
         const T* from = s.at(tile.g) + tile.first();
         T* to = out + tile.g * d.P * d.k + tile.first();
-        if (kind == LossKind::softmax)
+        if (loss.kind == LossKind::softmax) {
             softmax(tile, from, to);
-        else if (kind == LossKind::squared)
-            map<T>(to, tile.elements(), [](vec) { return splat<T>(1); }, from);
-        else
-            // p(1 - p) without the cancellation of 1 - p
-            map<T>(
-                to, tile.elements(),
-                [](vec a) {
-                    const vec e = vexp<T>(-vabs<T>(a));
-                    return e / ((1 + e) * (1 + e));
-                },
-                from);
-        drop_masked(mask, tile, to, tile.k);
+        } else {
+            const T* y = targets.values.data ? targets.values.at(tile.g) + tile.first() : nullptr;
+            elementwise_curvature(loss, from, y, tile.elements(), to);
+        }
+        weigh(mask, tile, to, tile.k);
     });
 }
 
 template <class T>
-void hessian_product(const LossDims& d, Grouped<T> c, Grouped<T> Rs, bool rank_one, double scale,
-                     T* out) {
+void hessian_product(const LossDims& d, Grouped<T> c, Grouped<T> Rs, LossHessian form,
+                     double scale, T* out) {
     using vec = vec_t<T>;
     const T factor = T(scale);
     for_every_tile(d, [&](const Tile& tile) {
@@ -256,12 +258,17 @@ void hessian_product(const LossDims& d, Grouped<T> c, Grouped<T> Rs, bool rank_o
         const T* ct = c.at(tile.g) + tile.first();
         const T* Rt = Rs.at(tile.g) + tile.first();
         T* to = out + tile.g * d.P * k + tile.first();
-        if (!rank_one) {
+        if (form == LossHessian::diagonal) {
             map<T>(to, tile.elements(), [factor](vec a, vec b) { return a * b * factor; }, ct, Rt);
             return;
         }
         for (int64_t i = 0; i < tile.rows; ++i) {
-            const T dot = T(dot_of(ct + i * k, Rt + i * k, k));
+            double projected = dot_of(ct + i * k, Rt + i * k, k);
+            if (form == LossHessian::weighted_rank_one) {
+                const double total = sum_of(ct + i * k, k);
+                projected = total == 0.0 ? 0.0 : projected / total;
+            }
+            const T dot = T(projected);
             for (int64_t j = i * k; j < (i + 1) * k; ++j) to[j] = ct[j] * (Rt[j] - dot) * factor;
         }
     });

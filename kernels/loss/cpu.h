@@ -7,14 +7,24 @@
 
 namespace hfcore {
 
-enum class LossKind { squared, logistic, softmax };
+enum class LossKind { squared, logistic, softmax, huber, poisson };
+
+// A loss with its parameter: Huber's error is quadratic up to delta.
+struct LossFormula {
+    LossKind kind;
+    double delta;
+    LossFormula(LossKind kind, double delta = 1.0) : kind(kind), delta(delta) {}
+};
+
+// How L'' is made of its diagonal c: diag(c), diag(c) - c c', diag(c) - c c' / sum(c).
+enum class LossHessian { diagonal, rank_one, weighted_rank_one };
 
 struct LossDims {
     std::int64_t G, P, k;  // nets, positions (T·B), outputs a position
     int threads;
 };
 
-// Which positions [P] count: bytes 0/1, or 0/1 in T, or neither for all.
+// What positions [P] count: bytes 0/1, or weights >= 0 in T, or neither for 1.
 template <class T>
 struct LossMask {
     Grouped<std::uint8_t> bytes;
@@ -28,16 +38,18 @@ struct LossTargets {
     Grouped<std::int64_t> classes;
 };
 
-// s, c, Rs and out are [P,k] behind their group axis. Nothing is read from masked positions
-// except s; what is found there never reaches a result.
+// s, c, Rs and out are [P,k] behind their group axis. Nothing is read from masked positions (those
+// of weight 0) except s; what is found there never reaches a result. The curvature of Huber's loss
+// alone reads targets.
 template <class T>
 struct LossKernels {
-    void (*value)(const LossDims&, LossKind, Grouped<T> s, const LossTargets<T>&,
+    void (*value)(const LossDims&, const LossFormula&, Grouped<T> s, const LossTargets<T>&,
                   const LossMask<T>&, double scale, double* out);
-    void (*gradient)(const LossDims&, LossKind, Grouped<T> s, const LossTargets<T>&,
+    void (*gradient)(const LossDims&, const LossFormula&, Grouped<T> s, const LossTargets<T>&,
                      const LossMask<T>&, double scale, T* out);
-    void (*curvature)(const LossDims&, LossKind, Grouped<T> s, const LossMask<T>&, T* out);
-    void (*hessian_product)(const LossDims&, Grouped<T> c, Grouped<T> Rs, bool rank_one,
+    void (*curvature)(const LossDims&, const LossFormula&, Grouped<T> s, const LossTargets<T>&,
+                      const LossMask<T>&, T* out);
+    void (*hessian_product)(const LossDims&, Grouped<T> c, Grouped<T> Rs, LossHessian form,
                             double scale, T* out);
 };
 

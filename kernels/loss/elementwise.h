@@ -8,13 +8,29 @@ namespace hfcore {
 namespace HFCORE_ISA {
 namespace {
 
-// Losses of outputs s at targets y in float64, squared or logistic.
+// Losses of outputs s at targets y in float64, of any kind but softmax.
 template <class T>
-void elementwise_losses(LossKind kind, const T* s, const T* y, int64_t n, double* losses) {
+void elementwise_losses(const LossFormula& loss, const T* s, const T* y, int64_t n, double* losses) {
     using vec = vec_t<double>;
-    if (kind == LossKind::squared) {
+    if (loss.kind == LossKind::squared) {
         map_wide<T>(
             losses, n, [](vec, vec a, vec b) { return 0.5 * (a - b) * (a - b); }, s, y);
+        return;
+    }
+    if (loss.kind == LossKind::huber) {
+        const double delta = loss.delta;
+        map_wide<T>(
+            losses, n,
+            [delta](vec, vec a, vec b) {
+                const vec d = vabs<double>(a - b);
+                return select<double>(d <= delta, 0.5 * d * d, delta * (d - 0.5 * delta));
+            },
+            s, y);
+        return;
+    }
+    if (loss.kind == LossKind::poisson) {
+        map_wide<T>(
+            losses, n, [](vec, vec a, vec b) { return vexp<double>(a) - b * a; }, s, y);
         return;
     }
     // softplus(s) - y s, with softplus(s) = max(s, 0) + log1p(exp(-|s|)); exp runs by itself
@@ -31,12 +47,63 @@ void elementwise_losses(LossKind kind, const T* s, const T* y, int64_t n, double
 
 // scale·∂L/∂s; out may be s.
 template <class T>
-void elementwise_gradient(LossKind kind, const T* s, const T* y, T scale, int64_t n, T* out) {
+void elementwise_gradient(const LossFormula& loss, const T* s, const T* y, T scale, int64_t n,
+                          T* out) {
     using vec = vec_t<T>;
-    if (kind == LossKind::squared)
+    const T delta = T(loss.delta);
+    switch (loss.kind) {
+    case LossKind::squared:
         map<T>(out, n, [scale](vec a, vec b) { return (a - b) * scale; }, s, y);
-    else
+        break;
+    case LossKind::huber:
+        map<T>(
+            out, n,
+            [scale, delta](vec a, vec b) {
+                const vec d = a - b;
+                const vec end = select<T>(d > T(0), splat<T>(delta), splat<T>(-delta));
+                return select<T>(vabs<T>(d) > delta, end, d) * scale;
+            },
+            s, y);
+        break;
+    case LossKind::poisson:
+        map<T>(out, n, [scale](vec a, vec b) { return (vexp<T>(a) - b) * scale; }, s, y);
+        break;
+    default:
         map<T>(out, n, [scale](vec a, vec b) { return (vlogistic<T>(a) - b) * scale; }, s, y);
+    }
+}
+
+// The diagonal of L''; out may be s. Targets are read for Huber's loss alone.
+template <class T>
+void elementwise_curvature(const LossFormula& loss, const T* s, const T* y, int64_t n, T* out) {
+    using vec = vec_t<T>;
+    const T delta = T(loss.delta);
+    switch (loss.kind) {
+    case LossKind::squared:
+        map<T>(out, n, [](vec) { return splat<T>(1); }, s);
+        break;
+    case LossKind::huber:
+        map<T>(
+            out, n,
+            [delta](vec a, vec b) {
+                const vec d = a - b, inside = select<T>(vabs<T>(d) <= delta, splat<T>(1), vec{});
+                return select<T>(d == d, inside, d);  // NaN stays
+            },
+            s, y);
+        break;
+    case LossKind::poisson:
+        map<T>(out, n, [](vec a) { return vexp<T>(a); }, s);
+        break;
+    default:
+        // p(1 - p) without the cancellation of 1 - p
+        map<T>(
+            out, n,
+            [](vec a) {
+                const vec e = vexp<T>(-vabs<T>(a));
+                return e / ((1 + e) * (1 + e));
+            },
+            s);
+    }
 }
 
 // Σ of the logistic losses of outputs s with e = exp(-|s|): the logarithms of a run are one, that of

@@ -22,14 +22,37 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from hfcore.kernels.loss.reference import LOGISTIC, SOFTMAX, SQUARED
-from hfcore.kernels.triton_math import exp, float64_bits, from_bits, log1p, logistic, quotient
+from hfcore.kernels.loss.reference import (
+    HUBER,
+    LOGISTIC,
+    POISSON,
+    RANK_ONE,
+    SOFTMAX,
+    SQUARED,
+    RankOne,
+)
+from hfcore.kernels.triton_math import (
+    divide,
+    exp,
+    float64_bits,
+    from_bits,
+    log1p,
+    logistic,
+    quotient,
+)
 from hfcore.kernels.triton_variant import Variant, variant
 
-KINDS = (SQUARED, LOGISTIC, SOFTMAX)
+KINDS = (SQUARED, LOGISTIC, SOFTMAX, HUBER, POISSON)
 _SQUARED: tl.constexpr = tl.constexpr(0)
 _LOGISTIC: tl.constexpr = tl.constexpr(1)
 _SOFTMAX: tl.constexpr = tl.constexpr(2)
+_HUBER: tl.constexpr = tl.constexpr(3)
+_POISSON: tl.constexpr = tl.constexpr(4)
+# What a mask is: absent, bytes 0/1, weights. What L'' has beside its diagonal: see reference.py.
+_ABSENT: tl.constexpr = tl.constexpr(0)
+_WEIGHTS: tl.constexpr = tl.constexpr(2)
+_DIAGONAL: tl.constexpr = tl.constexpr(0)
+_WEIGHTED: tl.constexpr = tl.constexpr(2)
 
 # Elements of a tile, tiles of a block of the value, partial sums read at once.
 TILE = 1024
@@ -55,12 +78,25 @@ def _raised(stop, HAS_STOP: tl.constexpr):
 
 
 @triton.jit
-def _kept(mask, rows, inside, HAS_MASK: tl.constexpr):
+def _kept(mask, rows, inside, MASK: tl.constexpr):
     """Which of the rows count."""
-    if HAS_MASK:
-        return inside & (tl.load(mask + rows, mask=inside, other=0) != 0)
-    else:
+    if MASK == _ABSENT:
         return inside
+    else:
+        return inside & (tl.load(mask + rows, mask=inside, other=0) != 0)
+
+
+@triton.jit
+def _weighed(values, mask, rows, keep, MASK: tl.constexpr):
+    """Values of whole rows ``[ROWS]`` or ``[ROWS,COLS]`` times the rows' weights."""
+    if MASK == _WEIGHTS:
+        weights = tl.load(mask + rows, mask=keep, other=0).to(values.dtype)
+        if len(values.shape) == 2:
+            return values * weights[:, None]
+        else:
+            return values * weights
+    else:
+        return values
 
 
 @triton.jit
@@ -102,7 +138,7 @@ def _row_at_class(s, rows, keep, classes, k):
 
 
 @triton.jit
-def _row_losses(s, targets, rows, keep, k, KIND: tl.constexpr, ROWS: tl.constexpr,
+def _row_losses(s, targets, rows, keep, k, delta, KIND: tl.constexpr, ROWS: tl.constexpr,
                 COLS: tl.constexpr):  # fmt: skip
     """Loss of each row in float64; whatever, for rows that are not kept."""
     if KIND == _SOFTMAX:
@@ -122,6 +158,11 @@ def _row_losses(s, targets, rows, keep, k, KIND: tl.constexpr, ROWS: tl.constexp
             y = tl.load(targets + at, mask=here, other=0.0).to(tl.float64)
             if KIND == _SQUARED:
                 losses = 0.5 * (x - y) * (x - y)
+            elif KIND == _HUBER:
+                d = tl.abs(x - y)
+                losses = tl.where(d <= delta, 0.5 * d * d, delta * (d - 0.5 * delta))
+            elif KIND == _POISSON:
+                losses = exp(x) - y * x
             else:
                 # softplus(s) − y s, with softplus(s) = max(s, 0) + log1p(exp(−|s|))
                 losses = tl.where(x > 0.0, x, 0.0) - y * x + log1p(exp(-tl.abs(x)))
@@ -135,8 +176,8 @@ def _row_losses(s, targets, rows, keep, k, KIND: tl.constexpr, ROWS: tl.constexp
 
 @triton.jit
 def loss_value_partials_kernel(
-    s, targets, mask, partial, P, k, blocks, s_net, targets_net, mask_net,
-    KIND: tl.constexpr, HAS_MASK: tl.constexpr,
+    s, targets, mask, partial, P, k, blocks, s_net, targets_net, mask_net, delta_bits,
+    KIND: tl.constexpr, MASK: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """partial[g, block] = Σ loss over the positions of one block; grid G·blocks."""
@@ -144,15 +185,17 @@ def loss_value_partials_kernel(
     g = (task // blocks).to(tl.int64)
     s += g * s_net
     targets += g * targets_net
-    if HAS_MASK:
+    if MASK != _ABSENT:
         mask += g * mask_net
+    delta = from_bits(delta_bits)
     total = tl.zeros([ROWS], tl.float64)
     row = (task % blocks).to(tl.int64) * (ROWS * TILES)
     last = tl.minimum(row + ROWS * TILES, P)
     while row < last:
         rows = row + tl.arange(0, ROWS)
-        keep = _kept(mask, rows, rows < P, HAS_MASK)
-        losses = _row_losses(s, targets, rows, keep, k, KIND, ROWS, COLS)
+        keep = _kept(mask, rows, rows < P, MASK)
+        losses = _row_losses(s, targets, rows, keep, k, delta, KIND, ROWS, COLS)
+        losses = _weighed(losses, mask, rows, keep, MASK)
         total += tl.where(keep, losses, 0.0)
         row += ROWS
     tl.store(partial + task, tl.sum(total, axis=0))
@@ -173,20 +216,21 @@ def loss_value_finish_kernel(partial, value, blocks, scale_bits, CHUNK: tl.const
 
 @triton.jit
 def loss_gradient_kernel(
-    s, targets, mask, out, P, k, tiles, s_net, targets_net, mask_net, scale_bits,
-    KIND: tl.constexpr, HAS_MASK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    s, targets, mask, out, P, k, tiles, s_net, targets_net, mask_net, scale_bits, delta_bits,
+    KIND: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """out = scale·mask·(ŷ − y), one tile of positions a program; grid G·tiles."""
+    """out = scale·mask·∂loss/∂s, one tile of positions a program; grid G·tiles."""
     task = tl.program_id(0)
     g = (task // tiles).to(tl.int64)
     s += g * s_net
     targets += g * targets_net
-    if HAS_MASK:
+    if MASK != _ABSENT:
         mask += g * mask_net
     rows = (task % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < P
-    keep = _kept(mask, rows, inside, HAS_MASK)
+    keep = _kept(mask, rows, inside, MASK)
     scale = from_bits(scale_bits).to(s.dtype.element_ty)
+    delta = from_bits(delta_bits).to(s.dtype.element_ty)
     if KIND == _SOFTMAX:
         most = _row_maximum(s, rows, keep, k, ROWS, COLS)
         total = _row_sum_of_exp(s, rows, keep, k, most, ROWS, COLS)
@@ -208,26 +252,33 @@ def loss_gradient_kernel(
             predicted = x
             if KIND == _LOGISTIC:
                 predicted = logistic(x)
+            if KIND == _POISSON:
+                predicted = exp(x)
             d = predicted - y
+            if KIND == _HUBER:
+                d = tl.where(tl.abs(d) > delta, tl.where(d > 0.0, delta, -delta), d)
         within = inside[:, None] & (cols < k)[None, :]
-        tl.store(out + g * P * k + at, tl.where(here, d * scale, 0.0), mask=within)
+        d = _weighed(d * scale, mask, rows, keep, MASK)
+        tl.store(out + g * P * k + at, tl.where(here, d, 0.0), mask=within)
         col += COLS
 
 
 @triton.jit
 def loss_curvature_kernel(
-    s, mask, out, P, k, tiles, s_net, mask_net,
-    KIND: tl.constexpr, HAS_MASK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    s, targets, mask, out, P, k, tiles, s_net, targets_net, mask_net, delta_bits,
+    KIND: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """out = diagonal of the unscaled L''; grid G·tiles."""
+    """out = diagonal of the unscaled L''; ``targets`` for Huber's loss; grid G·tiles."""
     task = tl.program_id(0)
     g = (task // tiles).to(tl.int64)
     s += g * s_net
-    if HAS_MASK:
+    if KIND == _HUBER:
+        targets += g * targets_net
+    if MASK != _ABSENT:
         mask += g * mask_net
     rows = (task % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < P
-    keep = _kept(mask, rows, inside, HAS_MASK)
+    keep = _kept(mask, rows, inside, MASK)
     if KIND == _SOFTMAX:
         most = _row_maximum(s, rows, keep, k, ROWS, COLS)
         total = _row_sum_of_exp(s, rows, keep, k, most, ROWS, COLS)
@@ -243,11 +294,18 @@ def loss_curvature_kernel(
             x = tl.load(s + at, mask=here, other=0.0)
             if KIND == _SOFTMAX:
                 c = exp(x - most[:, None]) * inverse[:, None]
+            elif KIND == _HUBER:
+                d = x - tl.load(targets + at, mask=here, other=0.0)
+                delta = from_bits(delta_bits).to(s.dtype.element_ty)
+                c = tl.where(tl.abs(d) <= delta, 1.0, tl.where(d == d, 0.0, d))
+            elif KIND == _POISSON:
+                c = exp(x)
             else:
                 # p(1 − p) without the cancellation of 1 − p
                 e = exp(-tl.abs(x))
                 c = quotient(e, (1.0 + e) * (1.0 + e))
         within = inside[:, None] & (cols < k)[None, :]
+        c = _weighed(c, mask, rows, keep, MASK)
         tl.store(out + g * P * k + at, tl.where(here, c, 0.0), mask=within)
         col += COLS
 
@@ -255,9 +313,9 @@ def loss_curvature_kernel(
 @triton.jit
 def loss_hessian_product_kernel(
     c, Rs, out, stop, P, k, tiles, c_net, Rs_net, scale_bits,
-    RANK_ONE: tl.constexpr, HAS_STOP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    FORM: tl.constexpr, HAS_STOP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """out = scale·(c ⊙ Rs − [rank one] c (cᵀRs)); grid G·tiles."""
+    """out = scale·(c ⊙ Rs − [rank one] c (cᵀRs) [/ Σc]); grid G·tiles."""
     if _raised(stop, HAS_STOP):
         return
     task = tl.program_id(0)
@@ -268,7 +326,8 @@ def loss_hessian_product_kernel(
     inside = rows < P
     scale = from_bits(scale_bits).to(c.dtype.element_ty)
     total = tl.zeros([ROWS], tl.float64)
-    if RANK_ONE:
+    mass = tl.zeros([ROWS], tl.float64)
+    if FORM != _DIAGONAL:
         col = 0
         while col < k:
             cols = col + tl.arange(0, COLS)
@@ -277,7 +336,11 @@ def loss_hessian_product_kernel(
             a = tl.load(c + at, mask=here, other=0.0).to(tl.float64)
             b = tl.load(Rs + at, mask=here, other=0.0).to(tl.float64)
             total += tl.sum(a * b, axis=1)
+            mass += tl.sum(a, axis=1)
             col += COLS
+    if FORM == _WEIGHTED:
+        # Weights may be of any size: the rounded division.
+        total = tl.where(mass == 0.0, 0.0, divide(total, tl.where(mass == 0.0, 1.0, mass)))
     dot = total.to(c.dtype.element_ty)
     col = 0
     while col < k:
@@ -312,15 +375,17 @@ def plan(T: int, B: int, k: int) -> Plan:
     return Plan(P, k, rows, cols, -(-P // rows), -(-P // (rows * TILES_PER_BLOCK)))
 
 
-def loss_value(kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """scale·Σ loss over unmasked outputs, ``[G]`` float64."""
+def loss_value(
+    kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale: float, delta: float = 1.0
+) -> Tensor:
+    """scale·Σ loss over outputs by their weights, ``[G]`` float64."""
     G, cut = _group(s, targets, mask), plan(*s.shape[1:])
     s, targets, keep = _dense(s), _dense(targets), _bytes(mask)
     partial = torch.empty(G * cut.blocks, dtype=torch.float64, device=s.device)
     value = torch.empty(G, dtype=torch.float64, device=s.device)
     loss_value_partials_kernel[(G * cut.blocks,)](
         s, targets, keep, partial, cut.P, cut.k, cut.blocks, _net(s), _net(targets), _net(keep),
-        KIND=KINDS.index(kind), HAS_MASK=keep is not None,
+        float64_bits(delta), KIND=KINDS.index(kind), MASK=_mask_form(keep),
         ROWS=cut.rows, COLS=cut.cols, TILES=TILES_PER_BLOCK, **VALUE_OPTIONS,
     )  # fmt: skip
     loss_value_finish_kernel[(G,)](
@@ -335,6 +400,7 @@ def loss_gradient(
     targets: Tensor,
     mask: Tensor | None,
     scale: float,
+    delta: float = 1.0,
     out: Tensor | None = None,
 ) -> Tensor:
     """∂L/∂s ``[G,T,B,k]`` in s's dtype; ``out`` may be ``s`` itself."""
@@ -343,20 +409,31 @@ def loss_gradient(
     s, targets, keep = _dense(s), _dense(targets), _bytes(mask)
     loss_gradient_kernel[(G * cut.tiles,)](
         s, targets, keep, out, cut.P, cut.k, cut.tiles, _net(s), _net(targets), _net(keep),
-        float64_bits(scale), KIND=KINDS.index(kind), HAS_MASK=keep is not None,
+        float64_bits(scale), float64_bits(delta), KIND=KINDS.index(kind), MASK=_mask_form(keep),
         ROWS=cut.rows, COLS=cut.cols, **OPTIONS,
     )  # fmt: skip
     return out
 
 
-def loss_curvature(kind: str, s: Tensor, mask: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """Diagonal c ``[G,T,B,k]`` of the unscaled L''; ``out`` may be ``s`` itself."""
-    G, cut = _group(s, mask), plan(*s.shape[1:])
+def loss_curvature(
+    kind: str,
+    s: Tensor,
+    targets: Tensor | None,
+    mask: Tensor | None,
+    delta: float = 1.0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Diagonal c ``[G,T,B,k]`` of the unscaled L''; ``out`` may be ``s`` itself.
+
+    ``targets`` are read for Huber's loss alone.
+    """
+    y = targets if kind == HUBER else None
+    G, cut = _group(s, y, mask), plan(*s.shape[1:])
     out = _out(out, G, s)
-    s, keep = _dense(s), _bytes(mask)
+    s, y, keep = _dense(s), None if y is None else _dense(y), _bytes(mask)
     loss_curvature_kernel[(G * cut.tiles,)](
-        s, keep, out, cut.P, cut.k, cut.tiles, _net(s), _net(keep),
-        KIND=KINDS.index(kind), HAS_MASK=keep is not None,
+        s, y, keep, out, cut.P, cut.k, cut.tiles, _net(s), _net(y), _net(keep),
+        float64_bits(delta), KIND=KINDS.index(kind), MASK=_mask_form(keep),
         ROWS=cut.rows, COLS=cut.cols, **OPTIONS,
     )  # fmt: skip
     return out
@@ -365,7 +442,7 @@ def loss_curvature(kind: str, s: Tensor, mask: Tensor | None, out: Tensor | None
 def loss_hessian_product(
     c: Tensor,
     Rs: Tensor,
-    rank_one: bool,
+    rank_one: RankOne,
     scale: float,
     out: Tensor | None = None,
     stop: Tensor | None = None,
@@ -379,7 +456,8 @@ def loss_hessian_product(
     c, Rs = _dense(c), _dense(Rs)
     loss_hessian_product_kernel[(G * cut.tiles,)](
         c, Rs, out, stop, cut.P, cut.k, cut.tiles, _net(c), _net(Rs), float64_bits(scale),
-        RANK_ONE=rank_one, HAS_STOP=stop is not None, ROWS=cut.rows, COLS=cut.cols, **OPTIONS,
+        FORM=RANK_ONE.index(rank_one), HAS_STOP=stop is not None,
+        ROWS=cut.rows, COLS=cut.cols, **OPTIONS,
     )  # fmt: skip
     return out
 
@@ -399,6 +477,13 @@ def _dense(array: Tensor) -> Tensor:
     if array.shape[0] > 1 and array.stride(0) == 0:
         array = array[:1]
     return array.contiguous()
+
+
+def _mask_form(keep: Tensor | None) -> int:
+    """Absent, bytes or weights."""
+    if keep is None:
+        return 0
+    return 1 if keep.dtype == torch.uint8 else 2
 
 
 def _bytes(mask: Tensor | None) -> Tensor | None:
@@ -436,7 +521,7 @@ def variants() -> Iterator[Variant]:
             for kind, name in enumerate(KINDS):
                 for mask in (None, "u8", dtype):
                     yield from _of_kind(kind, name, dtype, mask, k, tile, quick and mask == "u8")
-            for rank_one in (False, True):
+            for rank_one in RANK_ONE:
                 yield from _of_product(rank_one, dtype, k, tile, quick)
 
 
@@ -446,9 +531,10 @@ def _of_kind(
     label = f"{name}-{dtype}-mask_{mask}-k{k}"
     masks = {} if mask is None else {"mask": f"*{mask}"}
     absent = {"mask": None} if mask is None else {}
-    constants = {"KIND": kind, "HAS_MASK": mask is not None, **tile, **absent}
-    sizes = {"P": "i32", "k": "i32", "s_net": "i32", "mask_net": "i32"}
-    targets = {"targets": "*i64" if kind == 2 else f"*{dtype}", "targets_net": "i32"}
+    form = 0 if mask is None else 1 if mask == "u8" else 2
+    constants = {"KIND": kind, "MASK": form, **tile, **absent}
+    sizes = {"P": "i32", "k": "i32", "s_net": "i32", "mask_net": "i32", "delta_bits": "i64"}
+    targets = {"targets": "*i64" if name == SOFTMAX else f"*{dtype}", "targets_net": "i32"}
     s, out, scale = {"s": f"*{dtype}"}, {"out": f"*{dtype}", "tiles": "i32"}, {"scale_bits": "i64"}
     partial = {"partial": "*fp64", "blocks": "i32"}
     yield variant(
@@ -467,18 +553,19 @@ def _of_kind(
         OPTIONS,
         quick=quick,
     )
+    curvature_targets = targets if name == HUBER else {"targets_net": "i32"}
     yield variant(
         loss_curvature_kernel,
         f"loss_curvature-{label}",
-        {**s, **masks, **sizes, **out},
-        constants,
+        {**s, **curvature_targets, **masks, **sizes, **out},
+        constants if name == HUBER else {**constants, "targets": None},
         OPTIONS,
         quick=quick,
     )
 
 
 def _of_product(
-    rank_one: bool, dtype: str, k: int, tile: dict[str, int], quick: bool
+    rank_one: RankOne, dtype: str, k: int, tile: dict[str, int], quick: bool
 ) -> Iterator[Variant]:
     arrays = {name: f"*{dtype}" for name in ("c", "Rs", "out")}
     sizes = dict.fromkeys(("P", "k", "tiles", "c_net", "Rs_net"), "i32")
@@ -487,7 +574,7 @@ def _of_product(
             loss_hessian_product_kernel,
             f"loss_hessian_product-{dtype}-rank_one_{rank_one}-stop_{has_stop}-k{k}",
             {**arrays, **sizes, "scale_bits": "i64", **({"stop": "*i32"} if has_stop else {})},
-            {"RANK_ONE": rank_one, "HAS_STOP": has_stop, **tile}
+            {"FORM": RANK_ONE.index(rank_one), "HAS_STOP": has_stop, **tile}
             | ({} if has_stop else {"stop": None}),
             OPTIONS,
             quick=quick and has_stop,

@@ -463,7 +463,7 @@ def test_tensors_on_two_devices_are_refused_by_name() -> None:
     calls: list[tuple[str, Any]] = [
         ("targets", lambda: loss.loss_value("squared", s, s.to("meta"), None)),
         ("mask", lambda: loss.loss_gradient("squared", s, s, torch.ones(1, 2, 3).to("meta"))),
-        ("mask", lambda: loss.loss_curvature("squared", s, torch.ones(1, 2, 3).to("meta"))),
+        ("mask", lambda: loss.loss_curvature("squared", s, None, torch.ones(1, 2, 3).to("meta"))),
         ("Rs", lambda: loss.loss_hessian_product(s, s.to("meta"))),
         ("out", lambda: loss.loss_hessian_product(s, s, out=s.to("meta"))),
         ("b", lambda: conjugate_gradient.dot(v, there)),

@@ -51,6 +51,7 @@ class Sizes:
         self.dtype = draw(st.sampled_from([torch.float32, torch.float64]))
         self.threads = draw(st.sampled_from([1, 2, 3, 5]))
         self.kind = draw(st.integers(0, 2))
+        self.loss = draw(st.integers(0, 4))
         self.flag = draw(st.booleans())
         self.optional = draw(st.booleans())
         self.generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32 - 1)))
@@ -140,38 +141,37 @@ def rnn_gauss_newton(d: Sizes) -> Arguments:
 
 
 def loss_data(d: Sizes) -> Arguments:
-    s = d.array(d.T, d.B, d.k)
-    if d.kind == 2:
+    s, kind = d.array(d.T, d.B, d.k), d.loss
+    if kind == 2:
         targets = torch.randint(0, d.k, (1, d.T, d.B), generator=d.generator)
     else:
         targets = d.array(d.T, d.B, d.k).sigmoid()
     mask = (d.array(d.T, d.B) > 0) if d.optional else None
     if mask is not None and d.flag:
-        mask = mask.to(d.dtype)
-    return {"kind": d.kind, "s": s, "targets": targets, "mask": mask}
+        mask = mask.to(d.dtype) * 1.5
+    return {"kind": kind, "s": s, "targets": targets, "mask": mask}
 
 
 def loss_value(d: Sizes) -> Arguments:
     out = d.out(dtype=torch.float64)
-    return {**loss_data(d), "scale": 0.5, "out": out, "threads": d.threads}
+    return {**loss_data(d), "scale": 0.5, "delta": 0.5, "out": out, "threads": d.threads}
 
 
 def loss_gradient(d: Sizes) -> Arguments:
     out = d.out(d.T, d.B, d.k)
-    return {**loss_data(d), "scale": 0.5, "out": out, "threads": d.threads}
+    return {**loss_data(d), "scale": 0.5, "delta": 0.5, "out": out, "threads": d.threads}
 
 
 def loss_curvature(d: Sizes) -> Arguments:
-    data = loss_data(d)
-    del data["targets"]
-    return {**data, "out": d.out(d.T, d.B, d.k), "threads": d.threads}
+    out = d.out(d.T, d.B, d.k)
+    return {**loss_data(d), "delta": 0.5, "out": out, "threads": d.threads}
 
 
 def loss_hessian_product(d: Sizes) -> Arguments:
     return {
         "c": d.array(d.T, d.B, d.k).sigmoid(),
         "Rs": d.array(d.T, d.B, d.k),
-        "rank_one": d.flag,
+        "rank_one": d.loss % 3,
         "scale": 0.5,
         "out": d.out(d.T, d.B, d.k),
         "threads": d.threads,

@@ -8,9 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from guarded import guarded
 from hfcore.kernels import triton_math
 from hfcore.kernels.conjugate_gradient import gpu_triton as cg
 from hfcore.kernels.conjugate_gradient import reference as cg_reference
@@ -32,9 +31,6 @@ from hfcore.kernels.momentum import reference as momentum_reference
 from hfcore.kernels.sparse import EllPattern
 from hfcore.kernels.sparse import gpu_triton as sparse
 from hfcore.kernels.sparse import reference as sparse_reference
-
-sys.path.insert(0, str(Path(__file__).parent))
-from guarded import guarded
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -162,7 +158,8 @@ KINDS = loss.KINDS
 SHAPES = [(1, 1, 1), (3, 5, 2), (2, 7, 13), (1, 5, 16), (2, 2, 17), (5, 101, 19), (1, 2, 1031)]
 SLOW_SHAPES = [(7, 331, 1), (1, 1, 1024), (1, 3, 1025), (13, 631, 5), (1, 2, 3000), (4, 64, 225)]
 ALL_SHAPES = [*SHAPES, *(pytest.param(s, marks=pytest.mark.slow) for s in SLOW_SHAPES)]
-MASKS = ("none", "bool", "float")
+MASKS = ("none", "bool", "float", "weights")
+DELTA = 0.7
 
 
 class Case(NamedTuple):
@@ -189,8 +186,10 @@ def make_case(
     else:
         targets = torch.rand(Gt, *shape, generator=g, dtype=torch.float64).to(dtype)
     keep = None if mask == "none" else torch.rand(Gm, T, B, generator=g) < 0.6
-    if keep is not None and mask == "float":
+    if keep is not None and mask in ("float", "weights"):
         keep = keep.to(dtype)
+        if mask == "weights":
+            keep *= 3 * torch.rand(Gm, T, B, generator=g).to(dtype)
     Rs = torch.randn(Gs, *shape, generator=g, dtype=torch.float64).to(dtype)
     return Case(s, targets, keep, Rs)
 
@@ -204,31 +203,36 @@ def test_loss_ops(kind: str, shape: tuple[int, int, int], dtype: torch.dtype) ->
         s, y, keep, Rs = make_case(kind, dtype, shape, mask)
         big = s.double()
         targets = y if kind == "softmax" else y.double()
-        keep64 = keep.double() if mask == "float" else keep
+        keep64 = keep.double() if keep is not None and mask in ("float", "weights") else keep
 
-        value = loss.loss_value(kind, s, y, keep, 0.3)
-        size = (big**2 + big.abs() + 2 + math.log(shape[2])).sum()
-        want = loss_reference.loss_value(kind, big, targets, keep64, 0.3)
+        value = loss.loss_value(kind, s, y, keep, 0.3, DELTA)
+        size = 3 * (big**2 + big.abs() + 2 + math.log(shape[2])).sum()
+        if kind == "poisson":
+            size += 3 * big.exp().sum()
+        want = loss_reference.loss_value(kind, big, targets, keep64, 0.3, DELTA)
         assert value.dtype == torch.float64
         assert_within(value, want, 50 * eps(torch.float64) * size)
 
         with guarded(s.shape, dtype) as out:
-            assert loss.loss_gradient(kind, s, y, keep, 0.3, out) is out
-        want = loss_reference.loss_gradient(kind, big, targets, keep64, 0.3)
-        assert_within(out, want, 0.3 * 10 * eps(dtype) * (want.abs() / 0.3 + 2))
+            assert loss.loss_gradient(kind, s, y, keep, 0.3, DELTA, out) is out
+        want = loss_reference.loss_gradient(kind, big, targets, keep64, 0.3, DELTA)
+        assert_within(out, want, 0.3 * 11 * eps(dtype) * (want.abs() / 0.3 + 6))
 
         with guarded(s.shape, dtype) as c:
-            loss.loss_curvature(kind, s, keep, c)
-        want = loss_reference.loss_curvature(kind, big, keep64)
+            loss.loss_curvature(kind, s, y, keep, DELTA, c)
+        want = loss_reference.loss_curvature(kind, big, targets, keep64, DELTA)
         # The reference's p(1 − p) loses eps of float64 absolutely; ours nothing.
         assert_within(c, want, 10 * eps(dtype) * want + 4 * eps(torch.float64))
 
-        for rank_one in (False, True):
+        for rank_one in loss_reference.RANK_ONE:
             with guarded(s.shape, dtype) as out:
                 loss.loss_hessian_product(c, Rs, rank_one, 0.3, out)
             a, b = c.double(), Rs.double()
             want = loss_reference.loss_hessian_product(a, b, rank_one, 0.3)
-            size = a * (b.abs() + (a * b.abs()).sum(-1, keepdim=True))
+            dot = (a * b.abs()).sum(-1, keepdim=True)
+            if rank_one == "weighted":
+                dot /= a.sum(-1, keepdim=True).clamp_min(1e-300)
+            size = a * (b.abs() + dot)
             assert_within(out, want, 0.3 * 6 * eps(dtype) * size)
 
 
@@ -245,7 +249,7 @@ def test_group_equals_each_net_alone(kind: str, groups: tuple[int, int, int]) ->
         loss.loss_value(kind, s, y, keep, 1.0),
         loss.loss_gradient(kind, s, y, keep, 1.0),
     )
-    c = loss.loss_curvature(kind, s, keep)
+    c = loss.loss_curvature(kind, s, y, keep)
     product = loss.loss_hessian_product(c, Rs, kind == "softmax", 1.0)
     assert value.shape == (3,)
     assert gradient.shape == (3, 3, 5, 7)
@@ -257,13 +261,13 @@ def test_group_equals_each_net_alone(kind: str, groups: tuple[int, int, int]) ->
         s1, y1, m1 = alone(s, g), alone(y, g), alone(keep, g)
         assert torch.equal(value[g : g + 1], loss.loss_value(kind, s1, y1, m1, 1.0))
         assert torch.equal(gradient[g : g + 1], loss.loss_gradient(kind, s1, y1, m1, 1.0))
-        c1 = loss.loss_curvature(kind, s1, m1)
+        c1 = loss.loss_curvature(kind, s1, y1, m1)
         assert torch.equal(alone(c, g), c1)
         p1 = loss.loss_hessian_product(c1, alone(Rs, g), kind == "softmax", 1.0)
         assert torch.equal(alone(product, g), p1)
 
 
-@pytest.mark.parametrize("mask", ["bool", "float"])
+@pytest.mark.parametrize("mask", ["bool", "float", "weights"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_masked_garbage_is_ignored_and_nan_shows(kind: str, mask: str) -> None:
     s, y, keep, _ = make_case(kind, torch.float32, (3, 11, 5), mask)
@@ -274,7 +278,7 @@ def test_masked_garbage_is_ignored_and_nan_shows(kind: str, mask: str) -> None:
     bad_y[dropped] = -7 if kind == "softmax" else float("nan")
     for op in (loss.loss_value, loss.loss_gradient):
         assert torch.equal(op(kind, bad_s, bad_y, keep, 1.0), op(kind, s, y, keep, 1.0))
-    c = loss.loss_curvature(kind, bad_s, keep)
+    c = loss.loss_curvature(kind, bad_s, bad_y, keep)
     assert bool((c[dropped] == 0).all())
     at = keep.bool().nonzero()[0].tolist()
     s[at[0], at[1], at[2], 3] = float("nan")
@@ -302,8 +306,8 @@ def test_large_outputs_stay_finite(kind: str, dtype: torch.dtype) -> None:
     bound = {"rtol": 10 * eps(dtype), "atol": 4 * eps(dtype)}
     want = loss_reference.loss_gradient(kind, s, y, None, 1.0)
     torch.testing.assert_close(loss.loss_gradient(kind, s, y, None, 1.0), want, **bound)
-    want = loss_reference.loss_curvature(kind, s, None)
-    torch.testing.assert_close(loss.loss_curvature(kind, s, None), want, **bound)
+    want = loss_reference.loss_curvature(kind, s, y, None)
+    torch.testing.assert_close(loss.loss_curvature(kind, s, y, None), want, **bound)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -311,10 +315,10 @@ def test_output_may_be_an_input(kind: str) -> None:
     s, y, keep, Rs = make_case(kind, torch.float32, (2, 7, 13), "bool")
     want = loss.loss_gradient(kind, s, y, keep, 0.7)
     own = s.clone()
-    assert torch.equal(loss.loss_gradient(kind, own, y, keep, 0.7, own), want)
-    c = loss.loss_curvature(kind, s, keep)
+    assert torch.equal(loss.loss_gradient(kind, own, y, keep, 0.7, out=own), want)
+    c = loss.loss_curvature(kind, s, y, keep)
     own = s.clone()
-    assert torch.equal(loss.loss_curvature(kind, own, keep, own), c)
+    assert torch.equal(loss.loss_curvature(kind, own, y, keep, out=own), c)
     want = loss.loss_hessian_product(c, Rs, True, 0.7)
     for which in (0, 1):
         pair = [c.clone(), Rs.clone()]

@@ -12,6 +12,7 @@ from torch.nn import functional
 from hfcore.bindings.dispatch import native
 from hfcore.bindings.loss import (
     KINDS,
+    RANK_ONE,
     loss_curvature,
     loss_gradient,
     loss_hessian_product,
@@ -34,7 +35,9 @@ SHAPES = (
     (1, 3, 1031),
 )
 SHAPE_IDS = [f"T{T}-B{B}-k{k}" for T, B, k in SHAPES]
-MASKS = ("none", "bool", "float", "sequence")
+MASKS = ("none", "bool", "float", "sequence", "weights")
+# Not representable in float32, so that what is rounded where shows.
+DELTA = 0.7
 
 
 class Case(NamedTuple):
@@ -65,6 +68,8 @@ def make_case(
         targets = torch.randint(k, (Gt, T, B), generator=generator)
     elif kind == "logistic":
         targets = torch.rand(Gt, T, B, k, generator=generator, dtype=torch.float64).to(dtype)
+    elif kind == "poisson":
+        targets = torch.randint(4, (Gt, T, B, k), generator=generator).to(dtype)
     else:
         targets = normal(Gt, T, B, k)
     keep: Tensor | None = None
@@ -72,7 +77,9 @@ def make_case(
         keep = torch.rand(Gm, T, B, generator=generator) < 0.6
         if mask == "sequence":
             keep[:, :, 0] = False
-        keep = keep.to(dtype) if mask == "float" else keep
+        keep = keep.to(dtype) if mask in ("float", "weights") else keep
+        if mask == "weights":
+            keep *= 3 * torch.rand(Gm, T, B, generator=generator).to(dtype)
     return Case(s, targets, keep, normal(Gs, T, B, k))
 
 
@@ -85,17 +92,29 @@ def oracle_value(kind: str, case: Case) -> Tensor:
     elif kind == "logistic":
         logits = functional.binary_cross_entropy_with_logits
         per = logits(s, y.to(s.dtype), reduction="none").sum(-1)
+    elif kind == "huber":
+        per = functional.huber_loss(s, y.to(s.dtype), reduction="none", delta=DELTA).sum(-1)
+    elif kind == "poisson":
+        per = functional.poisson_nll_loss(s, y.to(s.dtype), reduction="none").sum(-1)
     else:
         flat = functional.cross_entropy(s.flatten(0, 2), y.flatten(), reduction="none")
         per = flat.view(y.shape)
     if case.mask is not None:
-        per = torch.where(case.mask.bool(), per, 0.0)
+        per = torch.where(case.mask.bool(), per * case.mask, 0.0)
     return per.sum((1, 2))
 
 
 def in_double(kind: str, case: Case) -> Case:
     targets = case.targets if kind == "softmax" else case.targets.double()
-    return case._replace(s=case.s.double(), targets=targets, Rs=case.Rs.double())
+    mask = case.mask
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.double()
+    return Case(case.s.double(), targets, mask, case.Rs.double())
+
+
+def weights(case: Case) -> Tensor:
+    """What each position counts, float64 ``[G,T,B,1]``."""
+    return torch.ones(1, 1, 1, 1) if case.mask is None else case.mask.double().unsqueeze(-1)
 
 
 def oracle_gradient(kind: str, case: Case) -> Tensor:
@@ -135,13 +154,16 @@ def test_value(
 ) -> None:
     case = make_case(kind, dtype, shape, mask)
     wide = in_double(kind, case)
-    got = loss_value(kind, case.s, case.targets, case.mask, scale=0.3)
+    got = loss_value(kind, case.s, case.targets, case.mask, scale=0.3, delta=DELTA)
     want = 0.3 * oracle_value(kind, wide)
     # Elements and sums are float64: some 10 roundings an element whose terms are at most
     # s² + y² + |s| (1 + |y|) + log k, then sums of at most 1024 + 8 + 8 terms in a chain.
     y = torch.tensor(1.0) if kind == "softmax" else wide.targets
     k = torch.tensor(float(shape[2])).log().item()
-    terms = (wide.s**2 + y**2 + wide.s.abs() * (1 + y.abs()) + 1 + k).sum()
+    terms = wide.s**2 + y**2 + wide.s.abs() * (1 + y.abs()) + 1 + k
+    if kind == "poisson":
+        terms = terms + 3 * wide.s.exp()
+    terms = (terms * weights(wide)).sum()
     assert got.dtype == torch.float64
     assert_within(got, want, 50 * torch.finfo(torch.float64).eps * terms)
 
@@ -154,14 +176,16 @@ def test_gradient(
 ) -> None:
     case = make_case(kind, dtype, shape, mask)
     out = poisoned(1, *shape, dtype=dtype)
-    got = loss_gradient(kind, case.s, case.targets, case.mask, scale=0.3, out=out)
+    got = loss_gradient(kind, case.s, case.targets, case.mask, scale=0.3, delta=DELTA, out=out)
     assert got is out
     want = 0.3 * oracle_gradient(kind, case)
     # ŷ − y: at most 8 eps in ŷ (3 ulp of exp, the rounded shift of softmax, which costs
     # eps·|shift|·e^shift/2, sum and division), then two roundings of the difference.
-    y = one_hot(case) if kind == "softmax" else case.targets.double()
+    # A weight is one rounding more.
+    y = (one_hot(case) if kind == "softmax" else case.targets.double()) * weights(case)
     prediction = (want / 0.3 + y).abs()
-    assert_within(got, want, 0.3 * 10 * torch.finfo(dtype).eps * (prediction + y.abs()))
+    size = prediction + y.abs() + (DELTA * weights(case) if kind == "huber" else 0)
+    assert_within(got, want, 0.3 * 11 * torch.finfo(dtype).eps * size)
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -172,53 +196,66 @@ def test_curvature_and_hessian_product(
 ) -> None:
     case = make_case(kind, dtype, shape, mask)
     wide = in_double(kind, case)
-    rank_one = kind == "softmax"
+    rank_one = RANK_ONE[1 + (mask == "weights")] if kind == "softmax" else False
     eps = torch.finfo(dtype).eps
-    c = loss_curvature(kind, case.s, case.mask, out=poisoned(1, *shape, dtype=dtype))
+    out = poisoned(1, *shape, dtype=dtype)
+    c = loss_curvature(kind, case.s, case.targets, case.mask, delta=DELTA, out=out)
     g = loss_hessian_product(
         c, case.Rs, rank_one=rank_one, scale=0.3, out=poisoned(1, *shape, dtype=dtype)
     )
-    # Forward differentiation of the oracle's gradient gives L''Rs with no formula of ours.
+    # Differentiating the oracle's gradient gives L''Rs with no formula of ours; backward, because
+    # torch's Huber loss has no forward derivative, and L'' is symmetric.
     gradient = torch.func.grad(lambda s: oracle_value(kind, wide._replace(s=s)).sum())
-    want = 0.3 * torch.func.jvp(gradient, (wide.s,), (wide.Rs,))[1]
+    want = 0.3 * torch.func.vjp(gradient, wide.s)[1](wide.Rs)[0]
     p = {
         "squared": torch.ones_like(wide.s),
         "logistic": wide.s.sigmoid() * (1 - wide.s.sigmoid()),
         "softmax": wide.s.softmax(-1),
+        "huber": ((wide.s - wide.targets.double()).abs() <= DELTA).double()
+        if kind == "huber"
+        else torch.zeros(()),
+        "poisson": wide.s.exp(),
     }[kind]
-    p = p if case.mask is None else p * case.mask.double().unsqueeze(-1)
+    w = weights(case)
+    p = p * w
     # As for the gradient; 1 − p of the reference's p (1 − p) loses eps absolutely.
-    assert_within(c, p, 10 * eps * (p + (wide.s.sigmoid() if kind == "logistic" else 0)))
-    dot = (p * wide.Rs.abs()).sum(-1, keepdim=True) if rank_one else torch.zeros(())
-    size = (p + (1.0 if kind == "logistic" else 0.0)) * (
-        wide.Rs.abs() + (1 + shape[2] ** 0.5) * dot
-    )
+    assert_within(c, p, 10 * eps * (p + (w * wide.s.sigmoid() if kind == "logistic" else 0)))
+    # cᵀRs / Σc of weighted distributions is that of p, whatever the weight.
+    shares = p / w.clamp_min(1e-300) if mask == "weights" else p
+    dot = (shares * wide.Rs.abs()).sum(-1, keepdim=True) if rank_one else torch.zeros(())
+    size = (p + (w if kind == "logistic" else 0.0)) * (wide.Rs.abs() + (1 + shape[2] ** 0.5) * dot)
     assert_within(g, want, 0.3 * 16 * eps * size)
 
 
+@pytest.mark.parametrize("mask", ["bool", "weights"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradient_is_the_slope_of_the_value(kind: str, backend: str) -> None:
-    case = make_case(kind, torch.float64, (2, 3, 5), "bool")
+def test_gradient_is_the_slope_of_the_value(kind: str, mask: str, backend: str) -> None:
+    case = make_case(kind, torch.float64, (2, 3, 5), mask)
     step = 1e-6 * case.Rs
-    up = loss_value(kind, case.s + step, case.targets, case.mask, scale=0.7)
-    down = loss_value(kind, case.s - step, case.targets, case.mask, scale=0.7)
-    slope = (loss_gradient(kind, case.s, case.targets, case.mask, scale=0.7) * case.Rs).sum()
-    # Central differences: O(step²) ≈ 1e-12 of truncation, 1e-16·|value| / 1e-6 of rounding.
-    assert float((up - down) / 2e-6) == pytest.approx(float(slope), abs=1e-8)
+    options = {"scale": 0.7, "delta": DELTA}
+    up = loss_value(kind, case.s + step, case.targets, case.mask, **options)
+    down = loss_value(kind, case.s - step, case.targets, case.mask, **options)
+    slope = (loss_gradient(kind, case.s, case.targets, case.mask, **options) * case.Rs).sum()
+    # Central differences: O(step²) ≈ 1e-12 of truncation, 1e-16·|value| / 1e-6 of rounding; the
+    # sum of e^s is some hundreds.
+    abs = 1e-7 if kind == "poisson" else 1e-8
+    assert float((up - down) / 2e-6) == pytest.approx(float(slope), abs=abs)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_curvature_is_the_hessian_and_positive_semidefinite(kind: str, backend: str) -> None:
     case = make_case(kind, torch.float64, (1, 1, 6))
     rank_one = kind == "softmax"
-    c = loss_curvature(kind, case.s, None)
+    c = loss_curvature(kind, case.s, case.targets, None, delta=DELTA)
     columns = [
         loss_hessian_product(c, e.view_as(c), rank_one=rank_one)
         for e in torch.eye(6, dtype=torch.float64)
     ]
     H = torch.stack([column.flatten() for column in columns], 1)
     want = torch.func.hessian(lambda s: oracle_value(kind, case._replace(s=s)).sum())(case.s)
-    torch.testing.assert_close(H, want.view(6, 6), rtol=0, atol=1e-15)
+    # e^s of the outputs is up to some 50.
+    atol = 1e-14 if kind == "poisson" else 1e-15
+    torch.testing.assert_close(H, want.view(6, 6), rtol=0, atol=atol)
     torch.testing.assert_close(H, H.T, rtol=0, atol=1e-17)
     assert torch.linalg.eigvalsh(H).min() > -1e-16
 
@@ -228,13 +265,13 @@ def test_softmax_curvature_sums_to_one(
     shape: tuple[int, int, int], dtype: torch.dtype, backend: str
 ) -> None:
     case = make_case("softmax", dtype, shape, "bool")
-    total = loss_curvature("softmax", case.s, case.mask).double().sum(-1)
+    total = loss_curvature("softmax", case.s, None, case.mask).double().sum(-1)
     # Each of the k summands is rounded twice, and they sum to one.
     bound = torch.tensor(4 * torch.finfo(dtype).eps)
     assert case.mask is not None
     assert_within(total, case.mask.double(), bound)
     # L'' has the constant vector in its kernel.
-    c = loss_curvature("softmax", case.s, None)
+    c = loss_curvature("softmax", case.s, None, None)
     flat = loss_hessian_product(c, torch.ones_like(c), rank_one=True).double()
     assert_within(flat, torch.zeros_like(flat), 8 * torch.finfo(dtype).eps * c.double())
 
@@ -247,7 +284,7 @@ def test_softmax_curvature_sums_to_one(
     [(3, 3, 3), (3, 1, 1), (1, 3, 1), (1, 1, 3), (3, 3, 1), (1, 3, 3), (3, 1, 3)],
     ids=lambda g: f"s{g[0]}-y{g[1]}-m{g[2]}",
 )
-@pytest.mark.parametrize("mask", ["bool", "float"])
+@pytest.mark.parametrize("mask", ["bool", "float", "weights"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_group_equals_each_net_alone(
     kind: str, mask: str, groups: tuple[int, int, int], dtype: torch.dtype, backend: str
@@ -260,14 +297,15 @@ def test_group_equals_each_net_alone(
 
     value = loss_value(kind, case.s, case.targets, case.mask)
     gradient = loss_gradient(kind, case.s, case.targets, case.mask)
-    c = loss_curvature(kind, case.s, case.mask)
+    c = loss_curvature(kind, case.s, case.targets, case.mask)
     product = loss_hessian_product(c, case.Rs, rank_one=kind == "softmax")
     assert value.shape == (3,)
     assert gradient.shape == (3, 3, 5, 7)
-    assert c.shape == product.shape == (max(groups[0], groups[2]), 3, 5, 7)
+    members = groups if kind == "huber" else (groups[0], groups[2])
+    assert c.shape == product.shape == (max(members), 3, 5, 7)
     for g in range(3):
         s, y, m = alone(case.s, g), alone(case.targets, g), alone(case.mask, g)
-        own = loss_curvature(kind, s, m)
+        own = loss_curvature(kind, s, y, m)
         pairs = (
             (value[g : g + 1], loss_value(kind, s, y, m)),
             (gradient[g : g + 1], loss_gradient(kind, s, y, m)),
@@ -295,7 +333,7 @@ def test_expanded_group_axis(kind: str, backend: str) -> None:
     assert torch.equal(value, loss_value(kind, case.s, y, case.mask).expand(3))
     gradient = loss_gradient(kind, s, y, mask)
     assert torch.equal(gradient, loss_gradient(kind, case.s, y, case.mask).expand(3, -1, -1, -1))
-    c = loss_curvature(kind, s, mask)
+    c = loss_curvature(kind, s, y, mask)
     assert torch.equal(loss_hessian_product(c, s), loss_hessian_product(c, case.s))
 
 
@@ -307,7 +345,7 @@ def test_bits_do_not_depend_on_threads_or_group(kind: str, dtype: torch.dtype, c
     rank_one = kind == "softmax"
 
     def everything(s: Tensor, y: Tensor, m: Tensor, Rs: Tensor) -> list[Tensor]:
-        c = loss_curvature(kind, s, m)
+        c = loss_curvature(kind, s, y, m)
         return [
             loss_value(kind, s, y, m),
             loss_gradient(kind, s, y, m),
@@ -328,7 +366,7 @@ def test_bits_do_not_depend_on_threads_or_group(kind: str, dtype: torch.dtype, c
 # ---------------------------------------------------------------------------- NaN, extremes
 
 
-@pytest.mark.parametrize("mask", ["bool", "float"])
+@pytest.mark.parametrize("mask", ["bool", "float", "weights"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_masked_nan_is_ignored(kind: str, mask: str, dtype: torch.dtype, backend: str) -> None:
     case = make_case(kind, dtype, (3, 11, 5), mask)
@@ -339,8 +377,8 @@ def test_masked_nan_is_ignored(kind: str, mask: str, dtype: torch.dtype, backend
     y[dropped] = -7 if kind == "softmax" else float("nan")
     for op in (loss_value, loss_gradient):
         assert torch.equal(op(kind, s, y, case.mask), op(kind, case.s, case.targets, case.mask))
-    c = loss_curvature(kind, s, case.mask)
-    assert torch.equal(c, loss_curvature(kind, case.s, case.mask))
+    c = loss_curvature(kind, s, y, case.mask)
+    assert torch.equal(c, loss_curvature(kind, case.s, case.targets, case.mask))
     assert bool((c[dropped] == 0).all())
 
 
@@ -360,7 +398,7 @@ def test_unmasked_nan_propagates(kind: str, k: int, dtype: torch.dtype, backend:
     assert torch.equal(gradient.isnan(), wrong)
     assert torch.equal(gradient[~wrong], clean[~wrong])
     if kind != "squared":  # whose curvature is one whatever s is
-        assert torch.equal(loss_curvature(kind, case.s, None).isnan(), wrong)
+        assert torch.equal(loss_curvature(kind, case.s, case.targets, None).isnan(), wrong)
 
 
 @pytest.mark.parametrize("kind", ["logistic", "softmax"])
@@ -372,7 +410,7 @@ def test_extreme_logits_stay_finite(kind: str, dtype: torch.dtype, backend: str)
     want = oracle_value(kind, in_double(kind, case._replace(s=s, targets=y)))
     torch.testing.assert_close(value, want, rtol=1e-13, atol=0)
     gradient = loss_gradient(kind, s, y, case.mask)
-    c = loss_curvature(kind, s, case.mask)
+    c = loss_curvature(kind, s, y, case.mask)
     assert gradient.isfinite().all()
     assert c.isfinite().all()
     assert bool((gradient.abs() <= 1).all() & (c >= 0).all() & (c <= 1).all())
@@ -416,7 +454,7 @@ def test_inputs_stay_untouched(backend: str) -> None:
         before = [t.clone() for t in (case.s, case.targets, case.mask)]
         loss_value(kind, case.s, case.targets, case.mask)
         loss_gradient(kind, case.s, case.targets, case.mask)
-        loss_curvature(kind, case.s, case.mask)
+        loss_curvature(kind, case.s, case.targets, case.mask)
         after = (case.s, case.targets, case.mask)
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
@@ -439,7 +477,8 @@ classes_ = torch.zeros(1, 2, 3, dtype=torch.int64)
         ("softmax", s_, classes_ - 1, None, ValueError, r"targets: got class -1, need 0\.\.3"),
         ("squared", s_, y_, classes_, TypeError, "mask: got torch.int64"),
         ("squared", s_, y_, torch.ones(1, 2, 4), ValueError, "mask: got shape"),
-        ("squared", s_, y_, torch.full((1, 2, 3), 2.0), ValueError, "mask: got 2.0+, need 0 or 1"),
+        ("squared", s_, y_, torch.full((1, 2, 3), -2.0), ValueError, "mask: got -2.0+, need"),
+        ("squared", s_, y_, torch.full((1, 2, 3), torch.inf), ValueError, "mask: got inf"),
         ("squared", s_, y_, torch.full((1, 2, 3), torch.nan), ValueError, "mask: got nan"),
         ("squared", s_[:, :0], y_[:, :0], None, ValueError, "T: got 0"),
         ("squared", s_[:, :, :0], y_[:, :, :0], None, ValueError, "B: got 0"),
@@ -480,7 +519,7 @@ def test_refuses_unfit_output_buffers(backend: str) -> None:
         with pytest.raises(error, match="out"):
             loss_gradient("squared", s, s, None, out=out)
         with pytest.raises(error, match="out"):
-            loss_curvature("squared", s, None, out=out)
+            loss_curvature("squared", s, None, None, out=out)
         with pytest.raises(error, match="out"):
             loss_hessian_product(s, s, out=out)
 
@@ -507,7 +546,7 @@ def test_compiled_module_checks_for_itself() -> None:
     bad_class = torch.full((1, 2, 3), 4)
     refused = (ValueError, TypeError)
     for arguments in (
-        (3, s, y, None, 1.0, out, 1),
+        (5, s, y, None, 1.0, out, 1),
         (-1, s, y, None, 1.0, out, 1),
         (0, s, y, None, 1.0, torch.zeros(2, 2, 3, 4)[:, :, :, :2], 1),
         (0, s[0], y, None, 1.0, out, 1),
@@ -516,7 +555,7 @@ def test_compiled_module_checks_for_itself() -> None:
         (0, s, y[:, :1].contiguous(), None, 1.0, out, 1),
         (0, s, y, torch.zeros(1, 2, 3, dtype=torch.uint8), 1.0, out, 1),
         (0, s, y, torch.zeros(1, 2, 2, dtype=torch.bool), 1.0, out, 1),
-        (0, s, y, torch.full((1, 2, 3), 0.5), 1.0, out, 1),
+        (0, s, y, torch.full((1, 2, 3), -0.5), 1.0, out, 1),
         (2, s, bad_class, None, 1.0, out, 1),
         (2, s, y, None, 1.0, out, 1),
         (0, s, y, None, 1.0, y, 1),
@@ -533,6 +572,15 @@ def test_compiled_module_checks_for_itself() -> None:
         m.loss_value(0, s, y, None, 1.0, value.float(), 1)
     with pytest.raises(refused):
         m.loss_value(0, s, y, None, 1.0, torch.zeros((), dtype=torch.float64), 1)
+    for delta in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="delta: got"):
+            m.loss_gradient(3, s, y, None, 1.0, out, 1, delta)
+    with pytest.raises(ValueError, match="targets: got None"):
+        m.loss_curvature(3, s, None, out, 1)
+    with pytest.raises(refused):
+        m.loss_curvature(3, s, None, out, 1, y.double())
+    with pytest.raises(ValueError, match="rank_one: got 3"):
+        m.loss_hessian_product(s, y, 3, 1.0, out, 1)
     with pytest.raises(refused):
         m.loss_hessian_product(s, y[:, :1].contiguous(), False, 1.0, out, 1)
     overlapping = torch.zeros(30)

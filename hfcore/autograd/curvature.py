@@ -1,0 +1,278 @@
+"""The curvature of a module at fixed parameters: graphs of its pieces, and products with them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hfcore.autograd.autocast import CastState, no_casts
+from hfcore.autograd.checks import reaches
+from hfcore.autograd.data import (
+    NO_GRADIENT,
+    SCALAR_CLOSURE,
+    BatchPart,
+    Closure,
+    ModuleData,
+    said_of_closures,
+)
+from hfcore.autograd.evaluation import Evaluation, flatten
+from hfcore.autograd.losses import second_of
+from hfcore.autograd.strategies import (
+    NO_DEPENDENCE,
+    RECOMPUTING,
+    Graph,
+    Measurement,
+    Parts,
+    Rebuilt,
+    Split,
+    Strategy,
+    Traced,
+    make_strategy,
+)
+
+if TYPE_CHECKING:
+    from hfcore.autograd.objective import ModuleObjective
+
+logger = logging.getLogger("hfcore")
+
+
+class _Graphs:
+    """Builds the graphs of a curvature at θ. Holds none, so that they die with their strategy."""
+
+    def __init__(self, objective: ModuleObjective, theta: Tensor, kind: str) -> None:
+        self._objective = objective
+        self._theta = theta
+        self._kind = kind
+        self._bare = objective.module is None
+        # Products may come after the context in which the curvature was asked for.
+        self._casts = CastState(theta.device)
+
+    def value(self, piece: Closure | BatchPart) -> float:
+        """The mean loss of a piece."""
+        return self._objective.evaluator.value(piece, self._at(piece, self._leaves()))
+
+    def _at(self, piece: Closure | BatchPart, parameters: Parts | None) -> Evaluation:
+        with self._casts.again():
+            return self._objective.evaluate(piece, parameters)
+
+    def _leaves(self) -> Parts | None:
+        """θ in the parameters' shapes, or None for the parameters themselves."""
+        if self._bare:
+            return None
+        return [p.detach() for p in self._objective.parameters.split(self._theta)]
+
+    def _evaluate(self, piece: Closure | BatchPart) -> tuple[Evaluation, Parts | None]:
+        """The model on a piece, and the leaves of its graph (None: the parameters themselves)."""
+        objective, leaves = self._objective, self._leaves()
+        if leaves is not None:
+            leaves = [p.requires_grad_() for p in leaves]
+        evaluation = self._at(piece, leaves)
+        own = objective.parameters
+        reached = [t for t in evaluation[:2] if t is not None]
+        if leaves is None or not callable(piece) or not reaches(reached, own.tensors):
+            return evaluation, leaves
+        # The closure holds parameters of its own, which nothing can be put in the place of.
+        if not torch.equal(own.read(), self._theta):
+            raise ValueError(
+                "theta: a closure that uses parameters directly, and not through the model, has a "
+                "curvature at the model's own values only"
+            )
+        self._bare = True
+        return self._at(piece, None), None
+
+    def build(self, piece: Closure | BatchPart) -> tuple[Graph, float]:
+        """The graph of a piece, and its mean loss."""
+        objective = self._objective
+        with torch.enable_grad():
+            evaluation, leaves = self._evaluate(piece)
+            with self._casts.again():
+                main = self._main(piece, evaluation)
+        if self._kind == "hessian" and not evaluation.loss.requires_grad:
+            raise ValueError(NO_GRADIENT)
+        if self._kind != "hessian" and not main[0].tensor.requires_grad:
+            raise ValueError(NO_DEPENDENCE)
+        needs = [z.requires_grad for z in evaluation.held]
+
+        def splits_at(at: Parts, structural: bool) -> tuple[Tensor, ...]:
+            moved = self._at(piece, at)
+            tensors = [split.tensor for split in self._main(piece, moved, seconds=False)]
+            if structural:
+                tensors += [z for z, need in zip(moved.held, needs, strict=True) if need]
+            return tuple(tensors)
+
+        functional = leaves is not None
+        graph = Graph(
+            objective.parameters.tensors if leaves is None else leaves,  # type: ignore[arg-type]
+            evaluation.loss,
+            main,
+            self._held(evaluation),
+            self._kind == "hessian",
+            splits_at if functional else None,
+            (lambda at: self._at(piece, at).loss) if functional else None,
+            self._casts.precision,
+        )
+        return graph, objective.evaluator.value(piece, evaluation)
+
+    def _main(
+        self, piece: Closure | BatchPart, at: Evaluation, seconds: bool = True
+    ) -> list[Split]:
+        """Where the kind of curvature is split, and the second derivative there."""
+        loss = self._objective.loss_function
+        if self._kind == "hessian":
+            return []
+        if at.outputs is None:
+            raise TypeError(SCALAR_CLOSURE)
+        if callable(piece):
+            with said_of_closures():
+                second = second_of(at.loss, at.outputs) if seconds else torch.zeros_like
+            return [Split(at.outputs, second)]
+        assert loss is not None
+        if self._kind == "fisher":
+            return [Split(loss.cases(at.outputs, piece), lambda R: R / piece.count)]
+        second = loss.second(at.outputs.detach(), piece) if seconds else torch.zeros_like
+        return [Split(at.outputs, second)]
+
+    def _held(self, at: Evaluation) -> list[Split]:
+        """The structural splits; what no parameter moves is left out."""
+        if not at.held:
+            return []
+        if at.outputs is None:
+            raise TypeError(
+                "closure: returned a scalar loss alone; structural damping, an average over cases, "
+                "needs (loss, outputs)"
+            )
+        cases = at.outputs.shape[self._objective.case_dim]
+        return [
+            Split(z, term.second(z.detach(), cases))
+            for term, z in zip(at.terms, at.held, strict=True)
+            if z.requires_grad
+        ]
+
+
+class ModuleCurvature:
+    """A curvature matrix of a module at fixed parameters and data.
+
+    ``strategy`` names how its products are computed; ``messages`` are for the user.
+    """
+
+    def __init__(
+        self, objective: ModuleObjective, data: ModuleData, theta: Tensor, kind: str
+    ) -> None:
+        self._objective = objective
+        self._data = data
+        self._theta = theta.clone()
+        self._kind = kind
+        if objective.module is None and not torch.equal(objective.parameters.read(), theta):
+            raise ValueError("theta: bare parameters have a curvature at their own values only")
+        self._graphs = _Graphs(objective, self._theta, kind)
+        self.loss = objective.regulariser(theta)
+        self.strategy = objective.strategy
+        pieces = list(objective.pieces(data))
+        self._recompute = objective.chunk_size is not None and len(pieces) > 1
+        self._strategies: list[tuple[Strategy, float]] = []
+        with no_casts(theta.device), said_of_closures():
+            for piece, share in pieces:
+                strategy, value = self._start(piece)
+                self._strategies.append((strategy, share))
+                self.loss += share * value
+        self.messages = objective.take_news()
+
+    def _start(self, piece: Closure | BatchPart) -> tuple[Strategy, float]:
+        """The strategy of one piece, chosen by measurement the first time, and its mean loss."""
+
+        def build() -> Graph:
+            return self._graphs.build(piece)[0]
+
+        if self.strategy == "auto":
+            choices, key = self._objective.choices, self._key()
+            if key not in choices:
+                measured = Measurement(
+                    build, self._objective.expected_products, recompute=self._recompute
+                )
+                choices[key], strategy = measured.run()
+                self.strategy = choices[key].name
+                return strategy, self._graphs.value(piece)
+            self.strategy = choices[key].name
+        if not self._recompute:
+            graph, value = self._graphs.build(piece)
+            return make_strategy(self.strategy, graph), value
+        if self.strategy not in RECOMPUTING:
+            raise ValueError(
+                f"strategy: {self.strategy!r} keeps what chunk_size is there to free; need one "
+                f"of {', '.join(map(repr, RECOMPUTING))} or 'auto'"
+            )
+        return Rebuilt(build, self.strategy), self._graphs.value(piece)
+
+    def _key(self) -> str:
+        """What a choice of strategy holds for."""
+        structural = "+structural" if self._objective.terms else ""
+        return self._kind + structural + ("+chunks" if self._recompute else "")
+
+    # ----------------------------------------------------------------------------- products
+
+    def product(
+        self,
+        v: Tensor,
+        *,
+        damping: float = 0.0,
+        structural: float = 0.0,
+        out: Tensor | None = None,
+        stop: Tensor | None = None,
+    ) -> Tensor:
+        """(B + damping·I + structural·G_S) v for ``v [N]``; autograd cannot be stopped."""
+        self._check_structural(structural)
+        flat = v * (damping + self._objective.l2)
+        parts = self._objective.parameters.split(v)
+        with no_casts(v.device):
+            for strategy, share in self._strategies:
+                flat.add_(flatten(strategy.apply(parts, structural), parts), alpha=share)
+        return flat if out is None else out.copy_(flat)
+
+    def products(self, V: Tensor, damping: float = 0.0, structural: float = 0.0) -> Tensor:
+        """The same for the rows of ``V [m,N]``: all at once where a traced product can be vmapped,
+        else one after the other."""
+        self._check_structural(structural)
+        traced = all(isinstance(strategy, Traced) for strategy, _ in self._strategies)
+        if traced and self._objective._rows_by_vmap:
+            try:
+                with no_casts(V.device):
+                    return self._rows(V, damping, structural)
+            except (RuntimeError, NotImplementedError) as error:
+                self._objective._rows_by_vmap = False
+                logger.info("products one after the other, since vmap fails: %s", error)
+        return torch.stack([self.product(v, damping=damping, structural=structural) for v in V])
+
+    def _rows(self, V: Tensor, damping: float, structural: float) -> Tensor:
+        result = V * (damping + self._objective.l2)
+        parts = [
+            p.unflatten(1, like.shape)
+            for p, like in zip(
+                V.split([t.numel() for t in self._objective.parameters.tensors], dim=1),
+                self._objective.parameters.tensors,
+                strict=True,
+            )
+        ]
+        for strategy, share in self._strategies:
+            assert isinstance(strategy, Traced)
+            rows = strategy.apply_rows(parts, structural)
+            filled = [
+                torch.zeros_like(p) if g is None else g for g, p in zip(rows, parts, strict=True)
+            ]
+            result.add_(torch.cat([g.reshape(len(V), -1) for g in filled], 1), alpha=share)
+        return result
+
+    def diagonal(
+        self, probes: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """diag(G) ``[N]`` of the Gauss-Newton matrix, as in :class:`hfcore.objective.Curvature`."""
+        return self._objective.diagonal(self._data, self._theta, probes, generator)
+
+    def _check_structural(self, structural: float) -> None:
+        if structural and not self._objective.supports_structural:
+            raise ValueError(
+                'structural: needs the objective\'s structural={"submodule": D}, which names what '
+                "is held"
+            )

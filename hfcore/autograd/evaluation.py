@@ -1,0 +1,142 @@
+"""A model and its loss evaluated on a piece of the data, at its own or at other parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from hfcore.autograd.autocast import fresh_casts
+from hfcore.autograd.buffers import SteadyBuffers
+from hfcore.autograd.checks import check_differentiable, check_repeatable, differentiable_kernels
+from hfcore.autograd.data import BatchPart, Closure, call_closure
+from hfcore.autograd.losses import SplitLoss
+from hfcore.autograd.strategies import Gradients, Parts
+from hfcore.autograd.structural import Held, Term
+from hfcore.flat import FlatParameters
+
+
+class Evaluation(NamedTuple):
+    """The model at some parameters: mean loss (a scalar), outputs (None: a closure gave the loss
+    alone), outputs of held submodules and the structural term of each."""
+
+    loss: Tensor
+    outputs: Tensor | None
+    held: list[Tensor]
+    terms: list[Term]
+
+
+class Evaluator:
+    """Calls the module or the closure, under kernels that can be differentiated.
+
+    Gradients are enabled whatever the caller has set: a model or a loss may itself ask for
+    derivatives (forces, residuals of differential equations).
+    """
+
+    def __init__(
+        self,
+        module: nn.Module | None,
+        parameters: FlatParameters,
+        loss: SplitLoss | None,
+        terms: list[Term],
+        case_dim: int,
+    ) -> None:
+        self.module = module
+        self.parameters = parameters
+        self.loss = loss
+        self.terms = terms
+        self.case_dim = case_dim
+        self._buffers = SteadyBuffers(module)
+
+    def evaluate(self, piece: Closure | BatchPart, parameters: Parts | None = None) -> Evaluation:
+        """The model on a piece of the data, at ``parameters`` or at its own."""
+        with self._settings(), self._holding_outputs() as held, torch.enable_grad():
+            if callable(piece):
+                loss, outputs = self._call(lambda: call_closure(piece), parameters)
+            else:
+                outputs = self.outputs(piece, parameters)
+                assert self.loss is not None
+                loss = self.loss.mean(outputs, piece)
+        return Evaluation(loss, outputs, held.tensors(), held.terms())
+
+    def outputs(self, part: BatchPart, parameters: Parts | None = None) -> Tensor:
+        """The model's outputs on a batch, checked against the targets."""
+        module, loss = self.module, self.loss
+        assert module is not None
+        assert loss is not None
+        outputs = self._call(lambda: module(part.inputs), parameters)
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"outputs: the model returned {type(outputs).__name__}, need one tensor; wrap it "
+                "in a module that returns what the loss is computed from"
+            )
+        if outputs.ndim <= self.case_dim or outputs.shape[self.case_dim] != part.count:
+            raise ValueError(
+                f"outputs: got shape {list(outputs.shape)}, need {part.count} cases along axis "
+                f"{self.case_dim}; batch_dim says where they are"
+            )
+        if torch.is_autocast_enabled(outputs.device.type):  # losses are computed as torch's are
+            outputs = outputs.to(self.parameters.dtype)
+        loss.check(outputs, part)
+        return outputs
+
+    def _call(self, function: Callable[[], Any], parameters: Parts | None) -> Any:
+        if parameters is None:
+            return function()
+        assert self.module is not None
+        named = dict(zip(self.parameters.names, parameters, strict=True))
+        caller = _Caller(self.module, function)
+        with self.parameters.lock:
+            return functional_call(caller, {f"module.{name}": p for name, p in named.items()}, ())
+
+    @contextmanager
+    def _settings(self) -> Iterator[None]:
+        self.parameters.refresh()
+        if self.module is not None:
+            check_repeatable(self.module)
+            check_differentiable(self.module)
+        with differentiable_kernels(self.module), fresh_casts(), self._buffers.watched():
+            yield
+
+    @contextmanager
+    def _holding_outputs(self) -> Iterator[Held]:
+        held = Held(self.terms)
+        with held if self.terms else nullcontext():
+            yield held
+
+    def value(self, piece: Closure | BatchPart, evaluation: Evaluation) -> float:
+        """The mean loss of a piece as a float."""
+        if callable(piece) or self.loss is None:
+            return float(evaluation.loss.detach())
+        assert evaluation.outputs is not None
+        with torch.no_grad():
+            return self.loss.value(evaluation.outputs.detach(), piece)
+
+
+class _Caller(nn.Module):
+    """Calls a function while functional_call holds other parameters in ``module``.
+
+    Not through ``forward``: hooks for all modules belong to the user's modules alone.
+    """
+
+    def __init__(self, module: nn.Module, function: Callable[[], Any]) -> None:
+        super().__init__()
+        self.module = module
+        self._function = function
+
+    def __call__(self) -> Any:
+        return self._function()
+
+
+def flatten(grads: Gradients, like: Sequence[Tensor]) -> Tensor:
+    """Gradients as one vector; None (a parameter that did not take part) counts as zero."""
+    return torch.cat(
+        [
+            torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)
+            for g, p in zip(grads, like, strict=True)
+        ]
+    )

@@ -1,0 +1,573 @@
+"""Random calls of the public interface: only errors that were meant may leave it.
+
+Run as a script (``make fuzz-api``). A call is a recipe with good arguments, of which none, one or
+two are spoilt. Good ones must succeed; a Gauss-Newton product among them must be that of a dense
+matrix in float64. Spoilt ones may succeed, or raise ValueError, TypeError or an error of this
+package, by a ``raise`` of this package (or of torch's optimisers, which ours derive from): what an
+attribute, an index or an operator inside raises tells a user nothing. No call may hang.
+
+HFCORE_FUZZ_CALLS sets the number of calls (10,000), HFCORE_FUZZ_SEED where they start (0).
+"""
+
+from __future__ import annotations
+
+import collections
+import linecache
+import os
+import random
+import signal
+import sys
+import tempfile
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import hfcore as hf
+
+CALLS = int(os.environ.get("HFCORE_FUZZ_CALLS", "10000"))
+SEED = int(os.environ.get("HFCORE_FUZZ_SEED", "0"))
+SECONDS = 60  # a call that takes longer hangs
+
+PACKAGE = str(Path(hf.__file__).parent)
+# Where a raise may stand: here, and in what our optimisers and schedules inherit.
+OWN_PLACES = (PACKAGE, str(Path(torch.__file__).parent / "optim"))
+
+Recipe = Callable[["Source"], "Call"]
+
+
+class Hang(BaseException):
+    """A call that did not answer in time."""
+
+
+class Call:
+    """A callable, its arguments by name, and what is done with what it gives."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        arguments: dict[str, Any],
+        then: Callable[[Any, Source], None] | None = None,
+    ) -> None:
+        self.function, self.arguments, self.then = function, arguments, then
+
+
+class Source:
+    """Random sizes, data, models and spoilt values of one call."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.dtype = self.random.choice([torch.float32, torch.float64])
+        self.T, self.B = self.size(), self.size()
+        self.n, self.H, self.k = self.size(), self.size(), self.size()
+
+    def size(self) -> int:
+        return self.random.choice([1, 1, 2, 3, 4, 5, 7])
+
+    def pick(self, *values: Any) -> Any:
+        return self.random.choice(values)
+
+    def tensor(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self.generator, dtype=self.dtype)
+
+    def classes(self, *shape: int) -> Tensor:
+        return torch.randint(self.k, shape, generator=self.generator)
+
+    # ---- models with data
+
+    def loss_and_targets(self, *shape: int) -> tuple[hf.losses.Loss, Tensor]:
+        kind = self.pick("squared", "logistic", "softmax")
+        if kind == "softmax":
+            return hf.losses.SoftmaxCrossEntropy(), self.classes(*shape)
+        if kind == "logistic":
+            return hf.losses.LogisticCrossEntropy(), self.tensor(*shape, self.k).sigmoid()
+        return hf.losses.SquaredError(), self.tensor(*shape, self.k)
+
+    def sequences(self) -> dict[str, Any]:
+        sparse = self.pick(False, False, True)
+        model = hf.RNN(self.n, self.H, self.k, dtype=self.dtype, generator=self.generator)
+        if sparse:
+            fan_in = min(self.H, self.pick(1, 2, 15))
+            sparse_options: dict[str, Any] = {"sparse": True, "fan_in": fan_in, "dtype": self.dtype}
+            model = hf.RNN(self.n, self.H, self.k, **sparse_options)
+            hf.init.esn_(model, self.generator, fan_in=fan_in)
+        loss, targets = self.loss_and_targets(self.T, self.B)
+        mask = None
+        if self.pick(False, True):
+            mask = torch.rand(self.T, self.B, generator=self.generator) < 0.5
+            mask[self.random.randrange(self.T), self.random.randrange(self.B)] = True
+        inputs = self.tensor(self.T, self.B, self.n)
+        return {"model": model, "loss": loss, "inputs": inputs, "targets": targets, "mask": mask}
+
+    def cases(self) -> dict[str, Any]:
+        loss, targets = self.loss_and_targets(self.B)
+        phi = self.pick("tanh", "logistic", "relu", "linear")
+        model: nn.Module
+        if self.pick(True, False):
+            sizes = [self.n, self.H, self.k]
+            model = hf.MLP(sizes, [phi, "linear"], dtype=self.dtype, generator=self.generator)
+        else:
+            layers = nn.Linear(self.n, self.H), nn.Tanh(), nn.Linear(self.H, self.k)
+            model = nn.Sequential(*layers).to(self.dtype)
+        inputs = self.tensor(self.B, self.n)
+        return {"model": model, "loss": loss, "inputs": inputs, "targets": targets}
+
+    def task(self) -> dict[str, Any]:
+        return self.sequences() if self.pick(True, False) else self.cases()
+
+    def problem(self) -> Any:
+        kind = self.pick("Addition", "Multiplication", "Memorization5")
+        return getattr(hf.problems, kind)(self.pick(3, 5, 8) if kind != "Memorization5" else 3)
+
+    # ---- spoilt values
+
+    def anything(self) -> Any:
+        return self.pick(
+            None, True, 0, 1, -1, 2.5, -0.5, float("nan"), float("inf"), 1e-300, 10**30,
+            sys.maxsize, 1j, "", "nonsense", b"x", [], [1, 2], (), {}, {"a": 1}, object(), int, len,
+            np.float32(1), np.zeros(3), np.zeros((2, 2), dtype=object), torch.zeros(0),
+            torch.zeros(()), torch.zeros(2, 3), torch.full((3,), torch.nan),
+            torch.zeros(3, dtype=torch.int64), torch.zeros(2, dtype=torch.complex64), torch.zeros(2, 2).to_sparse(),
+            torch.zeros(2, device="meta"), nn.Linear(2, 2), iter([]), Path("."),
+        )  # fmt: skip
+
+    def spoilt(self, value: Any) -> Any:
+        """Something else in the place of ``value``, often of its kind."""
+        if self.random.random() < 0.4:
+            return self.anything()
+        if isinstance(value, Tensor):
+            return self.spoilt_tensor(value)
+        if isinstance(value, bool):
+            return self.pick(2, "yes", None)
+        if isinstance(value, int | float):
+            others = 0, -1, -0.5, value + 0.5, float("nan"), float("inf"), str(value), True
+            return self.pick(*others, np.float64(value), torch.tensor(float(value)), 10**30)
+        if isinstance(value, str):
+            return self.pick(value + "x", value[:-1], value.upper(), "")
+        if callable(value) and not isinstance(value, nn.Module):
+            return self.pick(lambda *a, **k: None, lambda: 0, lambda *a, **k: self.anything())
+        return self.anything()
+
+    def spoilt_tensor(self, value: Tensor) -> Any:
+        def holed() -> Tensor:
+            if not value.is_floating_point() or value.numel() == 0:
+                return value - 1000
+            bad = value.clone()
+            bad.view(-1)[self.random.randrange(value.numel())] = self.pick(torch.nan, torch.inf)
+            return bad
+
+        other = torch.float32 if value.dtype == torch.float64 else torch.float64
+        return self.pick(
+            lambda: value[:0],
+            lambda: value[:1],
+            lambda: torch.cat([value, value]),
+            lambda: value.unsqueeze(0),
+            lambda: value.reshape(-1),
+            lambda: value.mT if value.ndim > 1 else value[::2],
+            lambda: value.to(other),
+            lambda: value.to(torch.complex64),
+            lambda: value.to(torch.int32),
+            lambda: value.half(),
+            lambda: value.numpy(force=True),
+            lambda: value.tolist(),
+            lambda: value.to("meta"),
+            holed,
+            lambda: value.clone().requires_grad_() if value.is_floating_point() else value.bool(),
+        )()
+
+
+# ----------------------------------------------------------------------------------- recipes
+
+
+def use_operator(A: Any, source: Source) -> None:
+    """Methods of an operator, with one argument spoilt now and then."""
+    N = A.shape[0]
+    v = source.tensor(N) if source.random.random() < 0.7 else source.spoilt(source.tensor(N))
+    few = 2 if source.random.random() < 0.7 else source.spoilt(2)
+    chosen = source.pick(
+        lambda: A @ v,
+        lambda: A.matvec(v, out=source.spoilt(source.tensor(N))),
+        lambda: A @ source.spoilt(source.tensor(N, 3)),
+        lambda: A.trace(probes=few),
+        lambda: A.diagonal(probes=few),
+        lambda: A.eigenvalues(few),
+        lambda: A.solve(v, max_iter=few) if hasattr(A, "solve") else None,
+        lambda: A.eigsh(few) if hasattr(A, "eigsh") else None,
+        lambda: A.to_scipy() @ np.zeros(N),
+        lambda: repr(A),
+    )
+    chosen()
+
+
+def operator(source: Source) -> Call:
+    kind = source.pick(hf.GaussNewton, hf.Hessian, hf.EmpiricalFisher)
+    arguments = source.task()
+    arguments["damping"] = source.pick(0.0, 0.1)
+    if source.pick(True, False, False):
+        arguments["l2"] = 0.01
+    if isinstance(arguments["model"], hf.RNN | hf.MLP) and source.pick(True, False):
+        arguments["structural"] = 0.1
+    return Call(kind, arguments, use_operator)
+
+
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "curvature": ("ggn", "hessian_fd", "fisher"),
+    "damping": (1.0, 0.1, "auto"),
+    "damping_rule": ("martens2010", "rnn2011", "chapelle2011"),
+    "damping_window": (None, (0.5, 0.95)),
+    "scale_damping": (None, 0.1),
+    "trust_radius": (None, 1.0),
+    "l2": (0.0, 1e-3),
+    "cg_max_iter": (1, 5, 20),
+    "cg_tolerance": (5e-4, 0.0),
+    "cg_lookback": (1, 10),
+    "cg_residual": (1e-10, 0.0),
+    "cg_decay": (0.95, 0.0),
+    "cg_restart": (True, False),
+    "cg_evaluate_every": (1, 10, "geometric"),
+    "cg_backtracking": ("best", "walk", "last"),
+    "cg_loss_increase_after": (None,),
+    "preconditioner": (None, "fisher", "ggn_diagonal"),
+    "preconditioner_exponent": (None, 0.75),
+    "diagonal_probes": (1, 3),
+    "rho": ("damped", "undamped", None),
+    "rho_low": (0.25,),
+    "rho_high": (0.75,),
+    "damping_up": (1.5, None),
+    "damping_down": (0.5, None),
+    "damping_failed": (2.0, None),
+    "step_size": (None, 0.5),
+    "line_search_decay": (0.8,),
+    "line_search_armijo": (0.0, 0.01),
+    "line_search_max": (50, 3),
+    "seed": (0, 7),
+}
+
+
+def hessian_free(source: Source) -> Call:
+    task = source.task()
+    chosen = source.random.sample(sorted(OPTIONS), source.random.randrange(6))
+    options = {name: source.pick(*OPTIONS[name]) for name in chosen}
+    if "damping_window" in options or "cg_loss_increase_after" in options:
+        options.pop("trust_radius", None)
+    data = [task["inputs"], task["targets"], task.get("mask")]
+
+    def then(opt: Any, source: Source) -> None:
+        for _ in range(2):
+            if source.random.random() < 0.3:
+                i = source.random.randrange(2 if data[2] is None else 3)
+                data[i] = source.spoilt(data[i])
+            shape = source.pick(tuple, list, lambda d: hf.Batch(*d), lambda d: [hf.Batch(*d)])
+            opt.step(shape(data) if source.random.random() < 0.9 else source.spoilt(data))
+        opt.load_state_dict(opt.state_dict())
+
+    return Call(hf.HessianFree, {"model": task["model"], "loss": task["loss"], **options}, then)
+
+
+def closure_step(source: Source) -> Call:
+    task = source.cases()
+    net: Any = task["model"]
+
+    def closure() -> Any:
+        s = net(task["inputs"])
+        return (s - 1).square().mean(), s
+
+    options = {"params": net.parameters(), "lr": 0.1}
+    kind = source.pick(hf.SGD, hf.NAG, hf.ClassicalMomentum, hf.AdaptiveNAG, hf.HessianFree)
+    if kind is hf.HessianFree:
+        arguments: dict[str, Any] = {"model": net.parameters(), "damping": 1.0}
+    elif kind is hf.AdaptiveNAG:
+        arguments = {"params": net.parameters(), "lr": source.pick(0.1, None)}
+    else:
+        arguments = {**options, "weight_decay": source.pick(0.0, 0.1)}
+
+    def first_order() -> Any:
+        net.zero_grad()
+        loss, _ = closure()
+        loss.backward()
+        return loss
+
+    def then(opt: Any, source: Source) -> None:
+        given: Any = closure if isinstance(opt, hf.HessianFree) else first_order
+        opt.step(given if source.random.random() < 0.7 else source.spoilt(given))
+        opt.load_state_dict(opt.state_dict())
+
+    return Call(kind, arguments, then)
+
+
+def initialisation(source: Source) -> Call:
+    name = source.pick("sparse_", "gaussian_", "glorot_", "esn_")
+    task = source.sequences() if name == "esn_" else source.task()
+    return Call(getattr(hf.init, name), {"model": task["model"], "generator": source.generator})
+
+
+def model(source: Source) -> Call:
+    sizes = {"input_size": source.n, "hidden_size": source.H, "output_size": source.k}
+    kind = source.pick("RNN", "MLP", "Autoencoder", "EchoState")
+    arguments: dict[str, Any] = {
+        "RNN": {**sizes, "nonlinearity": source.pick("tanh", "relu"), "sparse": False},
+        "MLP": {"sizes": [source.n, source.H], "activations": ["tanh"]},
+        "Autoencoder": {"encoder_sizes": [source.n, source.H]},
+        "EchoState": {**sizes},
+    }[kind]
+    shape = (source.T, source.B, source.n) if kind in ("RNN", "EchoState") else (source.B, source.n)
+
+    def then(net: Any, source: Source) -> None:
+        x = torch.zeros(*shape)
+        net(x if source.random.random() < 0.5 else source.spoilt(x))
+
+    return Call(getattr(hf, kind), arguments, then)
+
+
+def draw(source: Source) -> Call:
+    problem = source.problem()
+    arguments = {"size": source.B, "generator": np.random.default_rng(0), "dtype": source.dtype}
+
+    def then(batch: Any, source: Source) -> None:
+        s = torch.zeros(*batch.inputs.shape[:2], problem.output_size, dtype=source.dtype)
+        problem.wrong(s if source.random.random() < 0.5 else source.spoilt(s), batch)
+
+    return Call(problem.batch, arguments, then)
+
+
+def make_problem(source: Source) -> Call:
+    kind = source.pick(hf.problems.Addition, hf.problems.Multiplication)
+    arguments = {"length": source.pick(3, 9), "tolerance": 0.04, "centre": source.pick(True, False)}
+    return Call(kind, arguments)
+
+
+def policy(source: Source) -> Call:
+    task = source.cases()
+    arguments: dict[str, Any] = {"inputs": task["inputs"], "targets": task["targets"]}
+    kind = source.pick(hf.minibatches.FullGradient, hf.minibatches.SmallBatches)
+    if kind is hf.minibatches.FullGradient:
+        arguments |= {"curvature_batches": source.random.randint(1, source.B), "growth": 1.5}
+    else:
+        arguments |= {"size": source.random.randint(1, source.B)}
+    arguments["seed"] = 0
+
+    def then(policy: Any, source: Source) -> None:
+        policy(3 if source.random.random() < 0.5 else source.spoilt(3))
+
+    return Call(kind, arguments, then)
+
+
+def loss_value(source: Source) -> Call:
+    loss, targets = source.loss_and_targets(source.T, source.B)
+    arguments: dict[str, Any] = {"s": source.tensor(source.T, source.B, source.k)}
+    method = source.pick("value", "gradient")
+    return Call(getattr(loss, method), {**arguments, "targets": targets.clone()})
+
+
+def schedule(source: Source) -> Call:
+    kinds: list[tuple[Callable[..., Any], dict[str, Any]]] = [
+        (hf.schedules.Increasing, {"mu_max": 0.99}),
+        (hf.schedules.Delayed, {"mu_0": 0.9}),
+        (hf.schedules.Constant, {"mu": 0.5}),
+        (hf.schedules.NesterovSequence, {}),
+        (hf.schedules.Final, {"schedule": hf.schedules.Constant(0.99), "total": 10_000}),
+    ]
+    kind, arguments = source.pick(*kinds)
+
+    def then(schedule: Any, source: Source) -> None:
+        schedule(5)
+
+    return Call(kind, arguments, then)
+
+
+def training(source: Source) -> Call:
+    problem = source.problem()
+    net = hf.RNN(problem.input_size, source.H, problem.output_size)
+    optimiser = source.pick(
+        lambda: hf.HessianFree(net, problem.loss, damping=1.0, cg_max_iter=3),
+        lambda: hf.NAG(net, 0.01),
+        lambda: torch.optim.Adam(net.parameters()),
+    )()
+    arguments: dict[str, Any] = {
+        "model": net, "problem": problem, "optimizer": optimiser, "minibatches": 0.01,
+        "batch_size": 4, "gradient_batches": 2, "test_size": 4, "solved_below": 0.01,
+        "test_every": 1, "seed": 0, "checkpoint_every": 1, "callbacks": (), "progress": False,
+    }  # fmt: skip
+    if source.pick(True, False):
+        arguments |= {"run_dir": Path(tempfile.mkdtemp(dir=FOLDER.name)) / "run", "resume": False}
+
+    def function(problem: Any, **more: Any) -> Any:  # whatever the second parameter is called
+        return hf.train(more.pop("model"), problem, more.pop("optimizer"), **more)
+
+    return Call(function, arguments)
+
+
+def sweep(source: Source) -> Call:
+    grid = {"learning_rate": [1e-2, 1e-3], "momentum": [0.0, 0.9], "method": ["nag"]}
+    arguments = {
+        "problem": source.problem(), "grid": grid, "seeds": 1, "updates": 2, "batch_size": 3,
+        "test_every": 1, "test_size": 3, "schedule": "constant", "weight_decay": 0.0,
+        "progress": False, "device": "cpu",
+    }  # fmt: skip
+    return Call(hf.sweep, arguments)
+
+
+def checked(source: Source) -> Call:
+    arguments = source.cases()
+    return Call(hf.check_curvature, {**arguments, "coordinates": 1, "directions": 1, "seed": 0})
+
+
+RECIPES: list[tuple[int, Recipe]] = [
+    (6, operator), (8, hessian_free), (3, closure_step), (2, initialisation), (2, model), (2, draw),
+    (1, make_problem), (2, policy), (2, loss_value), (1, schedule), (3, training), (1, sweep),
+    (1, checked),
+]  # fmt: skip
+FOLDER = tempfile.TemporaryDirectory(prefix="hfcore-fuzz-")
+
+
+# ------------------------------------------------------------------------------- the judgement
+
+
+def meant(error: BaseException) -> bool:
+    """Whether the error comes from a ``raise`` for the user, of a kind that may leave."""
+    own = type(error).__module__.split(".")[0] == "hfcore"
+    if not (own or isinstance(error, ValueError | TypeError)):
+        return False
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    if last.filename == __file__:  # the signature itself: a missing or an unknown argument
+        return isinstance(error, TypeError)
+    frames = list(traceback.walk_tb(error.__traceback__))
+    # A context manager that translates an error raises from within.
+    return any(
+        frame.f_code.co_filename.startswith(OWN_PLACES)
+        and "raise" in source_of(frame.f_code.co_filename, line)
+        for frame, line in frames[-3:]
+    )
+
+
+def source_of(filename: str, line: int) -> str:
+    """The statement's lines around ``line``: a raise may span several."""
+    return "\n".join(linecache.getline(filename, line - i) for i in range(4))
+
+
+@contextmanager
+def in_time() -> Iterator[None]:
+    def over(*_: Any) -> None:
+        raise Hang
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def dense_gauss_newton(task: dict[str, Any]) -> Tensor:
+    """JᵀL''J of the mean loss in float64, the structural term left out."""
+    net = task["model"].double()
+    names = [name for name, _ in net.named_parameters()]
+    shapes = [p.shape for _, p in net.named_parameters()]
+    theta = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+
+    def outputs(flat: Tensor) -> Tensor:
+        parts = flat.split([shape.numel() for shape in shapes])
+        values = {n: p.view(shape) for n, p, shape in zip(names, parts, shapes, strict=True)}
+        return torch.func.functional_call(net, values, (task["inputs"].double(),))
+
+    targets = task["targets"]
+    targets = targets.double() if targets.is_floating_point() else targets
+    mask = task.get("mask")
+    keep = torch.ones(targets.shape[: task["inputs"].ndim - 1], dtype=torch.bool)
+    keep = keep if mask is None else mask.bool()
+    cases = task["inputs"].shape[-2]
+
+    def loss(s: Tensor) -> Tensor:
+        kind = type(task["loss"]).__name__
+        if kind == "SquaredError":
+            per = 0.5 * (s - targets).square().sum(-1)
+        elif kind == "LogisticCrossEntropy":
+            per = nn.functional.softplus(s).sum(-1) - (targets * s).sum(-1)
+        else:
+            per = torch.logsumexp(s, -1) - s.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        return per[keep].sum() / cases
+
+    s = outputs(theta)
+    J = torch.func.jacrev(outputs)(theta).reshape(s.numel(), -1)
+    L = torch.func.hessian(lambda flat: loss(flat.view_as(s)))(s.reshape(-1))
+    return J.mT @ L @ J
+
+
+def check_product(call: Call, A: Any, source: Source) -> None:
+    """One product with a random vector against the dense matrix; raises AssertionError."""
+    arguments = call.arguments
+    if call.function is not hf.GaussNewton or arguments.get("structural"):
+        return
+    v = source.tensor(A.shape[0])
+    got = (A @ v).double()
+    G, wide = dense_gauss_newton(arguments), v.double()
+    shift = arguments["damping"] + arguments.get("l2", 0.0)
+    want = G @ wide + shift * wide
+    scale = G.abs() @ wide.abs() + shift * wide.abs()
+    bound = 1e3 * torch.finfo(source.dtype).eps * (scale.max() + 1e-30)
+    worst = float((got - want).abs().max())
+    assert worst <= bound, f"product off by {worst:.2e}, bound {float(bound):.2e}"
+
+
+def run(seed: int, recipe: Recipe, outcomes: collections.Counter[str]) -> str | None:
+    """One call; gives what is wrong with it, or None."""
+    source = Source(seed)
+    torch.manual_seed(seed)
+    call = recipe(source)
+    spoilt = source.pick(0, 0, 1, 1, 1, 2)
+    for name in source.random.sample(sorted(call.arguments), min(spoilt, len(call.arguments))):
+        call.arguments[name] = source.spoilt(call.arguments[name])
+    what = f"seed {seed}, {recipe.__name__}"
+    built = False
+    try:
+        with in_time(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = call.function(**call.arguments)
+            built = True
+            if not spoilt:
+                check_product(call, result, source)
+            if call.then is not None:
+                call.then(result, source)
+    except AssertionError as error:
+        if traceback.extract_tb(error.__traceback__)[-1].filename == __file__:
+            return f"{what}: {error}"
+        return f"{what}: AssertionError inside\n{traceback.format_exc(limit=-4)}"
+    except Hang:
+        return f"{what}: no answer in {SECONDS} s\n{traceback.format_exc(limit=-4)}"
+    except Exception as error:
+        if not spoilt and not built:
+            return f"{what}: good arguments were refused\n{traceback.format_exc(limit=-4)}"
+        if not meant(error):
+            return f"{what}: {type(error).__name__} leaks\n{traceback.format_exc(limit=-4)}"
+        outcomes[f"{recipe.__name__}: refused"] += 1
+        return None
+    outcomes[f"{recipe.__name__}: answered"] += 1
+    return None
+
+
+def main() -> int:
+    outcomes: collections.Counter[str] = collections.Counter()
+    weights, recipes = [w for w, _ in RECIPES], [r for _, r in RECIPES]
+    faults = []
+    for seed in range(SEED, SEED + CALLS):
+        (recipe,) = random.Random(seed).choices(recipes, weights)
+        fault = run(seed, recipe, outcomes)
+        if fault is not None:
+            faults.append(fault)
+            print(fault, flush=True)
+    for name, count in sorted(outcomes.items()):
+        print(f"{count:6d} {name}")
+    print(f"{CALLS} calls, {len(faults)} faults")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
