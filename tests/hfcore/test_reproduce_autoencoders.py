@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from interrupts import interrupted_sweeps
 from torch import Tensor
 
 import command_line
@@ -32,7 +31,7 @@ from hfcore.minibatches import PhaseBatches
 from hfcore.presets import AutoencoderPreset
 from hfcore.problems import Reconstruction, reconstruction
 from hfcore.schedules import Phase, Reciprocal
-from hfcore.sweeps import AutoencoderStart, engine, sweep
+from hfcore.sweeps import AutoencoderStart, sweep
 from hfcore.training import Limits
 
 SMALL = ["--quiet", "--threads", "1", "--updates", "12", "--final-updates", "4"]
@@ -165,25 +164,11 @@ def test_columns_and_hybrid_beside_the_published_ones(tmp_path: Path) -> None:
     )
 
 
-def test_stopped_and_resumed_the_table_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_and_resumed_the_table_is_the_same(tmp_path: Path) -> None:
     arguments = ["table1", *SMALL, "--datasets", "curves,mnist", "--columns", "0.9M"]
     whole = invoke(*arguments, "--run-dir", tmp_path / "whole")
     assert whole.exit_code == 0, whole.output
-    asked = 0
-
-    @contextmanager
-    def stop() -> Iterator[Any]:
-        def came() -> bool:
-            nonlocal asked
-            asked += 1
-            return asked > 9
-
-        yield came
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "stop_on_signal", stop)
+    with interrupted_sweeps(9):
         stopped = invoke(*arguments, "--run-dir", tmp_path / "run")
     assert stopped.exit_code == 130, stopped.output
     assert "Not finished: curves" in stopped.output
