@@ -54,7 +54,7 @@ class Training:
     dataset: hf.data.Dataset
     loss: hf.losses.Loss
     optimizer: torch.optim.Optimizer
-    batches: Callable[[int], Any]
+    batches: hf.minibatches.Policy | hf.training.Phased
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(

@@ -331,7 +331,7 @@ def test_rounds_need_resume_and_a_sweep(tmp_path: Path) -> None:
     in_rounds(tmp_path / "s", [0.05], 1)
     with pytest.raises(RunFolderError, match="already holds a run"):
         in_rounds(tmp_path / "s", [0.01], 1)
-    (tmp_path / "s" / "config.json").write_text("{}")
+    (tmp_path / "s" / "config.json").write_text('{"format": 2}')
     with pytest.raises(RunFolderError, match="is not the config of a sweep"):
         in_rounds(tmp_path / "s", [0.01], 1, resume=True)
 
