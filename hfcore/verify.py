@@ -23,10 +23,9 @@ from hfcore.autograd.strategies import DoubleVjp
 from hfcore.batches import Batch
 from hfcore.checked_objective import CheckedObjective, checked_objective
 from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
-from hfcore.curvature.objectives import RNN_BATCH_DIM, objective_for
 from hfcore.curvature.operator import check_alone, flat_parameters, operator_data
 from hfcore.losses import Loss
-from hfcore.models.rnn import RNN
+from hfcore.objective_factory import batch_dim_of, objective_for
 
 # The step of the finite differences (the author's own check of his 2010 code).
 STEP = 1e-6
@@ -111,7 +110,7 @@ def check_curvature(
     objective = objective_for(wide, loss, **options)
     batch = Batch(_double(inputs), _double(targets), _double(mask))
     data = objective.prepare(batch)
-    dim = RNN_BATCH_DIM if isinstance(model, RNN) else options.get("batch_dim", 0)
+    dim = options.get("batch_dim", batch_dim_of(model))
     net = ModuleObjective(wide, loss, batch_dim=dim, strategy="double_vjp")
     (part,) = net.prepare([batch])  # type: ignore[misc]
     checker = _ModelChecker(objective, data, net, part, flat_parameters(wide, theta), seed)

@@ -19,13 +19,14 @@ from hfcore.batches import Batch, Batches
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.threads import among_kernels
 from hfcore.checked_objective import checked_objective
-from hfcore.curvature.objectives import curvature_of, objective_for
 from hfcore.curvature.operator import check_alone
-from hfcore.curvature.rnn import Normalize, StructuralDistance
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
-from hfcore.nets.unaltered import why_not_fused
+from hfcore.nets.objective import Normalize
+from hfcore.nets.registry import why_altered
+from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import Curvature, CurvatureKind, Objective
+from hfcore.objective_factory import curvature_of, objective_for
 from hfcore.optimisers.backtracking import Backtracking, Schedule
 from hfcore.optimisers.newton_step import NewtonStep, Outcome
 from hfcore.optimisers.options import Options, by_rule, names
@@ -414,7 +415,7 @@ class HessianFree(torch.optim.Optimizer):
         model = None if self._closures is None else self._closures.module
         if model is None or isinstance(objective, ModuleObjective | BackwardObjective):
             return
-        reason = why_not_fused(model)
+        reason = why_altered(model)
         if reason is not None:
             raise ValueError(
                 f"model: was altered since the optimiser was built, {reason}; a new optimiser goes "

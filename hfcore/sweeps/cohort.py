@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hfcore.bindings.momentum import Step
-from hfcore.curvature.grouped import GroupedGradient
 from hfcore.momentum_schedules import Schedule
+from hfcore.nets.grouped import GroupedGradient
 from hfcore.sweeps.grid import RunSettings
 from hfcore.training.data import TrainingData
 

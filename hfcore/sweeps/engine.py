@@ -19,8 +19,8 @@ from torch import Tensor
 
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
-from hfcore.curvature.grouped import BATCHES_ON, GroupedGradient, grouped_gradient
 from hfcore.flat import FlatParameters
+from hfcore.nets.grouped import BATCHES_ON, GroupedGradient, grouped_gradient
 from hfcore.problems import Problem, create
 from hfcore.sweeps.cohort import Cohort, Cohorts
 from hfcore.sweeps.grid import Grid, RunSettings, expand

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hfcore.batches import Batch
-from hfcore.curvature.grouped import GroupedGradient
+from hfcore.nets.grouped import GroupedGradient
 from hfcore.problems import Problem, ZeroOne
 from hfcore.sweeps.outcome import Test, case_count
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import command_line
 import hfcore as hf
-from hfcore.curvature.mlp import MlpCurvature
+from hfcore.nets.curvature import FusedCurvature
 from hfcore.verify import Check, CurvatureReport
 from oracles.modules import LOSSES, MODELS, task
 
@@ -61,7 +61,7 @@ def test_masked_rnn_and_structural_option() -> None:
 
 
 def test_a_wrong_product_is_seen(monkeypatch) -> None:
-    product = MlpCurvature.product
+    product = FusedCurvature.product
     model, x, y = mlp()
 
     def scaled(self, v, **keywords):
@@ -78,7 +78,7 @@ def test_a_wrong_product_is_seen(monkeypatch) -> None:
         (skewed, {"G e_j", "H v", "G symmetric"}),
         (negated, {"G e_j", "H v", "G positive"}),
     ):
-        monkeypatch.setattr(MlpCurvature, "product", mistake)
+        monkeypatch.setattr(FusedCurvature, "product", mistake)
         found = wrong(hf.check_curvature(model, LOSSES["squared"], x, y))
         assert found - {"H v"} == seen - {"H v"}, found
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hfcore as hf
-from hfcore.curvature.mlp import MlpObjective
+from hfcore.objective_factory import objective_for
 from hfcore.training.state_tree import flatten, unflatten
 
 # CG until it is exact, its last iterate, no line search: the step is the solution itself.
@@ -42,7 +42,7 @@ def flat(model: nn.Module) -> Tensor:
 
 def dense(model: hf.MLP, x: Tensor, y: Tensor, kind: str = "ggn") -> tuple[Tensor, Tensor, Tensor]:
     """(curvature with L2, ∇f, diag of the curvature without L2), all from single products."""
-    objective = MlpObjective(model, LOSS, l2=L2)
+    objective = objective_for(model, LOSS, l2=L2)
     data, theta = objective.prepare(hf.Batch(x, y)), flat(model)
     curvature = objective.curvature(data, theta, kind)
     eye = torch.eye(len(theta), dtype=theta.dtype)
@@ -123,7 +123,7 @@ def test_scale_sensitive_damping_solves_with_its_own_matrix() -> None:
     B, gradient, _ = dense(model, x, y)
     kappa = 0.02
     move, _ = step_of(model, x, y, scale_damping=kappa, diagonal_probes=3, seed=5)
-    objective = MlpObjective(model, LOSS, l2=L2)
+    objective = objective_for(model, LOSS, l2=L2)
     theta = flat(model)
     curvature = objective.curvature(objective.prepare(hf.Batch(x, y)), theta)
     generator = torch.Generator().manual_seed(5 * 2**32)
