@@ -45,7 +45,7 @@ from hfcore.solvers.linear import SolveInfo, cg, minres
 from hfcore.solvers.preconditioners import NystromPreconditioner
 from hfcore.solvers.spectral_density import SpectralDensity
 from hfcore.sweeps import AutoencoderStart, RnnStart, SweepResult, sweep
-from hfcore.training import Callback, TrainResult, TrainState, train
+from hfcore.training import Callback, TrainResult, TrainState, load_run, train
 from hfcore.verify import check_curvature
 
 __all__ = [
@@ -84,6 +84,7 @@ __all__ = [
     "check_curvature",
     "data",
     "init",
+    "load_run",
     "losses",
     "matmul_precision",
     "minibatches",
