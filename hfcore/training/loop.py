@@ -357,7 +357,9 @@ class _Run:
         state = self._state()
         for hook in self.hooks:
             line |= {key: as_python(value) for key, value in hook.measure(state).items()}
-        if self.folder is not None:
+        if self.folder is None:
+            return
+        if self.at.iteration or not self.folder.lines:  # the untrained model's line may be there
             self.folder.log(line)
 
     def _test_untrained(self) -> None:
