@@ -312,7 +312,7 @@ def test_the_state_of_another_net_or_optimiser_is_refused() -> None:
     model, x, y = problem()
     opt = hf.HessianFree(model, LOSS)
     opt.step((x, y))
-    turned = nn.ParameterList([nn.Parameter(p.detach().T.clone()) for p in model.parameters()])
+    turned = nn.ParameterList([nn.Parameter(p.detach().t().clone()) for p in model.parameters()])
     fewer = nn.ParameterList(list(turned)[:2])
     single = problem(torch.float32)[0]
     adam = torch.optim.Adam(model.parameters())
