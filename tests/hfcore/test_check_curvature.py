@@ -149,9 +149,9 @@ def test_own_models_pass(model, loss) -> None:
     result = invoke(model, "--loss", loss)
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 9
     assert all(line.endswith(" right") for line in lines[1:])
-    for name in ("gradient", "J v", "G e_j", "H v", "symmetric", "positive"):
+    for name in ("gradient", "not zero", "J v", "G e_j", "H v", "symmetric", "positive"):
         assert name in result.output
 
 

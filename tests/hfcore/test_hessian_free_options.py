@@ -297,13 +297,14 @@ def test_parameters_alone_step_by_closure() -> None:
         hf.HessianFree(model.parameters(), LOSS)
 
 
-def test_the_strategy_that_was_chosen_comes_back_with_the_state() -> None:
+@pytest.mark.parametrize("strategy", ["auto", "measure"])
+def test_the_strategy_that_was_chosen_comes_back_with_the_state(strategy) -> None:
     _, x, y = problem()
     paths = []
     net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
-    opt = hf.HessianFree(net, LOSS)
+    opt = hf.HessianFree(net, LOSS, strategy=strategy)
     opt.step((x, y))
-    assert opt.param_groups[0]["strategy"] != "auto"
+    assert opt.param_groups[0]["strategy"] != "measure"  # what is measured is written down
     state = copy.deepcopy((net.state_dict(), opt.state_dict()))
     for _ in range(2):
         net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
