@@ -56,13 +56,14 @@ class _States(torch.autograd.Function):
     ) -> tuple[Tensor, int]:
         """Sequences of one reservoir are one batch; reservoirs go one after the other."""
         *weights, pattern, nonlinearity = arguments
+        apply: Callable[..., Tensor] = _States.apply
         if in_dims[0] is not None and all(dim is None for dim in in_dims[1:]):
             many = x.movedim(in_dims[0], 1)  # [T,V,B,n]
-            h: Tensor = _States.apply(many.flatten(1, 2), *arguments)
+            h = apply(many.flatten(1, 2), *arguments)
             return h.unflatten(1, many.shape[1:3]), 1
         tensors = zip(in_dims, (x, *weights), strict=False)
         columns = [[t] * info.batch_size if d is None else t.unbind(d) for d, t in tensors]
-        rows = [_States.apply(*row, pattern, nonlinearity) for row in zip(*columns, strict=True)]
+        rows = [apply(*row, pattern, nonlinearity) for row in zip(*columns, strict=True)]
         return torch.stack(rows), 0
 
 
