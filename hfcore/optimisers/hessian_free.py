@@ -19,14 +19,16 @@ from hfcore.batches import Batch, Batches
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.threads import among_kernels
 from hfcore.checked_objective import checked_objective
-from hfcore.curvature.objectives import curvature_of, objective_for
 from hfcore.curvature.operator import check_alone
-from hfcore.curvature.rnn import Normalize, StructuralDistance
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
-from hfcore.nets.unaltered import why_not_fused
+from hfcore.nets.objective import Normalize
+from hfcore.nets.registry import why_altered
+from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import Curvature, CurvatureKind, Objective
+from hfcore.objective_factory import curvature_of, objective_for
 from hfcore.optimisers.backtracking import Backtracking, Schedule
+from hfcore.optimisers.hessian_free_state import packed, unpacked
 from hfcore.optimisers.newton_step import NewtonStep, Outcome
 from hfcore.optimisers.options import Options, by_rule, names
 from hfcore.optimisers.preconditioner import DiagonalSource
@@ -98,7 +100,7 @@ class HessianFree(torch.optim.Optimizer):
     normalize, structural_distance : as in :class:`hfcore.GaussNewton`; hf.RNN only
     seed : of the probes
     strategy, chunk_size : how products of any other module are computed, see
-        ``autograd/objective.py``; what ``"auto"`` measured to be cheapest at the first step becomes
+        ``autograd/objective.py``; what ``"measure"`` found to be cheapest at the first step becomes
         the option, so that a resumed run computes as before
     options : further keywords of the model's objective, such as ``memory`` and ``batch_dim``
 
@@ -172,11 +174,8 @@ class HessianFree(torch.optim.Optimizer):
         if l2 is None:
             flat["l2"] = 0.0 if objective is None else checked_objective(objective).l2
         if isinstance(structural, Mapping):
-            built_with["structural"] = flat["structural"] = dict(structural)
-        if damping_window is not None:
-            flat["damping_window"] = tuple(damping_window)
-        flat = by_rule(damping_rule, flat)
-        Options.of(flat)  # refuses what is impossible now, not at the first step
+            built_with["structural"] = dict(structural)
+        flat = Options.of(by_rule(damping_rule, flat)).flat()
         self._built_with = built_with
         self._model, self.loss, self.objective = model, loss, objective
         self.last_stats: StepStats | None = None
@@ -236,6 +235,25 @@ class HessianFree(torch.optim.Optimizer):
                 if name != "differentiable":  # torch's own, which it adds while it loads
                     group.setdefault(name, value)
 
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's optimisers: the options, steps taken, CG's last iterate.
+
+        A preconditioner that is an operator is not in it, but what its own ``state_dict`` gives.
+        """
+        return packed(super().state_dict(), self._parameters.tensors)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state; a preconditioner that is an operator must have been given again.
+
+        Raises ValueError for the state of another kind of optimiser or of another net, whose
+        parameters have other shapes or another dtype.
+        """
+        operator = self.param_groups[0]["preconditioner"]
+        state, keeps = unpacked(state_dict, self._parameters.tensors, operator)
+        super().load_state_dict(state)
+        if keeps:
+            self.param_groups[0]["preconditioner"] = operator
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused with TypeError: all parameters share one curvature matrix."""
         if self.param_groups:
@@ -293,11 +311,12 @@ class HessianFree(torch.optim.Optimizer):
             what = "nothing" if data is None else "data and a closure"
             raise TypeError(f"step: got {what}, need data or a closure")
         data = closure if data is None else data
-        objective, theta = self._objective_of(data), self._parameters.read()
+        options = self._options()
+        objective, theta = self._objective_of(data, options), self._parameters.read()
         among = among_kernels(theta) if objective.supports_stop else nullcontext()
         with torch.no_grad(), among:
             ledger = Ledger()
-            step, loss, damping = self._prepared(objective, data, theta, ledger)
+            step, loss, damping = self._prepared(objective, data, theta, options, ledger)
             outcome = step.run(damping, self._cg_start(theta))
             if outcome.move is not None:
                 self._parameters.write(theta.add_(outcome.move))
@@ -307,16 +326,21 @@ class HessianFree(torch.optim.Optimizer):
         return self.last_stats
 
     def _prepared(
-        self, objective: Objective, data: StepData, theta: Tensor, ledger: Ledger
+        self,
+        objective: Objective,
+        data: StepData,
+        theta: Tensor,
+        options: Options,
+        ledger: Ledger,
     ) -> tuple[NewtonStep, float, float]:
         """(the step with gradient and curvature, the loss, λ)."""
         bad = self._parameters.first_bad(theta)
         if bad is not None:
             raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
-        options, group = self._options(), self.param_groups[0]
+        group = self.param_groups[0]
         with ledger.phase("prepare"):
             roles = self._prepare(objective, data)
-            damping = self._present_damping(objective, roles)
+            damping = _present_damping(objective, roles, options)
         with ledger.phase("gradient"):
             loss, gradient = objective.gradient(roles.gradient, theta)
             ledger.gradients += objective.minibatches(roles.gradient)
@@ -329,7 +353,8 @@ class HessianFree(torch.optim.Optimizer):
         with ledger.phase("curvature"):
             kind = options.function.curvature
             curvature = curvature_of(objective, roles.curvature, theta, kind)
-            group["strategy"] = getattr(curvature, "strategy", group["strategy"])
+            if group["strategy"] == "measure":  # recorded: a resumed run computes as before
+                group["strategy"] = getattr(curvature, "strategy", "measure")
             ledger.messages.extend(getattr(curvature, "messages", ()))
             ledger.objective_evaluations += objective.minibatches(roles.curvature)
         with ledger.phase("preconditioner"):
@@ -372,25 +397,12 @@ class HessianFree(torch.optim.Optimizer):
             scale = (estimate + kappa).pow_(SCALE_EXPONENT)
         return diagonal, scale
 
-    def _present_damping(self, objective: Objective, roles: Roles) -> float:
-        """λ of this step, resolved at the first."""
-        options = self.param_groups[0]
-        if options["structural"] and not objective.supports_structural:
-            raise ValueError(
-                "structural: a number needs an hf.RNN or hf.MLP and batches, whose hidden units "
-                "it damps; for another module name its submodules"
-            )
-        if options["damping"] != "auto":
-            return float(options["damping"])
-        return objective.damping_start(roles.gradient)
-
-    def _objective_of(self, data: StepData) -> Objective:
+    def _objective_of(self, data: StepData, options: Options) -> Objective:
         """What serves this data, with the present options."""
         self._parameters.refresh()
-        options = self.param_groups[0]
         objective = self._objective
         if self._own is None and callable(data):  # differences need nothing but gradients
-            differences = options["curvature"] == "hessian_fd"
+            differences = options.function.curvature == "hessian_fd"
             objective = self._backward if differences else self._closures
         if objective is None:
             raise TypeError(
@@ -398,10 +410,10 @@ class HessianFree(torch.optim.Optimizer):
                 "returns (loss, outputs)"
             )
         self._check_unaltered(objective)
-        objective.l2 = options["l2"]
+        objective.l2 = options.function.l2
         takes_strategy = objective if self._own is None else self._own.given
         if hasattr(takes_strategy, "strategy"):
-            takes_strategy.strategy = options["strategy"]
+            takes_strategy.strategy = self.param_groups[0]["strategy"]
         return objective
 
     def _prepare(self, objective: Objective, data: StepData) -> Roles:
@@ -414,12 +426,23 @@ class HessianFree(torch.optim.Optimizer):
         model = None if self._closures is None else self._closures.module
         if model is None or isinstance(objective, ModuleObjective | BackwardObjective):
             return
-        reason = why_not_fused(model)
+        reason = why_altered(model)
         if reason is not None:
             raise ValueError(
                 f"model: was altered since the optimiser was built, {reason}; a new optimiser goes "
                 "through autograd"
             )
+
+
+def _present_damping(objective: Objective, roles: Roles, options: Options) -> float:
+    """λ of this step, resolved at the first."""
+    if options.damping.structural and not objective.supports_structural:
+        raise ValueError(
+            "structural: a number needs an hf.RNN or hf.MLP and batches, whose hidden units "
+            "it damps; for another module name its submodules"
+        )
+    given = options.damping.damping
+    return objective.damping_start(roles.gradient) if isinstance(given, str) else given
 
 
 def _parameters(model: Any) -> list[nn.Parameter]:

@@ -322,10 +322,10 @@ def test_out_of_memory_in_a_step_leaves_everything(monkeypatch: pytest.MonkeyPat
             raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
         return product(self, *arguments, **options)
 
-    from hfcore.curvature.rnn import RnnCurvature
+    from hfcore.nets.curvature import FusedCurvature
 
-    product = RnnCurvature.product
-    monkeypatch.setattr(RnnCurvature, "product", failing)
+    product = FusedCurvature.product
+    monkeypatch.setattr(FusedCurvature, "product", failing)
     with pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
         opt.step(batch)
     after = opt.state_dict()
@@ -585,8 +585,8 @@ def test_a_product_is_kernels_and_views(
     For all forms of the rule whose W_hh fits on chip; two batches, structural damping.
     """
     from hfcore.bindings import recurrence
-    from hfcore.curvature.rnn import RnnObjective
     from hfcore.kernels.recurrence import gpu
+    from hfcore.objective_factory import objective_for
 
     T, B = 3, 5
     mask = torch.zeros(T, B, dtype=torch.bool)
@@ -600,7 +600,7 @@ def test_a_product_is_kernels_and_views(
         )
         for b in (B, B - 1)
     ]
-    objective = RnnObjective(model, hf.losses.SoftmaxCrossEntropy())
+    objective = objective_for(model, hf.losses.SoftmaxCrossEntropy())
     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     curvature = objective.curvature(objective.prepare(batches), theta)
     launched: list[str] = []
