@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hfcore.autograd.autocast import no_casts
 from hfcore.autograd.cases import CaseSquares
 from hfcore.autograd.checks import check_one_process, check_repeatable, differentiable_kernels
+from hfcore.autograd.choice import Choice
 from hfcore.autograd.curvature import ModuleCurvature
 from hfcore.autograd.data import (
     NO_GRADIENT,
@@ -25,7 +26,7 @@ from hfcore.autograd.data import (
 )
 from hfcore.autograd.evaluation import Evaluation, Evaluator, flatten
 from hfcore.autograd.losses import MeanLoss, split_loss
-from hfcore.autograd.strategies import STRATEGIES, Choice, Gradients, Parts
+from hfcore.autograd.strategies import STRATEGIES, Gradients, Parts
 from hfcore.autograd.structural import structural_terms
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
@@ -59,9 +60,10 @@ class ModuleObjective:
         (its first tensor), at every call; D is ``"identity"`` or the matching nonlinearity that
         follows, ``"tanh"``, ``"logistic"`` or ``"softmax"``; μ is 1 if left out
     batch_dim : axis of cases in inputs, outputs and targets, or (of inputs, of outputs and targets)
-    strategy : of :mod:`hfcore.autograd.strategies`; ``"auto"`` measures at the first
-        curvature of a kind and keeps the cheapest for ``expected_products`` products. Results agree
-        up to rounding; name one where runs must repeat bit for bit
+    strategy : of :mod:`hfcore.autograd.strategies`; ``"auto"`` goes by the structure of the model
+        (:mod:`hfcore.autograd.choice`), ``"measure"`` times them at the first curvature of a kind
+        and keeps the cheapest for ``expected_products`` products, so that runs do not repeat bit
+        for bit. Results agree up to rounding
     chunk_size : most cases whose activations are held at once; None holds all. With more cases than
         that every product runs the forward pass again, chunk by chunk
 
@@ -84,7 +86,7 @@ class ModuleObjective:
         expected_products: int = EXPECTED_PRODUCTS,
         chunk_size: int | None = None,
     ) -> None:
-        check_choice("strategy", strategy, ("auto", *STRATEGIES))
+        check_choice("strategy", strategy, ("auto", "measure", *STRATEGIES))
         for name, value in (("chunk_size", chunk_size), ("expected_products", expected_products)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}, need at least 1")
@@ -108,7 +110,7 @@ class ModuleObjective:
         self.strategy = strategy
         self.expected_products = expected_products
         self.chunk_size = chunk_size
-        # What "auto" chose, by kind of curvature.
+        # What was chosen, by kind of curvature.
         self.choices: dict[str, Choice] = {}
         self._squares: CaseSquares | None = None
         self._rows_by_vmap = True

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import nonnegative
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_tensor
 from hfcore.checked_objective import checked_objective
 from hfcore.curvature.linear_operator import LinearOperator
-from hfcore.curvature.objectives import curvature_of, objective_for
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 from hfcore.objective import CurvatureKind, Objective
+from hfcore.objective_factory import curvature_of, objective_for
 
 # Options of the objectives of this package where nobody sets them.
 UNSET: dict[str, Any] = {
@@ -27,13 +28,6 @@ UNSET: dict[str, Any] = {
 
 AnyLoss = Loss | Callable[..., Tensor] | None
 AnyModel = nn.Module | Iterable[nn.Parameter]
-
-
-def check_nonnegative(name: str, value: float) -> float:
-    """Check a damping-like number: finite and not negative. Raises ValueError."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name}: got {value}, need a finite number that is not negative")
-    return float(value)
 
 
 def check_alone(**options: Any) -> None:
@@ -73,12 +67,14 @@ class CurvatureOperator(LinearOperator):
         structural: float | Mapping[str, Any],
         **options: Any,
     ) -> None:
-        self.damping = check_nonnegative("damping", damping)
+        self.damping = nonnegative("damping", damping)
         self.structural = structural
         # With named submodules every μ is in the objective.
         self._mu = 1.0
         if not isinstance(structural, Mapping):
-            self._mu = self.structural = check_nonnegative("structural", structural)
+            self._mu = self.structural = nonnegative("structural", structural)
+        if "l2" in options:
+            options["l2"] = nonnegative("l2", options["l2"])
         if model is not None and not isinstance(model, nn.Module):
             model = list(model)
         self._objective: Objective

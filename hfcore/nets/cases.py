@@ -1,11 +1,10 @@
-"""A batch for :class:`hfcore.MLP`, checked and brought to the form of the fused ops."""
+"""A batch of cases without time, checked and brought to the form of the dense ops."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,9 +12,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_tensor, plain
-from hfcore.curvature.values import range_of
 from hfcore.losses import Loss
-from hfcore.models.mlp import MLP
+from hfcore.nets.values import range_of
 
 # Version, least and largest value of tensors that were looked at: full data comes back every step.
 _ranges: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -23,10 +21,23 @@ _ranges: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 @dataclass(frozen=True)
 class Cases:
-    """A checked batch: ``x [1,B,n]``, ``targets [1,B,k]`` (classes ``[1,B]``)."""
+    """A checked batch: ``x [1,B,n]``, ``y [1,B,k]`` (classes ``[1,B]``)."""
 
     x: Tensor
-    targets: Tensor
+    y: Tensor
+
+    @property
+    def targets(self) -> Tensor:
+        """y as the loss ops take the outputs of one time step: ``[1,1,B,k]``."""
+        return self.y.unsqueeze(1)
+
+    @property
+    def mask(self) -> None:
+        return None
+
+    @property
+    def outputs(self) -> int:
+        return self.count
 
     @property
     def count(self) -> int:
@@ -39,39 +50,40 @@ class Cases:
     def placed(self, place: Callable[[str, Tensor], Tensor]) -> Cases:
         """The same data where ``place`` puts each array, by name."""
         x = place("x", self.x)
-        return Cases(x, x if self.targets is self.x else place("targets", self.targets))
-
-    @property
-    def of_steps(self) -> Tensor:
-        """The targets of one time step, as the loss ops take them: ``[1,1,B,k]``."""
-        return self.targets.unsqueeze(1)
+        return Cases(x, x if self.y is self.x else place("targets", self.y))
 
     def chunks(self, size: int) -> Iterator[Cases]:
         """The same data in pieces of nearly equal length, at most ``size`` cases each."""
         pieces = math.ceil(self.count / size)
         ends = [self.count * (i + 1) // pieces for i in range(pieces)]
         for start, end in zip([0, *ends], ends, strict=False):
-            yield Cases(self.x[:, start:end], self.targets[:, start:end])
+            yield Cases(self.x[:, start:end], self.y[:, start:end])
 
 
-def check_cases(model: MLP, loss: Loss, batch: Batch, *, dtype: torch.dtype | None = None) -> Cases:
-    """Check one batch against the model and the loss.
+def check_cases(
+    batch: Batch,
+    loss: Loss,
+    sizes: tuple[int, int],
+    *,
+    like: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Cases:
+    """Check one batch of ``sizes`` (n inputs, k outputs).
 
-    ``dtype``: what its values must have; None: that of the model, on whose device it then must lie.
+    ``like`` has the dtype and device that its values must have, or ``dtype`` says it alone.
 
     Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, no
     cases, a mask, NaN or Inf.
     """
-    # Not layers[0], which goes through a string, nor parameters(), which goes through all modules.
-    like = cast(Tensor, next(iter(model.layers)).weight) if dtype is None else None
-    x = check_tensor("inputs", batch.inputs, ["B", model.sizes[0]], like=like, dtype=dtype)
+    n, k = sizes
+    x = check_tensor("inputs", batch.inputs, ["B", n], like=like, dtype=dtype)
     if x.shape[0] == 0:
         raise ValueError(f"inputs: got shape {list(x.shape)}, need at least one case")
     if batch.mask is not None:
-        raise ValueError("mask: got one, need None: every case of an hf.MLP counts")
+        raise ValueError("mask: got one, need None: every case without time counts")
     if not isinstance(batch.targets, Tensor):
         raise TypeError(f"targets: got {type(batch.targets).__name__}, need a torch.Tensor")
-    loss.check_targets(torch.Size([x.shape[0], model.sizes[-1]]), batch.targets, x.dtype)
+    loss.check_targets(torch.Size([x.shape[0], k]), batch.targets, x.dtype)
     if batch.targets.device != x.device:
         raise ValueError(f"targets: is on {batch.targets.device}, need {x.device}")
     targets, reconstructs = batch.targets, batch.targets is batch.inputs
