@@ -18,8 +18,9 @@ Numbered notes say where this departs from the papers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from hfcore.solvers import device_conjugate_gradient as device
 from hfcore.solvers.conjugate_gradient import (
     NONPOSITIVE,
     RESIDUAL,
+    Observer,
     Solution,
     conjugate_gradient,
 )
@@ -159,7 +161,14 @@ class NewtonStep:
     def _propose(self, damping: float, start: Tensor) -> Proposal:
         """Solve at λ; raise λ while nothing is finite."""
         for _ in range(MAX_RETRIES):
-            solution, kept = self._solve(damping, start)
+            chooser = self._chooser()
+            with self.ledger.phase("preconditioner"):
+                solve = self._solver(damping)
+            with self.ledger.phase("cg"):
+                solution = solve(start, observer=chooser.observe)
+                kept = chooser.choose(solution)
+            if solution.stop == NONPOSITIVE:
+                self._say(f"{NONPOSITIVE}; CG ended after {solution.iterations} iterations")
             if kept is not None:
                 return Proposal(solution, kept, damping, self._ratio(kept))
             if solution.stop == NONPOSITIVE or _nothing_to_solve(solution):
@@ -295,34 +304,29 @@ class NewtonStep:
         smallest = torch.finfo(self.theta.dtype).tiny
         return max(TrustRadius().next(radius, proposal.rho, norm), smallest)
 
-    def _solve(self, damping: float, start: Tensor) -> tuple[Solution, Candidate | None]:
-        """CG on (B + λD + λμ G_S) p = −∇f, and the iterate that the true objective prefers."""
-        cg, radius = self.options.cg, self.options.damping.radius
-        points = self._points()
-        chooser = IterateChooser(
+    def _chooser(self) -> IterateChooser:
+        """Picks the iterate that the true objective prefers."""
+        cg = self.options.cg
+        return IterateChooser(
             self._backtracking_loss,
-            points=points,
+            points=self._points(),
             mode=cg.cg_backtracking,
             increase_after=cg.cg_loss_increase_after,
         )
-        with self.ledger.phase("preconditioner"):
-            M = self._preconditioner(damping)
-        with self.ledger.phase("cg"):
-            if device.serves(self.gradient) and math.isinf(radius):
-                solution = self._solve_on_device(damping, start, chooser, M)
-            else:
-                solution = conjugate_gradient(
-                    self._matrix(damping),
-                    -self.gradient,
-                    start,
-                    rule=cg.stop,
-                    observer=chooser.observe,
-                    preconditioner=M,
-                    radius=radius,
-                )
-            if solution.stop == NONPOSITIVE:
-                self._say(f"{NONPOSITIVE}; CG ended after {solution.iterations} iterations")
-            return solution, chooser.choose(solution)
+
+    def _solver(self, damping: float) -> Callable[..., Solution]:
+        """CG on (B + λD + λμ G_S) p = −∇f, which takes a start ``[N]`` and ``observer``."""
+        radius, M = self.options.damping.radius, self._preconditioner(damping)
+        if device.serves(self.gradient) and math.isinf(radius):
+            return partial(self._solve_on_device, damping, M)
+        return partial(
+            conjugate_gradient,
+            self._matrix(damping),
+            -self.gradient,
+            rule=self.options.cg.stop,
+            preconditioner=M,
+            radius=radius,
+        )
 
     def _points(self) -> Sequence[int]:
         cg = self.options.cg
@@ -362,9 +366,10 @@ class NewtonStep:
     def _solve_on_device(
         self,
         damping: float,
-        start: Tensor,
-        chooser: IterateChooser,
         M: Tensor | Preconditioner | None,
+        start: Tensor,
+        *,
+        observer: Observer,
     ) -> Solution:
         """The same with CG's scalars on the device; iterates are evaluated when the host looks."""
         stops = self.objective.supports_stop
@@ -374,7 +379,7 @@ class NewtonStep:
             -self.gradient,
             start,
             rule=self.options.cg.stop,
-            observer=chooser.observe,
+            observer=observer,
             observe_at=self._points(),
             preconditioner=M,
             # A product that cannot be stopped costs more than a look.
