@@ -13,6 +13,7 @@ from hfcore.arguments import nonnegative
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_tensor
 from hfcore.checked_objective import checked_objective
+from hfcore.curvature.guarded import GuardedCurvature
 from hfcore.curvature.linear_operator import LinearOperator
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
@@ -94,10 +95,11 @@ class CurvatureOperator(LinearOperator):
             raise TypeError("inputs: got None, need a batch of inputs, batches or a closure")
         given = operator_data(inputs, targets, mask, any_data=objective is not None)
         self._data = self._objective.prepare(given)
-        self._curvature = curvature_of(self._objective, self._data, theta, kind)
+        curvature = curvature_of(self._objective, self._data, theta, kind)
+        self._curvature = GuardedCurvature(curvature, self._objective, given)
         self._theta = theta
         self.parameter_slices = None if model is None else FlatParameters(model).slices()
-        self.loss = self._curvature.loss
+        self.loss: float = curvature.loss
         if objective is not None and not math.isfinite(self.loss):
             raise ValueError(f"objective.loss: gave {self.loss}, need a finite number")
 
