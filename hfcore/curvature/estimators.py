@@ -7,16 +7,21 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from hfcore import arguments
+
 Matmat = Callable[[Tensor], Tensor]
 
 # Columns of one product with many vectors.
 BLOCK = 32
+# The exact values cost one product for each parameter.
+MOST_PROBES = 100_000
 
 
-def check_probes(probes: int | None) -> None:
+def check_probes(probes: int | None, generator: torch.Generator | None) -> None:
     """Raise ValueError for a number of probes below 1."""
-    if probes is not None and probes < 1:
-        raise ValueError(f"probes: got {probes}, need at least 1, or None for the exact value")
+    if probes is not None:
+        arguments.count("probes", probes, most=MOST_PROBES)
+    arguments.generator(generator)
 
 
 def trace(
