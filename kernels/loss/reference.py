@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import huber_loss, softplus
 
 SQUARED, LOGISTIC, SOFTMAX, HUBER, POISSON = "squared", "logistic", "softmax", "huber", "poisson"
+# In the order of loss/elementwise.h.
+KINDS = (SQUARED, LOGISTIC, SOFTMAX, HUBER, POISSON)
 
 # What is subtracted of diag(c): nothing, c cᵀ, or c cᵀ / Σc (that of weighted distributions).
 RankOne = bool | Literal["weighted"]
