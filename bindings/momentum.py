@@ -179,7 +179,7 @@ def stacked(step: Step, theta: Tensor) -> Tensor:
 
 
 def served_by_cuda(theta: Tensor) -> bool:
-    """Whether updates of ``theta`` are CUDA kernels."""
+    """Whether updates of ``theta [G,N]`` are CUDA kernels."""
     return choose("momentum.momentum_update", theta) == "cuda"
 
 

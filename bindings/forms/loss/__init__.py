@@ -19,51 +19,27 @@ class LossForm(Protocol):
     """
 
     def loss_value(
-        self,
-        kind: str,
-        s: Tensor,
-        targets: Tensor,
-        mask: Tensor | None,
-        scale: float,
-        delta: float,
-        G: int,
-    ) -> Tensor:
+        self, kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale: float,
+        delta: float, G: int,
+    ) -> Tensor:  # fmt: skip
         """``[G]`` float64 from ``s [G,T,B,k]``."""
 
     def loss_gradient(
-        self,
-        kind: str,
-        s: Tensor,
-        targets: Tensor,
-        mask: Tensor | None,
-        scale: float,
-        delta: float,
-        G: int,
-        out: Tensor | None,
-    ) -> Tensor:
+        self, kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale: float,
+        delta: float, G: int, out: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """``[G,T,B,k]``; ``out`` may be s itself."""
 
     def loss_curvature(
-        self,
-        kind: str,
-        s: Tensor,
-        targets: Tensor | None,
-        mask: Tensor | None,
-        delta: float,
-        G: int,
-        out: Tensor | None,
-    ) -> Tensor:
+        self, kind: str, s: Tensor, targets: Tensor | None, mask: Tensor | None, delta: float,
+        G: int, out: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """c ``[G,T,B,k]``; ``targets`` are there where c depends on them."""
 
     def loss_hessian_product(
-        self,
-        c: Tensor,
-        Rs: Tensor,
-        rank_one: RankOne,
-        scale: float,
-        G: int,
+        self, c: Tensor, Rs: Tensor, rank_one: RankOne, scale: float, G: int,
         out: Tensor | None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """``[G,T,B,k]`` from ``c, Rs [G,T,B,k]``; ``out`` may be either of them."""
 
 

@@ -1,4 +1,7 @@
-"""The loss ops of the compiled module: CPU, float32 and float64."""
+"""The loss ops of the compiled module: CPU, float32 and float64.
+
+Signatures and shapes: ``LossForm``.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,9 @@ from hfcore.kernels.loss.reference import KINDS, RANK_ONE, RankOne
 
 
 def loss_value(
-    kind: str,
-    s: Tensor,
-    targets: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    delta: float,
+    kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale: float, delta: float,
     G: int,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     value = torch.empty(G, dtype=torch.float64)
     _native.loss_value(
         KINDS.index(kind),
@@ -35,15 +33,9 @@ def loss_value(
 
 
 def loss_gradient(
-    kind: str,
-    s: Tensor,
-    targets: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    delta: float,
-    G: int,
-    out: Tensor | None,
-) -> Tensor:
+    kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale: float, delta: float,
+    G: int, out: Tensor | None,
+) -> Tensor:  # fmt: skip
     g = s.new_empty(G, *s.shape[1:]) if out is None else out
     _native.loss_gradient(
         KINDS.index(kind),
@@ -59,14 +51,9 @@ def loss_gradient(
 
 
 def loss_curvature(
-    kind: str,
-    s: Tensor,
-    targets: Tensor | None,
-    mask: Tensor | None,
-    delta: float,
-    G: int,
+    kind: str, s: Tensor, targets: Tensor | None, mask: Tensor | None, delta: float, G: int,
     out: Tensor | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     c = s.new_empty(G, *s.shape[1:]) if out is None else out
     _native.loss_curvature(
         KINDS.index(kind),

@@ -1,4 +1,7 @@
-"""The loss ops on Triton kernels, float32 and float64."""
+"""The loss ops on Triton kernels, float32 and float64.
+
+Signatures and shapes: ``LossForm``.
+"""
 
 from __future__ import annotations
 
@@ -12,29 +15,18 @@ from hfcore.kernels.loss.reference import RankOne
 
 
 def loss_value(
-    kind: str,
-    s: Tensor,
-    targets: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    delta: float,
+    kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale: float, delta: float,
     G: int,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     check_values(kind, s.shape[-1], targets, mask)
     with serving("loss.loss_value", s.device):
         return gpu_triton.loss_value(kind, s, targets, mask, scale, delta).expand(G)
 
 
 def loss_gradient(
-    kind: str,
-    s: Tensor,
-    targets: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    delta: float,
-    G: int,
-    out: Tensor | None,
-) -> Tensor:
+    kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale: float, delta: float,
+    G: int, out: Tensor | None,
+) -> Tensor:  # fmt: skip
     check_values(kind, s.shape[-1], targets, mask)
     out = s.new_empty(G, *s.shape[1:]) if out is None else out
     buffer = whole(out, G, s, targets, mask)
@@ -44,14 +36,9 @@ def loss_gradient(
 
 
 def loss_curvature(
-    kind: str,
-    s: Tensor,
-    targets: Tensor | None,
-    mask: Tensor | None,
-    delta: float,
-    G: int,
+    kind: str, s: Tensor, targets: Tensor | None, mask: Tensor | None, delta: float, G: int,
     out: Tensor | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     check_values(kind, s.shape[-1], None, mask)
     out = s.new_empty(G, *s.shape[1:]) if out is None else out
     buffer = whole(out, G, s, targets, mask)

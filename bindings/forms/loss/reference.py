@@ -1,4 +1,7 @@
-"""The loss ops in plain torch: any device, any floating dtype, differentiable."""
+"""The loss ops in plain torch: any device, any floating dtype, differentiable.
+
+Signatures and shapes: ``LossForm``.
+"""
 
 from __future__ import annotations
 
@@ -11,41 +14,25 @@ from hfcore.kernels.loss.reference import RankOne
 
 
 def loss_value(
-    kind: str,
-    s: Tensor,
-    targets: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    delta: float,
+    kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale: float, delta: float,
     G: int,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     check_values(kind, s.shape[-1], targets, mask)
     return reference.loss_value(kind, s, targets, mask, scale, delta).expand(G)
 
 
 def loss_gradient(
-    kind: str,
-    s: Tensor,
-    targets: Tensor,
-    mask: Tensor | None,
-    scale: float,
-    delta: float,
-    G: int,
-    out: Tensor | None,
-) -> Tensor:
+    kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale: float, delta: float,
+    G: int, out: Tensor | None,
+) -> Tensor:  # fmt: skip
     check_values(kind, s.shape[-1], targets, mask)
     return filled(out, reference.loss_gradient(kind, s, targets, mask, scale, delta), G)
 
 
 def loss_curvature(
-    kind: str,
-    s: Tensor,
-    targets: Tensor | None,
-    mask: Tensor | None,
-    delta: float,
-    G: int,
+    kind: str, s: Tensor, targets: Tensor | None, mask: Tensor | None, delta: float, G: int,
     out: Tensor | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     check_values(kind, s.shape[-1], None, mask)
     return filled(out, reference.loss_curvature(kind, s, targets, mask, delta), G)
 

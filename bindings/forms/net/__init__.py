@@ -26,18 +26,9 @@ class NetForm(Protocol):
         """Losses ``[G]`` float64; the gradient at ``theta [1 or G,N]`` to ``out [G,N]``."""
 
     def net_update(
-        self,
-        net: Net,
-        x: Tensor,
-        targets: Tensor,
-        theta: Tensor,
-        velocity: Tensor,
-        step: Step,
-        rates: Rates,
-        scale: float,
-        active: Tensor | None,
-        out: Tensor | None,
-    ) -> Tensor:
+        self, net: Net, x: Tensor, targets: Tensor, theta: Tensor, velocity: Tensor, step: Step,
+        rates: Rates, scale: float, active: Tensor | None, out: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """Losses ``[G]`` float64 before the update of ``theta``, ``velocity`` ``[G,N]`` in place.
 
         ``rates``: the coefficients of ``step`` as tensors.

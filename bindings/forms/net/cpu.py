@@ -1,6 +1,8 @@
 """The ops on whole nets of the compiled module: CPU, float32 and float64, one call each.
 
 Arrays go in as capsules: importing a tensor through its __dlpack__ method costs nanobind 2 µs.
+
+Signatures and shapes: ``NetForm``.
 """
 
 from __future__ import annotations
@@ -40,17 +42,9 @@ def net_gradient(
 
 
 def net_update(
-    net: Net,
-    x: Tensor,
-    targets: Tensor,
-    theta: Tensor,
-    velocity: Tensor,
-    step: Step,
-    rates: Rates,
-    scale: float,
-    active: Tensor | None,
-    out: Tensor | None,
-) -> Tensor:
+    net: Net, x: Tensor, targets: Tensor, theta: Tensor, velocity: Tensor, step: Step,
+    rates: Rates, scale: float, active: Tensor | None, out: Tensor | None,
+) -> Tensor:  # fmt: skip
     losses = torch.empty(len(theta), dtype=torch.float64)
     _native.net_update(
         net.kind_code,

@@ -1,4 +1,7 @@
-"""The ops on whole nets as the dense, loss and momentum ops, which are CUDA kernels."""
+"""The ops on whole nets as the dense, loss and momentum ops, which are CUDA kernels.
+
+Signatures and shapes: ``NetForm``.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,10 @@ from hfcore.bindings.dense import (
     dense_gradient,
     split_layers,
 )
+from hfcore.bindings.forms.net import form
+from hfcore.bindings.forms.net.update import update_by
 from hfcore.bindings.loss import loss_gradient, loss_value
-from hfcore.bindings.momentum import Rates, Step, update_through
+from hfcore.bindings.momentum import Rates, Step
 
 if TYPE_CHECKING:
     from hfcore.bindings.net import Net
@@ -28,32 +33,15 @@ def net_gradient(
 
 
 def net_update(
-    net: Net,
-    x: Tensor,
-    targets: Tensor,
-    theta: Tensor,
-    velocity: Tensor,
-    step: Step,
-    rates: Rates,
-    scale: float,
-    active: Tensor | None,
-    out: Tensor | None,
-) -> Tensor:
-    def gradient(point: Tensor, to: Tensor) -> Tensor:
-        return net_gradient(net, x, targets, point, scale, to)
-
-    return update_through(gradient, theta, velocity, step, active=active, out=out)
+    net: Net, x: Tensor, targets: Tensor, theta: Tensor, velocity: Tensor, step: Step,
+    rates: Rates, scale: float, active: Tensor | None, out: Tensor | None,
+) -> Tensor:  # fmt: skip
+    return update_by(form("cuda"), net, x, targets, theta, velocity, step, scale, active, out)
 
 
 def layer_by_layer(
-    net: Net,
-    x: Tensor,
-    targets: Tensor,
-    theta: Tensor,
-    *,
-    scale: float,
-    out: Tensor,
-) -> Tensor:
+    net: Net, x: Tensor, targets: Tensor, theta: Tensor, *, scale: float, out: Tensor,
+) -> Tensor:  # fmt: skip
     """Losses ``[1 or G]`` float64 by the dense and loss ops; the gradient goes to ``out [G,N]``."""
     layers, gradients = split_layers(theta, net.sizes), split_layers(out, net.sizes)
     ys = [x]

@@ -1,4 +1,7 @@
-"""The ops on whole nets in plain torch: any device, any floating dtype."""
+"""The ops on whole nets in plain torch: any device, any floating dtype.
+
+Signatures and shapes: ``NetForm``.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from hfcore.bindings.forms.loss.values import check_values
-from hfcore.bindings.momentum import Rates, Step, update_through
+from hfcore.bindings.forms.net import form
+from hfcore.bindings.forms.net.update import update_by
+from hfcore.bindings.momentum import Rates, Step
 from hfcore.kernels.dense import reference
 
 if TYPE_CHECKING:
@@ -26,18 +31,7 @@ def net_gradient(
 
 
 def net_update(
-    net: Net,
-    x: Tensor,
-    targets: Tensor,
-    theta: Tensor,
-    velocity: Tensor,
-    step: Step,
-    rates: Rates,
-    scale: float,
-    active: Tensor | None,
-    out: Tensor | None,
-) -> Tensor:
-    def gradient(point: Tensor, to: Tensor) -> Tensor:
-        return net_gradient(net, x, targets, point, scale, to)
-
-    return update_through(gradient, theta, velocity, step, active=active, out=out)
+    net: Net, x: Tensor, targets: Tensor, theta: Tensor, velocity: Tensor, step: Step,
+    rates: Rates, scale: float, active: Tensor | None, out: Tensor | None,
+) -> Tensor:  # fmt: skip
+    return update_by(form("reference"), net, x, targets, theta, velocity, step, scale, active, out)

@@ -1,4 +1,7 @@
-"""The recurrence ops on CUDA C++ kernels, float32."""
+"""The recurrence ops on CUDA C++ kernels, float32.
+
+Signatures and shapes: ``RecurrenceForm``.
+"""
 
 from __future__ import annotations
 
@@ -18,15 +21,9 @@ RECOMPUTES_STATES = False
 
 
 def rnn_forward(
-    x: Tensor,
-    w: RnnWeights,
-    nonlinearity: str,
-    steps: Tensor | None,
-    G: int,
-    *,
-    states: bool,
+    x: Tensor, w: RnnWeights, nonlinearity: str, steps: Tensor | None, G: int, *, states: bool,
     out: Tensor | None,
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor | None, Tensor]:  # fmt: skip
     with _serving("recurrence.rnn_forward", x) as launch, annotate("forward"):
         h, s = gpu.rnn_forward(
             launch,
@@ -42,15 +39,9 @@ def rnn_forward(
 
 
 def linear_scan(
-    u: Tensor,
-    d: Tensor,
-    W: Tensor,
-    a: Tensor | None,
-    reverse: bool,
-    G: int,
-    *,
+    u: Tensor, d: Tensor, W: Tensor, a: Tensor | None, reverse: bool, G: int, *,
     out: Tensor | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     with _serving("recurrence.linear_scan", u) as launch:
         buffer = whole(out, G, u, d, W, a)
         limit = launch.shared_limit
@@ -74,16 +65,9 @@ def rnn_backward(
 
 
 def rnn_gauss_newton(
-    at: ForwardPass,
-    v: Tensor,
-    curvature: Curvature,
-    size: tuple[int, int],
-    *,
-    out: Tensor | None,
-    accumulate: bool,
-    stop: Tensor | None,
-    scratch: Scratch | None,
-) -> Tensor:
+    at: ForwardPass, v: Tensor, curvature: Curvature, size: tuple[int, int], *,
+    out: Tensor | None, accumulate: bool, stop: Tensor | None, scratch: Scratch | None,
+) -> Tensor:  # fmt: skip
     buffer = whole(out, size[0], at.x, at.h, *at.w, v, curvature.c)
     with _serving("recurrence.rnn_gauss_newton", at.x) as launch:
         product = gpu.rnn_gauss_newton(
