@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from hfcore.arguments import unknown_option
-from hfcore.autograd.backward import BackwardObjective
 from hfcore.autograd.objective import Closure, ModuleObjective
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.conjugate_gradient import dot
@@ -23,16 +22,17 @@ from hfcore.curvature.operator import check_alone
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 from hfcore.nets.objective import Normalize
-from hfcore.nets.registry import why_altered
 from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import Curvature, CurvatureKind, Objective
-from hfcore.objective_factory import curvature_of, objective_for
+from hfcore.objective_factory import curvature_of
 from hfcore.optimisers.backtracking import Backtracking, Schedule
 from hfcore.optimisers.hessian_free_state import packed, unpacked
-from hfcore.optimisers.newton_step import NewtonStep, Outcome
+from hfcore.optimisers.newton_step import NewtonStep
 from hfcore.optimisers.options import Options, by_rule, names
+from hfcore.optimisers.outcome import Outcome
 from hfcore.optimisers.preconditioner import DiagonalSource
-from hfcore.optimisers.roles import Roles, prepare_roles
+from hfcore.optimisers.roles import Roles
+from hfcore.optimisers.serving import Serving
 from hfcore.optimisers.statistics import Ledger, StepStats
 from hfcore.optimisers.watched_step import watched_step
 from hfcore.solvers.preconditioners import Preconditioner
@@ -186,27 +186,16 @@ class HessianFree(torch.optim.Optimizer):
 
     def _build(self) -> None:
         """Make what is made of the model, the loss and the options."""
-        model, loss = self._model, self.loss
-        self._parameters = FlatParameters(model)
-        self._own = None if self.objective is None else checked_objective(self.objective)
-        self._objective: Objective | None = self._own
-        self._closures: ModuleObjective | None = None
-        self._backward: BackwardObjective | None = None
-        if self._own is not None:
-            return
-        options, group = dict(self._built_with), self.param_groups[0]
-        structural = options.pop("structural", None)
-        l2, strategy = group["l2"], group["strategy"]
-        self._closures = ModuleObjective(model, l2=l2, structural=structural, strategy=strategy)
-        self._backward = BackwardObjective(model, l2=l2)
-        if loss is None:
-            return
-        if not isinstance(model, nn.Module):
-            raise TypeError("model: got parameters alone, need a module to go with a loss")
-        if structural is None:
-            structural = group["structural"]
-        self._objective = objective_for(
-            model, loss, l2=l2, structural=structural, strategy=strategy, **options
+        group, options = self.param_groups[0], dict(self._built_with)
+        self._parameters = FlatParameters(self._model)
+        self._serving = Serving(
+            self._model,
+            self.loss,
+            self.objective,
+            l2=group["l2"],
+            structural=options.pop("structural", group["structural"]),
+            strategy=group["strategy"],
+            options=options,
         )
 
     # ------------------------------------------------------------------------------ state
@@ -312,7 +301,9 @@ class HessianFree(torch.optim.Optimizer):
             raise TypeError(f"step: got {what}, need data or a closure")
         data = closure if data is None else data
         options = self._options()
-        objective, theta = self._objective_of(data, options), self._parameters.read()
+        self._parameters.refresh()
+        objective = self._serving.objective(data, options, self.param_groups[0]["strategy"])
+        theta = self._parameters.read()
         among = among_kernels(theta) if objective.supports_stop else nullcontext()
         with torch.no_grad(), among:
             ledger = Ledger()
@@ -339,7 +330,7 @@ class HessianFree(torch.optim.Optimizer):
             raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
         group = self.param_groups[0]
         with ledger.phase("prepare"):
-            roles = self._prepare(objective, data)
+            roles = self._serving.roles(objective, data)
             damping = _present_damping(objective, roles, options)
         with ledger.phase("gradient"):
             loss, gradient = objective.gradient(roles.gradient, theta)
@@ -396,42 +387,6 @@ class HessianFree(torch.optim.Optimizer):
             estimate = curvature.diagonal(estimating.diagonal_probes, generator)
             scale = (estimate + kappa).pow_(SCALE_EXPONENT)
         return diagonal, scale
-
-    def _objective_of(self, data: StepData, options: Options) -> Objective:
-        """What serves this data, with the present options."""
-        self._parameters.refresh()
-        objective = self._objective
-        if self._own is None and callable(data):  # differences need nothing but gradients
-            differences = options.function.curvature == "hessian_fd"
-            objective = self._backward if differences else self._closures
-        if objective is None:
-            raise TypeError(
-                "step: batches need a module and a loss; without a loss give a closure that "
-                "returns (loss, outputs)"
-            )
-        self._check_unaltered(objective)
-        objective.l2 = options.function.l2
-        takes_strategy = objective if self._own is None else self._own.given
-        if hasattr(takes_strategy, "strategy"):
-            takes_strategy.strategy = self.param_groups[0]["strategy"]
-        return objective
-
-    def _prepare(self, objective: Objective, data: StepData) -> Roles:
-        if self._own is None and callable(data):
-            return Roles(data, data, data, data)
-        return prepare_roles(objective, data, any_data=objective is self._own)
-
-    def _check_unaltered(self, objective: Objective) -> None:
-        """A fused objective reads parameters alone: refuse what it could not see."""
-        model = None if self._closures is None else self._closures.module
-        if model is None or isinstance(objective, ModuleObjective | BackwardObjective):
-            return
-        reason = why_altered(model)
-        if reason is not None:
-            raise ValueError(
-                f"model: was altered since the optimiser was built, {reason}; a new optimiser goes "
-                "through autograd"
-            )
 
 
 def _present_damping(objective: Objective, roles: Roles, options: Options) -> float:
