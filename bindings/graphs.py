@@ -48,7 +48,7 @@ class Graphs:
         self._pool: Any = None
 
     def put(self, name: str, value: Tensor, device: torch.device) -> Tensor:
-        """``value [...]`` in the place of this name, shape and dtype on ``device``; nobody waits."""
+        """``value [...]`` in the place of its name, shape and dtype on ``device``; no wait."""
         key = name, value.shape, value.dtype, device
         place = self._places.get(key)
         if place is None:

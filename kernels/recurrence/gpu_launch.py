@@ -46,7 +46,7 @@ def group_of(*arrays: Tensor | None) -> int:
 
 
 def dense(a: Tensor) -> Tensor:
-    """``a [G,...]`` float32, detached, C-contiguous; one expanded from a single net is ``[1,...]``."""
+    """``a [G,...]`` float32, detached, C-contiguous; one expanded from one net is ``[1,...]``."""
     if a.dtype not in (torch.float32, torch.int64):
         raise TypeError(f"the CUDA recurrence kernels got {a.dtype}, need torch.float32")
     a = a.detach()
