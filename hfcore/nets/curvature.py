@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -233,6 +233,9 @@ class FusedCurvature:
         net = self._net
         at = net.forward(self._theta[None], part, fresh=fresh)
         c = None if self._kind == "fisher" else net.second(part, at.s)
+        if self._by_op:  # which reads states; from here on s is asked for its shape alone
+            assert c is not None
+            return Linearisation(replace(at, s=c), c), at.s
         if self._kind == "ggn":
             return Linearisation(at, c), at.s
         gs, exact = net.slope(part, at.s, fresh=True), self._kind == "hessian"
