@@ -40,6 +40,7 @@ from hfcore.optimisers.statistics import StepStats
 from hfcore.solvers.lanczos import EigenpairsNotConverged
 from hfcore.solvers.linear import SolveInfo, cg, minres
 from hfcore.solvers.preconditioners import NystromPreconditioner
+from hfcore.solvers.spectral_density import SpectralDensity
 from hfcore.sweeps import AutoencoderStart, RnnStart, SweepResult, sweep
 from hfcore.training import Callback, TrainResult, TrainState, train
 from hfcore.verify import check_curvature
@@ -69,6 +70,7 @@ __all__ = [
     "Objective",
     "RnnStart",
     "SolveInfo",
+    "SpectralDensity",
     "StepStats",
     "SweepResult",
     "TrainResult",

@@ -1,21 +1,106 @@
-"""Which cases play which part in each Hessian-free step: policies over a fixed data set.
+"""Which cases play which part in each iteration: policies over a fixed data set.
 
 A policy maps the number of a step, from 0, to :class:`hfcore.Batches`. It holds no state, so a
-resumed run sees the batches it would have seen.
+resumed run sees the batches it would have seen. Made with data it stands alone; made without it is
+handed to :func:`hfcore.train`, which puts it on the data of the run:
+
+>>> policy = hf.minibatches.FullGradient(images, images, curvature_batches=4)
+>>> stats = opt.step(policy(0))
+>>> hf.train(model, (x, y, mask), opt, batches=hf.minibatches.FullGradient(curvature_batches=4))
+
+The cases lie along ``batch_dim`` of the arrays: 0, or 1 for the sequences ``[T,B,n]`` of an hf.RNN.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, overload
 
 import torch
 from torch import Tensor
 
 from hfcore.batches import Batch, Batches
+from hfcore.bindings.checks import check_positive
+from hfcore.cases import ArrayCases, Cases
 from hfcore.schedules import Phase
 
 
-class FullGradient:
+@dataclass(frozen=True)
+class Fresh:
+    """``count`` batches of ``size`` cases each, drawn anew from a problem or a DataLoader.
+
+    What :func:`hfcore.train` does with them if no policy is given; a DataLoader's batches are of
+    its own size.
+    """
+
+    count: int = 10
+    size: int = 1000
+
+    def __post_init__(self) -> None:
+        check_positive(count=self.count, size=self.size)
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able: what determines the batches."""
+        return {"name": "Fresh", "count": self.count, "size": self.size}
+
+
+class Policy:
+    """What the policies over cases at hand share: the data they are on."""
+
+    def __init__(
+        self,
+        inputs: Tensor | None,
+        targets: Tensor | None,
+        mask: Tensor | None,
+        batch_dim: int,
+    ) -> None:
+        self._cases: Cases | None = None
+        if inputs is None and (targets is not None or mask is not None):
+            raise ValueError("inputs: got None beside targets or mask, need all or none of them")
+        if inputs is None:
+            return
+        if targets is None:
+            raise ValueError("targets: got None beside inputs, need both or none of them")
+        self._put_on(ArrayCases(Batch(inputs, targets, mask), batch_dim, batch_dim))
+
+    def on(self, cases: Cases) -> Self:
+        """The same policy on these cases. Raises ValueError for more in a batch than there are."""
+        new = copy.copy(self)
+        new._put_on(cases)
+        return new
+
+    @property
+    def has_data(self) -> bool:
+        """Whether it is on data already."""
+        return self._cases is not None
+
+    @property
+    def cases(self) -> int:
+        """Number of cases."""
+        return len(self._data)
+
+    @property
+    def _data(self) -> Cases:
+        if self._cases is None:
+            raise ValueError(
+                f"{type(self).__name__}: has no data; make it with inputs and targets, or give it "
+                "to hf.train"
+            )
+        return self._cases
+
+    def _put_on(self, cases: Cases) -> None:
+        """Check and take the cases."""
+        self._cases = cases
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able: what determines the batches, besides the data."""
+        raise NotImplementedError
+
+
+class FullGradient(Policy):
     """Gradient, backtracking and line search on everything; curvature on one batch, in turns.
 
     The data is permuted once; batch i of ``curvature_batches`` equal ones serves the steps i,
@@ -25,7 +110,9 @@ class FullGradient:
 
     Parameters
     ----------
-    inputs, targets : tensors with the cases along their first axis
+    inputs, targets : tensors with the cases along ``batch_dim``; None: see the module
+    mask : of the outputs that count, over the leading axes of ``targets``; None: all
+    batch_dim : axis of the cases
     curvature_batches : at least 1, at most the number of cases
     growth : at least 1
     seed : of the permutation; None keeps the order
@@ -35,38 +122,52 @@ class FullGradient:
 
     def __init__(
         self,
-        inputs: Tensor,
-        targets: Tensor,
+        inputs: Tensor | None = None,
+        targets: Tensor | None = None,
+        mask: Tensor | None = None,
         *,
         curvature_batches: int,
         growth: float = 1.0,
         seed: int | None = 0,
+        batch_dim: int = 0,
     ) -> None:
-        cases = _check_cases(inputs, targets)
-        if not 1 <= curvature_batches <= cases:
-            raise ValueError(f"curvature_batches: got {curvature_batches}, need 1 to {cases} cases")
-        if not growth >= 1:
-            raise ValueError(f"growth: got {growth}, need at least 1")
-        inputs, targets = _permuted(inputs, targets, seed)
-        self.everything = Batch(inputs, targets)
+        if curvature_batches < 1:
+            raise ValueError(f"curvature_batches: got {curvature_batches}, need at least 1")
+        if not 1 <= growth < math.inf:
+            raise ValueError(f"growth: got {growth}, need at least 1 and finite")
         self.curvature_batches = curvature_batches
         self.growth = growth
-        self.cases = cases
+        self.seed = seed
+        super().__init__(inputs, targets, mask, batch_dim)
+
+    def _put_on(self, cases: Cases) -> None:
+        count = len(cases)
+        if self.curvature_batches > count:
+            raise ValueError(
+                f"curvature_batches: got {self.curvature_batches}, need 1 to {count} cases"
+            )
+        if self.seed is not None:
+            generator = torch.Generator().manual_seed(self.seed)
+            cases = cases.permuted(torch.randperm(count, generator=generator))
+        self._cases = cases
+        self.everything = cases.parts(0, count)
 
     def __call__(self, step: int) -> Batches:
         """The batches of step number ``step``."""
+        curvature = self._curvature(step)
         everything = self.everything
-        return Batches(everything, self._curvature(step), everything, everything)
+        return Batches(everything, curvature, everything, everything)
 
-    def _curvature(self, step: int) -> Batch:
+    def _curvature(self, step: int) -> Sequence[Batch] | Batch:
+        cases = self._data
         if self._size(step) == self.cases:
             return self.everything
         if self.growth == 1.0:
             i = step % self.curvature_batches
             edges = [self.cases * j // self.curvature_batches for j in (i, i + 1)]
-            return _part(self.everything, edges[0], edges[1])
+            return cases.parts(edges[0], edges[1])
         start = sum(self._size(before) for before in range(step)) % self.cases
-        return _part(self.everything, start, start + self._size(step))
+        return cases.parts(start, start + self._size(step))
 
     def _size(self, step: int) -> int:
         # Compared as logarithms: growth**step overflows after a few thousand steps.
@@ -77,8 +178,100 @@ class FullGradient:
             return self.cases
         return min(self.cases, round(first * self.growth**step))
 
+    def config(self) -> dict[str, Any]:
+        return {
+            "name": type(self).__name__,
+            "curvature_batches": self.curvature_batches,
+            "growth": self.growth,
+            "seed": self.seed,
+        }
 
-class PhaseBatches:
+
+class SmallBatches(Policy):
+    """The same small batch for gradient, curvature and search, in turns (Sutskever et al. 2013).
+
+    Every pass over the data is a new permutation. A rest smaller than ``size`` is left out of its
+    pass. Sequences of unequal length are batched with others of about their length. Further
+    parameters as for :class:`FullGradient`. Raises ValueError naming what is wrong.
+    """
+
+    def __init__(
+        self,
+        inputs: Tensor | None = None,
+        targets: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        size: int,
+        seed: int = 0,
+        batch_dim: int = 0,
+    ) -> None:
+        if size < 1:
+            raise ValueError(f"size: got {size}, need at least 1")
+        self.size = size
+        self.seed = seed
+        super().__init__(inputs, targets, mask, batch_dim)
+
+    def _put_on(self, cases: Cases) -> None:
+        if self.size > len(cases):
+            raise ValueError(f"size: got {self.size}, need 1 to {len(cases)} cases")
+        self._cases = cases
+        self._order: tuple[int, Tensor] | None = None
+
+    @property
+    def per_pass(self) -> int:
+        """Batches of a pass over the data."""
+        return self.cases // self.size
+
+    def __call__(self, step: int) -> Batches:
+        """The batches of step number ``step``."""
+        cases = self._data
+        number, at = divmod(step, self.per_pass)
+        if self._order is None or self._order[0] != number:
+            generator = torch.Generator().manual_seed(self.seed * 2**32 + number)
+            order = torch.randperm(self.cases, generator=generator)
+            self._order = number, cases.batched(order, self.size, generator)
+        batch = cases.take(self._order[1][at * self.size : (at + 1) * self.size])
+        return Batches(batch, batch, batch, batch)
+
+    def config(self) -> dict[str, Any]:
+        return {"name": type(self).__name__, "size": self.size, "seed": self.seed}
+
+
+class Epochs(SmallBatches):
+    """A whole pass over the data in every iteration: a step on each of its small batches.
+
+    The batches are those of :class:`SmallBatches`, whose parameters it takes.
+    """
+
+    def __call__(self, step: int) -> Sequence[Batches]:  # type: ignore[override]
+        """The batches of the pass number ``step``, each made when it is asked for."""
+        return _Lazily(super().__call__, step * self.per_pass, self.per_pass)
+
+
+class _Lazily(Sequence[Batches]):
+    """``count`` values of ``make`` from ``start`` on, made anew at every access."""
+
+    def __init__(self, make: Any, start: int, count: int) -> None:
+        self._make, self._start, self._count = make, start, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, i: int) -> Batches: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Batches]: ...
+    def __getitem__(self, i: int | slice) -> Batches | Sequence[Batches]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(self._count))]
+        batches: Batches = self._make(self._start + range(self._count)[i])
+        return batches
+
+    def __iter__(self) -> Iterator[Batches]:
+        return (self[i] for i in range(self._count))
+
+
+class PhaseBatches(Policy):
     """The batches of a :class:`hfcore.schedules.Phase`, by its shares of the data.
 
     >>> batches = hf.minibatches.PhaseBatches(images, images)
@@ -89,10 +282,20 @@ class PhaseBatches:
     phase whose gradient sees other cases than its curvature but not all.
     """
 
-    def __init__(self, inputs: Tensor, targets: Tensor, *, seed: int = 0) -> None:
-        self.cases = _check_cases(inputs, targets)
-        self.inputs, self.targets = inputs, targets
+    def __init__(
+        self,
+        inputs: Tensor | None = None,
+        targets: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        seed: int = 0,
+        batch_dim: int = 0,
+    ) -> None:
         self.seed = seed
+        super().__init__(inputs, targets, mask, batch_dim)
+
+    def _put_on(self, cases: Cases) -> None:
+        self._cases = cases
         self._policy: tuple[tuple[float, float], FullGradient | SmallBatches] | None = None
 
     def __call__(self, phase: Phase, step: int) -> Batches:
@@ -108,65 +311,11 @@ class PhaseBatches:
                 f"phase {phase.name!r}: got gradient {phase.gradient}, curvature "
                 f"{phase.curvature}, need shares up to 1, the gradient's 1 or the curvature's"
             )
-        data = self.inputs, self.targets
         if phase.gradient < 1:
             size = max(1, round(self.cases * phase.gradient))
-            return SmallBatches(*data, size=size, seed=self.seed)
+            return SmallBatches(size=size, seed=self.seed).on(self._data)
         count = min(self.cases, round(1 / phase.curvature))
-        return FullGradient(*data, curvature_batches=count, seed=self.seed)
+        return FullGradient(curvature_batches=count, seed=self.seed).on(self._data)
 
-
-class SmallBatches:
-    """The same small batch for gradient, curvature and search, in turns (Sutskever et al. 2013).
-
-    Every pass over the data is a new permutation. A rest smaller than ``size`` is left out of its
-    pass. Parameters as for :class:`FullGradient`. Raises ValueError naming what is wrong.
-    """
-
-    def __init__(self, inputs: Tensor, targets: Tensor, *, size: int, seed: int = 0) -> None:
-        cases = _check_cases(inputs, targets)
-        if not 1 <= size <= cases:
-            raise ValueError(f"size: got {size}, need 1 to {cases} cases")
-        self.inputs, self.targets = inputs, targets
-        self.size = size
-        self.seed = seed
-        self.per_pass = cases // size
-        self._order: tuple[int, Tensor] | None = None
-
-    def __call__(self, step: int) -> Batches:
-        """The batches of step number ``step``."""
-        number, at = divmod(step, self.per_pass)
-        if self._order is None or self._order[0] != number:
-            generator = torch.Generator().manual_seed(self.seed * 2**32 + number)
-            self._order = number, torch.randperm(len(self.inputs), generator=generator)
-        chosen = self._order[1][at * self.size : (at + 1) * self.size].to(self.inputs.device)
-        batch = Batch(self.inputs[chosen], self.targets[chosen])
-        return Batches(batch, batch, batch, batch)
-
-
-def _check_cases(inputs: Tensor, targets: Tensor) -> int:
-    if len(inputs) != len(targets):
-        raise ValueError(f"targets: got {len(targets)} cases, need {len(inputs)} like the inputs")
-    if len(inputs) == 0:
-        raise ValueError("inputs: got no cases, need at least 1")
-    return len(inputs)
-
-
-def _permuted(inputs: Tensor, targets: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
-    """Both in the same new order; one tensor that is both, as in an autoencoder, stays one."""
-    if seed is None:
-        return inputs, targets
-    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
-    shuffled = inputs[order.to(inputs.device)]
-    return shuffled, shuffled if targets is inputs else targets[order.to(targets.device)]
-
-
-def _part(batch: Batch, start: int, end: int) -> Batch:
-    """Cases start..end−1, around the end of the data where they pass it."""
-    cases = len(batch.inputs)
-    if end <= cases:
-        return Batch(batch.inputs[start:end], batch.targets[start:end])
-    return Batch(
-        torch.cat([batch.inputs[start:], batch.inputs[: end - cases]]),
-        torch.cat([batch.targets[start:], batch.targets[: end - cases]]),
-    )
+    def config(self) -> dict[str, Any]:
+        return {"name": type(self).__name__, "seed": self.seed}

@@ -134,8 +134,12 @@ class Phases:
 
     def step(self, stats: StepStats) -> None:
         """A step was taken, with these statistics."""
+        self.advance(stats.cg_iterations)
+
+    def advance(self, cg_iterations: int) -> None:
+        """A step of so many CG iterations was taken."""
         self.t += 1
-        self.cg += stats.cg_iterations
+        self.cg += cg_iterations
         total = self.present.cg_total
         if not self.done and total is not None and self.cg >= total:
             self.index, self.cg = self.index + 1, 0

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# Their assertions tell what was compared, as those of test files do.
+pytest.register_assert_rewrite("oracles", "guarded", "emulation")
+
 
 @pytest.fixture(autouse=True)
 def single_thread(request: pytest.FixtureRequest) -> Iterator[None]:

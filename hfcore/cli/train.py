@@ -235,7 +235,7 @@ def _report(result: TrainResult, *, shares: bool) -> None:
         "callback": "stopped by a callback",
     }
     rows = [
-        ("result", "solved" if result.solved else why[result.reason]),
+        ("result", "solved" if result.solved else why.get(result.reason, result.reason)),
         ("test error", error),
         ("minibatches", f"{result.minibatches:,.6g}"),
         ("objective evaluations", f"{result.objective_evaluations:,.6g} (apart)"),

@@ -17,6 +17,7 @@ from hfcore.bindings.checks import check_out, check_tensor, overlap
 from hfcore.curvature import estimators
 from hfcore.solvers import lanczos, linear
 from hfcore.solvers.preconditioners import Preconditioner
+from hfcore.solvers.spectral_density import SpectralDensity, spectral_density
 
 
 class LinearOperator(ABC):
@@ -254,6 +255,32 @@ class LinearOperator(ABC):
         """The values ``[k]`` of :meth:`eigsh`."""
         self._check_symmetric("eigenvalues")
         return self.eigsh(k, which, tolerance=tolerance).values
+
+    def spectral_density(
+        self,
+        probes: int = 10,
+        steps: int = 80,
+        *,
+        grid: int | Tensor | None = None,
+        width: float | None = None,
+        generator: torch.Generator | None = None,
+    ) -> SpectralDensity:
+        """The density of the eigenvalues of a symmetric A, with error bars.
+
+        Stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017) from ``probes·steps`` products,
+        those of all probes in one pass over the data.
+
+        Parameters
+        ----------
+        probes : random sign vectors, at least 2; the standard error falls with their root
+        steps : Lanczos steps of each, at most N: how finely the spectrum is resolved
+        grid : points at which the density is given: how many, or a tensor ``[g]``
+        width : standard deviation of the Gaussian that stands for an eigenvalue; 1 % of the range
+            of the spectrum if left out
+        generator : draws the probes; torch's own if left out
+        """
+        self._check_symmetric("spectral_density")
+        return spectral_density(self, probes, steps, grid, width, generator)
 
     # -------------------------------------------------------------------------------- exports
 

@@ -43,6 +43,9 @@ class MLP(nn.Module):
         ValueError: fewer than two sizes, a size below 1, an unknown activation or too few of them.
     """
 
+    # Cases are counted along this axis of inputs, targets and outputs.
+    batch_dim = 0
+
     def __init__(
         self,
         sizes: Sequence[int],

@@ -64,6 +64,9 @@ class RNN(nn.Module):
         ValueError: a size below 1, an unknown nonlinearity.
     """
 
+    # Cases are counted along this axis of inputs, targets and outputs.
+    batch_dim = 1
+
     def __init__(
         self,
         input_size: int,

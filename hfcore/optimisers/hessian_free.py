@@ -217,6 +217,7 @@ class HessianFree(torch.optim.Optimizer):
             self._fixed["structural"] = defaults["structural"]
         _check_options(defaults)
         self._parameters = FlatParameters(model)
+        self.loss, self.objective = loss, objective
         super().__init__(self._parameters.tensors, defaults)
         self._rules(first=True)  # refuses impossible numbers now, not at the first step
         self._own = own

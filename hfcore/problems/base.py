@@ -63,6 +63,15 @@ class FixedTest(Protocol):
 
 
 @runtime_checkable
+class FiniteProblem(Protocol):
+    """A problem with a fixed set of training cases, for the policies of hf.minibatches."""
+
+    def all_cases(self, dtype: torch.dtype = torch.float32) -> Batch:
+        """Every training case once."""
+        ...
+
+
+@runtime_checkable
 class SequenceProblem(Problem, ZeroOne, Protocol):
     """A problem of sequences with a zero-one criterion, for recurrent nets."""
 

@@ -87,6 +87,11 @@ class Reconstruction:
         with torch_on_one_thread():
             return _of(self.images.index_select(0, torch.from_numpy(chosen)).to(dtype))
 
+    def all_cases(self, dtype: torch.dtype = torch.float32) -> Batch:
+        """All training images, ``[N,n]``."""
+        numpy_dtype(dtype)
+        return _of(self.images.to(dtype))
+
     def test_set(self, size: int, dtype: torch.dtype = torch.float32) -> list[Batch]:
         """``size`` of the training images (all, if there are fewer), in batches of at most 1000."""
         check_positive(size=size)

@@ -9,7 +9,8 @@ from typing import BinaryIO
 
 from hfcore.training.errors import RunFolderError, cannot_write
 
-TEMPORARY_SUFFIX = ".tmp"
+# No other program ends its files so: what a kill left behind is known to be ours.
+TEMPORARY_SUFFIX = ".hfcore.tmp"
 
 
 def write_atomic(path: Path, data: bytes) -> None:

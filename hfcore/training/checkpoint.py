@@ -1,8 +1,10 @@
 """Checkpoints: tensors in safetensors, everything else in JSON, committed by one rename.
 
 ``checkpoints/00000012.safetensors`` is written first, then ``checkpoints/00000012.json``, which
-names the tensor file and its SHA-256. A checkpoint exists from the moment its JSON does, so a
+holds the tensor file's size and SHA-256. A checkpoint exists from the moment its JSON does, so a
 kill at any point leaves the previous one in force. The newest two are kept.
+
+Files with other names are somebody else's: they are neither read nor removed.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +29,12 @@ from hfcore.training.state_tree import Json, flatten, unflatten
 
 logger = logging.getLogger("hfcore")
 
-FORMAT = 1
+FORMAT = 2
+
+# Names of ours, of 8 digits or more.
+COMMITTED = re.compile(r"(\d{8,})\.json")
+TENSORS = re.compile(r"(\d{8,})\.safetensors")
+MAX_JSON_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,7 @@ class Checkpoints:
             "iteration": iteration,
             "config_fingerprint": self.fingerprint,
             "tensors": tensor_path.name,
+            "tensors_bytes": len(data),
             "tensors_sha256": hashlib.sha256(data).hexdigest(),
             "state": tree,
         }
@@ -80,17 +90,26 @@ class Checkpoints:
             if not path.exists():
                 tensor_path.unlink(missing_ok=True)
             raise
-        self._prune()
+        self._prune(iteration)
         return path
 
-    def load(self) -> Checkpoint | None:
-        """The newest good checkpoint, or None if none was ever committed.
+    def load(self, iteration: int | None = None) -> Checkpoint | None:
+        """The newest good checkpoint, or None if none was ever committed; or that of ``iteration``.
 
         A damaged one is skipped with a warning. Raises :class:`CheckpointError` naming the files
-        if all are damaged, or if one belongs to another config.
+        if all are damaged, if one belongs to another config, or if there is none of ``iteration``.
         """
         damage: list[str] = []
-        for path in self._committed():
+        committed = self._committed()
+        if iteration is not None:
+            committed = [path for path in committed if int(path.stem) == iteration]
+            if not committed:
+                there = ", ".join(path.stem.lstrip("0") or "0" for path in self._committed())
+                raise CheckpointError(
+                    f"{self.folder}: has no checkpoint of iteration {iteration}, there are "
+                    f"{there or 'none'}"
+                )
+        for path in committed:
             try:
                 checkpoint = self._read(path)
             except _Damaged as error:
@@ -112,16 +131,23 @@ class Checkpoints:
         """Remove what a kill inside :meth:`save` left behind."""
         remove_temporary(self.folder)
         committed = {path.stem for path in self._committed()}
-        for path in self.folder.glob("*.safetensors"):
+        for path in self._named(TENSORS):
             if path.stem not in committed:
                 path.unlink(missing_ok=True)
 
+    def _named(self, pattern: re.Pattern[str]) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        return [path for path in self.folder.iterdir() if pattern.fullmatch(path.name)]
+
     def _committed(self) -> list[Path]:
         """Paths of all committed checkpoints, the newest first."""
-        return sorted(self.folder.glob("[0-9]*.json"), key=lambda p: int(p.stem), reverse=True)
+        return sorted(self._named(COMMITTED), key=lambda p: int(p.stem), reverse=True)
 
-    def _prune(self) -> None:
-        for path in self._committed()[self.keep :]:
+    def _prune(self, newest: int) -> None:
+        """Drop those that are older than the ``keep`` last ones up to the one just written."""
+        older = [path for path in self._committed() if int(path.stem) <= newest]
+        for path in older[self.keep :]:
             path.unlink(missing_ok=True)  # the JSON first: without it the checkpoint is gone
             path.with_suffix(".safetensors").unlink(missing_ok=True)
 
@@ -132,18 +158,35 @@ class Checkpoints:
                 f"{path}: belongs to a run with another config (fingerprint "
                 f"{body['config_fingerprint'][:12]}, this run's is {self.fingerprint[:12]})"
             )
-        tensor_path = self.folder / body["tensors"]
-        try:
-            data = tensor_path.read_bytes()
-        except OSError as error:
-            raise _Damaged(f"{tensor_path}: {error.strerror}") from error
+        # The name is not taken from the file: a path in it could lead anywhere.
+        tensor_path = path.with_suffix(".safetensors")
+        data = _read_bytes(tensor_path, body["tensors_bytes"])
         if hashlib.sha256(data).hexdigest() != body["tensors_sha256"]:
             raise _Damaged(
                 f"{tensor_path}: {len(data)} bytes whose SHA-256 is not the one in {path.name}: "
                 "truncated or corrupt"
             )
-        tensors = safetensors.torch.load(data)
-        return Checkpoint(body["iteration"], unflatten(body["state"], tensors))
+        try:
+            state = unflatten(body["state"], safetensors.torch.load(data))
+        except Exception as error:  # whatever a sealed but senseless state can bring about
+            raise _Damaged(f"{path}: holds no state: {type(error).__name__}: {error}") from error
+        if not isinstance(state, dict):
+            raise _Damaged(f"{path}: holds no state, but {type(state).__name__}")
+        return Checkpoint(body["iteration"], state)
+
+
+def _read_bytes(path: Path, most: int, exactly: bool = True) -> bytes:
+    """The content of a regular file of ``most`` bytes. Raises :class:`_Damaged`."""
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise _Damaged(f"{path}: is no regular file")
+        if status.st_size > most or (exactly and status.st_size != most):
+            raise _Damaged(f"{path}: has {status.st_size} bytes, need {most}: truncated or corrupt")
+        with path.open("rb") as file:
+            return file.read(most)
+    except OSError as error:
+        raise _Damaged(f"{path}: {error.strerror}") from error
 
 
 def _canonical(body: Json) -> bytes:
@@ -156,20 +199,34 @@ def _seal(body: Json) -> bytes:
     return json.dumps({"sha256": digest, "body": body}, allow_nan=False).encode()
 
 
+FIELDS = {
+    "iteration": int,
+    "config_fingerprint": str,
+    "tensors": str,
+    "tensors_bytes": int,
+    "tensors_sha256": str,
+    "state": dict,
+}
+
+
 def _unseal(path: Path) -> dict[str, Any]:
     """The body of a sealed file. Raises :class:`_Damaged`."""
     try:
-        sealed = json.loads(path.read_bytes())
+        sealed = json.loads(_read_bytes(path, MAX_JSON_BYTES, exactly=False))
         body: dict[str, Any] = sealed["body"]
         digest = sealed["sha256"]
-    except OSError as error:
-        raise _Damaged(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+        found = hashlib.sha256(_canonical(body)).hexdigest()
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _Damaged(f"{path}: truncated or corrupt, not a checkpoint's JSON") from error
-    if hashlib.sha256(_canonical(body)).hexdigest() != digest:
+    if found != digest or not isinstance(body, dict):
         raise _Damaged(f"{path}: corrupt, its content does not match its SHA-256")
     if body.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: has checkpoint format {body.get('format')!r}, this version reads {FORMAT}"
         )
+    for name, kind in FIELDS.items():
+        if type(body.get(name)) is not kind:
+            raise _Damaged(f"{path}: has no {name}")
+    if not 0 <= body["iteration"] == int(path.stem) or body["tensors_bytes"] < 0:
+        raise _Damaged(f"{path}: is not of iteration {path.stem}")
     return body

@@ -10,42 +10,57 @@ import torch
 
 from hfcore.bindings.checks import check_positive
 from hfcore.optimisers.hessian_free import HessianFree
+from hfcore.training.describe import describe
 from hfcore.training.environment import describe_environment
+from hfcore.training.limits import Limits
+from hfcore.training.rebuild import arguments_of
 
 if TYPE_CHECKING:
     from hfcore.problems import Problem
 
 # A first-order update is so cheap that testing or storing after each would dominate.
 FIRST_ORDER_EVERY = 100
+# The budget of minibatches of a run without any limit.
+MINIBATCHES = 50_000
 
 
 @dataclass(frozen=True)
 class Settings:
     """Arguments of :func:`train` that are plain numbers; checked on construction."""
 
-    minibatches: float
-    batch_size: int
-    gradient_batches: int
+    limits: Limits
     test_size: int
     solved_below: float
     test_every: int
     checkpoint_every: int
+    keep_checkpoints: int
     seed: int
 
     def __post_init__(self) -> None:
         check_positive(
-            batch_size=self.batch_size,
-            gradient_batches=self.gradient_batches,
             test_size=self.test_size,
             test_every=self.test_every,
             checkpoint_every=self.checkpoint_every,
+            keep_checkpoints=self.keep_checkpoints,
         )
-        if not 0 < self.minibatches < float("inf"):
-            raise ValueError(f"minibatches: got {self.minibatches}, need a positive finite number")
         if not 0.0 <= self.solved_below <= 1.0:
             raise ValueError(f"solved_below: got {self.solved_below}, need a share in [0, 1]")
         if self.seed < 0:
             raise ValueError(f"seed: got {self.seed}, need at least 0")
+
+
+def limits_of(stop: Limits | None, minibatches: float | None) -> Limits:
+    """The limits of a run from both arguments that set some. Raises ValueError for a limit set
+    twice, TypeError for something that is none."""
+    if stop is None:
+        return Limits(minibatches=MINIBATCHES if minibatches is None else minibatches)
+    if not isinstance(stop, Limits):
+        raise TypeError(f"stop: got {type(stop).__name__}, need hf.training.Limits")
+    if minibatches is None:
+        return stop
+    if stop.minibatches is not None:
+        raise ValueError(f"minibatches: got {minibatches} beside stop={stop}, need one of the two")
+    return Limits(stop.iterations, minibatches, stop.seconds)
 
 
 def default_every(optimizer: torch.optim.Optimizer) -> int:
@@ -55,27 +70,29 @@ def default_every(optimizer: torch.optim.Optimizer) -> int:
 
 def run_config(
     model: torch.nn.Module,
-    problem: Problem,
     optimizer: torch.optim.Optimizer,
     settings: Settings,
+    *,
+    problem: Problem | None,
+    data: Mapping[str, Any],
+    loss: Any,
+    metric: str,
+    callbacks: Mapping[str, Any],
     notes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What config.json holds; only ``run`` and ``environment`` may change on a resume."""
-    data: dict[str, Any] = {
-        "seed": settings.seed,
-        "batch_size": settings.batch_size,
-        "test_size": settings.test_size,
-    }
-    if isinstance(optimizer, HessianFree):
-        data["gradient_batches"] = settings.gradient_batches
+    config: dict[str, Any] = {} if problem is None else {"problem": problem.config()}
     return {
-        "problem": problem.config(),
+        **config,
         "model": model_config(model),
         "optimizer": optimizer_config(optimizer),
-        "data": data,
+        "loss": describe(loss),
+        "metric": metric,
+        "data": dict(data),
+        "callbacks": dict(callbacks),
         "notes": dict(notes),
         "run": {
-            "minibatches": settings.minibatches,
+            **settings.limits.config(),
             "solved_below": settings.solved_below,
             "test_every": settings.test_every,
             "checkpoint_every": settings.checkpoint_every,
@@ -85,10 +102,14 @@ def run_config(
 
 
 def model_config(model: torch.nn.Module) -> dict[str, Any]:
-    """Class, shapes and dtypes."""
+    """Class, shapes and dtypes, with the constructor's arguments of a net of hfcore; of any other
+    module its structure as torch shows it."""
     config: dict[str, Any] = {"name": type(model).__name__}
-    if hasattr(model, "nonlinearity"):
-        config["nonlinearity"] = str(model.nonlinearity)
+    arguments = arguments_of(model)
+    if arguments is None:
+        config["structure"] = describe(model)
+    else:
+        config["arguments"] = arguments
     config["parameters"] = {name: list(p.shape) for name, p in model.named_parameters()}
     config["dtype"] = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()})
     return config
@@ -101,24 +122,19 @@ def device_name(model: torch.nn.Module) -> str:
 
 
 def optimizer_config(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Hyperparameters of each group at the start of the run; one group is written flat."""
+    """Hyperparameters of each group at the start of the run, and the loss or objective it has of
+    its own; one group is written flat."""
     groups = [
-        {key: _setting(value) for key, value in group.items() if key != "params"}
+        {key: describe(value) for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
     ]
     config: dict[str, Any] = {"name": type(optimizer).__name__}
+    loss = getattr(optimizer, "loss", None)
+    if loss is not None:
+        config["loss"] = describe(loss)
+    objective = getattr(optimizer, "objective", None)
+    if objective is not None:
+        config["objective"] = describe(type(objective))
     if len(groups) == 1:
         return {**config, **groups[0]}
     return {**config, "groups": groups}
-
-
-def _setting(value: object) -> Any:
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_setting(v) for v in value]
-    if isinstance(value, dict):
-        return {str(k): _setting(v) for k, v in value.items()}
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    return repr(value)

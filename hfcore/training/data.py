@@ -1,4 +1,4 @@
-"""Random streams of a run: fresh training batches and a fixed test set."""
+"""Random streams of a run on a problem: fresh training batches and a fixed test set."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from hfcore.batches import Batch
-from hfcore.problems.base import TEST_BATCH, FixedTest, ZeroOne
+from hfcore.problems.base import TEST_BATCH, FixedTest
 
 if TYPE_CHECKING:
     from hfcore.problems import Problem
@@ -37,7 +39,8 @@ class TrainingData:
     def test_set(self, size: int) -> list[Batch]:
         """The same ``size`` cases whenever it is called, in batches of at most 1000."""
         if isinstance(self._problem, FixedTest):
-            return [self._placed(batch) for batch in self._problem.test_set(size, self._dtype)]
+            fixed = self._problem.test_set(size, self._dtype)
+            return [placed(batch, self._device) for batch in fixed]
         generator = np.random.Generator(np.random.PCG64(self._test_seed))
         sizes = [TEST_BATCH] * (size // TEST_BATCH)
         if size % TEST_BATCH:
@@ -53,27 +56,19 @@ class TrainingData:
         self._generator.bit_generator.state = state
 
     def _draw(self, size: int, generator: np.random.Generator) -> Batch:
-        return self._placed(self._problem.batch(size, generator, self._dtype))
-
-    def _placed(self, batch: Batch) -> Batch:
-        """On the device; a tensor that is both inputs and targets stays one."""
-        if self._device.type == "cpu":
-            return batch
-        inputs = batch.inputs.to(self._device)
-        targets = inputs if batch.targets is batch.inputs else batch.targets.to(self._device)
-        return Batch(inputs, targets, None if batch.mask is None else batch.mask.to(self._device))
+        return placed(self._problem.batch(size, generator, self._dtype), self._device)
 
 
-@torch.no_grad()
-def measured_error(model: torch.nn.Module, problem: Problem, batches: list[Batch]) -> float:
-    """Share of cases that ``problem.wrong`` calls wrong, else the mean of ``problem.errors``."""
-    judge = problem.wrong if isinstance(problem, ZeroOne) else problem.errors
-    was_training = model.training
-    model.eval()
-    total, cases = 0.0, 0
-    for batch in batches:
-        judged = judge(model(batch.inputs), batch)
-        total += float(judged.sum(dtype=torch.float64))
-        cases += judged.numel()
-    model.train(was_training)
-    return total / cases
+def placed(batch: Batch, device: torch.device) -> Batch:
+    """On the device; a tensor that is both inputs and targets stays one."""
+    if device.type == "cpu" and all(
+        isinstance(t, Tensor) and t.device == device for t in batch[:2]
+    ):
+        return batch
+
+    def moved(value: Any) -> Any:
+        return tree_map(lambda t: t.to(device) if isinstance(t, Tensor) else t, value)
+
+    inputs = moved(batch.inputs)
+    targets = inputs if batch.targets is batch.inputs else moved(batch.targets)
+    return Batch(inputs, targets, moved(batch.mask))

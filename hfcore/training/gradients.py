@@ -7,6 +7,7 @@ Called with a batch, each gives the mean loss over its cases; the gradient repla
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -92,30 +93,48 @@ class FusedBackpropagation:
 
 
 class AutogradBackpropagation:
-    """By autograd through any module."""
+    """By autograd through any module; a callable loss is (outputs, targets) → mean over cases."""
 
-    def __init__(self, model: nn.Module, loss: Loss, batch_size: int) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss | Callable[..., Tensor],
+        count: int | Callable[[Batch], int],
+    ) -> None:
         self._model = model
         self._loss = loss
-        self._batch_size = batch_size
+        self._count = count
 
     def __call__(self, batch: Batch) -> float:
         self._model.zero_grad()
         s = self._model(batch.inputs)
-        outputs, scale = s.detach(), 1.0 / self._batch_size
+        if not isinstance(self._loss, Loss):
+            return self._through(s, batch)
+        cases = self._count if isinstance(self._count, int) else self._count(batch)
+        outputs, scale = s.detach(), 1.0 / cases
         value = self._loss.value(outputs, batch.targets, batch.mask, scale=scale)
         s.backward(gradient=self._loss.gradient(outputs, batch.targets, batch.mask, scale=scale))
         return value
 
+    def _through(self, s: Tensor, batch: Batch) -> float:
+        if batch.mask is not None:
+            raise ValueError("mask: needs a loss of hf.losses; give the mask to your own loss")
+        value = self._loss(s, batch.targets)  # type: ignore[operator]
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+            raise ValueError(f"loss: returned {what}, need a scalar tensor, the mean over cases")
+        value.backward()
+        return value.item()
+
 
 def backpropagation(
-    model: nn.Module, loss: Loss, batch_size: int
+    model: nn.Module, loss: Loss | Callable[..., Tensor], count: int | Callable[[Batch], int]
 ) -> FusedBackpropagation | AutogradBackpropagation:
-    """The fused one where the model has one, else autograd."""
-    passes = grouped_gradient(model, loss)
+    """The fused one where the model has one, else autograd; ``count``: the cases of a batch."""
+    passes = grouped_gradient(model, loss) if isinstance(loss, Loss) else None
     if passes is None:
         reason = why_left_to_autograd(model, loss)
         if reason is not None:
             logger.warning("%s goes through autograd: %s", type(model).__name__, reason)
-        return AutogradBackpropagation(model, loss, batch_size)
+        return AutogradBackpropagation(model, loss, count)
     return FusedBackpropagation(model, passes)

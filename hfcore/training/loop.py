@@ -3,139 +3,199 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any
 
 import torch
 
-from hfcore.problems.base import ZeroOne
-from hfcore.training.callbacks import Callback, TrainState
-from hfcore.training.config import Settings, default_every, run_config
-from hfcore.training.data import TrainingData, measured_error
-from hfcore.training.errors import CheckpointError
+from hfcore.batches import Batches
+from hfcore.training import setup
+from hfcore.training.callbacks import Callback, CallbackStates, StopRequest, TrainState
+from hfcore.training.config import Settings, default_every, limits_of, run_config
+from hfcore.training.feeds import Feed
 from hfcore.training.interrupts import stop_on_signal
+from hfcore.training.limits import Limits
+from hfcore.training.metrics import Metric
 from hfcore.training.progress import ProgressDisplay
+from hfcore.training.result import TrainResult
+from hfcore.training.resumable import Counters, RandomStates, Resumable
 from hfcore.training.run_folder import RunFolder
-from hfcore.training.steps import COST_UNIT, Iteration, make_stepper
+from hfcore.training.steps import COST_UNIT, Iteration, Stepper, combined, device_of, make_stepper
 
-if TYPE_CHECKING:
-    from hfcore.problems import Problem
-
-Reason = Literal["solved", "budget", "callback", "interrupted", "diverged"]
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a run ended. A resumed run counts from its very beginning."""
-
-    solved: bool
-    reason: Reason
-    """Why it stopped: ``"solved"``, ``"budget"`` spent, a ``"callback"`` asked, ``"interrupted"``
-    by SIGINT or SIGTERM, ``"diverged"`` to a loss that is not finite."""
-    iterations: int
-    minibatches: float
-    """Gradients and curvature products per 1000 sequences (the paper's cost)."""
-    objective_evaluations: float
-    """Objective evaluations per 1000 sequences, not contained in ``minibatches``."""
-    seconds: float
-    """Wall-clock time of the training loop: data, steps, tests and checkpoints."""
-    test_error: float
-    """Share of wrong test cases; for a problem without right and wrong, its mean error."""
-    run_dir: Path | None
-    plots: tuple[Path, ...]
+logger = logging.getLogger("hfcore")
 
 
 @dataclass
-class Progress:
+class Progress(Counters):
     """Counters of a run; part of every checkpoint."""
 
     iteration: int = 0
     sequences: int = 0
     evaluated: int = 0
+    cg_iterations: int = 0
     seconds: float = 0.0
+    step_seconds: float = 0.0
     test_error: float | None = None
-    tested_at: int = 0
+    validation_error: float | None = None
+    tested_at: int = -1
     diverged: bool = False
 
 
 def train(
     model: torch.nn.Module,
-    problem: Problem,
+    data: Any,
     optimizer: torch.optim.Optimizer,
     *,
-    minibatches: float = 50_000,
-    batch_size: int = 1000,
-    gradient_batches: int = 10,
+    batches: Any = None,
+    stop: Limits | None = None,
+    callbacks: Sequence[Callback] = (),
+    loss: Any = None,
+    metric: Metric | None = None,
+    validation: Any = None,
+    test: Any = None,
+    minibatches: float | None = None,
+    batch_size: int | None = None,
+    gradient_batches: int | None = None,
+    batch_dim: int | None = None,
     test_size: int = 10_000,
     solved_below: float = 0.01,
     test_every: int | None = None,
+    test_untrained: bool = False,
     seed: int = 0,
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
     checkpoint_every: int | None = None,
-    callbacks: Sequence[Callback] = (),
+    keep_checkpoints: int = 2,
     progress: bool = True,
     notes: Mapping[str, Any] | None = None,
 ) -> TrainResult:
-    """Train ``model`` on ``problem`` until it is solved or the budget is spent.
+    """Train ``model`` on ``data`` until a limit is met, the problem solved, or a callback stops it.
 
-    With :class:`hfcore.HessianFree` an iteration is one step on ``gradient_batches`` fresh
-    batches; with any other torch optimiser it is one update on one fresh batch. Work is counted
-    in minibatches of 1000 sequences, one for each gradient or curvature product over them
-    (Martens & Sutskever 2011, figure 3); objective evaluations are counted apart.
+    With :class:`hfcore.HessianFree` an iteration is one step, with any other torch optimiser one
+    update, on the batches of a policy. Work is counted in minibatches of 1000 sequences, one for
+    each gradient or curvature product over them (Martens & Sutskever 2011, figure 3); objective
+    evaluations are counted apart.
+
+    >>> hf.train(model, hf.problems.Addition(30), opt)
+    >>> hf.train(model, (x, y), opt, validation=(x_v, y_v), stop=hf.training.Limits(iterations=50),
+    ...          callbacks=[hf.training.EarlyStopping(5), hf.training.BestModel()])
 
     Args:
-        model: maps inputs ``[T,B,n]`` to pre-nonlinearity outputs ``[T,B,k]``; an hf.MLP, for a
-            problem whose batches are ``[B,n]``, to ``[B,k]``.
-        minibatches: budget; the step that crosses it is the last one.
-        batch_size: sequences of a batch.
-        gradient_batches: batches of a Hessian-free step.
-        test_size: cases of the fixed test set, drawn in batches of 1000 where the problem has no
+        model: maps inputs to outputs before their nonlinearity; an hf.RNN ``[T,B,n]`` to
+            ``[T,B,k]``, an hf.MLP ``[B,n]`` to ``[B,k]``.
+        data: a problem of hf.problems; ``(x, y)`` or ``(x, y, mask)`` of tensors in the model's
+            dtype, or of NumPy arrays, whose floats become it; a list of sequences ``(x_i [T_i,n],
+            y_i [T_i,k])`` of any lengths, with classes int64 ``[T_i]`` or one target for the
+            sequence as y_i, and perhaps a mask_i ``[T_i]``: they are padded and masked; an
+            hf.data.Dataset, images that are inputs and targets; a torch DataLoader of batches
+            (inputs, targets[, mask]); or a torch Dataset with a length, which is read into memory.
+        batches: a policy of :mod:`hfcore.minibatches`, :class:`hfcore.training.Phased`, or a
+            function from the number of the iteration to hf.Batches. None: of a problem
+            ``gradient_batches`` fresh batches of ``batch_size``, of a DataLoader that many of its
+            own; of cases at hand FullGradient with curvature batches of ``batch_size`` for
+            Hessian-free, else SmallBatches of ``batch_size``.
+        stop: limits of iterations, minibatches and seconds; None: 50,000 minibatches.
+        callbacks: see :class:`hfcore.Callback`; their states are in the checkpoints.
+        loss: a loss of hf.losses or a function (outputs, targets) → mean loss; None: the problem's,
+            or the one that HessianFree was made with.
+        metric: the measure of error: a function (outputs, targets), or with a parameter ``mask``,
+            → a value of each case ``[B]``, or the mean, a number. None: what the problem calls
+            wrong or its errors; else the loss.
+        validation, test: further parts in any of the forms of ``data`` but a problem; None: those
+            of an hf.data.Dataset; a problem draws its test cases.
+        minibatches: the same as ``Limits(minibatches=…)``.
+        batch_size, gradient_batches: see ``batches``; by default 1000 (at most all cases) and 10;
+            a first-order update takes one batch.
+        batch_dim: axis of the cases in inputs and targets, or a pair of axes; None: what
+            HessianFree was made with, or the model's own (1 for hf.RNN), else 0.
+        test_size: cases of a problem's fixed test set, drawn in batches of 1000 where it has no
             test set of its own.
         solved_below: the problem is solved when the share of wrong test cases is below this;
-            without meaning for a problem that calls no case wrong.
+            without meaning for data that call no case wrong.
         test_every, checkpoint_every: in iterations; by default 1 for Hessian-free, 100 otherwise.
+        test_untrained: also test before the first iteration, and log it as iteration 0.
         seed: of the training and the test data (two independent streams).
         run_dir: folder for config, metrics, TensorBoard events, plots and checkpoints; None
             writes nothing.
         resume: continue the run in ``run_dir`` from its last checkpoint, bit for bit. The
-            arguments must be those it was begun with, apart from ``minibatches``,
-            ``solved_below``, ``test_every``, ``checkpoint_every``, ``callbacks``, ``progress``.
+            arguments must be those it was begun with, apart from ``stop``, ``minibatches``,
+            ``solved_below``, ``test_every``, ``checkpoint_every``, ``keep_checkpoints``,
+            ``progress``, and callbacks that do not determine the run.
+        keep_checkpoints: the last so many stay in ``run_dir``.
         progress: show progress on stderr.
         notes: further settings to keep in config.json; a resume compares them too.
 
     SIGINT or SIGTERM ends training after the current step with a checkpoint; a second one acts
-    at once. Raises ValueError for bad arguments, :class:`RunFolderError` for a folder that
-    cannot be used or written, :class:`CheckpointError` if no checkpoint is good, and
-    :class:`ConfigMismatchError` if the folder belongs to another config.
+    at once. Raises TypeError or ValueError naming the argument that is wrong,
+    :class:`RunFolderError` for a folder that cannot be used or written, :class:`CheckpointError` if
+    no checkpoint is good, and :class:`ConfigMismatchError` if the folder belongs to another config.
     """
+    if next(model.parameters(), None) is None:
+        raise ValueError("model: has no parameters, nothing to train")
     every = default_every(optimizer)
     settings = Settings(
-        minibatches=minibatches,
-        batch_size=batch_size,
-        gradient_batches=gradient_batches,
+        limits=limits_of(stop, minibatches),
         test_size=test_size,
         solved_below=solved_below,
         test_every=every if test_every is None else test_every,
         checkpoint_every=every if checkpoint_every is None else checkpoint_every,
+        keep_checkpoints=keep_checkpoints,
         seed=seed,
     )
     if resume and run_dir is None:
         raise ValueError("resume: got True without run_dir, need the run folder to resume")
-    hooks = [*callbacks, ProgressDisplay()] if progress else [*callbacks]
-    run = _Run(model, problem, optimizer, settings, hooks)
+    parts = setup.data_of(
+        model, optimizer, data, validation=validation, test=test, batch_dim=batch_dim
+    )
+    minimised = setup.loss_of(loss, parts.problem, optimizer)
+    policy = setup.policy_of(
+        parts,
+        optimizer,
+        batches,
+        batch_size=batch_size,
+        gradient_batches=gradient_batches,
+        seed=seed,
+    )
+    hooks = setup.hooks_of(policy, callbacks)
+    stepper = make_stepper(
+        model,
+        minimised,
+        optimizer,
+        setup.counter(parts, policy),
+        gradients=any(hook.reads_gradients for hook in hooks),
+    )
+    run = _Run(
+        model,
+        optimizer,
+        parts,
+        stepper,
+        setup.feed_of(parts, policy, settings, stepper.device),
+        setup.Measured(model, parts, metric, minimised, settings),
+        settings,
+        [*hooks, ProgressDisplay()] if progress else hooks,
+    )
     if run_dir is None:
-        return run.result(run.loop())
-    config = run_config(model, problem, optimizer, settings, notes or {})
+        return run.to_the_end(test_untrained)
+    config = run_config(
+        model,
+        optimizer,
+        settings,
+        problem=parts.problem,
+        data=setup.data_config(parts, policy, settings),
+        loss=minimised,
+        metric=run.measured.name,
+        callbacks=CallbackStates(hooks).config(),
+        notes=notes or {},
+    )
     opened = RunFolder.resume if resume else RunFolder.create
-    with opened(Path(run_dir), config) as run.folder:
-        run.begin_or_resume()
-        return run.result(run.loop())
+    with opened(Path(run_dir), config, keep=keep_checkpoints) as run.folder:
+        return run.to_the_end(test_untrained)
 
 
 class _Run:
@@ -144,143 +204,186 @@ class _Run:
     def __init__(
         self,
         model: torch.nn.Module,
-        problem: Problem,
         optimizer: torch.optim.Optimizer,
+        data: setup.Data,
+        stepper: Stepper,
+        feed: Feed,
+        measured: setup.Measured,
         settings: Settings,
         hooks: Sequence[Callback],
     ) -> None:
-        first = next(model.parameters(), None)
-        if first is None:
-            raise ValueError("model: has no parameters, nothing to train")
         self.model = model
-        self.device = first.device
-        self.problem = problem
         self.optimizer = optimizer
+        self.data = data
+        self.stepper = stepper
+        self.feed = feed
+        self.measured = measured
         self.settings = settings
         self.hooks = hooks
-        self.solvable = isinstance(problem, ZeroOne)
         self.folder: RunFolder | None = None
         self.at = Progress()
         self.metrics: dict[str, Any] = {}
-        self.stepper = make_stepper(
-            model,
-            problem,
-            optimizer,
-            gradient_batches=settings.gradient_batches,
-            batch_size=settings.batch_size,
-            gradients=any(hook.reads_gradients for hook in hooks),
+
+    def to_the_end(self, test_untrained: bool) -> TrainResult:
+        """Begin or resume, iterate, sum up."""
+        self.stored = Resumable(
+            self.folder,
+            {
+                "progress": self.at,
+                "model": self.model,
+                "optimizer": self.optimizer,
+                "training_data": self.feed,
+                "random": RandomStates(device_of(self.model)),
+                "callbacks": CallbackStates(self.hooks),
+            },
+            lambda: self.at.iteration,
+            "this model and optimiser",
         )
-        self.data = TrainingData(problem, settings.seed, first.dtype, self.stepper.device)
-        tests = TrainingData(problem, settings.seed, first.dtype, first.device)
-        self.test_set = tests.test_set(settings.test_size)
-        self._stored_at = 0
+        self.stored.begin_or_resume()
+        if test_untrained and self.at.iteration == 0:
+            self._test_untrained()
+        elif self.folder is not None and self.folder.lines < self.at.iteration:
+            logger.warning(
+                "%s: the log has %d lines for %d iterations, the others are lost",
+                self.folder.path,
+                self.folder.lines,
+                self.at.iteration,
+            )
+        return self._result(self._loop())
 
     # ---- the loop
 
-    def loop(self) -> Reason:
+    def _loop(self) -> str:
         """Iterate until there is a reason to stop."""
         session = time.perf_counter() - self.at.seconds
-        with stop_on_signal() as interrupted, self._hooked():
-            while (reason := self._reason_to_stop(interrupted)) is None:
-                stop = self._iterate(session)
-                if stop or self.at.iteration % self.settings.checkpoint_every == 0:
-                    self._checkpoint()
-                if stop and self._reason_to_stop(lambda: False) is None:
-                    reason = "callback"
-                    break
+        with stop_on_signal() as interrupted, self._hooked() as asked:
+            while (reason := self._reason_to_stop(interrupted, asked)) is None:
+                asked = self._iterate(session)
+                if asked is not None or self.at.iteration % self.settings.checkpoint_every == 0:
+                    self.stored.save()
             if reason not in ("interrupted", "diverged") and self._untested():
                 self._test()
             self.at.seconds = time.perf_counter() - session
-            if self._stored_at != self.at.iteration:
-                self._checkpoint()
+            self.stored.save()
         return reason
 
-    def result(self, reason: Reason) -> TrainResult:
+    def _result(self, reason: str) -> TrainResult:
         """Draw the plots and sum up."""
-        if self.at.test_error is None:
+        if self.at.tested_at < 0:
             self._test()
-        error = self.at.test_error
-        assert error is not None
-        return TrainResult(
-            solved=self._below(error),
+        folder = self.folder
+        result = TrainResult(
+            solved=self._solved(),
             reason=reason,
             iterations=self.at.iteration,
             minibatches=_in_minibatches(self.at.sequences),
             objective_evaluations=_in_minibatches(self.at.evaluated),
             seconds=self.at.seconds,
-            test_error=error,
-            run_dir=None if self.folder is None else self.folder.path,
-            plots=self._plots(),
+            test_error=_or_nan(self.at.test_error),
+            validation_error=_or_nan(self.at.validation_error),
+            run_dir=None if folder is None else folder.path,
+            plots=() if folder is None else folder.draw(solved_below=self._solved_below()),
         )
+        if folder is not None:
+            folder.finish(result.to_json())
+        return result
 
-    def _plots(self) -> tuple[Path, ...]:
-        if self.folder is None:
-            return ()
-        return self.folder.draw(solved_below=self.settings.solved_below if self.solvable else None)
+    def _solved_below(self) -> float | None:
+        return self.settings.solved_below if self.measured.shares else None
 
-    def _below(self, error: float) -> bool:
-        """The problem is solved with this test error."""
-        return self.solvable and error < self.settings.solved_below
+    def _solved(self) -> bool:
+        below, error = self._solved_below(), self.at.test_error
+        return below is not None and error is not None and error < below
 
-    def _reason_to_stop(self, interrupted: Callable[[], bool]) -> Reason | None:
+    def _reason_to_stop(self, interrupted: Callable[[], bool], asked: str | None) -> str | None:
         if self.at.diverged:
             return "diverged"
-        if self.at.test_error is not None and self._below(self.at.test_error):
+        if self._solved():
             return "solved"
-        if _in_minibatches(self.at.sequences) >= self.settings.minibatches:
-            return "budget"
-        return "interrupted" if interrupted() else None
+        spent = _in_minibatches(self.at.sequences)
+        limits = self.settings.limits
+        if (limit := limits.reached(self.at.iteration, spent, self.at.step_seconds)) is not None:
+            return limit
+        return asked or ("interrupted" if interrupted() else None)
 
-    def _iterate(self, session: float) -> bool:
-        """One iteration with its test, log line and callbacks; True if a callback wants to stop."""
+    def _iterate(self, session: float) -> str | None:
+        """One iteration with its test, log line and callbacks; the reason of a callback to stop."""
         started = time.perf_counter()
-        batches = self.data.batches(self.stepper.batches, self.settings.batch_size)
+        work = self.feed(self.at.iteration)
         drawn = time.perf_counter()
-        done = self.stepper.step(batches)
+        rows = [work] if isinstance(work, Batches) else work
+        done = combined([self.stepper.step(row) for row in rows])
+        stepped = time.perf_counter()
         self.at.iteration += 1
         self.at.sequences += done.sequences
         self.at.evaluated += done.evaluated
+        self.at.cg_iterations += done.stats.get("cg_iterations", 0)
+        self.at.step_seconds += stepped - started
         self.at.diverged = not math.isfinite(done.stats["loss"])
-        stepped = time.perf_counter()
         if self.at.iteration % self.settings.test_every == 0:
             self._test()
         self.at.seconds = time.perf_counter() - session
         seconds = {"data": drawn - started, "test": time.perf_counter() - stepped}
-        self.metrics = self._line(done, seconds)
-        if self.folder is not None:
-            self.folder.log(self.metrics)
+        self._log(self._line(done, seconds))
         state = self._state()
-        return any([hook.on_step(state) for hook in self.hooks])  # a list: every hook runs
+        # a list: every hook runs
+        return next(filter(None, [_reason(hook.on_step(state)) for hook in self.hooks]), None)
 
     def _line(self, done: Iteration, seconds: dict[str, float]) -> dict[str, Any]:
+        stats = {key: value for key, value in done.stats.items() if key != "seconds"}
+        if "cg_iterations" in stats:
+            stats["cg_total"] = self.at.cg_iterations
+        return {**self._totals(), **stats, "seconds": {**done.stats["seconds"], **seconds}}
+
+    def _totals(self) -> dict[str, Any]:
+        """The columns of every line: counters and what was just measured."""
         tested = self.at.tested_at == self.at.iteration
+        errors = {"test_error": self.at.test_error if tested else None}
+        if self.data.validation is not None:
+            errors["validation_error"] = self.at.validation_error if tested else None
         return {
             "iteration": self.at.iteration,
             "minibatches": _in_minibatches(self.at.sequences),
             "objective_evaluations_total": _in_minibatches(self.at.evaluated),
-            "test_error": self.at.test_error if tested else None,
+            **errors,
             "training_seconds": self.at.seconds,
-            **{key: value for key, value in done.stats.items() if key != "seconds"},
-            "seconds": {**done.stats["seconds"], **seconds},
+            "step_seconds": self.at.step_seconds,
         }
 
+    def _log(self, line: dict[str, Any]) -> None:
+        """Complete the line with what callbacks measure, and write it."""
+        self.metrics = line
+        state = self._state()
+        for hook in self.hooks:
+            line |= hook.measure(state)
+        if self.folder is not None:
+            self.folder.log(line)
+
+    def _test_untrained(self) -> None:
+        self._test()
+        self._log(self._totals())
+
     def _test(self) -> None:
-        self.at.test_error = measured_error(self.model, self.problem, self.test_set)
+        errors = self.measured()
+        self.at.test_error = errors.get("test")
+        self.at.validation_error = errors.get("validation")
         self.at.tested_at = self.at.iteration
 
     def _untested(self) -> bool:
-        return self.at.test_error is None or self.at.tested_at != self.at.iteration
+        return self.at.tested_at != self.at.iteration
 
     # ---- callbacks
 
     @contextlib.contextmanager
-    def _hooked(self) -> Iterator[None]:
+    def _hooked(self) -> Iterator[str | None]:
+        """Callbacks begin and end; gives the reason of one that wants no training at all."""
         begun: list[Callback] = []
         try:
+            reasons = []
             for hook in self.hooks:
-                hook.on_train_begin(self._state())
+                reasons.append(_reason(hook.on_train_begin(self._state())))
                 begun.append(hook)
-            yield
+            yield next(filter(None, reasons), None)
         finally:
             for hook in begun:
                 hook.on_train_end(self._state())
@@ -288,67 +391,30 @@ class _Run:
     def _state(self) -> TrainState:
         return TrainState(
             model=self.model,
-            problem=self.problem,
+            problem=self.data.problem,
             optimizer=self.optimizer,
             iteration=self.at.iteration,
             minibatches=_in_minibatches(self.at.sequences),
             objective_evaluations=_in_minibatches(self.at.evaluated),
-            budget=self.settings.minibatches,
+            limits=self.settings.limits,
             test_error=self.at.test_error,
             training_seconds=self.at.seconds,
             run_dir=None if self.folder is None else self.folder.path,
             metrics=self.metrics,
+            name=self.data.train.name,
+            validation_error=self.at.validation_error,
+            step_seconds=self.at.step_seconds,
+            shares=self.measured.shares,
         )
 
-    # ---- checkpoints
 
-    def begin_or_resume(self) -> None:
-        """Take up the last checkpoint; a run without one starts with checkpoint 0."""
-        assert self.folder is not None
-        checkpoint = self.folder.checkpoints.load()
-        if checkpoint is None:
-            self.folder.require_unstarted()
-            self._checkpoint()
-        else:
-            self._restore(checkpoint.state)
-            self._stored_at = checkpoint.iteration
-        self.folder.start_logs(self.at.iteration)
+def _reason(asked: StopRequest) -> str | None:
+    """Why a callback wants to stop, None if it does not."""
+    return asked if isinstance(asked, str) else "callback" if asked else None
 
-    def _checkpoint(self) -> None:
-        if self.folder is None:
-            return
-        self.folder.checkpoint(
-            self.at.iteration,
-            {
-                "progress": vars(self.at),
-                "model": dict(self.model.state_dict()),
-                "optimizer": self.optimizer.state_dict(),
-                "training_data": self.data.state(),
-                "torch_random": torch.get_rng_state(),
-                "cuda_random": self._cuda_random(),
-            },
-        )
-        self._stored_at = self.at.iteration
 
-    def _cuda_random(self) -> torch.Tensor | None:
-        """State of the generator that a model on a GPU may draw from."""
-        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        try:
-            self.at = Progress(**state["progress"])
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.data.load_state(state["training_data"])
-            torch.set_rng_state(state["torch_random"])
-            if self.device.type == "cuda" and state.get("cuda_random") is not None:
-                torch.cuda.set_rng_state(state["cuda_random"], self.device)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            assert self.folder is not None
-            raise CheckpointError(
-                f"{self.folder.checkpoints.folder}: iteration {self.at.iteration} does not fit "
-                f"this model and optimiser: {error}"
-            ) from error
+def _or_nan(error: float | None) -> float:
+    return math.nan if error is None else error
 
 
 def _in_minibatches(sequences: int) -> float:

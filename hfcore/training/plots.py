@@ -31,7 +31,7 @@ def draw_plots(metrics: Metrics, folder: Path, *, solved_below: float | None) ->
     if not metrics:
         return ()
     figures = {LOSS: _loss_and_error(metrics, solved_below)}
-    if "damping" in metrics[0]:
+    if any("damping" in line for line in metrics):
         figures[DAMPING] = _damping_and_rho(metrics)
         figures[CG] = _cg_iterations(metrics)
     for name, figure in figures.items():
@@ -82,7 +82,8 @@ def _damping_and_rho(metrics: Metrics) -> Figure:
     figure, (damping, rho) = _figure(2)
     _draw(damping, metrics, "damping", "damping λ", log=True)
     low, high = RHO_RANGE
-    clipped = [{**m, "rho": min(max(m["rho"], low), high)} for m in metrics]
+    steps = [m for m in metrics if "rho" in m]  # the untrained model has a line without
+    clipped = [{**m, "rho": min(max(m["rho"], low), high)} for m in steps]
     _draw(rho, clipped, "rho", f"ρ, clipped to [{low:g}, {high:g}]")
     for threshold in (0.25, 0.75):  # where the Levenberg-Marquardt rule acts
         rho.axhline(threshold, color="gray", linewidth=0.8, linestyle="--")

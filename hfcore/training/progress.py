@@ -9,16 +9,15 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
-from hfcore.problems.base import ZeroOne
 from hfcore.training.callbacks import Callback, TrainState
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressDisplay(Callback):
-    """Loss, error, λ, CG iterations, minibatches and time left within the budget.
+    """Loss, error, λ, CG iterations, what is spent of the limits and the time left within them.
 
-    The time left is to the end of the budget: a run that solves its problem ends sooner.
+    The time left is to the end of the first limit: a run that solves its problem ends sooner.
     """
 
     reads_gradients = False
@@ -39,8 +38,8 @@ class ProgressDisplay(Callback):
 
     def on_train_begin(self, state: TrainState) -> None:
         self._started = time.perf_counter()
-        self._done_before = state.minibatches
-        self._bar.add_task(state.problem.name, total=state.budget, spent=spent(state), left="")
+        self._done_before = share(state)
+        self._bar.add_task(state.name, total=1.0, spent=spent(state), left="")
         if self._console.is_terminal:
             self._live = Live(self._bar, console=self._console, transient=True)
             self._live.start()
@@ -48,9 +47,8 @@ class ProgressDisplay(Callback):
     def on_step(self, state: TrainState) -> None:
         left = self._time_left(state)
         if self._live is not None:
-            self._bar.update(
-                self._bar.task_ids[0], completed=state.minibatches, spent=spent(state), left=left
-            )
+            done = share(state)
+            self._bar.update(self._bar.task_ids[0], completed=done, spent=spent(state), left=left)
             # two lines: everything on one does not fit a terminal of 80 columns
             self._live.update(Group(self._bar, Text(describe(state), no_wrap=True)))
         elif time.perf_counter() - self._printed > SECONDS_BETWEEN_LINES:
@@ -68,11 +66,11 @@ class ProgressDisplay(Callback):
         self._console.print(line, highlight=False, soft_wrap=True)
 
     def _time_left(self, state: TrainState) -> str:
-        done = state.minibatches - self._done_before
+        done = share(state) - self._done_before
         if done <= 0:
             return ""
-        rate = (time.perf_counter() - self._started) / done
-        minutes, seconds = divmod(int(max(0.0, state.budget - state.minibatches) * rate), 60)
+        whole = (time.perf_counter() - self._started) / done
+        minutes, seconds = divmod(int(max(0.0, 1.0 - share(state)) * whole), 60)
         hours, minutes = divmod(minutes, 60)
         clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
         return f"at most {clock} left"
@@ -81,12 +79,12 @@ class ProgressDisplay(Callback):
 def describe(state: TrainState) -> str:
     """Loss, error, λ and CG iterations of the last step."""
     m = state.metrics
-    parts = [f"step {state.iteration}", f"loss {m['loss']:.4g}"]
-    if state.test_error is not None:
-        share = isinstance(state.problem, ZeroOne)
-        parts.append(
-            f"error {state.test_error:.4g}" if not share else f"error {100 * state.test_error:.2f}%"
-        )
+    parts = [f"step {state.iteration}"]
+    if "loss" in m:
+        parts.append(f"loss {m['loss']:.4g}")
+    for name, error in (("validation", state.validation_error), ("error", state.test_error)):
+        if error is not None:
+            parts.append(f"{name} {100 * error:.2f}%" if state.shares else f"{name} {error:.4g}")
     if "damping" in m:
         parts.append(f"λ {m['damping']:.3g}")
     if "cg_iterations" in m:
@@ -94,6 +92,26 @@ def describe(state: TrainState) -> str:
     return "  ".join(parts)
 
 
+def share(state: TrainState) -> float:
+    """What is done of the limit that is nearest, 0 to 1; 0 without any."""
+    limits = state.limits
+    spent = (
+        (state.iteration, limits.iterations),
+        (state.minibatches, limits.minibatches),
+        (state.step_seconds, limits.seconds),
+    )
+    return min(1.0, max((x / most for x, most in spent if most is not None), default=0.0))
+
+
 def spent(state: TrainState) -> str:
-    """Minibatches of the budget."""
-    return f"{state.minibatches:,.6g}/{state.budget:,.6g} minibatches"
+    """Minibatches and iterations, each of their limit where there is one."""
+    limits = state.limits
+    parts = [
+        f"{x:,.6g}{'' if most is None else f'/{most:,.6g}'} {unit}"
+        for x, most, unit in (
+            (state.minibatches, limits.minibatches, "minibatches"),
+            (state.iteration, limits.iterations, "iterations"),
+        )
+        if most is not None or unit == "minibatches"
+    ]
+    return ", ".join(parts)

@@ -1,7 +1,8 @@
 """A run folder: config.json, metrics.jsonl, TensorBoard events, plots and checkpoints.
 
 RUN/config.json       what was trained, how, and on what machine
-RUN/metrics.jsonl     one line an iteration; non-finite numbers as "nan", "inf", "-inf"
+RUN/metrics.jsonl     one line an iteration, see metrics_log.py; non-finite numbers as "nan", "inf"
+RUN/result.json       how training ended, once it has
 RUN/tensorboard/      the same numbers as TensorBoard events
 RUN/plots/            PNG files, drawn when training ends
 RUN/checkpoints/      see checkpoint.py
@@ -12,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -33,26 +34,35 @@ from hfcore.training.errors import (
     RunFolderError,
     cannot_write,
 )
+from hfcore.training.metrics_log import cut_metrics, plain, read_metrics, sealed_line
+
+__all__ = ["RunFolder", "fingerprint", "read_config", "read_metrics"]
 
 logger = logging.getLogger("hfcore")
 
 # Sections of the config that may differ on resume: neither changes what a step computes.
 MAY_DIFFER = ("run", "environment")
+# Of the folder; 1 is that of the versions before, whose config.json has none.
+FORMAT = 2
+MAX_CONFIG_BYTES = 1 << 26
+MAX_SHOWN = 120  # characters of a value in a message
 
 
 class RunFolder:
     """One run on disk. Use :meth:`create` or :meth:`resume`, then :meth:`start_logs`."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], *, keep: int = 2) -> None:
         self.path = path
         self.config = config
-        self.checkpoints = Checkpoints(path / "checkpoints", fingerprint(config))
+        self.checkpoints = Checkpoints(path / "checkpoints", fingerprint(config), keep=keep)
+        self.lines = 0
+        """Lines in the log when it was opened."""
         self._lock = lock_folder(path)
         self._metrics: TextIO | None = None
         self._events: Any = None
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
+    def create(cls, path: Path, config: Mapping[str, Any], *, keep: int = 2) -> RunFolder:
         """A new folder; it holds a run from the moment its config.json is there.
 
         Raises :class:`RunFolderError` if there is a run, or cannot be one.
@@ -69,7 +79,7 @@ class RunFolder:
             )
         if set(entries) - {temporary_of(config_path)}:  # a kill before config.json left that
             raise RunFolderError(f"{path}: is neither empty nor a run folder; name another")
-        folder = cls(path, config)
+        folder = cls(path, config, keep=keep)
         try:
             folder._write_config()
         except BaseException:
@@ -78,7 +88,7 @@ class RunFolder:
         return folder
 
     @classmethod
-    def resume(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
+    def resume(cls, path: Path, config: Mapping[str, Any], *, keep: int = 2) -> RunFolder:
         """An existing folder.
 
         Raises :class:`RunFolderError` if there is none, :class:`ConfigMismatchError` naming the
@@ -86,10 +96,10 @@ class RunFolder:
         """
         if not path.is_dir():
             raise RunFolderError(f"{path}: there is no run folder to resume")
-        folder = cls(path, config)
+        folder = cls(path, config, keep=keep)
         try:
             remove_temporary(path)
-            stored = _read_config(path / "config.json")
+            stored = read_config(path / "config.json")
             if stored is None:
                 if any(path.iterdir()):
                     raise RunFolderError(f"{path}: has no config.json, it is not a run folder")
@@ -97,6 +107,7 @@ class RunFolder:
             else:
                 _compare(path, stored, config)
                 folder.checkpoints.clean()
+                (path / "result.json").unlink(missing_ok=True)  # of the part before
             folder._write_config()
         except BaseException:
             folder.close()
@@ -122,7 +133,7 @@ class RunFolder:
 
         path = self.path / "metrics.jsonl"
         try:
-            _cut_metrics(path, after)
+            self.lines = cut_metrics(path, after)
             self._metrics = path.open("a", encoding="utf-8")
             self._events = SummaryWriter(
                 str(self.path / "tensorboard"), purge_step=after + 1 if after else None
@@ -134,7 +145,7 @@ class RunFolder:
         """Append one iteration to metrics.jsonl and the events."""
         assert self._metrics is not None, "start_logs comes first"
         try:
-            self._metrics.write(json.dumps(_plain(line), allow_nan=False) + "\n")
+            self._metrics.write(sealed_line(plain(line)))
             self._metrics.flush()
             for key, value in line.items():
                 if isinstance(value, int | float) and key != "iteration":
@@ -190,65 +201,55 @@ class RunFolder:
             if value is None:  # never hide the error that ended the run
                 raise cannot_write(self.path, error) from error
 
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write how training ended."""
+        self._write("result.json", result)
+
     def _write_config(self) -> None:
-        text = json.dumps(_plain(self.config), indent=2, allow_nan=False) + "\n"
-        write_atomic(self.path / "config.json", text.encode())
+        self._write("config.json", {"format": FORMAT, **self.config})
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
+        write_atomic(self.path / name, text.encode())
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
     """SHA-256 of the part of ``config`` that determines the trajectory."""
     identity = {k: v for k, v in config.items() if k not in MAY_DIFFER}
-    return hashlib.sha256(json.dumps(_plain(identity), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(plain(identity), sort_keys=True).encode()).hexdigest()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, numbers as numbers; a torn last line is left out."""
-    lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break  # a kill tears only the last line
-        lines.append({k: _number(v) for k, v in line.items()})
-    return lines
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The settings in a config.json without their format, None if there is no such file.
 
-
-def _cut_metrics(path: Path, after: int) -> None:
-    if not path.exists():
-        if after:
-            logger.warning("%s: is missing, the log starts at iteration %d", path, after + 1)
-        return
-    text = path.read_text(encoding="utf-8", errors="replace")
-    kept = []
-    for line in text.splitlines(keepends=True):
-        try:
-            iteration = json.loads(line)["iteration"]
-        except ValueError:
-            break
-        if iteration <= after and line.endswith("\n"):
-            kept.append(line)
-    if "".join(kept) != text:
-        write_atomic(path, "".join(kept).encode())
-
-
-def _read_config(path: Path) -> dict[str, Any] | None:
+    Raises :class:`RunFolderError` for one that cannot be read, is corrupt or of another format.
+    """
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_CONFIG_BYTES:
+            raise ValueError(f"no regular file of at most {MAX_CONFIG_BYTES} bytes")
         config = json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise RunFolderError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{path}: corrupt, it is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise RunFolderError(f"{path}: corrupt, it holds no settings")
+    found = config.pop("format", 1)
+    if found != FORMAT:
+        raise RunFolderError(
+            f"{path}: is of run folder format {found}, this version of hfcore reads {FORMAT}; "
+            "go on with the version that began the run, or begin it anew in another folder"
+        )
     return config
 
 
 def _compare(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    there, here = _dotted(stored), _dotted(_plain(config))
+    there, here = _dotted(stored), _dotted(plain(config))
     differing = [
-        f"{key} is {there.get(key, 'absent')!r} there and {here.get(key, 'absent')!r} here"
+        f"{key} is {_shown(there, key)} there and {_shown(here, key)} here"
         for key in sorted(there.keys() | here.keys())
         if key.split(".")[0] not in MAY_DIFFER and there.get(key) != here.get(key)
     ]
@@ -277,16 +278,6 @@ def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _plain(value: Any) -> Any:
-    """JSON without NaN and Infinity, which the format does not know."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return repr(float(value))
-    return value
-
-
-def _number(value: Any) -> Any:
-    return float(value) if value in ("nan", "inf", "-inf") else value
+def _shown(flat: Mapping[str, Any], key: str) -> str:
+    text = repr(flat.get(key, "absent"))
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

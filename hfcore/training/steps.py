@@ -1,4 +1,4 @@
-"""One iteration of training: a Hessian-free step, or one update of any torch optimiser."""
+"""One step of training: a Hessian-free step, or one update of any torch optimiser."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.momentum import Step
 from hfcore.curvature.grouped import BATCHES_ON
+from hfcore.losses import Loss
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import UpdatingClosure
 from hfcore.training.gradients import FusedBackpropagation, backpropagation
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from hfcore.problems import Problem
 
 COST_UNIT = 1000  # the paper counts work in minibatches of 1000 sequences
+
+Count = Callable[[Batch], int]
 
 
 @dataclass(frozen=True)
@@ -38,81 +42,124 @@ class Iteration:
 class Stepper(Protocol):
     """An optimiser as the training loop sees it."""
 
-    batches: int
     device: torch.device
     """Where the batches are to lie."""
 
-    def step(self, batches: Sequence[Batch]) -> Iteration: ...
+    def step(self, batches: Batches | Sequence[Batch]) -> Iteration:
+        """One step; the loop has the optimiser's own state stored and restored."""
+
+
+def count_along(dim: int) -> Count:
+    """The number of cases of a batch, which lie along axis ``dim`` of its inputs."""
+
+    def count(batch: Batch) -> int:
+        first = next(t for t in tree_leaves(batch.inputs) if isinstance(t, Tensor))
+        return int(first.shape[dim])
+
+    return count
 
 
 class HessianFreeStepper:
-    """One HF step an iteration: fresh gradient batches, the other roles are picked from them."""
+    """One HF step on the batches of its roles.
 
-    def __init__(
-        self, optimizer: HessianFree, batches: int, batch_size: int, device: torch.device
-    ) -> None:
-        self.batches = batches
+    Work is counted by cases: products on those of the curvature, gradients on those of the
+    gradient, evaluations on those of the backtracking (the curvature's own loss apart).
+    """
+
+    def __init__(self, optimizer: HessianFree, count: Count, device: torch.device) -> None:
         self.device = device
         self._optimizer = optimizer
-        self._batch_size = batch_size
+        self._count = count
 
-    def step(self, batches: Sequence[Batch]) -> Iteration:
-        stats = self._optimizer.step(Batches(gradient=batches))
+    def step(self, batches: Batches | Sequence[Batch]) -> Iteration:
+        roles = batches if isinstance(batches, Batches) else Batches(batches)
+        stats = self._optimizer.step(roles)
+        gradient = _listed(roles.gradient)
+        curvature = gradient[:1] if roles.curvature is None else _listed(roles.curvature)
+        search = gradient[1:2] or gradient[-1:]
+        if roles.backtracking is not None:
+            search = _listed(roles.backtracking)
+        product, case, trial = (self._mean(role) for role in (curvature, gradient, search))
+        trials = stats.objective_evaluations - len(curvature)
         return Iteration(
             asdict(stats),
-            sequences=(stats.products + stats.gradients) * self._batch_size,
-            evaluated=stats.objective_evaluations * self._batch_size,
+            sequences=round(stats.products * product + stats.gradients * case),
+            evaluated=round(len(curvature) * product + trials * trial),
         )
+
+    def _mean(self, role: Sequence[Batch]) -> float:
+        """Cases of a batch, which the optimiser counts as one."""
+        return sum(map(self._count, role)) / len(role)
 
 
 class FirstOrderStepper:
-    """One update of a torch optimiser an iteration, on one batch.
+    """One update of a torch optimiser, on one batch or the cases of several together.
 
-    The loss is the problem's, a sum over the unmasked outputs of a case averaged over cases,
-    without L2 (use the optimiser's weight decay). Gradients of hf.RNN and hf.MLP come from the
-    fused ops, those of other modules from autograd; an optimiser that takes its gradient elsewhere
-    than at the present parameters (hf.NAG, L-BFGS) calls the closure there. hf.SGD,
+    The loss is a sum over the unmasked outputs of a case averaged over cases (that of a callable
+    is its own), without L2 (use the optimiser's weight decay). Gradients of hf.RNN and hf.MLP come
+    from the fused ops, those of other modules from autograd; an optimiser that takes its gradient
+    elsewhere than at the present parameters (hf.NAG, L-BFGS) calls the closure there. hf.SGD,
     hf.ClassicalMomentum and hf.NAG leave the whole update to the fused ops: the parameters then
     have a ``grad`` only with ``gradients``.
-    """
 
-    batches = 1
+    ``problem`` is one of hf.problems, for its loss, or a loss; ``count`` the cases of a batch.
+    """
 
     def __init__(
         self,
         model: torch.nn.Module,
-        problem: Problem,
+        problem: Problem | Loss | Callable[..., Tensor],
         optimizer: torch.optim.Optimizer,
-        batch_size: int,
+        count: int | Count,
         *,
         gradients: bool = True,
     ) -> None:
-        self._batch_size = batch_size
+        self._count = _constant(count) if isinstance(count, int) else count
         self._optimizer = optimizer
         self._gradients = gradients
-        self._backward = backpropagation(model, problem.loss, batch_size)
+        loss: Any = getattr(problem, "loss", problem)
+        self._backward = backpropagation(model, loss, self._count)
         fused = isinstance(self._backward, FusedBackpropagation)
-        self.device = BATCHES_ON if fused else _device_of(model)
+        self.device = BATCHES_ON if fused else device_of(model)
 
-    def step(self, batches: Sequence[Batch]) -> Iteration:
-        (batch,) = batches
+    def step(self, batches: Batches | Sequence[Batch]) -> Iteration:
+        chosen = _listed(batches.gradient) if isinstance(batches, Batches) else list(batches)
         losses: list[float] = []
         started = time.perf_counter()
-        self._optimizer.step(self._closure(batch, losses))  # type: ignore[arg-type]
-        size = self._batch_size
+        self._optimizer.step(self._closure(chosen, losses))  # type: ignore[arg-type]
+        work = len(losses) * sum(map(self._count, chosen))
         seconds = {"update": time.perf_counter() - started}
         return Iteration(
-            {"loss": losses[0], "gradients": len(losses) * size / COST_UNIT, "seconds": seconds},
-            sequences=len(losses) * size,
+            {"loss": losses[0], "gradients": work / COST_UNIT, "seconds": seconds},
+            sequences=work,
             evaluated=0,
         )
 
-    def _closure(self, batch: Batch, losses: list[float]) -> Callable[[], Tensor]:
-        """The loss on the batch, which joins ``losses``."""
+    def _closure(self, batches: list[Batch], losses: list[float]) -> Callable[[], Tensor]:
+        """The loss on the batches, which joins ``losses``."""
         backward = self._backward
+        if len(batches) > 1:
+            return lambda: _recorded(self._together(batches), losses)
+        (batch,) = batches
         if isinstance(backward, FusedBackpropagation):
             return _FusedClosure(backward, batch, losses, gradients=self._gradients)
         return lambda: _recorded(backward(batch), losses)
+
+    def _together(self, batches: list[Batch]) -> float:
+        """Mean loss and gradient over the cases of all batches."""
+        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        sums = [torch.zeros_like(p) for p in parameters]
+        cases = [self._count(batch) for batch in batches]
+        loss = 0.0
+        for batch, count in zip(batches, cases, strict=True):
+            share = count / sum(cases)
+            loss += share * self._backward(batch)
+            for total, p in zip(sums, parameters, strict=True):
+                if p.grad is not None:
+                    total.add_(p.grad, alpha=share)
+        for total, p in zip(sums, parameters, strict=True):
+            p.grad = total
+        return loss
 
 
 class _FusedClosure(UpdatingClosure):
@@ -140,29 +187,62 @@ def _recorded(loss: float, losses: list[float]) -> Tensor:
     return torch.tensor(loss, dtype=torch.float64)
 
 
-def _device_of(model: torch.nn.Module) -> torch.device:
+def _constant(size: int) -> Count:
+    return lambda batch: size
+
+
+def _listed(role: Sequence[Batch] | Batch) -> list[Batch]:
+    return [role] if isinstance(role, Batch) else list(role)
+
+
+def device_of(model: torch.nn.Module) -> torch.device:
+    """Where the parameters are."""
     return next(model.parameters()).device
 
 
 def make_stepper(
     model: torch.nn.Module,
-    problem: Problem,
+    loss: Loss | Callable[..., Tensor] | None,
     optimizer: torch.optim.Optimizer,
+    count: Count,
     *,
-    gradient_batches: int,
-    batch_size: int,
     gradients: bool,
 ) -> Stepper:
     """The stepper for this optimiser.
 
     Without ``gradients`` it may leave none in the parameters, where that is faster.
-    Raises ValueError if the optimiser holds a parameter that is not the model's.
+    Raises ValueError if the optimiser holds a parameter that is not the model's, or a first-order
+    one has no loss.
     """
     own = {id(p) for p in model.parameters()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if any(id(p) not in own for p in held):
         raise ValueError("optimizer: holds parameters that are not the model's")
     if isinstance(optimizer, HessianFree):
-        device = _device_of(model)
-        return HessianFreeStepper(optimizer, gradient_batches, batch_size, device)
-    return FirstOrderStepper(model, problem, optimizer, batch_size, gradients=gradients)
+        return HessianFreeStepper(optimizer, count, device_of(model))
+    if loss is None:
+        raise ValueError(
+            f"loss: got None, need one for these data and {type(optimizer).__name__}: a loss of "
+            "hf.losses, or a function (outputs, targets) → mean loss"
+        )
+    return FirstOrderStepper(model, loss, optimizer, count, gradients=gradients)
+
+
+def combined(steps: Sequence[Iteration]) -> Iteration:
+    """Several steps as one iteration: losses averaged, work added up, the rest as at the last."""
+    if len(steps) == 1:
+        return steps[0]
+    stats = dict(steps[-1].stats)
+    stats["loss"] = sum(step.stats["loss"] for step in steps) / len(steps)
+    for key in ("gradients", "products", "objective_evaluations", "cg_iterations"):
+        if key in stats:
+            stats[key] = sum(step.stats[key] for step in steps)
+    stats["seconds"] = {
+        phase: sum(step.stats["seconds"][phase] for step in steps) for phase in stats["seconds"]
+    }
+    stats["updates"] = len(steps)
+    return Iteration(
+        stats,
+        sequences=sum(step.sequences for step in steps),
+        evaluated=sum(step.evaluated for step in steps),
+    )

@@ -5,7 +5,7 @@
 // `name` is the block's dynamic shared memory.
 #define HFCORE_DYNAMIC_SHARED(type, name) extern __shared__ __align__(16) type name[]
 #elif !defined(HFCORE_DYNAMIC_SHARED)
-#error "compile with nvcc, or as C++ after kernels/emulation/cuda_on_cpu.h"
+#error "compile with nvcc, or as C++ after tests/support/emulation/cuda_on_cpu.h"
 #endif
 
 namespace hfcore_gpu {

@@ -12,13 +12,6 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _bench_on_the_path() -> Any:
-    sys.path.append(str(ROOT))  # last: an installed hfcore wins over the checkout's
-    yield
-    sys.path.remove(str(ROOT))
-
-
 @pytest.mark.parametrize("name", ["reference backend", "torch.func jvp + vjp"])
 def test_products_agree(name: str) -> None:
     from bench import autoencoder

@@ -15,13 +15,6 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _bench_on_the_path() -> Any:
-    sys.path.append(str(ROOT))  # last: an installed hfcore wins over the checkout's
-    yield
-    sys.path.remove(str(ROOT))
-
-
 @pytest.fixture
 def result() -> dict[str, Any]:
     """A forward pass three times as fast as its graphed reference, and a copy-bound update."""

@@ -132,9 +132,9 @@ class Source:
         return self.pick(
             None, True, 0, 1, -1, 2.5, -0.5, float("nan"), float("inf"), 1e-300, 10**30,
             sys.maxsize, 1j, "", "nonsense", b"x", [], [1, 2], (), {}, {"a": 1}, object(), int, len,
-            np.float32(1), np.zeros(3), np.zeros((2, 2), dtype=object), torch.zeros(0), torch.zeros(()),
-            torch.zeros(2, 3), torch.full((3,), torch.nan), torch.zeros(3, dtype=torch.int64),
-            torch.zeros(2, dtype=torch.complex64), torch.zeros(2, 2).to_sparse(),
+            np.float32(1), np.zeros(3), np.zeros((2, 2), dtype=object), torch.zeros(0),
+            torch.zeros(()), torch.zeros(2, 3), torch.full((3,), torch.nan),
+            torch.zeros(3, dtype=torch.int64), torch.zeros(2, dtype=torch.complex64), torch.zeros(2, 2).to_sparse(),
             torch.zeros(2, device="meta"), nn.Linear(2, 2), iter([]), Path("."),
         )  # fmt: skip
 

@@ -30,7 +30,7 @@ def find_tool(name: str) -> str | None:
     return found
 
 
-def not_run(tool: str) -> None:
+def _not_run(tool: str) -> None:
     """Skip with NOT RUN and the tool, or fail where HFCORE_REQUIRE_GATES is 1."""
     message = f"NOT RUN: {tool}"
     print(message)
@@ -40,13 +40,19 @@ def not_run(tool: str) -> None:
 
 
 @pytest.fixture(scope="session")
+def not_run() -> Callable[[str], None]:
+    """``not_run("why")`` ends a gate that cannot run: it is skipped, or fails where required."""
+    return _not_run
+
+
+@pytest.fixture(scope="session")
 def require_tool() -> Callable[[str], str]:
     """``require_tool("nvcc")`` gives its path; without it the gate does not run, and says so."""
 
     def require(name: str) -> str:
         path = find_tool(name)
         if path is None:
-            not_run(name)
+            _not_run(name)
         assert path is not None
         return path
 

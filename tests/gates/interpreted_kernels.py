@@ -8,9 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from guarded import guarded
 from hfcore.kernels import triton_math
 from hfcore.kernels.conjugate_gradient import gpu_triton as cg
 from hfcore.kernels.conjugate_gradient import reference as cg_reference
@@ -32,9 +31,6 @@ from hfcore.kernels.momentum import reference as momentum_reference
 from hfcore.kernels.sparse import EllPattern
 from hfcore.kernels.sparse import gpu_triton as sparse
 from hfcore.kernels.sparse import reference as sparse_reference
-
-sys.path.insert(0, str(Path(__file__).parent))
-from guarded import guarded
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 

@@ -7,14 +7,13 @@ chosen when Triton is imported.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,25 +21,14 @@ import torch
 from torch import Tensor
 
 import hfcore as hf
+from emulation import Emulator, build, gpu_source
 from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, recurrence
 from hfcore.bindings.momentum import lookahead_point, momentum_update
-from hfcore.kernels.dense import gpu as dense_gpu
 from hfcore.kernels.recurrence import gpu
+from oracles.cases import recurrence as of
 
-HERE = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def cases() -> ModuleType:
-    """The random arguments of the recurrence tests."""
-    path = HERE.parent / "kernels" / "test_recurrence.py"
-    spec = importlib.util.spec_from_file_location("hfcore_recurrence_cases", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 if not INTERPRETED:
@@ -50,7 +38,7 @@ if not INTERPRETED:
         require_tool("triton")
         done = subprocess.run(
             [sys.executable, "-P", "-m", "pytest", "-q", str(Path(__file__).resolve())],
-            cwd=HERE.parents[1],
+            cwd=ROOT,
             env={**os.environ, "TRITON_INTERPRET": "1"},
             capture_output=True,
             text=True,
@@ -59,17 +47,14 @@ if not INTERPRETED:
         assert done.returncode == 0, done.stdout + done.stderr
 
 else:
-    of = cases()
 
     @pytest.fixture(scope="module")
     def emulators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         """By family."""
-        from hfcore.kernels.emulation import Emulator, build
-
         found = {}
-        for family, module in (("recurrence", gpu), ("dense", dense_gpu)):
-            source = Path(module.__file__).with_name("gpu.cu")
-            found[family] = Emulator(build(source, tmp_path_factory.mktemp(family)))
+        for family in ("recurrence", "dense"):
+            library = build(gpu_source(family), tmp_path_factory.mktemp(family))
+            found[family] = Emulator(library)
         return found
 
     @pytest.fixture

@@ -11,8 +11,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -21,19 +19,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from hfcore.kernels.emulation import ORDERS, EmulationError, Emulator, Order, build, kernel_names
+import planted
+from emulation import (
+    ORDERS,
+    EmulationError,
+    Emulator,
+    Order,
+    build,
+    gpu_source,
+    kernel_names,
+    sanitized,
+)
 from hfcore.kernels.recurrence import (
-    RnnShape,
     RnnWeights,
     gpu,
     gpu_products,
     reference,
     split_flat,
 )
+from oracles.cases import recurrence as cases
+from oracles.cases.recurrence import STEPS, Size
 
-HERE = Path(__file__).resolve().parent
-SOURCE = Path(gpu.__file__).with_name("gpu.cu")
-PLANTED = HERE / "planted"
+SOURCE = gpu_source("recurrence")
+PLANTED = Path(planted.__file__).parent
 # Set in the subprocess that runs this file again with the sanitizers loaded.
 SANITIZED = os.environ.get("HFCORE_EMULATION_SANITIZED") == "1"
 SEQUENCE_KERNELS = tuple(
@@ -72,19 +80,6 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 both_forms = pytest.mark.usefixtures("form")
 
 
-class Size(NamedTuple):
-    """Lengths of one case: steps, batch, inputs, hidden units, outputs."""
-
-    T: int
-    B: int
-    n: int
-    H: int
-    k: int
-
-    def __str__(self) -> str:
-        return "-".join(f"{name}{length}" for name, length in zip(self._fields, self, strict=True))
-
-
 # Ones; one less, exactly and one more than a tile (4), the rows of a block (8), a warp (32) and the
 # inputs that the kernel takes itself (32); n, k > H; more slices of K than K needs.
 SIZES = (
@@ -101,48 +96,13 @@ SIZES = (
     Size(2, 2, 1, 150, 3),
 )
 QUICK_SIZES = SIZES[:5]
-STEPS = ("all", "last", "first", "scattered", "listed")
 GROUPS = ("alone", "tangents", "expanded", "inputs", "weights", "distinct")
 NONLINEARITIES = ("tanh", "logistic", "relu")
 
 
-def pick_steps(kind: str, T: int) -> Tensor | None:
-    chosen = {"last": [T - 1], "first": [0], "scattered": [*range(0, T, 2)], "listed": [*range(T)]}
-    return None if kind == "all" else torch.tensor(chosen[kind])
-
-
-class Case:
-    """Random float32 arguments of the ops, from a seed."""
-
-    def __init__(self, size: Size, group: str = "alone", steps: str = "all") -> None:
-        self.size, self.group = size, group
-        self.random = torch.Generator().manual_seed(5)
-        T, B, n, H, k = size
-        self.shape = RnnShape(n, H, k)
-        self.steps = pick_steps(steps, T)
-        outputs = T if self.steps is None else self.steps.numel()
-        self.w = RnnWeights(
-            *(self.array("w", *s, scale=1 / math.sqrt(s[-1])) for s in self.shape.shapes)
-        )
-        self.x = self.array("x", T, B, n)
-        self.v = self.array("v", self.shape.numel)
-        self.gs = self.array("v", outputs, B, k)
-        self.c = self.array("x", outputs, B, k).abs() / (3 * k)
-        self.u, self.a = self.array("x", T, B, H), self.array("v", T, B, H)
-        self.d = self.array("x", T, B, H).tanh()
-        self.W = self.array("w", H, H, scale=1 / math.sqrt(H))
-
-    def array(self, kind: str, *shape: int, scale: float = 1.0) -> Tensor:
-        axis = {"tangents": "v", "expanded": "v", "inputs": "xv", "weights": "wv"}
-        G = 3 if self.group == "distinct" or kind in axis.get(self.group, "") else 1
-        a = torch.randn(G, *shape, generator=self.random) * scale
-        if self.group == "expanded" and G == 1:
-            return a.expand(3, *shape)
-        return a
-
-    def states(self, nonlinearity: str) -> Tensor:
-        h, _ = reference.rnn_forward(self.x.double(), doubles(self.w), nonlinearity, None)
-        return h.float()
+def Case(size: Size, group: str = "alone", steps: str = "all") -> cases.Case:
+    """In float32, which is all that these kernels compute in."""
+    return cases.Case(size, torch.float32, group=group, steps=steps, seed=5)
 
 
 def doubles(w: RnnWeights) -> RnnWeights:
@@ -168,7 +128,7 @@ def assert_within(got: Tensor, want: Tensor, bound: Tensor) -> None:
 # magnitudes, and the recurrences carry that on; so the same ops on magnitudes give the bound.
 
 
-def forward_bound(case: Case, h: Tensor, nonlinearity: str) -> Tensor:
+def forward_bound(case: cases.Case, h: Tensor, nonlinearity: str) -> Tensor:
     _, _, n, H, _ = case.size
     w, x, h = magnitudes(case.w), case.x.double().abs(), h.double().abs()
     u = torch.matmul(x, w.W_hx.mT.unsqueeze(1)) + w.b_h[:, None, None]
@@ -180,7 +140,7 @@ def forward_bound(case: Case, h: Tensor, nonlinearity: str) -> Tensor:
     return reference.linear_scan(error, torch.ones_like(h), w.W_hh.mT, None, False)
 
 
-def scan_bound(case: Case, a: Tensor | None, reverse: bool) -> Tensor:
+def scan_bound(case: cases.Case, a: Tensor | None, reverse: bool) -> Tensor:
     T, _, _, H, _ = case.size
     u, d, W = (p.double().abs() for p in (case.u, case.d, case.W))
     a = None if a is None else a.double().abs()
@@ -188,7 +148,7 @@ def scan_bound(case: Case, a: Tensor | None, reverse: bool) -> Tensor:
 
 
 def backward_magnitude(
-    case: Case, h: Tensor, gs: Tensor, a: Tensor | None, nonlinearity: str
+    case: cases.Case, h: Tensor, gs: Tensor, a: Tensor | None, nonlinearity: str
 ) -> Tensor:
     """Magnitude of the gradient; the caller multiplies by the number of roundings."""
     x, h, w, gs = case.x.double().abs(), h.double(), magnitudes(case.w), gs.double().abs()
@@ -198,14 +158,18 @@ def backward_magnitude(
     return reference._parameter_gradient(gt, gs, h.abs(), x, case.steps, case.shape)
 
 
-def roundings(case: Case) -> float:
+def roundings(case: cases.Case) -> float:
     """Of one path through R-op, curvature, reverse scan and gradient sums; d costs 4 a step."""
     T, B, n, H, k = case.size
     return T * (3 * H + n + k + 24) + 2 * (H + k) + T * B + 16
 
 
 def product_bound(
-    case: Case, h: Tensor, rank_one: bool, nonlinearity: str, factors: tuple[float, float, float]
+    case: cases.Case,
+    h: Tensor,
+    rank_one: bool,
+    nonlinearity: str,
+    factors: tuple[float, float, float],
 ) -> Tensor:
     scale, structural, damping = (abs(f) for f in factors)
     v = case.v.double().abs()
@@ -225,7 +189,7 @@ def product_bound(
 # ---- the ops
 
 
-def check_forward(e: Emulator, case: Case, nonlinearity: str, limit: int) -> None:
+def check_forward(e: Emulator, case: cases.Case, nonlinearity: str, limit: int) -> None:
     want_h, want_s = reference.rnn_forward(
         case.x.double(), doubles(case.w), nonlinearity, case.steps
     )
@@ -244,7 +208,7 @@ def check_forward(e: Emulator, case: Case, nonlinearity: str, limit: int) -> Non
             assert_within(h, want_h.expand(G, *want_h.shape[1:]), bound)
 
 
-def check_scan(e: Emulator, case: Case, limit: int) -> None:
+def check_scan(e: Emulator, case: cases.Case, limit: int) -> None:
     for a, reverse in itertools.product((None, case.a), (False, True)):
         got = gpu.linear_scan(e.launch, case.u, case.d, case.W, a, reverse, shared_limit=limit)
         wide = [p.double() for p in (case.u, case.d, case.W)]
@@ -252,7 +216,7 @@ def check_scan(e: Emulator, case: Case, limit: int) -> None:
         assert_within(got, want, scan_bound(case, a, reverse))
 
 
-def check_backward(e: Emulator, case: Case, nonlinearity: str, limit: int) -> None:
+def check_backward(e: Emulator, case: cases.Case, nonlinearity: str, limit: int) -> None:
     h = case.states(nonlinearity)
     got = gpu.rnn_backward(
         e.launch, case.x, h, case.w, case.gs, nonlinearity, case.steps, shared_limit=limit
@@ -265,7 +229,7 @@ def check_backward(e: Emulator, case: Case, nonlinearity: str, limit: int) -> No
 
 
 def check_product(
-    e: Emulator, case: Case, nonlinearity: str, limit: int, structural: float, rank_one: bool
+    e: Emulator, case: cases.Case, nonlinearity: str, limit: int, structural: float, rank_one: bool
 ) -> None:
     h = case.states(nonlinearity)
     factors = (0.3, structural, 0.7)
@@ -281,7 +245,7 @@ def check_product(
     assert_within(got, want.expand_as(got), bound)
 
 
-def limits(case: Case) -> list[int]:
+def limits(case: cases.Case) -> list[int]:
     """Shared memory for each form of the rule: all on chip, V on chip, W on chip, nothing."""
     H, n = case.size.H, case.size.n
     found = []
@@ -294,7 +258,7 @@ def limits(case: Case) -> list[int]:
         limit = chosen.shared_bytes - 1
 
 
-def check_all(e: Emulator, case: Case, nonlinearity: str) -> None:
+def check_all(e: Emulator, case: cases.Case, nonlinearity: str) -> None:
     for limit in limits(case):
         check_forward(e, case, nonlinearity, limit)
         check_scan(e, case, limit)
@@ -477,7 +441,7 @@ def test_same_bits_in_every_order_and_alone(library: Path, steps: str) -> None:
         case = Case(size, "distinct", steps)
         h = case.states("tanh")
 
-        def run(e: Emulator, part: slice, case: Case = case, h: Tensor = h) -> list[Tensor]:
+        def run(e: Emulator, part: slice, case: cases.Case = case, h: Tensor = h) -> list[Tensor]:
             w = RnnWeights(*(p[part] for p in case.w))
             rest = {"shared_limit": limit}  # noqa: B023
             states, s = gpu.rnn_forward(e.launch, case.x[part], w, "tanh", case.steps, **rest)
@@ -790,10 +754,10 @@ def test_planted_missing_barrier_shows(tmp_path: Path, require_tool: Callable[[s
     require_tool("g++")
     source = PLANTED / "missing_barrier.cu"
     assert kernel_names(source) == ["reversed", "planted", "divergent"]
-    planted = build(source, tmp_path)
+    library = build(source, tmp_path)
     want = torch.arange(63.0, -1.0, -1.0)
     for order in ORDERS:
-        e = Emulator(planted, order)
+        e = Emulator(library, order)
         assert torch.equal(run_row(e, "reversed"), want)
         assert not torch.equal(run_row(e, "planted"), want)
         with pytest.raises(EmulationError, match="a barrier is not reached by thread 0"):
@@ -804,35 +768,11 @@ def test_planted_missing_barrier_shows(tmp_path: Path, require_tool: Callable[[s
 
 ROW = """
 import sys, torch
-from hfcore.kernels.emulation import Emulator
+from emulation import Emulator
 row, out = torch.arange(64.0), torch.empty(64)
 Emulator(sys.argv[1]).launch(sys.argv[2], (1, 1, 1), (64, 1, 1), 256, [row, out])
 assert torch.equal(out, row.roll(1)), out
 """
-
-
-def sanitized(*command: str) -> subprocess.CompletedProcess[str]:
-    runtime = [
-        subprocess.run(
-            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
-    ]
-    env = {
-        **os.environ,
-        "LD_PRELOAD": ":".join(runtime),
-        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
-        "HFCORE_EMULATION_SANITIZED": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.run(
-        [sys.executable, "-P", *command],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=1500,
-        check=False,
-    )
 
 
 @pytest.mark.skipif(SANITIZED, reason="starts sanitized processes itself")
@@ -840,10 +780,10 @@ def test_planted_write_out_of_bounds_is_caught(
     tmp_path: Path, require_tool: Callable[[str], str]
 ) -> None:
     require_tool("g++")
-    planted = build(PLANTED / "out_of_bounds.cu", tmp_path, sanitize=True)
-    clean = sanitized("-c", ROW, str(planted), "shifted")
+    library = build(PLANTED / "out_of_bounds.cu", tmp_path, sanitize=True)
+    clean = sanitized("-c", ROW, str(library), "shifted")
     assert clean.returncode == 0, clean.stderr[-3000:]
-    caught = sanitized("-c", ROW, str(planted), "planted")
+    caught = sanitized("-c", ROW, str(library), "planted")
     assert caught.returncode != 0
     assert "heap-buffer-overflow" in caught.stderr
     assert "out_of_bounds.cu" in caught.stderr
@@ -851,7 +791,7 @@ def test_planted_write_out_of_bounds_is_caught(
 
 LESS_SHARED = """
 import sys, torch
-from hfcore.kernels.emulation import Emulator
+from emulation import Emulator
 from hfcore.kernels.recurrence import gpu
 launch = Emulator(sys.argv[1]).launch
 def short(kernel, grid, block, shared, arguments):

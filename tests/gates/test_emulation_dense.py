@@ -1,50 +1,33 @@
 """The dense kernels of gpu.cu, run on the CPU with every thread as a fiber.
 
 The bindings' CUDA branch runs on CPU tensors, in three orders of the threads, against a layer that
-torch.func differentiates in float64 (tests/kernels/test_dense.py). Shared memory starts as NaN, and
+torch.func differentiates in float64. Shared memory starts as NaN, and
 so does every tensor that is written to.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import os
 import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from emulation import ORDERS, Emulator, Order, build, gpu_source, kernel_names, sanitized
 from hfcore.bindings import cuda, dense, dispatch
 from hfcore.bindings.triton_backend import set_matmul_precision
 from hfcore.kernels.dense import gpu
-from hfcore.kernels.emulation import ORDERS, Emulator, Order, build, kernel_names
+from oracles.cases import dense as layers
 
-HERE = Path(__file__).resolve().parent
-SOURCE = Path(gpu.__file__).with_name("gpu.cu")
+SOURCE = gpu_source("dense")
 SANITIZED = os.environ.get("HFCORE_EMULATION_SANITIZED") == "1"
 OPS = ("dense_forward", "dense_rforward", "dense_backward", "dense_gradient", "dense_squares")
-
-
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"hfcore_dense_gate_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-layers = load(HERE.parent / "kernels" / "test_dense.py")
-sanitized = load(HERE / "test_emulation.py").sanitized
 
 
 @pytest.fixture(scope="session")
@@ -191,9 +174,9 @@ def test_stop_leaves_outputs_alone(library: Path, tile: gpu.Tile, splits: int) -
 @pytest.mark.parametrize("e", dense.ACTIVATIONS)
 def test_nan_stays_where_it_belongs(library: Path, e: str, tile: gpu.Tile) -> None:
     with served(library, "reverse", tile):
-        layers.test_nan_reaches_what_it_touches_and_nothing_else(e, torch.float32, "cuda")
-        layers.test_saturated_units_stay_finite(torch.float32, "cuda")
-        layers.test_relu_is_off_at_zero(torch.float32, "cuda")
+        layers.check_nan(e, torch.float32)
+        layers.check_saturated(torch.float32)
+        layers.check_relu_at_zero(torch.float32)
 
 
 def test_the_fewest_launches(library: Path) -> None:
@@ -310,7 +293,7 @@ def test_these_are_all_guards() -> None:
 LESS_SHARED = """
 import sys, torch
 from hfcore.kernels.dense import gpu
-from hfcore.kernels.emulation import Emulator
+from emulation import Emulator
 launch = Emulator(sys.argv[1]).launch
 def short(kernel, grid, block, shared, arguments):
     launch(kernel, grid, block, shared - int(sys.argv[2]), arguments)

@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
+import gpu_resources as gate
+import planted
 from hfcore.kernels.dense import gpu as dense
 
-HERE = Path(__file__).parent
+PLANTED = Path(planted.__file__).parent
 
-
-def _load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"hfcore_gates_{name}", HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-gate = _load("gpu_resources")
-not_run = _load("conftest").not_run
 
 every_source = pytest.mark.parametrize("source", gate.SOURCES, ids=str)
 every_architecture = pytest.mark.parametrize(
@@ -49,7 +35,9 @@ def test_there_are_kernels_to_compile() -> None:
 
 @every_architecture
 @every_source
-def test_no_spills_and_resources_as_committed(nvcc: str, source: Path, architecture: int) -> None:
+def test_no_spills_and_resources_as_committed(
+    nvcc: str, source: Path, architecture: int, not_run: Callable[[str], None]
+) -> None:
     kernels = gate.compile_source(nvcc, gate.ROOT / source, architecture)
     assert kernels, f"{source}: nvcc reported no kernel"
     assert [k.kernel for k in kernels if k.stack or k.spills] == []
@@ -58,7 +46,7 @@ def test_no_spills_and_resources_as_committed(nvcc: str, source: Path, architect
         not_run(f"table of nvcc {gate.version_in_table()}, here is {gate.version(nvcc)}")
     committed = [r for r in gate.rows_in_table(architecture) if f"| {source} |" in r]
     measured = [k.row() for k in sorted(kernels)]
-    assert measured == committed, "run: python -P tests/gates/gpu_resources.py --write"
+    assert measured == committed, "run: python -P tests/support/gpu_resources.py --write"
 
 
 # What the models beside the kernels count on in one round of the loop that multiplies: 4 k of a
@@ -152,7 +140,7 @@ def test_committed_table_names_no_other_source(architecture: int) -> None:
 @every_architecture
 def test_planted_spill_fails_the_gate(nvcc: str, architecture: int) -> None:
     with pytest.raises(gate.CompileError, match="spilled to local memory in function 'spill'"):
-        gate.compile_source(nvcc, HERE / "planted" / "spill.cu", architecture)
+        gate.compile_source(nvcc, PLANTED / "spill.cu", architecture)
 
 
 def test_changed_registers_show(nvcc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+import planted
+
 HERE = Path(__file__).parent
 Tool = Callable[[str], str]
 
@@ -51,4 +53,4 @@ def test_all_other_cases(require_tool: Tool) -> None:
 def test_planted_write_out_of_bounds_is_found(require_tool: Tool) -> None:
     require_tool("triton")
     with pytest.raises(AssertionError, match="wrote outside of out"):
-        interpret(HERE / "planted" / "interpreted_out_of_bounds.py")
+        interpret(Path(planted.__file__).with_name("interpreted_out_of_bounds.py"))

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Callable
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,26 +16,14 @@ from hfcore.bindings.momentum import Step, lookahead_point, momentum_update
 from hfcore.bindings.net import net_update
 from hfcore.kernels.dense import gpu as dense_gpu
 from hfcore.kernels.recurrence import RnnWeights
+from oracles.cases import dense as layers
+from oracles.cases import momentum as updates
+from oracles.cases import net as nets
+from oracles.cases import recurrence as of
+from oracles.cases import sparse
 
 pytestmark = pytest.mark.gpu
 
-
-def load(name: str) -> ModuleType:
-    path = Path(__file__).resolve().parents[1] / "kernels" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"hfcore_cases_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-of = load("test_recurrence")
-layers = load("test_dense")
-nets = load("test_net")
-sparse = load("test_sparse")
-updates = load("test_momentum")
 
 # All forms of the rule: inputs on chip or not, V on chip or not, one GEMM a step.
 LARGE = (
@@ -110,7 +94,7 @@ def test_every_size(size: Any, steps: str) -> None:
     check(of.Case(size, torch.float32, "tanh", "alone", steps))
 
 
-@pytest.mark.parametrize("nonlinearity", of.NONLINEARITIES)
+@pytest.mark.parametrize("nonlinearity", recurrence.NONLINEARITIES)
 @pytest.mark.parametrize("group", of.GROUPS)
 def test_every_group_and_nonlinearity(group: str, nonlinearity: str) -> None:
     check(of.Case(of.Size(5, 33, 3, 20, 2), torch.float32, nonlinearity, group, "scattered"))
@@ -179,7 +163,7 @@ def check_layer(case: Any, eps: float) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("shape", [*layers.SHAPES, (1000, 400, 130)], ids=str)
-@pytest.mark.parametrize("e", layers.ACTIVATIONS)
+@pytest.mark.parametrize("e", dense.ACTIVATIONS)
 def test_dense(e: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     check_layer(layers.Case(shape, dtype, e), float(torch.finfo(dtype).eps))
 
@@ -215,7 +199,7 @@ def test_a_layer_of_a_group_has_the_bits_that_it_has_alone() -> None:
         assert all(torch.equal(together[name][g], alone[name][0]) for name in alone)
 
 
-@pytest.mark.parametrize("kind", nets.KINDS)
+@pytest.mark.parametrize("kind", loss.KINDS)
 @pytest.mark.parametrize("net", nets.NETS)
 def test_whole_nets(net: str, kind: str) -> None:
     case = nets.Case(net, 17, kind, torch.float32, G=3)
@@ -230,7 +214,7 @@ def test_whole_nets(net: str, kind: str) -> None:
     torch.testing.assert_close(losses.cpu(), want_losses, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("kind", nets.KINDS)
+@pytest.mark.parametrize("kind", loss.KINDS)
 @pytest.mark.parametrize("net", nets.NETS)
 def test_updates_of_whole_nets(net: str, kind: str) -> None:
     """θ and v of CPU and CUDA data after one update."""

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from functools import partial
 
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import Tensor, nn
 
+import command_line
 import hfcore as hf
-from hfcore.cli import main
 from hfcore.curvature.mlp import MlpCurvature
 from hfcore.verify import Check, CurvatureReport
-
-sys.path.insert(0, str(Path(__file__).parent))
-from module_zoo import LOSSES, MODELS, task
+from oracles.modules import LOSSES, MODELS, task
 
 
 def wrong(report: CurvatureReport) -> set[str]:
@@ -143,8 +140,7 @@ def test_nan_is_wrong() -> None:
 # ------------------------------------------------------------------------------ the command
 
 
-def invoke(*arguments: str):
-    return CliRunner().invoke(main, ["check-curvature", *arguments])
+invoke = partial(command_line.invoke, "check-curvature")
 
 
 @pytest.mark.parametrize("model", ["rnn", "mlp"])

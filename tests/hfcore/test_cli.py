@@ -12,12 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import hfcore as hf
+from command_line import invoke
 from hfcore import presets
 from hfcore.bindings import dispatch
-from hfcore.cli import main
 from hfcore.training.environment import package_version
 
 TINY = ["train", "addition", "--length", "6", "--hidden", "6", "--batch-size", "16"]
@@ -26,10 +25,6 @@ NAG = ["train", "addition", "--optimizer", "nag"]
 
 
 NAG = ["train", "addition", "--optimizer", "nag"]
-
-
-def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
 
 
 def iterations(folder: Path) -> int:

@@ -7,18 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
 
-from hfcore.cli import main
+from command_line import invoke
 
 TINY = ["--length", "6", "--hidden", "6", "--batch-size", "16", "--test-size", "40", "--quiet"]
 TINY += ["--solved-below", "0", "--minibatches", "0.3"]
 SGD = ["--optimizer", "sgd", "--lr", "0.01"]
 MOMENTUM = [*SGD, "--momentum", "0.9", "--nesterov"]
-
-
-def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
 
 
 def config(folder: Path, *arguments: str) -> dict[str, Any]:

@@ -8,9 +8,8 @@ import scipy.integrate
 import scipy.interpolate
 import scipy.ndimage
 import torch
-from click.testing import CliRunner
 
-from hfcore.cli import main
+from command_line import invoke
 from hfcore.data import PUBLISHED, Dataset, curves, statistics
 from hfcore.data.curves import RECIPES, _bezier, _ink, _points, _spline
 from hfcore.data.statistics import pca_errors
@@ -197,7 +196,7 @@ def test_a_dataset_of_another_shape() -> None:
 
 
 def test_command_prints_both_columns() -> None:
-    result = CliRunner().invoke(main, ["data", "curves", "--train", "300", "--test", "50"])
+    result = invoke("data", "curves", "--train", "300", "--test", "50")
     assert result.exit_code == 0, result.output
     assert "CURVES is regenerated" in result.output
     assert "300 train, 50 test images of 28x28" in result.output

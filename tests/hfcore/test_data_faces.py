@@ -13,9 +13,8 @@ import pytest
 import scipy.io
 import scipy.ndimage
 import torch
-from click.testing import CliRunner
 
-from hfcore.cli import main
+from command_line import invoke
 from hfcore.data import DataFileError, faces, statistics
 from hfcore.data.faces import _transformed, olivetti
 from hfcore.data.files import DataFile
@@ -62,7 +61,7 @@ def test_both_forms_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=r"olivettifaces\.mat: is not there; put olivettifaces"):
         faces(tmp_path)
-    result = CliRunner().invoke(main, ["data", "faces", "--folder", str(tmp_path)])
+    result = invoke("data", "faces", "--folder", tmp_path)
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: ")
 

@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 
-from hfcore.cli import main
+from command_line import invoke
 from hfcore.data import DataFileError, mnist, statistics
 from hfcore.data.files import DataFile
 from hfcore.data.mnist import read_idx
@@ -84,7 +83,7 @@ def test_images_become_rows_in_the_unit_interval(small: np.ndarray, tmp_path: Pa
 
 def test_command_says_what_is_missing(small: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "TEST.gz").unlink()
-    result = CliRunner().invoke(main, ["data", "mnist", "--folder", str(tmp_path)])
+    result = invoke("data", "mnist", "--folder", tmp_path)
     assert result.exit_code == 1
     assert result.stderr.startswith(f"Error: {tmp_path / 'TEST.gz'}: is not there; put TEST.gz (")
     assert result.stderr.count("\n") == 1

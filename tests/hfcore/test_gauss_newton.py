@@ -12,43 +12,14 @@ from torch.func import functional_call, jacrev, jvp, vjp
 
 import hfcore as hf
 from hfcore.losses import Loss
-
-ACTIVATIONS = {"tanh": torch.tanh, "logistic": torch.sigmoid, "relu": torch.relu}
-LOSSES = (
-    hf.losses.SquaredError(),
-    hf.losses.LogisticCrossEntropy(),
-    hf.losses.SoftmaxCrossEntropy(),
-)
-NAMES = ("W_hx", "W_hh", "W_yh", "b_h", "b_init", "b_y")
+from oracles import rnn
+from oracles.losses import LOSSES, per_output, targets
+from oracles.rnn import ACTIVATIONS
 
 
-def unflatten(theta: Tensor, model: hf.RNN) -> dict[str, Tensor]:
-    parts = theta.split([p.numel() for p in model.parameters()])
-    return {n: t.view(getattr(model, n).shape) for n, t in zip(NAMES, parts, strict=True)}
-
-
-def plain_net(theta: Tensor, model: hf.RNN, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(pre-activations t [T,B,H], outputs s [T,B,k]) written out once more."""
-    w = unflatten(theta, model)
-    h, t_all, s_all = None, [], []
-    for x_t in x:
-        back = w["b_init"] if h is None else h @ w["W_hh"].T
-        t = x_t @ w["W_hx"].T + w["b_h"] + back
-        h = ACTIVATIONS[model.nonlinearity](t)
-        t_all.append(t)
-        s_all.append(h @ w["W_yh"].T + w["b_y"])
-    return torch.stack(t_all), torch.stack(s_all)
-
-
-def plain_loss(loss: Loss, s: Tensor, y: Tensor, mask: Tensor) -> Tensor:
+def mean_loss(loss: Loss, s: Tensor, y: Tensor, mask: Tensor) -> Tensor:
     """Sum over unmasked outputs, averaged over sequences."""
-    if loss.kind == "squared":
-        per = 0.5 * ((s - y) ** 2).sum(-1)
-    elif loss.kind == "logistic":
-        per = torch.nn.functional.binary_cross_entropy_with_logits(s, y, reduction="none").sum(-1)
-    else:
-        per = -torch.log_softmax(s, -1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
-    return (per * mask).sum() / s.shape[1]
+    return (per_output(loss.kind, s, y) * mask).sum() / s.shape[1]
 
 
 def oracle(
@@ -57,18 +28,13 @@ def oracle(
 ) -> Tensor:  # fmt: skip
     """(G_f + λ(I + μ G_S)) v by jvp, a Hessian of the loss in s, and vjp, all in float64."""
     model = hf_double(model)
-    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    theta = rnn.flat(model)
     x, v = x.double(), v.double()
     y = y.double() if y.is_floating_point() else y
-    net = lambda p: plain_net(p, model, x)  # noqa: E731
+    net = lambda p: rnn.net(p, model, x)  # noqa: E731
     (t, s), (Rt, Rs) = jvp(net, (theta,), (v,))
-    _, HRs = jvp(torch.func.grad(lambda s: plain_loss(loss, s, y, mask.double())), (s,), (Rs,))
-    if model.nonlinearity == "relu":
-        d = (t > 0).double()
-    else:
-        d = torch.func.vmap(torch.func.grad(ACTIVATIONS[model.nonlinearity]))(t.reshape(-1))
-        d = d.view_as(t)
-    bar_t = damping * structural * factor * d * Rt / x.shape[1]
+    _, HRs = jvp(torch.func.grad(lambda s: mean_loss(loss, s, y, mask.double())), (s,), (Rs,))
+    bar_t = damping * structural * factor * rnn.slope(t, model.nonlinearity) * Rt / x.shape[1]
     _, pull = vjp(net, theta)
     return pull((bar_t, HRs))[0] + damping * v
 
@@ -97,11 +63,8 @@ def make(
         radius = torch.linalg.eigvals(model.W_hh).abs().max()
         model.W_hh.mul_(gain / radius.clamp_min(1e-12))
     x = torch.randn(T, B, n, generator=g, dtype=torch.float64)
-    if loss.kind == "softmax":
-        y = torch.randint(k, (T, B), generator=g)
-    else:
-        y = torch.rand(T, B, k, generator=g, dtype=torch.float64).to(dtype)
-    return model.to(dtype), x.to(dtype), y
+    y = targets(loss.kind, (T, B), k, g)
+    return model.to(dtype), x.to(dtype), y.to(dtype) if y.is_floating_point() else y
 
 
 def masks(T: int, B: int) -> dict[str, Tensor]:
@@ -176,9 +139,9 @@ def test_dense_matrix_is_symmetric_psd_and_equals_jacobians() -> None:
     dense = G @ torch.eye(N, dtype=torch.float64)
     assert (dense - dense.T).abs().max() <= 1e-14 * dense.abs().max()
     assert torch.linalg.eigvalsh(dense).min() >= 0.2 * (1 - 1e-12)
-    theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-    J_t, J_s = jacrev(lambda p: plain_net(p, model, x))(theta)
-    t, s = plain_net(theta, model, x)
+    theta = rnn.flat(model)
+    J_t, J_s = jacrev(lambda p: rnn.net(p, model, x))(theta)
+    t, s = rnn.net(theta, model, x)
     J_t, J_s = J_t.reshape(-1, N), J_s.reshape(-1, 3, N)
     p = torch.softmax(s, -1).reshape(-1, 3)
     L = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)
@@ -208,8 +171,8 @@ def test_loss_attribute_equals_plain_loss() -> None:
     for loss in LOSSES:
         model, x, y = make(6, 5, 2, 7, 3, loss)
         mask = masks(6, 5)["ragged"]
-        theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
-        want = plain_loss(loss, plain_net(theta, model, x)[1], y, mask.double())
+        theta = rnn.flat(model)
+        want = mean_loss(loss, rnn.net(theta, model, x)[1], y, mask.double())
         assert hf.GaussNewton(model, loss, x, y, mask=mask).loss == pytest.approx(
             float(want), rel=1e-13
         )
@@ -264,7 +227,7 @@ def test_agrees_with_functional_call_of_the_module() -> None:
     v = torch.randn(model.shape.numel).double()
     params = {k: p.detach() for k, p in model.named_parameters()}
     f = lambda p: functional_call(model, p, (x,))  # noqa: E731
-    Rs = jvp(f, (params,), (unflatten(v, model),))[1]
+    Rs = jvp(f, (params,), (rnn.split(v, *model.shape),))[1]
     pulled = vjp(f, params)[1](Rs / 4)[0]
     want = torch.cat([pulled[k].reshape(-1) for k in params])
     torch.testing.assert_close(hf.GaussNewton(model, loss, x, y) @ v, want, rtol=1e-11, atol=1e-14)

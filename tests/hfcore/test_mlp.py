@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,9 +12,8 @@ import hfcore as hf
 from hfcore.curvature import mlp as fused
 from hfcore.curvature import mlp_cases
 from hfcore.curvature.mlp import MlpObjective
-
-sys.path.append(str(Path(__file__).parent))
-from mlp_oracle import ACTIVATIONS, LOSSES, Problem, problem
+from oracles.losses import LOSSES
+from oracles.mlp import ACTIVATIONS, Problem, problem
 
 
 def seeded(seed: int = 0) -> torch.Generator:

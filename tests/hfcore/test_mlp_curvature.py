@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +11,8 @@ from torch import Tensor
 import hfcore as hf
 from hfcore.curvature import mlp as fused
 from hfcore.curvature.mlp import MlpCurvature, MlpObjective
-
-sys.path.append(str(Path(__file__).parent))
-from mlp_oracle import ACTIVATIONS, LOSSES, Problem, problem
+from oracles.losses import LOSSES
+from oracles.mlp import ACTIVATIONS, Problem, problem
 
 KINDS = ("ggn", "hessian", "fisher")
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,9 +10,8 @@ import hfcore as hf
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.autograd.strategies import STRATEGIES
 from hfcore.autograd.trace import NotTraceable
-
-sys.path.insert(0, str(Path(__file__).parent))
-from module_zoo import (
+from oracles.losses import per_output
+from oracles.modules import (
     KINDS,
     LOSSES,
     MODELS,
@@ -116,14 +112,7 @@ def test_masked_outputs_do_not_count(model, loss) -> None:
 
     def closure() -> tuple[Tensor, Tensor]:
         s = problem.model(problem.x)
-        per = LOSSES[loss]
-        keep = [per.kind, s[mask], problem.y[mask]]
-        if keep[0] == "squared":
-            value = 0.5 * (keep[1] - keep[2]).square().sum()
-        elif keep[0] == "logistic":
-            value = nn.functional.binary_cross_entropy_with_logits(*keep[1:], reduction="sum")
-        else:
-            value = nn.functional.cross_entropy(*keep[1:], reduction="sum")
+        value = per_output(LOSSES[loss].kind, s[mask], problem.y[mask]).sum()
         return value / s.shape[problem.dim], s
 
     built = ModuleObjective(problem.model, problem.loss, batch_dim=problem.dim)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import weakref
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,9 +13,7 @@ from hfcore.autograd.objective import ModuleObjective
 from hfcore.autograd.strategies import DoubleVjp, Graph, Split, Traced
 from hfcore.autograd.trace import NotTraceable, aten, compile_program, trace
 from hfcore.autograd.trace_passes import optimise
-
-sys.path.insert(0, str(Path(__file__).parent))
-from module_zoo import LOSSES, Loop, dense_matrix, relative_error, task
+from oracles.modules import LOSSES, Loop, dense_matrix, relative_error, task
 
 
 def graph_of(outputs: Tensor, parameters: list[Tensor]) -> Graph:

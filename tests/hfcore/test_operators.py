@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -13,9 +10,8 @@ from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
 
 import hfcore as hf
-
-sys.path.insert(0, str(Path(__file__).parent))
-from module_zoo import dense_matrix, relative_error, task
+from oracles.losses import per_case, targets
+from oracles.modules import dense_matrix, relative_error, task
 
 OPERATORS = {"ggn": hf.GaussNewton, "hessian": hf.Hessian, "fisher": hf.EmpiricalFisher}
 
@@ -23,9 +19,7 @@ OPERATORS = {"ggn": hf.GaussNewton, "hessian": hf.Hessian, "fisher": hf.Empirica
 def data(shape: tuple[int, ...], loss: hf.losses.Loss, k: int) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    if loss.kind == "softmax":
-        return x, torch.randint(k, shape[:-1], generator=generator)
-    return x, torch.rand((*shape[:-1], k), generator=generator, dtype=torch.float64)
+    return x, targets(loss.kind, shape[:-1], k, generator)
 
 
 def make(name: str, loss: hf.losses.Loss) -> tuple[nn.Module, Tensor, Tensor, int]:
@@ -41,21 +35,6 @@ def make(name: str, loss: hf.losses.Loss) -> tuple[nn.Module, Tensor, Tensor, in
     return task("dense", "squared").model, *data((6, 4), loss, 3), 0
 
 
-def mean_loss(loss: hf.losses.Loss, s: Tensor, y: Tensor, dim: int) -> Tensor:
-    return case_losses(loss, s, y, dim).mean()
-
-
-def case_losses(loss: hf.losses.Loss, s: Tensor, y: Tensor, dim: int) -> Tensor:
-    if loss.kind == "squared":
-        per = 0.5 * (s - y).square().sum(-1)
-    elif loss.kind == "logistic":
-        per = nn.functional.binary_cross_entropy_with_logits(s, y, reduction="none").sum(-1)
-    else:
-        per = nn.functional.cross_entropy(s.movedim(-1, 1), y, reduction="none")
-    per = per.movedim(dim, 0)
-    return per.flatten(1).sum(1) if per.ndim > 1 else per
-
-
 def oracle(name: str, loss: hf.losses.Loss, kind: str) -> Tensor:
     model, x, y, dim = make(name, loss)
     named = dict(model.named_parameters())
@@ -67,13 +46,13 @@ def oracle(name: str, loss: hf.losses.Loss, kind: str) -> Tensor:
         return functional_call(model, values, (x,))
 
     if kind == "hessian":
-        return hessian(lambda p: mean_loss(loss, outputs(p), y, dim), theta)
+        return hessian(lambda p: per_case(loss.kind, outputs(p), y, dim).mean(), theta)
     if kind == "fisher":
-        J = jacobian(lambda p: case_losses(loss, outputs(p), y, dim), theta)
+        J = jacobian(lambda p: per_case(loss.kind, outputs(p), y, dim), theta)
         return J.T @ J / len(J)
     s = outputs(theta).detach()
     J = jacobian(outputs, theta).reshape(-1, len(theta))
-    L = hessian(lambda s: mean_loss(loss, s, y, dim), s).reshape(len(J), len(J))
+    L = hessian(lambda s: per_case(loss.kind, s, y, dim).mean(), s).reshape(len(J), len(J))
     return J.T @ L @ J
 
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
-from click.testing import CliRunner, Result
 from torch import Tensor
 
+import command_line
 import hfcore as hf
-from hfcore.cli import main
+from command_line import tables_of
 from hfcore.cli.tables import number
 from hfcore.data import Dataset, curves
 from hfcore.experiments import hybrid as hybrid_module
@@ -59,19 +60,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_module, "load", tiny_data)
 
 
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, ["reproduce", *(str(a) for a in arguments)])
-
-
-def tables_of(text: str) -> list[list[list[str]]]:
-    tables = []
-    for part in text.split("\n\n"):
-        lines = [line for line in part.splitlines() if line.startswith("| ")]
-        if lines:
-            tables.append(
-                [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
-            )
-    return tables
+invoke = partial(command_line.invoke, "reproduce")
 
 
 def numbers_of(folder: Path, name: str) -> Any:

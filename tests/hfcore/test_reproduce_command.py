@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import hfcore as hf
-from hfcore.cli import main
+from command_line import invoke
 from hfcore.cli.tables import markdown, number
 from hfcore.data import Dataset, curves
 from hfcore.data.statistics import pca_errors
@@ -48,10 +47,6 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         monkeypatch.setitem(hf.presets.autoencoders, name, preset)
     monkeypatch.setattr(command_module, "load", lambda name, folder=None: tiny_data(name))
-
-
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def table_of(text: str) -> dict[str, list[str]]:

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
 
 import hfcore as hf
-from hfcore.cli import main
+from command_line import invoke
 from hfcore.cli.tables import number
 from hfcore.data import curves
 from hfcore.experiments import fig5
@@ -41,10 +40,6 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     preset = AutoencoderPreset((784, 4, 2), hf.losses.LogisticCrossEntropy(), 3, options)
     monkeypatch.setitem(hf.presets.autoencoders, "curves", preset)
     monkeypatch.setattr(command_module, "load", lambda name: curves(40, 5, seed=1))
-
-
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
 def matrix(size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from hfcore.cli import main
+from command_line import invoke, tables_of
 from hfcore.cli.tables import clock, number
 from hfcore.experiments.published import TABLE5
 from hfcore.experiments.table5 import COLUMNS, PROBLEMS, RATES, Rung, columns_of
@@ -41,22 +41,6 @@ OPTIONS: dict[str, Any] = {
 }
 NAG = {"method": "nag", "momentum": 0.9}
 SGD = {"method": "sgd", "momentum": 0.0}
-
-
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def tables_of(text: str) -> list[list[list[str]]]:
-    """Cells of the markdown tables in ``text``."""
-    tables = []
-    for part in text.split("\n\n"):
-        lines = [line for line in part.splitlines() if line.startswith("| ")]
-        if lines:
-            tables.append(
-                [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
-            )
-    return tables
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:

@@ -29,10 +29,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import hfcore as hf
 from hfcore.bindings import dispatch
 from hfcore.models.recurrence_autograd import linear_scan
+from oracles import rnn
 
 Params = dict[str, Tensor]
-NAMES = ["W_hx", "W_hh", "W_yh", "b_h", "b_init", "b_y"]
-NONLINEARITIES = ["tanh", "logistic", "relu"]
+NONLINEARITIES = tuple(rnn.ACTIVATIONS)
 SHAPES = [  # T, B, n, H, k
     (1, 1, 1, 1, 1),
     (1, 3, 2, 5, 1),
@@ -58,16 +58,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         yield request.param
 
 
-def plain_rnn(p: Params, x: Tensor, nonlinearity: str = "tanh") -> Tensor:
-    """The definition, one step after the other."""
-    e = {"tanh": torch.tanh, "logistic": torch.sigmoid, "relu": torch.relu}[nonlinearity]
-    s = []
-    h = None
-    for t in range(x.shape[0]):
-        recurrent = p["b_init"] if h is None else h @ p["W_hh"].T
-        h = e(x[t] @ p["W_hx"].T + recurrent + p["b_h"])
-        s.append(h @ p["W_yh"].T + p["b_y"])
-    return torch.stack(s)
+def rnn_outputs(p: Params, x: Tensor, nonlinearity: str = "tanh") -> Tensor:
+    return rnn.rnn(p, x, nonlinearity)[1]
 
 
 def make(
@@ -108,7 +100,7 @@ def pair(model: hf.RNN, x: Tensor) -> tuple[Callable[[Params], Tensor], Callable
     """The net and the plain loop as functions of the parameters."""
     return (
         lambda p: functional_call(model, p, (x,)),
-        lambda p: plain_rnn(p, x, model.nonlinearity),
+        lambda p: rnn_outputs(p, x, model.nonlinearity),
     )
 
 
@@ -119,7 +111,7 @@ def pair(model: hf.RNN, x: Tensor) -> tuple[Callable[[Params], Tensor], Callable
 @pytest.mark.parametrize("nonlinearity", NONLINEARITIES)
 def test_forward_is_the_definition(backend: str, nonlinearity: str, shape: tuple[int, ...]) -> None:
     model, p, x = make(*shape, nonlinearity=nonlinearity)
-    want = plain_rnn(p, x, nonlinearity)
+    want = rnn_outputs(p, x, nonlinearity)
     assert_close(model(x), want, 1e-13)
     with torch.no_grad():
         assert_close(model(x), want, 1e-13)
@@ -134,7 +126,7 @@ def test_forward_and_gradient_in_float32(backend: str, nonlinearity: str) -> Non
     assert s.dtype == torch.float32
     s.square().sum().backward()
     double = {name: v.double().requires_grad_() for name, v in p.items()}
-    want = plain_rnn(double, x.double(), nonlinearity)
+    want = rnn_outputs(double, x.double(), nonlinearity)
     want.square().sum().backward()
     assert_close(s.double(), want, 1e-5)
     for name, q in model.named_parameters():
@@ -148,9 +140,9 @@ def test_inputs_need_not_be_contiguous(backend: str) -> None:
         torch.cat([x, x], -1)[..., ::2].contiguous()[..., :4].flip(0),
         x[:, :1].expand(6, 4, 4),
     ):
-        assert_close(model(strided), plain_rnn(p, strided))
+        assert_close(model(strided), rnn_outputs(p, strided))
         with torch.no_grad():
-            assert_close(model(strided), plain_rnn(p, strided))
+            assert_close(model(strided), rnn_outputs(p, strided))
 
 
 @pytest.mark.skipif(dispatch._native is None, reason="no compiled module")
@@ -197,7 +189,7 @@ def test_gradcheck_to_second_order(backend: str, nonlinearity: str) -> None:
     inputs = [v.clone().requires_grad_() for v in (x, *p.values())]
 
     def f(x: Tensor, *values: Tensor) -> Tensor:
-        return functional_call(model, dict(zip(NAMES, values, strict=True)), (x,))
+        return functional_call(model, dict(zip(rnn.NAMES, values, strict=True)), (x,))
 
     # The reference is plain torch: its legacy batched forward mode is torch's own business.
     fused = backend != "reference"
@@ -230,7 +222,7 @@ def test_frozen_parameters_get_no_gradient(backend: str) -> None:
         getattr(model, name).requires_grad_(False)
     model(x).sum().backward()
     free = {name: v.clone().requires_grad_() for name, v in p.items()}
-    plain_rnn(free, x).sum().backward()
+    rnn_outputs(free, x).sum().backward()
     for name, q in model.named_parameters():
         if q.requires_grad:
             assert_close(q.grad, free[name].grad)
@@ -241,7 +233,7 @@ def test_frozen_parameters_get_no_gradient(backend: str) -> None:
 def test_forward_mode_outside_of_torch_func(backend: str) -> None:
     model, p, x = make()
     v = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(5))
-    want = jvp(lambda x: plain_rnn(p, x), (x,), (v,))[1]
+    want = jvp(lambda x: rnn_outputs(p, x), (x,), (v,))[1]
     for recording in (True, False):
         with torch.set_grad_enabled(recording), forward_ad.dual_level():
             s = model(forward_ad.make_dual(x, v))
@@ -267,7 +259,7 @@ def test_jvp_vjp_linearize(backend: str, nonlinearity: str) -> None:
     assert_close((up - down) / (2 * step), want[1], 1e-8)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rnn.NAMES)
 def test_each_parameter_alone(backend: str, name: str) -> None:
     model, p, x = make()
     f, plain = pair(model, x)
@@ -302,7 +294,7 @@ def test_dense_jacobians_and_hessian(backend: str, nonlinearity: str) -> None:
 
 def test_hessian_in_the_inputs(backend: str) -> None:
     model, p, x = make(3, 2, 2, 3, 2)
-    want = hessian(lambda x: plain_rnn(p, x).square().sum())(x)
+    want = hessian(lambda x: rnn_outputs(p, x).square().sum())(x)
     assert_close(hessian(lambda x: model(x).square().sum())(x), want)
 
 
@@ -316,7 +308,7 @@ def test_gauss_newton_product_is_dense_JtJ(backend: str) -> None:
         return vjp(f, p)[1](jvp(f, (p,), (v,))[1])[0]
 
     def flat(v: Params) -> Tensor:
-        return torch.cat([v[name].flatten(1) for name in NAMES], dim=1)
+        return torch.cat([v[name].flatten(1) for name in rnn.NAMES], dim=1)
 
     assert_close(flat(vmap(product)(V)), flat(V) @ J.mT @ J)
     one = {name: v[0] for name, v in V.items()}
@@ -346,7 +338,9 @@ def test_gradients_per_sequence_by_vmap(backend: str) -> None:
         return functional_call(model, p, (x.unsqueeze(1),)).square().sum()
 
     got = vmap(grad(loss), (None, 1))(p, x)
-    want = [grad(lambda p, b=b: plain_rnn(p, x[:, b : b + 1]).square().sum())(p) for b in range(5)]
+    want = [
+        grad(lambda p, b=b: rnn_outputs(p, x[:, b : b + 1]).square().sum())(p) for b in range(5)
+    ]
     assert_close(got, {name: torch.stack([w[name] for w in want]) for name in p})
 
 
@@ -469,7 +463,7 @@ def test_a_captured_forward_pass_is_differentiable(backend: str) -> None:
     graph = make_fx(lambda p, x: functional_call(model, p, (x,)))(p, x)
     leaves = {name: v.clone().requires_grad_() for name, v in p.items()}
     graph(leaves, x).square().sum().backward()
-    want = grad(lambda p: plain_rnn(p, x).square().sum())(p)
+    want = grad(lambda p: rnn_outputs(p, x).square().sum())(p)
     assert_close({name: v.grad for name, v in leaves.items()}, want)
 
 
@@ -495,12 +489,12 @@ def test_torch_compile(backend: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     s = compiled(x)
-    assert_close(s, plain_rnn(p, x))
+    assert_close(s, rnn_outputs(p, x))
     s.square().sum().backward()
-    want = grad(lambda p: plain_rnn(p, x).square().sum())(p)
+    want = grad(lambda p: rnn_outputs(p, x).square().sum())(p)
     assert_close({name: q.grad for name, q in model.named_parameters()}, want)
     with torch.no_grad():
-        assert_close(compiled(x), plain_rnn(p, x))
+        assert_close(compiled(x), rnn_outputs(p, x))
 
 
 @pytest.mark.parametrize("name", ["jvp", "grad", "vmap"])
@@ -548,7 +542,7 @@ def test_adam_lowers_the_loss_as_on_the_reference(backend: str) -> None:
 def test_parameters_and_their_order() -> None:
     model = hf.RNN(3, 5, 2)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    assert list(shapes) == NAMES
+    assert list(shapes) == [*rnn.NAMES]
     assert tuple(shapes.values()) == model.shape.shapes == (
         (5, 3), (5, 5), (2, 5), (5,), (5,), (2,)
     )  # fmt: skip
@@ -597,11 +591,12 @@ def test_copies_and_conversions(backend: str) -> None:
             a.data_ptr() != b.data_ptr()
             for a, b in zip(twin.parameters(), model.parameters(), strict=True)
         )
-    assert list(model.state_dict()) == NAMES
+    assert list(model.state_dict()) == [*rnn.NAMES]
     double = model.double()
     assert double(x.double()).dtype == torch.float64
     assert_close(
-        double(x.double()), plain_rnn({i: v.double() for i, v in p.items()}, x.double(), "logistic")
+        double(x.double()),
+        rnn_outputs({i: v.double() for i, v in p.items()}, x.double(), "logistic"),
     )
     assert model.to(torch.float32).W_hx.dtype == torch.float32
     assert torch.equal(model(x), s)
@@ -609,7 +604,7 @@ def test_copies_and_conversions(backend: str) -> None:
 
 def test_half_precision_is_served_by_the_reference() -> None:
     model, p, x = make(dtype=torch.bfloat16)
-    want = plain_rnn({name: v.double() for name, v in p.items()}, x.double())
+    want = rnn_outputs({name: v.double() for name, v in p.items()}, x.double())
     s = model(x)
     assert s.dtype == torch.bfloat16
     assert_close(s.double(), want, 0.05)

@@ -8,118 +8,20 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, jacrev, vmap
-from torch.nn import functional as F
 
 import hfcore as hf
 from hfcore.bindings import recurrence
 from hfcore.curvature import rnn as fused
 from hfcore.curvature import rnn_passes
 from hfcore.curvature.rnn import RnnObjective
-from hfcore.losses import Loss
+from oracles import rnn
+from oracles.losses import LOSSES
+from oracles.rnn import ACTIVATIONS
 
-ACTIVATIONS = {"tanh": torch.tanh, "logistic": torch.sigmoid, "relu": torch.relu}
-LOSSES = (
-    hf.losses.SquaredError(),
-    hf.losses.LogisticCrossEntropy(),
-    hf.losses.SoftmaxCrossEntropy(),
-)
 KINDS = ("ggn", "hessian", "fisher")
 
 
-class Problem:
-    """A small net, its data, and its derivatives by brute force."""
-
-    def __init__(
-        self, loss: Loss, nonlinearity: str = "tanh", *, T: int = 4, B: int = 3, n: int = 2,
-        H: int = 4, k: int = 2, mask: str = "all",
-    ) -> None:  # fmt: skip
-        g = torch.Generator().manual_seed(T * 100 + B)
-        self.loss = loss
-        self.model = hf.RNN(n, H, k, nonlinearity=nonlinearity, dtype=torch.float64, generator=g)
-        with torch.no_grad():
-            for p in self.model.parameters():
-                p.add_(0.2 * torch.randn(p.shape, generator=g, dtype=p.dtype))
-        self.theta = torch.cat([p.detach().reshape(-1) for p in self.model.parameters()])
-        self.x = torch.randn(T, B, n, generator=g, dtype=torch.float64)
-        self.y = torch.rand(T, B, k, generator=g, dtype=torch.float64)
-        if loss.kind == "softmax":
-            self.y = torch.randint(k, (T, B), generator=g)
-        self.mask = torch.ones(T, B, dtype=torch.bool)
-        if mask == "last":
-            self.mask[:-1] = False
-        elif mask == "ragged":
-            self.mask = torch.rand(T, B, generator=g) < 0.5
-            self.mask[T // 2] = True
-
-    @property
-    def batch(self) -> hf.Batch:
-        return hf.Batch(self.x, self.y, self.mask)
-
-    def net(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(t ``[T,B,H]``, s ``[T,B,k]``) for ``x [T,B,n]``."""
-        named, at = {}, 0
-        for name, p in self.model.named_parameters():
-            named[name] = theta[at : at + p.numel()].view(p.shape)
-            at += p.numel()
-        h, ts, ss = None, [], []
-        for x_t in x:
-            back = named["b_init"] if h is None else h @ named["W_hh"].T
-            ts.append(x_t @ named["W_hx"].T + named["b_h"] + back)
-            h = ACTIVATIONS[self.model.nonlinearity](ts[-1])
-            ss.append(h @ named["W_yh"].T + named["b_y"])
-        return torch.stack(ts), torch.stack(ss)
-
-    def sum_loss(self, s: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        if self.loss.kind == "squared":
-            per = 0.5 * ((s - y) ** 2).sum(-1)
-        elif self.loss.kind == "logistic":
-            per = F.binary_cross_entropy_with_logits(s, y, reduction="none").sum(-1)
-        else:
-            per = -torch.log_softmax(s, -1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
-        return (per * mask).sum()
-
-    def case_gradients(self) -> Tensor:
-        """``[B,N]``, of each sequence's summed loss."""
-        return torch.stack(
-            [
-                grad(
-                    lambda p, b=b: self.sum_loss(
-                        self.net(p, self.x[:, b : b + 1])[1],
-                        self.y[:, b : b + 1],
-                        self.mask[:, b : b + 1],
-                    )
-                )(self.theta)
-                for b in range(self.x.shape[1])
-            ]
-        )
-
-    def dense(self, kind: str) -> Tensor:
-        B = self.x.shape[1]
-        if kind == "fisher":
-            g = self.case_gradients()
-            return g.T @ g / B
-        if kind == "hessian":
-            return hessian(lambda p: self.sum_loss(self.net(p, self.x)[1], self.y, self.mask) / B)(
-                self.theta
-            )
-        s = self.net(self.theta, self.x)[1]
-        J = jacrev(lambda p: self.net(p, self.x)[1])(self.theta).flatten(0, 1)
-        L = vmap(hessian(self.sum_loss))(
-            s.flatten(0, 1), self.y.flatten(0, 1), self.mask.double().flatten()
-        )
-        return torch.einsum("oin,oij,ojm->nm", J, L, J) / B
-
-    def structural(self) -> Tensor:
-        """mean J_tᵀ e'(t) J_t."""
-        t = self.net(self.theta, self.x)[0]
-        J = jacrev(lambda p: self.net(p, self.x)[0])(self.theta).flatten(0, 2)
-        if self.model.nonlinearity == "relu":
-            D = (t > 0).double().flatten()
-        else:
-            D = vmap(grad(ACTIVATIONS[self.model.nonlinearity]))(t.flatten())
-        return J.T @ (D.unsqueeze(1) * J) / self.x.shape[1]
-
+class Problem(rnn.Problem):
     def curvature(self, kind: Any = "ggn", **options: Any) -> Any:
         objective = RnnObjective(self.model, self.loss, **options)
         return objective.curvature(objective.prepare(self.batch), self.theta, kind)

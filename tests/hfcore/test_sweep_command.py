@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from click.testing import Result
 
-from hfcore.cli import main
+from command_line import invoke, table_of
 from hfcore.cli.tables import number
 from hfcore.problems import Addition, reconstruction
 from hfcore.sweeps import RnnStart, engine, sweep
@@ -24,15 +24,6 @@ SMALL = ["--length", "6", "--hidden", "7", "--updates", "30", "--test-every", "1
 SMALL += ["--batch-size", "5", "--test-size", "40", "--threads", "1", "--quiet"]
 TINY = ["sweep", "addition", *SMALL, "--learning-rate", "0.05,0.01"]
 GRID = [*TINY, "--momentum", "0,0.9", "--method", "nag,cm", "--seeds", "1,3"]
-
-
-def invoke(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(main, [str(a) for a in arguments])
-
-
-def table_of(text: str) -> list[list[str]]:
-    lines = [line for line in text.splitlines() if line.startswith("| ")]
-    return [line.removeprefix("| ").removesuffix(" |").split(" | ") for line in lines]
 
 
 @pytest.fixture(scope="module")

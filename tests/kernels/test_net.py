@@ -2,117 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import pairwise, product
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hfcore.bindings.dispatch import native, use_backend
 from hfcore.bindings.loss import KINDS
 from hfcore.bindings.momentum import Step, lookahead_point, momentum_update
 from hfcore.bindings.net import Net, layer_by_layer, net_gradient, net_update
-
-Shape = tuple[tuple[int, ...], tuple[str, ...]]
-# Sizes and activations: one layer, ones, primes, 12 rows and 32 columns of a tile ± 1, deeper than
-# a block of 256, an autoencoder.
-NETS: dict[str, Shape] = {
-    "one layer": ((3, 2), ("linear",)),
-    "ones": ((1, 1, 1), ("tanh", "linear")),
-    "primes": ((13, 41, 17, 5), ("logistic", "tanh", "relu")),
-    "tiles": ((31, 12, 33, 13), ("relu", "logistic", "linear")),
-    "deep": ((257, 25, 300), ("tanh", "logistic")),
-    "autoencoder": ((20, 64, 3, 64, 20), ("logistic", "linear", "logistic", "linear")),
-}
-# Ones, a vector ± 1, more than a block of 256.
-CASES = (1, 2, 15, 16, 17, 100, 300)
-
-
-class Case:
-    """Random nets, data and a gradient buffer that is NaN."""
-
-    def __init__(
-        self,
-        net: str,
-        B: int,
-        kind: str = "logistic",
-        dtype: torch.dtype = torch.float32,
-        *,
-        G: int = 1,
-        own_data: bool = False,
-    ) -> None:
-        self.sizes, self.activations = NETS[net]
-        self.kind, self.G = kind, G
-        draw = torch.Generator().manual_seed(B)
-        fan_in = torch.cat([torch.full((m * (n + 1),), float(n)) for n, m in pairwise(self.sizes)])
-        theta = torch.randn(G, len(fan_in), generator=draw) / fan_in.sqrt()
-        self.theta = theta.to(dtype)
-        data, k = (G if own_data else 1), self.sizes[-1]
-        self.x = torch.rand(data, B, self.sizes[0], generator=draw).to(dtype)
-        self.targets = (
-            torch.randint(k, (data, B), generator=draw)
-            if kind == "softmax"
-            else torch.rand(data, B, k, generator=draw).to(dtype)
-        )
-        self.out = torch.full_like(self.theta, torch.nan)
-
-    @property
-    def net(self) -> Net:
-        return Net(self.kind, self.sizes, self.activations)
-
-    def run(self, scale: float = 0.3) -> tuple[Tensor, Tensor]:
-        return net_gradient(self.net, self.x, self.targets, self.theta, scale=scale, out=self.out)
-
-    def one(self, g: int) -> Case:
-        """Net g by itself."""
-        alone = object.__new__(Case)
-        alone.__dict__.update(self.__dict__, G=1)
-        alone.theta = self.theta[g : g + 1].clone()
-        if len(self.x) > 1:
-            alone.x, alone.targets = self.x[g : g + 1], self.targets[g : g + 1]
-        alone.out = torch.full_like(alone.theta, torch.nan)
-        return alone
-
-
-def oracle(case: Case, scale: float = 0.3) -> tuple[Tensor, Tensor]:
-    """By autograd through torch's own layers and losses, in float64."""
-    functions = {"logistic": torch.sigmoid, "tanh": torch.tanh, "relu": torch.relu}
-    losses, gradients = [], []
-    for g in range(case.G):
-        theta = case.theta[g].double().requires_grad_()
-        y, at = case.x[g % len(case.x)].double(), 0
-        for (n, m), activation in zip(pairwise(case.sizes), case.activations, strict=True):
-            W, b = theta[at : at + m * n].view(m, n), theta[at + m * n : at + m * (n + 1)]
-            at += m * (n + 1)
-            y = nn.functional.linear(y, W, b)
-            y = functions[activation](y) if activation in functions else y
-        target = case.targets[g % len(case.x)]
-        if case.kind == "softmax":
-            loss = nn.functional.cross_entropy(y, target, reduction="sum")
-        elif case.kind == "logistic":
-            loss = nn.functional.binary_cross_entropy_with_logits(
-                y, target.double(), reduction="sum"
-            )
-        else:
-            loss = 0.5 * (y - target.double()).square().sum()
-        loss = scale * loss
-        losses.append(loss.detach())
-        gradients.append(torch.autograd.grad(loss, theta)[0])
-    return torch.stack(losses), torch.stack(gradients)
-
-
-def check(case: Case) -> None:
-    losses, gradient = case.run()
-    assert gradient is case.out
-    assert losses.dtype == torch.float64
-    want_losses, want = oracle(case)
-    eps = torch.finfo(case.theta.dtype).eps
-    # Rounding of a layer's sums grows like the root of their length, and adds up over the layers.
-    depth = 2 * len(case.activations)
-    tolerance = 4 * eps * depth * max(*case.sizes, case.x.shape[1]) ** 0.5
-    assert float((gradient.double() - want).norm()) <= tolerance * float(want.norm())
-    torch.testing.assert_close(losses, want_losses, rtol=tolerance, atol=0)
+from oracles.cases.net import CASES, NETS, Case, check, oracle
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,6 +1,6 @@
 """Recurrence ops: the reference against independent oracles, the compiled form against it.
 
-Oracles: torch.func derivatives of a loop written here, dense JᵀLJ, a block-bidiagonal solve.
+Oracles: torch.func derivatives of the RNN as a loop, dense JᵀLJ, a block-bidiagonal solve.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -18,146 +18,20 @@ import hfcore as hf
 from hfcore.bindings import dispatch
 from hfcore.bindings import recurrence as ops
 from hfcore.kernels.recurrence import RnnShape, RnnWeights, reference, split_flat
+from oracles.cases.recurrence import (
+    GROUPS,
+    SIZES,
+    SMALL,
+    STEPS,
+    Case,
+    Size,
+    assert_close,
+    tolerance,
+)
+from oracles.rnn import rnn, slope, split
 
 DTYPES = (torch.float32, torch.float64)
 NONLINEARITIES = ops.NONLINEARITIES
-
-
-class Size(NamedTuple):
-    """Lengths of one case: steps, batch, inputs, hidden units, outputs."""
-
-    T: int
-    B: int
-    n: int
-    H: int
-    k: int
-
-    def __str__(self) -> str:
-        return f"T{self.T}-B{self.B}-n{self.n}-H{self.H}-k{self.k}"
-
-
-# Ones, primes, and one less, exactly, one more than: the lanes of a vector (16, 8, 4, 2), a tile
-# of two (32), the register blocks (12 and 6 rows), the gradient's chunk of 4 steps; n, k > H too.
-SIZES = (
-    Size(1, 1, 1, 1, 1),
-    Size(1, 17, 3, 5, 2),
-    Size(2, 16, 2, 8, 1),
-    Size(3, 15, 1, 7, 3),
-    Size(3, 2, 1, 1, 5),
-    Size(4, 31, 2, 13, 1),
-    Size(5, 32, 3, 12, 2),
-    Size(5, 65, 17, 16, 33),
-    Size(8, 33, 2, 17, 5),
-    Size(8, 9, 31, 6, 6),
-    Size(9, 7, 5, 3, 11),
-    Size(9, 8, 1, 24, 1),
-    Size(11, 1, 2, 37, 4),
-    Size(13, 2, 23, 1, 19),
-    Size(4, 47, 30, 31, 16),
-    Size(3, 130, 7, 25, 15),
-)
-SMALL = (Size(1, 2, 1, 3, 2), Size(4, 3, 2, 3, 1), Size(5, 2, 4, 2, 3))
-
-STEPS = ("all", "last", "first", "scattered", "listed")
-
-
-def pick_steps(kind: str, T: int) -> Tensor | None:
-    if kind == "all":
-        return None
-    if kind == "listed":
-        return torch.arange(T)
-    if kind == "last":
-        return torch.tensor([T - 1])
-    if kind == "first":
-        return torch.tensor([0])
-    return torch.arange(0, T, 3) if T > 3 else torch.arange(T // 2, T)
-
-
-# Which arrays carry the group axis, and how the others are shared.
-GROUPS = ("alone", "tangents", "expanded", "all_expanded", "inputs", "weights", "distinct")
-
-
-class Case:
-    """Random arguments of the four ops for one size, dtype and group form, from a seed."""
-
-    def __init__(
-        self,
-        size: Size,
-        dtype: torch.dtype = torch.float64,
-        nonlinearity: str = "tanh",
-        group: str = "alone",
-        steps: str = "all",
-        seed: int = 0,
-    ) -> None:
-        self.size, self.nonlinearity, self.group, self.dtype = size, nonlinearity, group, dtype
-        self.generator = torch.Generator().manual_seed(seed)
-        T, B, n, H, k = size
-        self.shape = RnnShape(n, H, k)
-        self.steps = pick_steps(steps, T)
-        outputs = T if self.steps is None else self.steps.numel()
-        self.G = 1 if group == "alone" else 3
-        self.w = RnnWeights(
-            *(
-                self.array("w", *s, scale=1 / math.sqrt(s[-1]) if len(s) > 1 else 0.5)
-                for s in self.shape.shapes
-            )
-        )
-        self.x = self.array("x", T, B, n)
-        self.v = self.array("v", self.shape.numel)
-        self.gs = self.array("v", outputs, B, k)
-        # Like masked softmax probabilities: positive, sums below one, some exactly zero.
-        c = self.array("x", outputs, B, k).abs().clamp(0.1, 2.0) / (3 * k)
-        self.c = self.shared(c * (self.array("x", outputs, B, 1) > -1.0))
-        self.h = self.shared(self.with_states().to(dtype))
-        self.u = self.array("x", T, B, H)
-        self.d = self.array("x", T, B, H).tanh()
-        self.a = self.array("v", T, B, H)
-        self.W = self.array("w", H, H, scale=1 / math.sqrt(H))
-
-    def array(self, kind: str, *shape: int, scale: float = 1.0) -> Tensor:
-        """Random ``[G or 1, ...]``: ``kind`` says whether it is a weight, an input or a tangent."""
-        grouped = {"tangents": "v", "expanded": "v", "inputs": "xv", "weights": "wv"}
-        has_axis = self.group == "distinct" or kind in grouped.get(self.group, "")
-        G = self.G if has_axis else 1
-        a = torch.randn(G, *shape, dtype=self.dtype, generator=self.generator) * scale
-        return self.shared(a)
-
-    def shared(self, a: Tensor) -> Tensor:
-        """An array without its own group axis, expanded with stride 0 where the case says so."""
-        if self.group in ("expanded", "all_expanded") and a.shape[0] == 1:
-            return a.expand(self.G, *a.shape[1:])
-        return a
-
-    def with_states(self) -> Tensor:
-        w = RnnWeights(*(p.double() for p in self.w))
-        return reference.rnn_forward(self.x.double(), w, self.nonlinearity, None)[0]
-
-    def double(self, *arrays: Tensor) -> tuple[Tensor, ...]:
-        return tuple(a.double() for a in arrays)
-
-    def weights_double(self) -> RnnWeights:
-        return RnnWeights(*self.double(*self.w))
-
-    def net(self, g: int) -> tuple[RnnWeights, dict[str, Tensor]]:
-        """Net g of the group by itself, each array with a group axis of 1."""
-
-        def one(a: Tensor) -> Tensor:
-            return a[g : g + 1] if a.shape[0] > 1 else a
-
-        names = ("x", "h", "v", "gs", "c", "u", "d", "a", "W")
-        return RnnWeights(*map(one, self.w)), {name: one(getattr(self, name)) for name in names}
-
-    def product(self, v: Tensor | None = None, **options: float | bool | Tensor | None) -> Tensor:
-        return ops.rnn_gauss_newton(
-            self.x,
-            self.h,
-            self.w,
-            self.v if v is None else v,
-            self.c,
-            nonlinearity=self.nonlinearity,
-            steps=self.steps,
-            **options,  # type: ignore[arg-type]
-        )
 
 
 def poisoned(group_of: tuple[Tensor, ...], *shape: int) -> Tensor:
@@ -180,60 +54,15 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
-def tolerance(dtype: torch.dtype, size: Size) -> float:
-    """4·eps·√K against the largest element of a net's result.
-
-    K counts the roundings that add up to one element: T steps, each a sum over [h, h', x] or
-    [gt, gs] (2H + n + k terms) and a nonlinearity that rounds to a few ulp, then a gradient sum
-    over T·B. Roundings are independent, so they grow like √K; a gain of the recurrence near one
-    neither damps nor amplifies them. The factor 4: in float64 the reference
-    rounds as well, and terms cancel in sums over few sequences.
-    """
-    T, B, n, H, k = size
-    return 4 * torch.finfo(dtype).eps * math.sqrt(T * (2 * H + n + k + 8) + T * B)
-
-
-def assert_close(got: Tensor, want: Tensor, tol: float) -> None:
-    """max |got − want| <= tol · max |want| for every net of the group."""
-    assert got.shape[1:] == want.shape[1:]
-    want = want.expand_as(got)
-    for g in range(got.shape[0]):
-        assert bool(torch.isfinite(got[g]).all()), f"net {g}: not every element was written"
-        scale = float(want[g].abs().max())
-        worst = float((got[g].double() - want[g].double()).abs().max())
-        assert worst <= tol * scale, f"net {g}: off by {worst:.3g}, allowed {tol * scale:.3g}"
-
-
 # ------------------------------------------------------------------ the reference and its oracles
 
 
 def loop(
     theta: Tensor, x: Tensor, shape: RnnShape, e: str, steps: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Pre-activations ``[T,B,H]`` and outputs ``[T_out,B,k]`` of one net, unit by formula."""
-    n, H, k = shape
-    parts = torch.split(theta, [H * n, H * H, k * H, H, H, k])
-    W_hx, W_hh, W_yh = parts[0].view(H, n), parts[1].view(H, H), parts[2].view(k, H)
-    b_h, b_init, b_y = parts[3:]
-    apply = {"tanh": torch.tanh, "logistic": torch.sigmoid, "relu": torch.relu}[e]
-    pre, s = [], []
-    back = b_init.expand(x.shape[1], H)
-    for t in range(x.shape[0]):
-        pre.append(x[t] @ W_hx.T + back + b_h)
-        h = apply(pre[-1])
-        back = h @ W_hh.T
-        s.append(h @ W_yh.T + b_y)
-    outputs = torch.stack(s)
-    return torch.stack(pre), outputs if steps is None else outputs[steps]
-
-
-def slope(pre: Tensor, e: str) -> Tensor:
-    """e'(t) from the pre-activation, by formula."""
-    if e == "tanh":
-        return torch.cosh(pre) ** -2
-    if e == "logistic":
-        return torch.sigmoid(pre) * torch.sigmoid(-pre)
-    return (pre > 0).to(pre.dtype)
+    """Pre-activations ``[T,B,H]`` and outputs ``[T_out,B,k]`` of one net."""
+    pre, outputs = rnn(split(theta, *shape), x, e)
+    return pre, outputs if steps is None else outputs[steps]
 
 
 def flat(w: RnnWeights) -> Tensor:
@@ -780,7 +609,7 @@ def test_bad_sequence_stays_alone(dtype: torch.dtype, e: str, bad: float) -> Non
 def test_bad_data_is_seen_in_the_gradient(e: str) -> None:
     case = Case(Size(5, 35, 3, 7, 2), nonlinearity=e)
     case.x[0, 4, 34, 1] = math.nan
-    h = case.with_states()
+    h = case.states(case.nonlinearity)
     grad = ops.rnn_backward(case.x, h, case.w, case.gs, nonlinearity=e)
     assert bool(grad.isnan().any())
     case.h = h

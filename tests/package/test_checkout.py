@@ -6,7 +6,8 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
+from importlib import metadata
+from pathlib import Path, PurePosixPath
 
 import pytest
 
@@ -44,6 +45,22 @@ def test_package_is_typed_and_layered() -> None:
     for path in sorted((ROOT / "hfcore").rglob("*.py")):
         imports = re.findall(r"^\s*(?:from|import) (hfcore[\w.]*)", path.read_text(), re.M)
         assert not any(name.startswith("hfcore.kernels") for name in imports), path
+
+
+def test_the_installed_package_is_what_runs() -> None:
+    """Every Python file of the checkout and what was compiled; no source of that, no tests."""
+    files = [PurePosixPath(str(path)) for path in metadata.files("hfcore") or ()]
+    installed = {path for path in files if path.parts[0] == "hfcore" and path.suffix != ".pyc"}
+    python = {
+        PurePosixPath("hfcore", *path.relative_to(ROOT).parts[folder == "hfcore" :])
+        for folder in ("hfcore", "bindings", "kernels")
+        for pattern in ("*.py", "*.pyi", "py.typed")
+        for path in (ROOT / folder).rglob(pattern)
+    }
+    rest = installed - python
+    assert python <= installed
+    assert rest
+    assert all(path.name.startswith("_native.") or path.suffix == ".fatbin" for path in rest), rest
 
 
 def test_no_pickle() -> None:

@@ -1,19 +1,22 @@
-"""Run the CUDA kernels of a .cu file on the CPU, to test them without a GPU."""
+"""Run the CUDA kernels of a .cu file of the checkout on the CPU, to test them without a GPU."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
 from torch import Tensor
 
-HEADER = Path(__file__).parent / "cuda_on_cpu.h"
+HEADER = Path(__file__).resolve().parent / "cuda_on_cpu.h"
+SUPPORT, ROOT = HEADER.parents[1], HEADER.parents[3]
 # The sources include "kernels/...".
-INCLUDE = f"-I{HEADER.parents[2]}"
+INCLUDE = f"-I{ROOT}"
 SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 Order = Literal["forward", "reverse", "shuffled"]
@@ -74,6 +77,41 @@ def build(source: Path, folder: Path, *, sanitize: bool = False) -> Path:
     )
     subprocess.run(["g++", *flags, str(wrapper), "-o", str(library)], check=True)
     return library
+
+
+def gpu_source(family: str) -> Path:
+    """The CUDA C++ file of a family of kernels; wheels carry only what it compiles to."""
+    return ROOT / "kernels" / family / "gpu.cu"
+
+
+def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Python with these arguments, the sanitizers' runtimes loaded from the start.
+
+    This package can be imported there; ``HFCORE_EMULATION_SANITIZED`` is 1.
+    """
+    runtime = [
+        subprocess.run(
+            ["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so", "libstdc++.so")
+    ]
+    path = os.environ.get("PYTHONPATH")
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(SUPPORT), *([path] if path else [])]),
+        "LD_PRELOAD": ":".join(runtime),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "HFCORE_EMULATION_SANITIZED": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-P", *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        check=False,
+    )
 
 
 class EmulationError(RuntimeError):

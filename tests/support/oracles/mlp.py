@@ -1,25 +1,34 @@
-"""What the tests of hf.MLP compare with: torch.func on a net written out once more, in float64."""
+"""hf.MLP written out layer by layer, and its derivatives by torch.func, all in float64."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 from torch.func import grad, hessian, jacrev, vmap
-from torch.nn import functional as F
 
 import hfcore as hf
 from hfcore.losses import Loss
+from oracles import losses
 
 ACTIVATIONS = {"linear": lambda z: z, "logistic": torch.sigmoid, "tanh": torch.tanh,
                "relu": torch.relu}  # fmt: skip
-LOSSES = (
-    hf.losses.SquaredError(),
-    hf.losses.LogisticCrossEntropy(),
-    hf.losses.SoftmaxCrossEntropy(),
-)
+
+
+def mlp(
+    theta: Tensor, sizes: Sequence[int], activations: Sequence[str], x: Tensor
+) -> tuple[list[Tensor], Tensor]:
+    """(pre-activations z ``[B,m]`` of every layer, outputs) of θ ``[N]`` and ``x [B,n]``."""
+    zs, at = [], 0
+    for (n, m), name in zip(pairwise(sizes), activations, strict=True):
+        W, b = theta[at : at + m * n].view(m, n), theta[at + m * n : at + m * (n + 1)]
+        at += m * (n + 1)
+        zs.append(x @ W.T + b)
+        x = ACTIVATIONS[name](zs[-1])
+    return zs, x
 
 
 @dataclass
@@ -34,26 +43,13 @@ class Problem:
 
     def states(self, theta: Tensor, x: Tensor) -> tuple[list[Tensor], Tensor]:
         """(pre-nonlinearities z of every layer, outputs)."""
-        zs, at = [], 0
-        for n, m, name in zip(
-            self.model.sizes, self.model.sizes[1:], self.model.activations, strict=False
-        ):
-            W = theta[at : at + m * n].view(m, n)
-            b = theta[at + m * n : at + m * (n + 1)]
-            at += m * (n + 1)
-            zs.append(x @ W.T + b)
-            x = ACTIVATIONS[name](zs[-1])
-        return zs, x
+        return mlp(theta, self.model.sizes, self.model.activations, x)
 
     def outputs(self, theta: Tensor) -> Tensor:
         return self.states(theta, self.x)[1]
 
     def case_loss(self, s: Tensor, y: Tensor) -> Tensor:
-        if self.loss.kind == "squared":
-            return 0.5 * ((s - y) ** 2).sum()
-        if self.loss.kind == "logistic":
-            return F.binary_cross_entropy_with_logits(s, y, reduction="sum")
-        return F.cross_entropy(s, y, reduction="sum")
+        return losses.per_output(self.loss.kind, s, y).sum()
 
     def mean_loss(self, theta: Tensor) -> Tensor:
         return self.case_loss(self.outputs(theta), self.y) / len(self.x)
@@ -105,7 +101,5 @@ def problem(
             p.add_(0.3 * torch.randn(p.shape, generator=g, dtype=p.dtype))
     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     x = torch.randn(cases, sizes[0], generator=g, dtype=torch.float64)
-    y = torch.rand(cases, sizes[-1], generator=g, dtype=torch.float64)
-    if loss.kind == "softmax":
-        y = torch.randint(sizes[-1], (cases,), generator=g)
+    y = losses.targets(loss.kind, (cases,), sizes[-1], g)
     return Problem(model, loss, theta, x, y)

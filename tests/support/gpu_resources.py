@@ -1,7 +1,7 @@
 """Compile every .cu with nvcc, spills being errors, and keep kernels/gpu_resources.md.
 
-python -P tests/gates/gpu_resources.py            print the table
-python -P tests/gates/gpu_resources.py --write    replace the committed one
+python -P tests/support/gpu_resources.py            print the table
+python -P tests/support/gpu_resources.py --write    replace the committed one
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HEADER = """# What the CUDA kernels ask of a chip
 
 Registers a thread and bytes of static shared memory a block, by `nvcc {version}`; no kernel spills
 or has a stack frame. Dynamic shared memory depends on the shape and is planned in each family's
-`gpu.py`. Written by `python -P tests/gates/gpu_resources.py --write`; the gate
+`gpu.py`. Written by `python -P tests/support/gpu_resources.py --write`; the gate
 `tests/gates/test_nvcc.py` fails when a kernel's row changes without this file.
 
 | kernel | source | architecture | registers | static shared |

@@ -1,13 +1,9 @@
 """A kernel that forgets the mask of its last tile; the interpreter gate must fail on it."""
 
-import sys
-from pathlib import Path
-
 import torch
 import triton
 import triton.language as tl
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from guarded import guarded
 
 

@@ -14,6 +14,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import hfcore as hf
+from oracles import losses
 
 KINDS = ("ggn", "hessian", "fisher")
 
@@ -129,13 +130,7 @@ class Task:
             return per.flatten(1).mean(1) if per.ndim > 1 else per
         if self.loss is LOSSES["MSELoss"]:
             return (s - y).square().flatten(1).mean(1)
-        kind = self.loss.kind
-        if kind == "squared":
-            return 0.5 * (s - y).square().flatten(1).sum(1)
-        if kind == "logistic":
-            return -(y * s.sigmoid().log() + (1 - y) * (-s).sigmoid().log()).flatten(1).sum(1)
-        picked = torch.log_softmax(s, -1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
-        return -(picked.flatten(1).sum(1) if picked.ndim > 1 else picked)
+        return losses.per_case(self.loss.kind, s, y)
 
     def mean_loss(self, s: Tensor) -> Tensor:
         return self.case_losses(s).mean()

@@ -1,0 +1,104 @@
+"""What is measured of a model on the validation and test parts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfcore.batches import Batch
+from hfcore.losses import Loss
+from hfcore.problems.base import Problem, ZeroOne
+from hfcore.training.steps import Count
+
+Metric = Callable[..., Any]
+"""(outputs, targets) → a value of each case, a tensor, or the mean over cases, a number.
+
+Where it has a parameter called ``mask`` it is given that too, or None; masked data need it."""
+
+Judge = Callable[[Tensor, Batch], tuple[float, int]]
+"""Sum over the cases of a batch and their number, from the model's outputs."""
+
+
+def of_problem(problem: Problem) -> Judge:
+    """Zero-one errors where the problem calls its cases wrong, else its ``errors``."""
+    judge = problem.wrong if isinstance(problem, ZeroOne) else problem.errors
+
+    def judged(outputs: Tensor, batch: Batch) -> tuple[float, int]:
+        values = judge(outputs, batch)
+        return float(values.sum(dtype=torch.float64)), values.numel()
+
+    return judged
+
+
+def of_metric(metric: Metric, count: Count) -> Judge:
+    """A function of the user's own."""
+    takes_mask = _takes_mask(metric)
+
+    def judged(outputs: Tensor, batch: Batch) -> tuple[float, int]:
+        if batch.mask is not None and not takes_mask:
+            raise TypeError(
+                "metric: has no parameter called mask, need (outputs, targets, mask) for data "
+                "with a mask"
+            )
+        masks = {"mask": batch.mask} if takes_mask else {}
+        value = metric(outputs, batch.targets, **masks)
+        cases = count(batch)
+        if isinstance(value, Tensor) and value.ndim > 0:
+            if value.shape != (cases,):
+                raise ValueError(
+                    f"metric: gave shape {list(value.shape)}, need [{cases}], a value for each "
+                    "case, or a number"
+                )
+            return float(value.sum(dtype=torch.float64)), cases
+        try:
+            return float(value) * cases, cases
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"metric: gave {type(value).__name__}, need a tensor with a value for each case, "
+                "or a number"
+            ) from None
+
+    return judged
+
+
+def of_loss(loss: Loss | Callable[..., Tensor], count: Count) -> Judge:
+    """The mean loss over cases."""
+
+    def judged(outputs: Tensor, batch: Batch) -> tuple[float, int]:
+        cases = count(batch)
+        if isinstance(loss, Loss):
+            return loss.value(outputs, batch.targets, batch.mask), cases
+        if batch.mask is not None:
+            raise ValueError("mask: needs a loss of hf.losses, or metric=")
+        return float(loss(outputs, batch.targets)) * cases, cases
+
+    return judged
+
+
+@torch.no_grad()
+def measured(model: torch.nn.Module, judge: Judge, batches: Iterable[Batch]) -> float:
+    """Mean over all cases, the model in eval mode meanwhile."""
+    was_training = model.training
+    model.eval()
+    total, cases = 0.0, 0
+    try:
+        for batch in batches:
+            found, count = judge(model(batch.inputs), batch)
+            total, cases = total + found, cases + count
+    finally:
+        model.train(was_training)
+    if cases == 0:
+        raise ValueError("test: gave no case, need at least one")
+    return total / cases
+
+
+def _takes_mask(metric: Metric) -> bool:
+    try:
+        parameters = inspect.signature(metric).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature
+        return False
+    return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)

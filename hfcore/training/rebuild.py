@@ -1,0 +1,99 @@
+"""Models and optimisers as the words of config.json, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from hfcore import losses
+from hfcore.models.mlp import MLP, Autoencoder
+from hfcore.models.rnn import RNN
+from hfcore.optimisers.hessian_free import HessianFree
+from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
+from hfcore.training.errors import RunFolderError
+
+
+def _rnn(model: RNN) -> dict[str, Any]:
+    names = ("input_size", "hidden_size", "output_size", "nonlinearity", "sparse")
+    arguments = {name: getattr(model, name) for name in names}
+    return {**arguments, "fan_in": model.fan_in} if model.sparse else arguments
+
+
+def _mlp(model: MLP) -> dict[str, Any]:
+    return {"sizes": list(model.sizes), "activations": list(model.activations)}
+
+
+def _autoencoder(model: Autoencoder) -> dict[str, Any]:
+    layers = len(model.sizes) // 2
+    return {
+        "encoder_sizes": list(model.sizes[: layers + 1]),
+        "activation": model.activations[0] if layers > 1 else "logistic",
+        "code": model.activations[layers - 1],
+    }
+
+
+MODELS: dict[str, tuple[type[nn.Module], Callable[..., dict[str, Any]]]] = {
+    "RNN": (RNN, _rnn),
+    "MLP": (MLP, _mlp),
+    "Autoencoder": (Autoencoder, _autoencoder),
+}
+OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "NAG": NAG,
+    "SGD": SGD,
+    "ClassicalMomentum": ClassicalMomentum,
+}
+LOSSES = {
+    name: value
+    for name, value in vars(losses).items()
+    if isinstance(value, type) and issubclass(value, losses.Loss)
+}
+
+
+def arguments_of(model: nn.Module) -> dict[str, Any] | None:
+    """The constructor's arguments of a net of hfcore, None for any other class."""
+    known = MODELS.get(type(model).__name__)
+    if known is None or type(model) is not known[0]:
+        return None
+    return known[1](model)
+
+
+def build_model(config: Mapping[str, Any]) -> nn.Module:
+    """The untrained net of the ``model`` section. Raises RunFolderError for a class that is not
+    hfcore's, asking for a factory."""
+    name = config["name"]
+    if name not in MODELS or "arguments" not in config:
+        raise RunFolderError(
+            f"model: is a {name}, which hfcore does not know how to build; give model=, a function "
+            "that returns one"
+        )
+    dtypes = config["dtype"]
+    dtype = getattr(torch, dtypes[0]) if len(dtypes) == 1 else None
+    model: nn.Module = MODELS[name][0](**config["arguments"], dtype=dtype)
+    return model
+
+
+def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer | None:
+    """The optimiser of the ``optimizer`` section, untrained; None for one that cannot be built from
+    it: a class of another library, a loss or objective of the user's own."""
+    options = {k: v for k, v in config.items() if k not in ("name", "loss", "groups")}
+    name = config["name"]
+    if "groups" in config:
+        return None
+    if name == "HessianFree":
+        loss = LOSSES.get(str(config.get("loss")).removesuffix("()"))
+        if loss is None:
+            return None
+        for key, value in options.items():
+            if isinstance(value, list):
+                options[key] = tuple(value)
+        return HessianFree(model, loss(), **options)
+    made = OPTIMISERS.get(name)
+    if made is None and isinstance(getattr(torch.optim, name, None), type):
+        made = getattr(torch.optim, name)
+    if made is None:
+        return None
+    known = set(made(model.parameters(), lr=1e-3).param_groups[0])
+    return made(model.parameters(), **{k: v for k, v in options.items() if k in known})

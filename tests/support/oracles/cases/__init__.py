@@ -1,0 +1,1 @@
+"""Random arguments of the ops, one module a family."""

@@ -1,0 +1,1 @@
+"""Kernels with one fault each, which the gates must find."""
