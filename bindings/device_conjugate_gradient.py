@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from types import ModuleType
 from typing import NamedTuple
 
@@ -45,7 +46,8 @@ class DeviceSolve:
 
     ``lookback[i]`` is k of the progress rule at iteration i (0: does not apply), for i up to the
     maximum of iterations; ``kept`` holds the iterations whose iterate is copied aside.
-    ``preconditioner [N]`` is a positive diagonal. ``recorded``: iterations are replayed from a CUDA
+    ``preconditioner [N]`` is a positive diagonal, ``inverse(r, z)`` in its place writes M⁻¹ r to z
+    for a positive definite M. ``recorded``: iterations are replayed from a CUDA
     graph, so they all have the product of the first, whose launches can be recorded. Raises
     TypeError or ValueError by name.
     """
@@ -59,6 +61,7 @@ class DeviceSolve:
         tolerance: float,
         residual: float,
         preconditioner: Tensor | None = None,
+        inverse: Callable[[Tensor, Tensor], object] | None = None,
         recorded: bool = False,
     ) -> None:
         check_tensor("b", b, ["N"])
@@ -78,29 +81,57 @@ class DeviceSolve:
             check_tensor("preconditioner", preconditioner, [N], like=b)
             M = b.new_ones(size)
             M[:N] = preconditioner
+        self._inverse: Callable[[Tensor, Tensor], object] | None = None
+        if inverse is not None:
+            self._inverse = lambda r, z: inverse(r[:N], z[:N])
         x, r, p, Ap, rhs = (b.new_zeros(size) for _ in range(5))
-        slots = [-1] * len(lookback)
-        self.slot_of = {i: slot for slot, i in enumerate(kept)}
-        for i, slot in self.slot_of.items():
-            slots[i] = slot
         self._w = kernels.Workspace(
             x=x,
             r=r,
-            z=r if M is None else b.new_zeros(size),
+            z=r if M is None and inverse is None else b.new_zeros(size),
             p=p,
             Ap=Ap,
             b=rhs,
             M=M,
-            snapshots=b.new_empty(len(kept), size),
-            history=b.new_zeros(len(lookback), dtype=torch.float64),
-            lookback=torch.tensor(lookback, dtype=torch.int32, device=b.device),
-            slots=torch.tensor(slots, dtype=torch.int32, device=b.device),
+            **self._tables(b, size, lookback, kept),
             partial=b.new_empty(4, kernels.BLOCKS, dtype=torch.float64),
             scalars=torch.tensor(
                 [0.0, 0.0, tolerance, residual], dtype=torch.float64, device=b.device
             ),
             counters=torch.zeros(kernels.COUNTERS, dtype=torch.int32, device=b.device),
         )
+
+    def _tables(
+        self, like: Tensor, size: int, lookback: Sequence[int], kept: Sequence[int]
+    ) -> dict[str, Tensor]:
+        """What is as long as the maximum of iterations, and the iterates kept."""
+        self.slot_of = {i: slot for slot, i in enumerate(kept)}
+        slots = [self.slot_of.get(i, -1) for i in range(len(lookback))]
+        return {
+            "snapshots": like.new_empty(len(kept), size),
+            "history": like.new_zeros(len(lookback), dtype=torch.float64),
+            "lookback": torch.tensor(lookback, dtype=torch.int32, device=like.device),
+            "slots": torch.tensor(slots, dtype=torch.int32, device=like.device),
+        }
+
+    def grow(self, lookback: Sequence[int], kept: Sequence[int]) -> None:
+        """Go on with a solve that ended at its maximum of iterations, to that of ``lookback``.
+
+        ``kept`` holds iterations beyond the old maximum; earlier snapshots are gone.
+        """
+        w = self._w
+        tables = self._tables(w.x, w.x.numel(), lookback, kept)
+        tables["history"][: w.history.numel()] = w.history
+        self._w = replace(w, **tables)
+        if self._graphs is not None:
+            self._graphs = Graphs()
+        with self._updating():
+            self._kernels.go_on(self._w)
+
+    @property
+    def rz(self) -> float:
+        """rᵀz of the last iteration; waits for the device."""
+        return float(self._w.scalars[0])
 
     @property
     def x(self) -> Tensor:
@@ -126,7 +157,7 @@ class DeviceSolve:
             self._kernels.start(w)
         product(w.x[:N], w.Ap[:N], w.zero_start)
         with self._updating():
-            self._kernels.start_residual(w)
+            self._kernels.start_residual(w, self._inverse)
 
     def iterate(self, product: StoppableProduct) -> None:
         """Enqueue one iteration, which does nothing once the solve has ended."""
@@ -139,7 +170,7 @@ class DeviceSolve:
         N, w = self._N, self._w
         product(w.p[:N], w.Ap[:N], w.stop)
         with self._updating():
-            self._kernels.iterate(w)
+            self._kernels.iterate(w, self._inverse)
 
     def look(self) -> Look:
         """Wait for what is enqueued and see how far it came."""

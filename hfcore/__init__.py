@@ -27,6 +27,7 @@ from hfcore.curvature.algebra import Identity
 from hfcore.curvature.fisher import EmpiricalFisher
 from hfcore.curvature.gauss_newton import GaussNewton
 from hfcore.curvature.hessian import Hessian
+from hfcore.curvature.jacobian import Jacobian
 from hfcore.curvature.linear_operator import LinearOperator
 from hfcore.curvature.objectives import objective_for
 from hfcore.models.echo_state import EchoState
@@ -65,6 +66,7 @@ __all__ = [
     "Hessian",
     "HessianFree",
     "Identity",
+    "Jacobian",
     "LinearOperator",
     "NystromPreconditioner",
     "Objective",

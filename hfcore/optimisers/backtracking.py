@@ -17,13 +17,13 @@ BACKTRACKING = ("best", "walk", "last")
 Schedule = int | Literal["geometric"]
 
 
-def evaluation_points(schedule: Schedule, iterations: int) -> list[int]:
+def evaluation_points(schedule: Schedule, iterations: int) -> Sequence[int]:
     """The iterations up to ``iterations`` whose iterate may be chosen, the last one apart.
 
     An int k: every k-th. ``"geometric"``: ⌈5·1.3^j⌉, j = 0, 1, … (Martens 2010).
     """
     if schedule != "geometric":
-        return list(range(schedule, iterations + 1, schedule))
+        return range(schedule, iterations + 1, schedule)
     points, j = [], 0
     while (point := math.ceil(5 * 1.3**j)) <= iterations:
         points.append(point)
@@ -64,7 +64,7 @@ class IterateChooser:
         increase_after: int | None = None,
     ) -> None:
         self._evaluate = evaluate
-        self._points = frozenset(() if mode == "last" else points)
+        self._points: Sequence[int] = () if mode == "last" else points
         self._mode = mode
         self._increase_after = increase_after
         self._candidates: list[Candidate] = []

@@ -27,6 +27,40 @@ DAMPING_RULES: dict[str, dict[str, Any]] = {
 }
 
 
+# Of the curvature's scale: what λ is raised to from 0, and what it is raised to at least. Below, it
+# has no effect on a step, and factors would take dozens of steps to where it has.
+FROM_ZERO, RAISED = 1e-3, 1e-6
+
+
+@dataclass(frozen=True)
+class DampingBounds:
+    """Between what values factors may move λ, relative to the curvature along the steps.
+
+    ``scale`` is s = pᵀAp/pᵀp of the last step p in which λ was at most half of it (of the first
+    step, before there was one), ``eps`` the machine's for the parameters' dtype. λ is not lowered
+    below eps·s, where it drowns in the rounding of products, nor raised above s/eps, where the step
+    does. A λ that was given is left beyond them.
+    """
+
+    scale: float
+    eps: float
+
+    @property
+    def lowest(self) -> float:
+        return self.eps * self.scale
+
+    @property
+    def highest(self) -> float:
+        return self.scale / self.eps
+
+    def moved(self, damping: float, factor: float) -> float:
+        """λ·factor within the bounds."""
+        if factor > 1:
+            least = (FROM_ZERO if damping == 0 else RAISED) * self.scale
+            return min(max(damping * factor, least), max(damping, self.highest))
+        return max(damping * factor, min(damping, self.lowest))
+
+
 @dataclass(frozen=True)
 class LevenbergMarquardt:
     """ρ < low or ρ not a number: λ·up; ρ > high: λ·down. Published: ¼, ¾, 3/2, 2/3.
@@ -50,13 +84,23 @@ class LevenbergMarquardt:
         if self.failed is not None and not self.failed >= 1:
             raise ValueError(f"damping_failed: got {self.failed}, need at least 1 or None")
 
-    def next(self, damping: float, rho: float, *, accepted: bool = True) -> float:
+    def next(
+        self,
+        damping: float,
+        rho: float,
+        *,
+        accepted: bool = True,
+        bounds: DampingBounds | None = None,
+    ) -> float:
         """λ for the next step."""
+        factor = 1.0
         if not accepted and self.failed is not None:
-            return damping * self.failed
-        if math.isnan(rho) or rho < self.low:
-            return damping * self.up
-        return damping * self.down if rho > self.high else damping
+            factor = self.failed
+        elif math.isnan(rho) or rho < self.low:
+            factor = self.up
+        elif rho > self.high:
+            factor = self.down
+        return damping * factor if bounds is None else bounds.moved(damping, factor)
 
 
 @dataclass(frozen=True)

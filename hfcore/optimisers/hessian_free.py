@@ -5,45 +5,42 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
+from difflib import get_close_matches
+from inspect import signature
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import unknown_option
 from hfcore.autograd.backward import BackwardObjective
 from hfcore.autograd.objective import Closure, ModuleObjective
 from hfcore.batches import Batch, Batches
-from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.threads import among_kernels
 from hfcore.checked_objective import checked_objective
 from hfcore.curvature.objectives import curvature_of, objective_for
-from hfcore.curvature.operator import check_alone, check_nonnegative
+from hfcore.curvature.operator import check_alone
 from hfcore.curvature.rnn import Normalize, StructuralDistance
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 from hfcore.nets.unaltered import why_not_fused
-from hfcore.objective import CURVATURE_KINDS, Curvature, CurvatureKind, Objective
-from hfcore.optimisers.backtracking import BACKTRACKING, Backtracking, Schedule
-from hfcore.optimisers.damping import (
-    DAMPING_RULES,
-    RHO_CONVENTIONS,
-    LevenbergMarquardt,
-)
-from hfcore.optimisers.line_search import FixedStep, LineSearch
-from hfcore.optimisers.newton_step import NewtonStep, Rules
-from hfcore.optimisers.preconditioner import EXPONENTS, DiagonalRule, Preconditioner
+from hfcore.objective import Curvature, CurvatureKind, Objective
+from hfcore.optimisers.backtracking import Backtracking, Schedule
+from hfcore.optimisers.newton_step import NewtonStep, Outcome
+from hfcore.optimisers.options import Options, by_rule, names
+from hfcore.optimisers.preconditioner import DiagonalSource
 from hfcore.optimisers.roles import Roles, prepare_roles
 from hfcore.optimisers.statistics import Ledger, StepStats
-from hfcore.solvers.conjugate_gradient import StopRule
+from hfcore.optimisers.watched_step import watched_step
+from hfcore.solvers.preconditioners import Preconditioner
 
 StepData = tuple[Tensor, ...] | Batch | Sequence[Batch] | Batches | Closure | Any
 
 # D = (diag(G) + κ)^0.75 of scale-sensitive damping: the preconditioner's exponent (M&S 2012 leave
 # the choice open).
 SCALE_EXPONENT = 0.75
-# Seeds of the probes: a generator's 64 bits hold one and the number of the step.
-MAX_SEED = 2**31
+OPTIONS = frozenset(names())
 
 
 class HessianFree(torch.optim.Optimizer):
@@ -85,14 +82,18 @@ class HessianFree(torch.optim.Optimizer):
         the last
     cg_loss_increase_after : stop CG when an evaluation is worse than the one before, from this
         iteration on; None never does (the release's guard of 299)
-    preconditioner : None, ``"fisher"``, ``"ggn_diagonal"`` or ``"jacobi"``, see
-        ``optimisers/preconditioner.py``; ``preconditioner_exponent`` None is the published one
+    preconditioner : None, ``"fisher"``, ``"ggn_diagonal"`` or ``"jacobi"``, or an object with
+        ``apply(r, out)``, M⁻¹ r, see ``optimisers/preconditioner.py``;
+        ``preconditioner_exponent`` None is the published one
     diagonal_probes : probes a case where diag(G) is estimated
     rho : ``"damped"``: ρ's model includes the damping terms (RNN release); ``"undamped"``: it does
         not (Martens 2010), which costs one more product
     rho_low, rho_high, damping_up, damping_down, damping_failed : the Levenberg-Marquardt rule;
-        ``damping_failed`` is the factor after a rejected step
+        ``damping_failed`` is the factor after a rejected step. λ moves within bounds relative to
+        the curvature, see :class:`hfcore.optimisers.damping.DampingBounds`
     step_size : None: the line search; ε: a fixed step (Sutskever et al. 2013, appendix A.6)
+    lr : factor on the step, for torch's schedulers: the fixed step is lr·ε, the line search begins
+        at lr. 0 is a step of zero
     line_search_decay, line_search_armijo, line_search_max : the line search
     normalize, structural_distance : as in :class:`hfcore.GaussNewton`; hf.RNN only
     seed : of the probes
@@ -101,8 +102,10 @@ class HessianFree(torch.optim.Optimizer):
         the option, so that a resumed run computes as before
     options : further keywords of the model's objective, such as ``memory`` and ``batch_dim``
 
-    The mutable state (λ, CG start, counters) is in ``state_dict()`` and comes back bitwise.
-    Raises ValueError or TypeError naming the option that is wrong.
+    The mutable state (λ, CG start, counters) is in ``state_dict()`` and comes back bitwise;
+    ``last_stats`` is what the last step reported, None before the first. The optimiser may be
+    copied, pickled and saved together with its model. Raises ValueError or TypeError naming the
+    option that is wrong.
     """
 
     def __init__(
@@ -128,7 +131,7 @@ class HessianFree(torch.optim.Optimizer):
         cg_evaluate_every: Schedule = 10,
         cg_backtracking: Backtracking = "best",
         cg_loss_increase_after: int | None = None,
-        preconditioner: Preconditioner | None = None,
+        preconditioner: DiagonalSource | Preconditioner | None = None,
         preconditioner_exponent: float | None = None,
         diagonal_probes: int = 1,
         rho: Literal["damped", "undamped"] | None = None,
@@ -138,6 +141,7 @@ class HessianFree(torch.optim.Optimizer):
         damping_down: float | None = None,
         damping_failed: float | None = None,
         step_size: float | None = None,
+        lr: float = 1.0,
         line_search_decay: float = 0.8,
         line_search_armijo: float = 0.0,
         line_search_max: int = 50,
@@ -148,101 +152,63 @@ class HessianFree(torch.optim.Optimizer):
         chunk_size: int | None = None,
         **options: Any,
     ) -> None:
+        flat = {name: value for name, value in locals().items() if name in OPTIONS}
+        built_with = {
+            "normalize": normalize,
+            "structural_distance": structural_distance,
+            "chunk_size": chunk_size,
+            **options,
+        }
         if not isinstance(model, nn.Module):
             model = _parameters(model)
         if not (loss is None or callable(loss) or isinstance(loss, Loss)):
             raise TypeError(
                 f"loss: got {type(loss).__name__}, need a loss of hf.losses or a callable"
             )
-        own = None if objective is None else checked_objective(objective)
-        if own is not None:
-            check_alone(
-                loss=loss,
-                structural=structural,
-                normalize=normalize,
-                structural_distance=structural_distance,
-                strategy=strategy,
-                chunk_size=chunk_size,
-                **options,
-            )
-            strategy = getattr(own.given, "strategy", strategy)
+        _check_known(options)
+        if objective is not None:
+            check_alone(loss=loss, structural=structural, strategy=strategy, **built_with)
+            strategy = getattr(objective, "strategy", strategy)
         if l2 is None:
-            l2 = 0.0 if own is None else own.l2
-        check_choice("damping_rule", damping_rule, tuple(DAMPING_RULES))
-        rule = DAMPING_RULES[damping_rule]
-        defaults: dict[str, Any] = {
-            "curvature": curvature,
-            "damping": damping,
-            "damping_window": None if damping_window is None else tuple(damping_window),
-            "scale_damping": scale_damping,
-            "structural": dict(structural) if isinstance(structural, Mapping) else structural,
-            "trust_radius": trust_radius,
-            "l2": l2,
-            "cg_max_iter": cg_max_iter,
-            "cg_tolerance": cg_tolerance,
-            "cg_lookback": cg_lookback,
-            "cg_residual": cg_residual,
-            "cg_decay": cg_decay,
-            "cg_restart": cg_restart,
-            "cg_evaluate_every": cg_evaluate_every,
-            "cg_backtracking": cg_backtracking,
-            "cg_loss_increase_after": cg_loss_increase_after,
-            "preconditioner": preconditioner,
-            "preconditioner_exponent": preconditioner_exponent,
-            "diagonal_probes": diagonal_probes,
-            "rho": rule["rho"] if rho is None else rho,
-            "rho_low": rho_low,
-            "rho_high": rho_high,
-            "damping_up": rule["damping_up"] if damping_up is None else damping_up,
-            "damping_down": rule["damping_down"] if damping_down is None else damping_down,
-            "damping_failed": rule.get("damping_failed")
-            if damping_failed is None
-            else damping_failed,
-            "step_size": step_size,
-            "line_search_decay": line_search_decay,
-            "line_search_armijo": line_search_armijo,
-            "line_search_max": line_search_max,
-            "seed": seed,
-            "strategy": strategy,
-            # fixed once the objective is built; here so that a run folder records and compares them
-            "normalize": normalize,
-            "structural_distance": structural_distance,
-            **options,
-        }
-        # What the objective is built with; the other options may change between steps.
-        self._fixed = {
-            name: defaults[name] for name in ("normalize", "structural_distance", *options)
-        }
+            flat["l2"] = 0.0 if objective is None else checked_objective(objective).l2
         if isinstance(structural, Mapping):
-            self._fixed["structural"] = defaults["structural"]
-        _check_options(defaults)
+            built_with["structural"] = flat["structural"] = dict(structural)
+        if damping_window is not None:
+            flat["damping_window"] = tuple(damping_window)
+        flat = by_rule(damping_rule, flat)
+        Options.of(flat)  # refuses what is impossible now, not at the first step
+        self._built_with = built_with
+        self._model, self.loss, self.objective = model, loss, objective
+        self.last_stats: StepStats | None = None
+        # What the objective is built with is here so that a run folder records and compares it.
+        recorded = {name: value for name, value in built_with.items() if name != "chunk_size"}
+        super().__init__(FlatParameters(model).tensors, {**flat, "strategy": strategy, **recorded})
+        self._build()
+
+    def _build(self) -> None:
+        """Make what is made of the model, the loss and the options."""
+        model, loss = self._model, self.loss
         self._parameters = FlatParameters(model)
-        self.loss, self.objective = loss, objective
-        super().__init__(self._parameters.tensors, defaults)
-        self._rules(first=True)  # refuses impossible numbers now, not at the first step
-        self._own = own
-        self._objective: Objective | None = own
+        self._own = None if self.objective is None else checked_objective(self.objective)
+        self._objective: Objective | None = self._own
         self._closures: ModuleObjective | None = None
         self._backward: BackwardObjective | None = None
-        if own is not None:
+        if self._own is not None:
             return
-        named = structural if isinstance(structural, Mapping) else None
-        self._closures = ModuleObjective(model, l2=l2, structural=named, strategy=strategy)
+        options, group = dict(self._built_with), self.param_groups[0]
+        structural = options.pop("structural", None)
+        l2, strategy = group["l2"], group["strategy"]
+        self._closures = ModuleObjective(model, l2=l2, structural=structural, strategy=strategy)
         self._backward = BackwardObjective(model, l2=l2)
-        if loss is not None:
-            if not isinstance(model, nn.Module):
-                raise TypeError("model: got parameters alone, need a module to go with a loss")
-            self._objective = objective_for(
-                model,
-                loss,
-                l2=l2,
-                structural=structural,
-                normalize=normalize,
-                structural_distance=structural_distance,
-                strategy=strategy,
-                chunk_size=chunk_size,
-                **options,
-            )
+        if loss is None:
+            return
+        if not isinstance(model, nn.Module):
+            raise TypeError("model: got parameters alone, need a module to go with a loss")
+        if structural is None:
+            structural = group["structural"]
+        self._objective = objective_for(
+            model, loss, l2=l2, structural=structural, strategy=strategy, **options
+        )
 
     # ------------------------------------------------------------------------------ state
 
@@ -257,8 +223,14 @@ class HessianFree(torch.optim.Optimizer):
         """Steps taken, rejected ones included."""
         return int(self.state[self._parameters.tensors[0]].get("steps", 0))
 
+    def __getstate__(self) -> dict[str, Any]:
+        mine = ("_model", "loss", "objective", "_built_with", "last_stats")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in mine}}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        if "_model" in state:  # a copy, or from a file
+            self._build()
         for group in self.param_groups:  # a state from before an option was there
             for name, value in self.defaults.items():
                 if name != "differentiable":  # torch's own, which it adds while it loads
@@ -270,95 +242,78 @@ class HessianFree(torch.optim.Optimizer):
             raise TypeError("add_param_group: got a second group, need all parameters in the model")
         super().add_param_group(param_group)
 
-    def _rules(self, *, first: bool) -> Rules:
-        o = self.param_groups[0]
-        _check_options(o)
-        for name, value in self._fixed.items():
-            if o[name] != value:
-                raise ValueError(f"{name}: got {o[name]!r}, need {value!r} as it was built with")
-        if isinstance(o["structural"], dict) and "structural" not in self._fixed:
+    def _options(self) -> Options:
+        """The present options, checked."""
+        group = self.param_groups[0]
+        for name, value in self._built_with.items():
+            if group.get(name, value) != value:
+                raise ValueError(
+                    f"{name}: got {group[name]!r}, need {value!r} as it was built with"
+                )
+        if isinstance(group["structural"], Mapping) and "structural" not in self._built_with:
             raise ValueError("structural: got a mapping, need a number as it was built with")
-        search: LineSearch | FixedStep = LineSearch(
-            o["line_search_decay"], o["line_search_armijo"], o["line_search_max"]
-        )
-        if o["step_size"] is not None:
-            search = FixedStep(o["step_size"])
-        structural = o["structural"]
-        return Rules(
-            # With named submodules every μ is in the objective.
-            structural=1.0 if isinstance(structural, dict) else structural,
-            stop=StopRule(
-                max_iterations=o["cg_max_iter"],
-                tolerance=o["cg_tolerance"],
-                lookback=o["cg_lookback"],
-                residual=o["cg_residual"],
-            ),
-            damping=LevenbergMarquardt(
-                o["rho_low"],
-                o["rho_high"],
-                o["damping_up"],
-                o["damping_down"],
-                o["damping_failed"],
-            ),
-            line_search=search,
-            evaluate_every=o["cg_evaluate_every"],
-            backtracking=o["cg_backtracking"],
-            increase_after=o["cg_loss_increase_after"],
-            rho=o["rho"],
-            preconditioner=self._diagonal_rule(),
-            scale_floor=o["scale_damping"],
-            damping_window=o["damping_window"] if first else None,
-            restart=o["cg_restart"],
-            radius=math.inf if o["trust_radius"] is None else o["trust_radius"],
-        )
-
-    def _diagonal_rule(self) -> DiagonalRule | None:
-        o = self.param_groups[0]
-        source, exponent = o["preconditioner"], o["preconditioner_exponent"]
-        if source is None:
-            return None
-        return DiagonalRule(
-            source, EXPONENTS[source] if exponent is None else exponent, o["diagonal_probes"]
-        )
+        return Options.of(group)
 
     def _cg_start(self, theta: Tensor) -> Tensor:
-        kept = self.state[self._parameters.tensors[0]].get("cg_last")
-        if kept is None:
+        last = self.state[self._parameters.tensors[0]].get("cg_last")
+        if last is None:
             return torch.zeros_like(theta)
-        start: Tensor = kept.to(theta) * self.param_groups[0]["cg_decay"]
+        start: Tensor = last.to(theta) * self.param_groups[0]["cg_decay"]
         return start
 
-    def _keep_cg(self, last: Tensor | None) -> None:
-        state = self.state[self._parameters.tensors[0]]
+    def _remember(self, outcome: Outcome) -> None:
+        """The state after a step."""
+        state, group = self.state[self._parameters.tensors[0]], self.param_groups[0]
         state["steps"] = state.get("steps", 0) + 1
-        if last is None:
+        state["curvature_scale"] = outcome.curvature_scale
+        if outcome.cg_last is None:
             state.pop("cg_last", None)
         else:
-            state["cg_last"] = last.clone()
+            state["cg_last"] = outcome.cg_last.clone()
+        group["damping"] = outcome.damping_next
+        if group["trust_radius"] is not None:
+            group["trust_radius"] = outcome.radius_next
 
     # ------------------------------------------------------------------------------- step
 
-    @torch.no_grad()
-    def step(self, data: StepData) -> StepStats:  # type: ignore[override]
+    @watched_step
+    def step(  # type: ignore[override]
+        self, data: StepData = None, *, closure: Closure | None = None
+    ) -> StepStats:
         """One step on ``(x, y, mask)``, a list of batches, :class:`hfcore.Batches`, or a closure.
 
-        A closure serves every role, as does what an objective of one's own takes and is none of the
-        others. It is called with gradients enabled and returns (loss, outputs), or the loss alone:
-        then ``curvature`` is ``"hessian"``, which differentiates it twice, or ``"hessian_fd"``,
-        which takes gradients by ``backward()``, called by the closure or for it, and nothing else.
-        Raises ValueError when the parameters or the objective at them are not finite, or the
-        parameters are other ones than at the start; nothing has changed then.
+        A closure, also by keyword, serves every role, as does what an objective of one's own takes
+        and is none of the others. It is called with gradients enabled and returns (loss, outputs),
+        or the loss alone: then ``curvature`` is ``"hessian"``, which differentiates it twice, or
+        ``"hessian_fd"``, which takes gradients by ``backward()``, called by the closure or for it,
+        and nothing else. Raises ValueError when the parameters or the objective at them are not
+        finite, or the parameters are other ones than at the start; nothing has changed then.
         """
-        theta = self._parameters.read()
-        objective = self._objective_of(data)
-        with among_kernels(theta) if objective.supports_stop else nullcontext():
-            return self._step(objective, data, theta)
+        if (data is None) == (closure is None):
+            what = "nothing" if data is None else "data and a closure"
+            raise TypeError(f"step: got {what}, need data or a closure")
+        data = closure if data is None else data
+        objective, theta = self._objective_of(data), self._parameters.read()
+        among = among_kernels(theta) if objective.supports_stop else nullcontext()
+        with torch.no_grad(), among:
+            ledger = Ledger()
+            step, loss, damping = self._prepared(objective, data, theta, ledger)
+            outcome = step.run(damping, self._cg_start(theta))
+            if outcome.move is not None:
+                self._parameters.write(theta.add_(outcome.move))
+            self._remember(outcome)
+            norm = math.sqrt(dot(step.gradient, step.gradient))
+            self.last_stats = outcome.report(loss, norm, ledger)
+        return self.last_stats
 
-    def _step(self, objective: Objective, data: StepData, theta: Tensor) -> StepStats:
-        ledger = Ledger()
+    def _prepared(
+        self, objective: Objective, data: StepData, theta: Tensor, ledger: Ledger
+    ) -> tuple[NewtonStep, float, float]:
+        """(the step with gradient and curvature, the loss, λ)."""
         bad = self._parameters.first_bad(theta)
         if bad is not None:
             raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
+        options, group = self._options(), self.param_groups[0]
         with ledger.phase("prepare"):
             roles = self._prepare(objective, data)
             damping = self._present_damping(objective, roles)
@@ -371,34 +326,28 @@ class HessianFree(torch.optim.Optimizer):
                 f"objective.gradient: gave loss {loss}, gradient norm {norm} at the present "
                 "parameters, need finite values"
             )
-        options = self.param_groups[0]
         with ledger.phase("curvature"):
-            curvature = curvature_of(objective, roles.curvature, theta, options["curvature"])
-            options["strategy"] = getattr(curvature, "strategy", options["strategy"])
+            kind = options.function.curvature
+            curvature = curvature_of(objective, roles.curvature, theta, kind)
+            group["strategy"] = getattr(curvature, "strategy", group["strategy"])
             ledger.messages.extend(getattr(curvature, "messages", ()))
             ledger.objective_evaluations += objective.minibatches(roles.curvature)
-        rules = self._rules(first=self.steps == 0)
         with ledger.phase("preconditioner"):
-            diagonal, scale = self._diagonals(objective, roles, theta, curvature, rules)
+            diagonal, scale = self._diagonals(objective, roles, theta, curvature, options)
         step = NewtonStep(
             objective,
             roles,
             theta,
             gradient,
             curvature,
-            rules,
+            options,
             ledger,
             diagonal=diagonal,
             scale=scale,
+            first=self.steps == 0,
+            curvature_scale=self.state[self._parameters.tensors[0]].get("curvature_scale"),
         )
-        outcome = step.run(damping, self._cg_start(theta))
-        if outcome.move is not None:
-            self._parameters.write(theta.add_(outcome.move))
-        self._keep_cg(outcome.cg_last)
-        options["damping"] = outcome.damping_next
-        if options["trust_radius"] is not None:
-            options["trust_radius"] = outcome.radius_next
-        return outcome.report(loss, norm, ledger)
+        return step, loss, damping
 
     def _diagonals(
         self,
@@ -406,20 +355,21 @@ class HessianFree(torch.optim.Optimizer):
         roles: Roles,
         theta: Tensor,
         curvature: Curvature,
-        rules: Rules,
+        options: Options,
     ) -> tuple[Tensor | None, Tensor | None]:
         """(the preconditioner's diagonal, D of scale-sensitive damping), each if asked for."""
-        options = self.param_groups[0]
+        estimating, kappa = options.preconditioning, options.damping.scale_damping
         # A generator of its own for every step: nothing to store, the same on a resume.
-        generator = torch.Generator(theta.device).manual_seed(options["seed"] * 2**32 + self.steps)
+        generator = torch.Generator(theta.device)
+        generator.manual_seed(estimating.seed * 2**32 + self.steps)
         diagonal, scale = None, None
-        if rules.preconditioner is not None:
-            diagonal = rules.preconditioner.diagonal(
+        if estimating.diagonal is not None:
+            diagonal = estimating.diagonal.diagonal(
                 objective, roles.gradient, theta, curvature, generator
             )
-        if rules.scale_floor is not None:
-            estimate = curvature.diagonal(options["diagonal_probes"], generator)
-            scale = (estimate + rules.scale_floor).pow_(SCALE_EXPONENT)
+        if kappa is not None:
+            estimate = curvature.diagonal(estimating.diagonal_probes, generator)
+            scale = (estimate + kappa).pow_(SCALE_EXPONENT)
         return diagonal, scale
 
     def _present_damping(self, objective: Objective, roles: Roles) -> float:
@@ -480,36 +430,9 @@ def _parameters(model: Any) -> list[nn.Parameter]:
     return list(model)
 
 
-def _check_options(o: dict[str, Any]) -> None:
-    """What no rule's own class checks."""
-    if o["damping"] != "auto":
-        check_nonnegative("damping", o["damping"])
-    for name in ("l2", "cg_decay"):
-        check_nonnegative(name, o[name])
-    check_choice("curvature", o["curvature"], CURVATURE_KINDS)
-    check_choice("cg_backtracking", o["cg_backtracking"], BACKTRACKING)
-    check_choice("rho", o["rho"], RHO_CONVENTIONS)
-    if o["preconditioner"] is not None:
-        check_choice("preconditioner", o["preconditioner"], tuple(EXPONENTS))
-    if not isinstance(o["structural"], dict):
-        check_nonnegative("structural", o["structural"])
-    for name in ("scale_damping", "preconditioner_exponent"):
-        if o[name] is not None:
-            check_nonnegative(name, o[name])
-    radius = o["trust_radius"]
-    if radius is not None and not (math.isfinite(radius) and radius > 0):
-        raise ValueError(f"trust_radius: got {radius}, need a positive finite number or None")
-    every = o["cg_evaluate_every"]
-    if every != "geometric" and not (isinstance(every, int) and every >= 1):
-        raise ValueError(f"cg_evaluate_every: got {every!r}, need at least 1 or 'geometric'")
-    if o["cg_loss_increase_after"] is not None and o["cg_backtracking"] == "last":
-        raise ValueError("cg_loss_increase_after: needs cg_backtracking 'best' or 'walk'")
-    if o["diagonal_probes"] < 1:
-        raise ValueError(f"diagonal_probes: got {o['diagonal_probes']}, need at least 1")
-    if not 0 <= o["seed"] < MAX_SEED:
-        raise ValueError(f"seed: got {o['seed']}, need 0 to {MAX_SEED - 1}")
-    window = o["damping_window"]
-    if window is not None and not (len(window) == 2 and 0 < window[0] < window[1]):
-        raise ValueError(f"damping_window: got {window}, need 0 < low < high")
-    if window is not None and radius is not None:
-        raise ValueError("damping_window: got one with a trust_radius, in which λ stays; need None")
+def _check_known(options: Mapping[str, Any]) -> None:
+    """Raise TypeError for a further keyword that is nearer to an option than to an objective's."""
+    objectives = {"memory", *signature(ModuleObjective).parameters} - {"model", "loss"}
+    for name in options:
+        if name not in objectives and get_close_matches(name, OPTIONS, n=1, cutoff=0.75):
+            raise unknown_option(name, {*OPTIONS, *objectives})

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LineSearch:
-    """Backtracking: try α = 1, decay, decay², … at most ``max_evaluations`` times.
+    """Backtracking: try α = first·(1, decay, decay², …), at most ``max_evaluations`` of them.
 
     Accepts f(α) ≤ f(0) + armijo·α·slope with slope = ∇fᵀp; ``armijo=0`` accepts any decrease, as
     the RNN release does (0.8^i, i < 50). Martens 2010: decay 0.8, armijo 0.01, 60 reductions.
@@ -18,6 +18,7 @@ class LineSearch:
     decay: float = 0.8
     armijo: float = 0.0
     max_evaluations: int = 50
+    first: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.decay < 1:
@@ -29,7 +30,7 @@ class LineSearch:
 
     def search(self, f: Callable[[float], float], f0: float, slope: float) -> tuple[float, float]:
         """(α, f(α)); (0, f0) if nothing was accepted."""
-        alpha = 1.0
+        alpha = self.first
         for _ in range(self.max_evaluations):
             value = f(alpha)
             if math.isfinite(value) and value < f0 and value <= f0 + self.armijo * alpha * slope:
@@ -52,3 +53,11 @@ class FixedStep:
         """(ε, f(ε)); (0, f0) if that is not finite."""
         value = f(self.size)
         return (self.size, value) if math.isfinite(value) else (0.0, f0)
+
+
+class NoStep:
+    """α = 0, of a schedule that has reached 0: nothing moves, and nothing has failed."""
+
+    def search(self, f: Callable[[float], float], f0: float, slope: float) -> tuple[float, float]:
+        """(0, f0)."""
+        return 0.0, f0

@@ -11,12 +11,15 @@ Numbered notes say where this departs from the papers.
 4. Within a trust region λ stays as it is: the radius moves in its place.
 5. The first-step search of λ doubles or halves until ρ is inside the window; where ρ jumps across
    it, the larger λ of the two is taken.
+6. A step without decrease that was predicted to be smaller than the rounding of f says nothing of
+   λ, which stays: the step reports that it has converged.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,16 +27,12 @@ from torch import Tensor
 
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.objective import Curvature, Objective
-from hfcore.optimisers.backtracking import (
-    Backtracking,
-    Candidate,
-    IterateChooser,
-    Schedule,
-    evaluation_points,
-)
-from hfcore.optimisers.damping import LevenbergMarquardt, TrustRadius, reduction_ratio
-from hfcore.optimisers.line_search import FixedStep, LineSearch
-from hfcore.optimisers.preconditioner import DiagonalRule
+from hfcore.optimisers.backtracking import Candidate, IterateChooser, evaluation_points
+from hfcore.optimisers.damped_curvature import DampedCurvature
+from hfcore.optimisers.damping import DampingBounds, TrustRadius, reduction_ratio
+from hfcore.optimisers.line_search import NoStep
+from hfcore.optimisers.options import Options
+from hfcore.optimisers.preconditioner import update
 from hfcore.optimisers.roles import Roles
 from hfcore.optimisers.statistics import Ledger, StepStats
 from hfcore.solvers import device_conjugate_gradient as device
@@ -41,9 +40,9 @@ from hfcore.solvers.conjugate_gradient import (
     NONPOSITIVE,
     RESIDUAL,
     Solution,
-    StopRule,
     conjugate_gradient,
 )
+from hfcore.solvers.preconditioners import Preconditioner
 
 # Failed solves (nothing finite to try) before a step is given up.
 MAX_RETRIES = 8
@@ -51,26 +50,6 @@ MAX_RETRIES = 8
 SMALLEST_RAISED = 1e-6
 # Doublings or halvings of λ in the first step's search.
 MAX_SEARCH = 30
-
-
-@dataclass(frozen=True)
-class Rules:
-    """How a step solves, moves λ and searches."""
-
-    structural: float  # μ
-    stop: StopRule
-    damping: LevenbergMarquardt
-    line_search: LineSearch | FixedStep
-    evaluate_every: Schedule
-    backtracking: Backtracking
-    increase_after: int | None
-    rho: str
-    preconditioner: DiagonalRule | None = None
-    scale_floor: float | None = None  # κ of scale-sensitive damping, None: D = I
-    damping_window: tuple[float, float] | None = None  # of ρ at the first step
-    restart: bool = True  # CG starts at zero after a rejected step
-    radius: float = math.inf
-    trust: TrustRadius = field(default_factory=TrustRadius)
 
 
 @dataclass(frozen=True)
@@ -88,7 +67,7 @@ class Outcome:
     """What a step decided; nothing has been written to the parameters yet.
 
     ``move [N]`` is αp, or None for a rejected step; ``cg_last [N]`` the final CG iterate, or None
-    where the next CG starts at zero.
+    where the next CG starts at zero; ``curvature_scale`` that of :class:`DampingBounds`.
     """
 
     move: Tensor | None
@@ -102,6 +81,8 @@ class Outcome:
     cg_last: Tensor | None
     f0: float
     f1: float
+    curvature_scale: float
+    converged: bool = False
 
     def report(self, loss: float, gradient_norm: float, ledger: Ledger) -> StepStats:
         """The statistics of the step; ``loss`` is f(θ) on the gradient data."""
@@ -123,6 +104,7 @@ class Outcome:
             objective_evaluations=ledger.objective_evaluations,
             seconds=ledger.seconds(),
             accepted=self.move is not None,
+            converged=self.converged,
             messages=tuple(ledger.messages),
         )
 
@@ -130,7 +112,8 @@ class Outcome:
 class NewtonStep:
     """One step at θ ``[N]`` with gradient ∇f ``[N]`` and the curvature there.
 
-    ``diagonal [N]`` belongs to the preconditioner, ``scale [N]`` is D of scale-sensitive damping.
+    ``diagonal [N]`` belongs to a diagonal preconditioner, ``scale [N]`` is D of scale-sensitive
+    damping. ``first``: λ may be searched for; ``curvature_scale`` is that of the step before.
     """
 
     def __init__(
@@ -140,33 +123,38 @@ class NewtonStep:
         theta: Tensor,
         gradient: Tensor,
         curvature: Curvature,
-        rules: Rules,
+        options: Options,
         ledger: Ledger,
         *,
         diagonal: Tensor | None = None,
         scale: Tensor | None = None,
+        first: bool = False,
+        curvature_scale: float | None = None,
     ) -> None:
         self.objective = objective
         self.roles = roles
         self.theta = theta
         self.gradient = gradient
         self.curvature = curvature
-        self.rules = rules
+        self.options = options
         self.ledger = ledger
         self.diagonal = diagonal
         self.scale = scale
+        self.first = first
+        self.curvature_scale = curvature_scale
         self._at = torch.empty_like(theta)
 
     def run(self, damping: float, start: Tensor) -> Outcome:
         """Solve from ``start [N]`` at λ = ``damping`` and search along the step."""
-        if not math.isinf(self.rules.radius):
+        options = self.options.damping
+        if options.trust_radius is not None:
             start = torch.zeros_like(start)  # note 3
-            return replace(
-                self._take(self._propose(damping, start)), damping_next=damping
-            )  # note 4
-        if self.rules.damping_window is not None:
-            return self._take(self._search_damping(damping, start, *self.rules.damping_window))
-        return self._take(self._propose(damping, start))
+            outcome = self._take(self._propose(damping, start))
+            return replace(outcome, damping_next=damping)  # note 4
+        proposal = self._propose(damping, start)
+        if self.first and options.damping_window is not None:
+            proposal = self._search_damping(proposal, start, *options.damping_window)
+        return self._take(proposal)
 
     def _propose(self, damping: float, start: Tensor) -> Proposal:
         """Solve at λ; raise λ while nothing is finite."""
@@ -177,13 +165,12 @@ class NewtonStep:
             if solution.stop == NONPOSITIVE or _nothing_to_solve(solution):
                 break
             self._say(f"{solution.stop} at λ = {damping:g}: λ raised, CG starts afresh")  # note 2
-            damping = max(damping, SMALLEST_RAISED) * self.rules.damping.up
+            damping = max(damping, SMALLEST_RAISED) * self.options.damping.damping_up
             start = torch.zeros_like(start)
         return Proposal(solution, None, damping, -math.inf)
 
-    def _search_damping(self, damping: float, start: Tensor, low: float, high: float) -> Proposal:
+    def _search_damping(self, best: Proposal, start: Tensor, low: float, high: float) -> Proposal:
         """The λ at which the first step's ρ lies in [low, high], by doubling or halving; note 5."""
-        best = self._propose(damping, start)
         raising = not best.rho > high  # also where ρ is not a number
         for _ in range(MAX_SEARCH):
             if low <= best.rho <= high:
@@ -200,126 +187,201 @@ class NewtonStep:
 
     def _take(self, proposal: Proposal) -> Outcome:
         """The line search along the iterate that was kept."""
-        if proposal.kept is None:
-            with self.ledger.phase("line_search"):
-                f0 = self._evaluate(self.roles.line_search, self.theta)
-            if _nothing_to_solve(proposal.solution):
-                self._say("the gradient is zero: nothing to do")
-                return replace(self._rejected(proposal, f0), damping_next=proposal.damping)
-            self._say("CG gave no step with a finite objective: rejected, λ raised")
-            return self._rejected(proposal, f0)
-        p = proposal.kept.p
-        assert p is not None
+        search = self.options.step.search
         with self.ledger.phase("line_search"):
             f0 = self._evaluate(self.roles.line_search, self.theta)
-            slope = dot(self.gradient, p)
-            alpha, f1 = self.rules.line_search.search(
+        if proposal.kept is None:
+            if _nothing_to_solve(proposal.solution):
+                self._say("the gradient is zero: nothing to do")
+                return self._converged(self._rejected(proposal, f0, self._bounds(proposal, None)))
+            self._say("CG gave no step with a finite objective: rejected, λ raised")
+            return self._rejected(proposal, f0, self._bounds(proposal, None))
+        p = proposal.kept.p
+        assert p is not None
+        slope = dot(self.gradient, p)
+        bounds = self._bounds(proposal, slope)
+        with self.ledger.phase("line_search"):
+            alpha, f1 = search.search(
                 lambda a: self._evaluate(self.roles.line_search, self._moved(p, a)), f0, slope
             )
-        if alpha == 0.0:
-            if not self.rules.restart:
-                self._say("line search found no decrease: step rejected")
-                return replace(self._rejected(proposal, f0), cg_last=_finite(proposal.solution.x))
-            self._say("line search found no decrease: step rejected, CG start dropped")
-            return self._rejected(proposal, f0)
+        if alpha == 0.0 and not isinstance(search, NoStep):
+            return self._without_decrease(proposal, f0, bounds)
+        rule = self.options.damping.rule
+        damping_next = rule.next(proposal.damping, proposal.rho, bounds=bounds)
         return Outcome(
             move=alpha * p,
             alpha=alpha,
             rho=proposal.rho,
             damping=proposal.damping,
-            damping_next=self.rules.damping.next(proposal.damping, proposal.rho),
+            damping_next=self._said(bounds, proposal.damping, damping_next),
             radius_next=self._next_radius(proposal),
             solution=proposal.solution,
             kept=proposal.kept.iteration,
             cg_last=_finite(proposal.solution.x),  # note 1
             f0=f0,
             f1=f1,
+            curvature_scale=bounds.scale,
         )
 
-    def _rejected(self, proposal: Proposal, f0: float) -> Outcome:
+    def _without_decrease(self, proposal: Proposal, f0: float, bounds: DampingBounds) -> Outcome:
+        """The line search found nothing."""
+        rejected = self._rejected(proposal, f0, bounds)
+        assert proposal.kept is not None
+        if abs(proposal.kept.model_change) <= bounds.eps * abs(f0):  # note 6
+            self._say(
+                f"converged: the quadratic falls by {abs(proposal.kept.model_change):.1e}, which "
+                f"drowns in the rounding of the objective {f0:.6g}"
+            )
+            return self._converged(rejected)
+        if self.options.cg.cg_restart:
+            self._say("line search found no decrease: step rejected, CG start dropped")
+            return rejected
+        self._say("line search found no decrease: step rejected")
+        return replace(rejected, cg_last=_finite(proposal.solution.x))
+
+    def _rejected(self, proposal: Proposal, f0: float, bounds: DampingBounds) -> Outcome:
         damping, rho = proposal.damping, proposal.rho
+        rule = self.options.damping.rule
+        damping_next = rule.next(damping, rho, accepted=False, bounds=bounds)
+        at_end = damping >= bounds.highest and math.isinf(self.options.damping.radius)
+        if at_end:
+            self._say(f"converged: no step helps at λ = {damping:g}, the upper bound")
         return Outcome(
             move=None,
             alpha=0.0,
             rho=rho,
             damping=damping,
-            damping_next=self.rules.damping.next(damping, rho, accepted=False),
+            damping_next=damping_next,
             radius_next=self._next_radius(proposal),
             solution=proposal.solution,
             kept=0 if proposal.kept is None else proposal.kept.iteration,
             cg_last=None,
             f0=f0,
             f1=f0,
+            curvature_scale=bounds.scale,
+            converged=at_end,
         )
 
+    def _converged(self, rejected: Outcome) -> Outcome:
+        """The same, where no λ would help."""
+        radius = self.options.damping.radius
+        return replace(rejected, damping_next=rejected.damping, radius_next=radius, converged=True)
+
+    def _bounds(self, proposal: Proposal, slope: float | None) -> DampingBounds:
+        """λ's bounds, from pᵀAp/pᵀp along the step where λ is not most of it."""
+        eps = torch.finfo(self.theta.dtype).eps
+        known, damping = self.curvature_scale, proposal.damping
+        kept = proposal.kept
+        if kept is not None and kept.p is not None and slope is not None:
+            # q(p) = gᵀp + ½ pᵀAp
+            size = dot(kept.p, kept.p)
+            scale = 2.0 * (kept.model_change - slope) / size if size > 0.0 else 0.0
+            if 0.0 < scale < math.inf and (known is None or damping <= 0.5 * scale):
+                return DampingBounds(scale, eps)
+        return DampingBounds(known or max(damping, SMALLEST_RAISED), eps)
+
+    def _said(self, bounds: DampingBounds, before: float, damping: float) -> float:
+        """λ of the next step, with a word where it has come to a bound."""
+        if damping == bounds.lowest < before:
+            self._say(f"λ stays at {damping:g}, the lower bound: less would drown in rounding")
+        return damping
+
     def _next_radius(self, proposal: Proposal) -> float:
-        if math.isinf(self.rules.radius):
+        radius = self.options.damping.radius
+        if math.isinf(radius):
             return math.inf
         p = None if proposal.kept is None else proposal.kept.p
         norm = 0.0 if p is None else math.sqrt(dot(p, p))
-        return self.rules.trust.next(self.rules.radius, proposal.rho, norm)
+        smallest = torch.finfo(self.theta.dtype).tiny
+        return max(TrustRadius().next(radius, proposal.rho, norm), smallest)
 
     def _solve(self, damping: float, start: Tensor) -> tuple[Solution, Candidate | None]:
         """CG on (B + λD + λμ G_S) p = −∇f, and the iterate that the true objective prefers."""
+        cg, radius = self.options.cg, self.options.damping.radius
+        points = self._points()
         chooser = IterateChooser(
             self._backtracking_loss,
-            points=self._points(),
-            mode=self.rules.backtracking,
-            increase_after=self.rules.increase_after,
+            points=points,
+            mode=cg.cg_backtracking,
+            increase_after=cg.cg_loss_increase_after,
         )
-        with self.ledger.phase("cg"):
+        with self.ledger.phase("preconditioner"):
             M = self._preconditioner(damping)
-            on_device = device.serves(self.gradient) and math.isinf(self.rules.radius)
-            run = self._run_on_device if on_device else self._run_on_host
-            solution = run(damping, start, chooser, M)
+        with self.ledger.phase("cg"):
+            if device.serves(self.gradient) and math.isinf(radius):
+                solution = self._solve_on_device(damping, start, chooser, M)
+            else:
+                solution = conjugate_gradient(
+                    self._matrix(damping),
+                    -self.gradient,
+                    start,
+                    rule=cg.stop,
+                    observer=chooser.observe,
+                    preconditioner=M,
+                    radius=radius,
+                )
             if solution.stop == NONPOSITIVE:
                 self._say(f"{NONPOSITIVE}; CG ended after {solution.iterations} iterations")
             return solution, chooser.choose(solution)
 
-    def _points(self) -> list[int]:
-        if self.rules.backtracking == "last":
+    def _points(self) -> Sequence[int]:
+        cg = self.options.cg
+        if cg.cg_backtracking == "last":
             return []
-        return evaluation_points(self.rules.evaluate_every, self.rules.stop.max_iterations)
+        return evaluation_points(cg.cg_evaluate_every, cg.cg_max_iter)
 
-    def _preconditioner(self, damping: float) -> Tensor | None:
-        if self.rules.preconditioner is None or self.diagonal is None:
-            return None
-        weight = damping if self.scale is None else damping * self.scale
-        return self.rules.preconditioner.matrix(self.diagonal, weight, self.objective.l2)
-
-    def _run_on_host(
-        self, damping: float, start: Tensor, chooser: IterateChooser, M: Tensor | None
-    ) -> Solution:
-        return conjugate_gradient(
-            lambda v, out: self._product(v, out, damping, self.rules.structural),
-            -self.gradient,
-            start,
-            rule=self.rules.stop,
-            observer=chooser.observe,
-            preconditioner=M,
-            radius=self.rules.radius,
+    def _matrix(self, damping: float, *, counting: bool = True) -> DampedCurvature:
+        """A = B + λD + λμ G_S."""
+        return DampedCurvature(
+            self.curvature,
+            self.ledger,
+            self.objective.minibatches(self.roles.curvature),
+            damping=damping,
+            structural=damping * self.options.damping.mu,
+            scale=self.scale,
+            counting=counting,
         )
 
-    def _run_on_device(
-        self, damping: float, start: Tensor, chooser: IterateChooser, M: Tensor | None
+    def _preconditioner(self, damping: float) -> Tensor | Preconditioner | None:
+        options = self.options.preconditioning
+        if options.operator is not None:
+            update(
+                options.operator,
+                theta=self.theta,
+                gradient=self.gradient,
+                curvature=self.curvature,
+                damping=damping,
+            )
+            return options.operator
+        rule = options.diagonal
+        if rule is None or self.diagonal is None:
+            return None
+        weight = damping if self.scale is None else damping * self.scale
+        return rule.matrix(self.diagonal, weight, self.objective.l2)
+
+    def _solve_on_device(
+        self,
+        damping: float,
+        start: Tensor,
+        chooser: IterateChooser,
+        M: Tensor | Preconditioner | None,
     ) -> Solution:
         """The same with CG's scalars on the device; iterates are evaluated when the host looks."""
         stops = self.objective.supports_stop
+        matrix = self._matrix(damping, counting=False)
         solution, products = device.device_conjugate_gradient(
-            lambda v, out, stop: self._multiply(
-                v, out, damping, self.rules.structural, stop if stops else None
-            ),
+            matrix if stops else lambda v, out, stop: matrix(v, out),
             -self.gradient,
             start,
-            rule=self.rules.stop,
+            rule=self.options.cg.stop,
             observer=chooser.observe,
             observe_at=self._points(),
             preconditioner=M,
             # A product that cannot be stopped costs more than a look.
             look_every=device.LOOK_EVERY if stops else 1,
-            recorded=stops,
+            recorded=stops and (M is None or isinstance(M, Tensor)),
         )
-        self._count_products(products)
+        self.ledger.products += products * self.objective.minibatches(self.roles.curvature)
         return solution
 
     def _backtracking_loss(self, p: Tensor) -> float:
@@ -332,35 +394,10 @@ class NewtonStep:
         assert p is not None
         with self.ledger.phase("rho"):
             after = self._evaluate(self.roles.curvature, self._moved(p, 1.0))
-            if self.rules.rho == "undamped":
-                self._count_products(1)
-                Bp = self._curvature_product(p, torch.empty_like(p), 0.0, 0.0)
+            if self.options.damping.rho == "undamped":
+                Bp = self._matrix(0.0)(p, torch.empty_like(p))
                 model_change = 0.5 * dot(p, Bp) + dot(self.gradient, p)
             return reduction_ratio(after - self.curvature.loss, model_change)
-
-    def _product(self, v: Tensor, out: Tensor, damping: float, structural: float) -> Tensor:
-        self._count_products(1)
-        return self._multiply(v, out, damping, structural)
-
-    def _count_products(self, count: int) -> None:
-        self.ledger.products += count * self.objective.minibatches(self.roles.curvature)
-
-    def _multiply(
-        self, v: Tensor, out: Tensor, damping: float, structural: float, stop: Tensor | None = None
-    ) -> Tensor:
-        """(B + λD + λμ G_S) v."""
-        if self.scale is None:
-            return self._curvature_product(v, out, damping, damping * structural, stop)
-        out = self._curvature_product(v, out, 0.0, damping * structural, stop)
-        return out.addcmul_(self.scale, v, value=damping)
-
-    def _curvature_product(
-        self, v: Tensor, out: Tensor, damping: float, structural: float, stop: Tensor | None = None
-    ) -> Tensor:
-        with self.ledger.phase("products"):
-            return self.curvature.product(
-                v, damping=damping, structural=structural, out=out, stop=stop
-            )
 
     def _evaluate(self, data: Any, theta: Tensor) -> float:
         self.ledger.objective_evaluations += self.objective.minibatches(data)

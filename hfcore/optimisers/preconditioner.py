@@ -1,4 +1,8 @@
-"""Diagonal preconditioners of CG (Martens 2010, section 4.7; M&S 2012, section 20.11).
+"""Preconditioners of CG (Martens 2010, section 4.7; M&S 2012, section 20.11).
+
+An operator brings ``apply(r, out)``, M⁻¹ r for a positive definite M, and may bring
+``update(...)``, which is called before every solve with those of the keywords ``theta``,
+``gradient``, ``curvature`` and ``damping`` that it takes. The diagonal ones are
 
 M = (d + damping + l2)^exponent, with d from one of
 
@@ -18,17 +22,44 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hfcore.arguments import choice
+from hfcore.checked_objective import takes
 from hfcore.objective import Curvature, Objective
+from hfcore.solvers.preconditioners import Preconditioner
 
-Preconditioner = Literal["fisher", "ggn_diagonal", "jacobi"]
+DiagonalSource = Literal["fisher", "ggn_diagonal", "jacobi"]
 EXPONENTS: dict[str, float] = {"fisher": 0.75, "ggn_diagonal": 1.0, "jacobi": 1.0}
+
+
+# What an operator's ``update`` may take: θ and ∇f ``[N]``, the curvature, whose
+# ``product(v, damping=λ)`` is that of the solve without structural and scale-sensitive damping, λ.
+UPDATE_KEYWORDS = ("theta", "gradient", "curvature", "damping")
+
+
+def check_preconditioner(name: str, value: Any) -> Any:
+    """None, one of the diagonal ones by name, or an operator. Raises ValueError or TypeError."""
+    if value is None or isinstance(value, str):
+        return value if value is None else choice(name, value, EXPONENTS)
+    if isinstance(value, type) or not callable(getattr(value, "apply", None)):
+        raise TypeError(
+            f"{name}: got {type(value).__name__}, need one of {', '.join(map(repr, EXPONENTS))}, "
+            "or an object with a method apply(r, out)"
+        )
+    return value
+
+
+def update(operator: Preconditioner, **known: Any) -> None:
+    """Call the operator's ``update``, if it has one, with what it takes of ``known``."""
+    method = getattr(operator, "update", None)
+    if callable(method):
+        method(**{name: known[name] for name in UPDATE_KEYWORDS if takes(method, name)})
 
 
 @dataclass(frozen=True)
 class DiagonalRule:
     """Which diagonal, to which power, from how many probes a case."""
 
-    source: Preconditioner
+    source: DiagonalSource
     exponent: float
     probes: int
 

@@ -34,6 +34,7 @@ class StepStats:
     objective_evaluations: int
     seconds: dict[str, float]  # by phase, and "total"
     accepted: bool
+    converged: bool  # no step can be told from rounding any more
     messages: tuple[str, ...]
 
     @property

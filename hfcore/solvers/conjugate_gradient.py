@@ -8,10 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from hfcore.bindings import conjugate_gradient as ops
+from hfcore.solvers.preconditioners import Preconditioner
 
 Product = Callable[[Tensor, Tensor], Tensor]  # (v, out) -> out = A v
 Observer = Callable[[int, Tensor, float], bool]  # (iteration, x, φ) -> True to stop
@@ -23,6 +26,30 @@ NONPOSITIVE = "pᵀAp ≤ 0: no positive curvature along the direction"
 NONFINITE = "curvature product not finite"
 OBSERVER = "true objective got worse"
 BOUNDARY = "trust region's boundary reached"
+
+
+def applied(inverse: Preconditioner, r: Tensor, out: Tensor) -> Tensor:
+    """M⁻¹ r ``[N]`` in ``out [N]``, also where ``apply`` gives another tensor, or nothing.
+
+    Raises ValueError where it gives something else.
+    """
+    result: Any = inverse.apply(r, out)
+    if result is None or result is out:
+        return out
+    if not isinstance(result, Tensor) or result.shape != r.shape or result.dtype != r.dtype:
+        what = type(result).__name__
+        if isinstance(result, Tensor):
+            what = f"a {result.dtype} of shape {list(result.shape)}"
+        raise ValueError(
+            f"preconditioner.apply: gave {what}, need a {r.dtype} of shape {list(r.shape)}"
+        )
+    return out.copy_(result)
+
+
+def check_definite(rz: float) -> None:
+    """Raise ValueError for rᵀM⁻¹r < 0."""
+    if rz < 0:
+        raise ValueError(f"preconditioner.apply: rᵀM⁻¹r is {rz:g}, need a positive definite M")
 
 
 @dataclass(frozen=True)
@@ -80,10 +107,13 @@ def conjugate_gradient(
     *,
     rule: StopRule,
     observer: Observer | None = None,
-    preconditioner: Tensor | None = None,
+    preconditioner: Tensor | Preconditioner | None = None,
     radius: float = math.inf,
 ) -> Solution:
-    """Solve A x = b from ``x0`` (``[N]``, not changed); ``preconditioner [N]`` is a diagonal M.
+    """Solve A x = b from ``x0`` (``[N]``, not changed).
+
+    ``preconditioner``: a positive diagonal M ``[N]``, or an object whose ``apply(r, out)`` is
+    M⁻¹ r.
 
     With a ``radius`` the solve ends where its path leaves the ball ‖x‖ ≤ radius, on the boundary,
     also along a direction of negative curvature (Steihaug 1983, there in M's norm); ``x0`` must
@@ -98,9 +128,14 @@ def conjugate_gradient(
     r = b.clone()
     if bool(x0.any()):
         r.sub_(product(x, p_image))
-    z = r if preconditioner is None else r / preconditioner
+    M = preconditioner if isinstance(preconditioner, Tensor) else None
+    inverse = None if isinstance(preconditioner, Tensor) else preconditioner
+    z = r if M is None else r / M
+    if inverse is not None:
+        z = applied(inverse, r, torch.empty_like(r))
     direction = z.clone()
     rz = ops.dot(r, z)
+    check_definite(rz)
     history = [-0.5 * (ops.dot(x, r) + ops.dot(x, b))]
     if not math.isfinite(rz):
         return Solution(x0.clone(), NONFINITE, 0, history)
@@ -108,7 +143,8 @@ def conjugate_gradient(
         return Solution(x, RESIDUAL, 0, history)
     while True:
         product(direction, p_image)
-        curvature, rz_new, phi = ops.cg_update(x, r, z, direction, p_image, b, rz, preconditioner)
+        given = r if inverse is not None else z
+        curvature, rz_new, phi = ops.cg_update(x, r, given, direction, p_image, b, rz, M)
         if not math.isfinite(curvature):
             return Solution(x, NONFINITE, len(history) - 1, history)
         if curvature <= 0.0 and math.isinf(radius):
@@ -124,10 +160,15 @@ def conjugate_gradient(
             return Solution(x, NONFINITE, len(history) - 1, history)
         if observer is not None and observer(len(history) - 1, x, phi):
             return Solution(x, OBSERVER, len(history) - 1, history)
-        norm = math.sqrt(rz_new) if preconditioner is None else math.sqrt(ops.dot(r, r))
+        norm = math.sqrt(rz_new if M is None else ops.dot(r, r))
         stop = rule.reason(history, norm)
         if stop is not None:
             return Solution(x, stop, len(history) - 1, history)
+        if inverse is not None:
+            rz_new = ops.dot(r, applied(inverse, r, z))
+            check_definite(rz_new)
+            if not math.isfinite(rz_new):
+                return Solution(x, NONFINITE, len(history) - 1, history)
         ops.cg_direction(direction, z, rz_new / rz)
         rz = rz_new
 

@@ -8,6 +8,7 @@ not depend on how often it looks, to the last bit.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -23,7 +24,10 @@ from hfcore.solvers.conjugate_gradient import (
     Observer,
     Solution,
     StopRule,
+    applied,
+    check_definite,
 )
+from hfcore.solvers.preconditioners import Preconditioner
 
 __all__ = ["device_conjugate_gradient", "serves"]
 
@@ -32,6 +36,8 @@ REASONS = ("", MAX_ITERATIONS, PROGRESS, RESIDUAL, NONPOSITIVE, NONFINITE, NONFI
 BAD_ITERATE = len(REASONS) - 1
 
 LOOK_EVERY = 10
+# Iterations for which memory is taken at first.
+ROOM = 512
 
 
 def device_conjugate_gradient(
@@ -42,29 +48,35 @@ def device_conjugate_gradient(
     rule: StopRule,
     observer: Observer | None = None,
     observe_at: Sequence[int] | None = None,
-    preconditioner: Tensor | None = None,
+    preconditioner: Tensor | Preconditioner | None = None,
     look_every: int = LOOK_EVERY,
     recorded: bool = False,
+    room: int = ROOM,
 ) -> tuple[Solution, int]:
     """Solve A x = b ``[N]`` from ``x0`` on their device; gives the solution and the products done.
 
     ``product(v, out, stop)`` may skip its work where the int32 flag ``stop`` is not zero. The
     observer sees the iterates in ``observe_at`` (ascending; None: all), but only when the host
-    looks: where it ends the solve, the later iterations were in vain. ``recorded``: the product
-    waits for nothing and may be replayed from a CUDA graph. Everything else as in
-    :func:`hfcore.solvers.conjugate_gradient.conjugate_gradient`.
+    looks: where it ends the solve, the later iterations were in vain. ``recorded``: product and
+    preconditioner wait for nothing and may be replayed from a CUDA graph. Memory is taken for
+    ``room`` iterations at first, and for twice as many where they do not suffice. Everything else
+    as in :func:`hfcore.solvers.conjugate_gradient.conjugate_gradient`.
     """
     if look_every < 1:
         raise ValueError(f"look_every: got {look_every}, need at least 1")
+    inverse = None if isinstance(preconditioner, Tensor) else preconditioner
     most = rule.max_iterations
-    kept = _kept(observe_at, most) if observer is not None else []
+    wanted = _wanted(observe_at, most) if observer is not None else ()
+    room = min(room, most)
+    kept = _between(wanted, 0, room)
     solve = DeviceSolve(
         b,
-        lookback=[lookback(rule, i) for i in range(most + 1)],
+        lookback=[lookback(rule, i) for i in range(room + 1)],
         kept=kept,
         tolerance=rule.tolerance,
         residual=rule.residual,
-        preconditioner=preconditioner,
+        preconditioner=preconditioner if isinstance(preconditioner, Tensor) else None,
+        inverse=None if inverse is None else lambda r, z: applied(inverse, r, z),
         recorded=recorded,
     )
     solve.begin(product, b, x0)
@@ -73,6 +85,8 @@ def device_conjugate_gradient(
         for _ in range(look_every):
             solve.iterate(product)
         stop, iterations, products = solve.look()
+        if inverse is not None:
+            check_definite(solve.rz)
         history = solve.history(iterations)
         # An iterate that is not finite is nobody's candidate.
         last = iterations - (stop == BAD_ITERATE)
@@ -83,7 +97,11 @@ def device_conjugate_gradient(
             if observer(i, x, history[i]):
                 return Solution(x.clone(), OBSERVER, i, history[: i + 1]), products
         observed = iterations
-        if stop:
+        if REASONS[stop] == MAX_ITERATIONS and room < most:
+            before, room = room, min(2 * room, most)
+            kept = _between(wanted, before, room)
+            solve.grow([lookback(rule, i) for i in range(room + 1)], kept)
+        elif stop:
             return Solution(solve.x, REASONS[stop], iterations, history), products
 
 
@@ -93,10 +111,14 @@ def lookback(rule: StopRule, i: int) -> int:
     return k if i >= rule.min_iterations and i > k else 0
 
 
-def _kept(observe_at: Sequence[int] | None, most: int) -> list[int]:
-    """The iterations whose iterate is copied aside for the observer."""
-    if observe_at is None:
-        return list(range(1, most + 1))
-    if any(i < 1 for i in observe_at):
-        raise ValueError(f"observe_at: got {list(observe_at)}, need iterations from 1 on")
-    return [i for i in observe_at if i <= most]
+def _wanted(observe_at: Sequence[int] | None, most: int) -> Sequence[int]:
+    """The iterations whose iterate the observer sees, ascending; a range is not written out."""
+    wanted = range(1, most + 1) if observe_at is None else observe_at
+    if wanted and wanted[0] < 1:
+        raise ValueError(f"observe_at: got {wanted[0]}, need iterations from 1 on")
+    return wanted
+
+
+def _between(wanted: Sequence[int], low: int, high: int) -> Sequence[int]:
+    """Those in (low, high]."""
+    return wanted[bisect_right(wanted, low) : bisect_right(wanted, high)]

@@ -23,7 +23,7 @@ kernel exits at its first load.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -405,12 +405,17 @@ def _update(
 # ---------------------------------------------------------------------------- a whole solve
 
 
+# (r, z): z = M⁻¹ r, on vectors of the padded length.
+Inverse = Callable[[Tensor, Tensor], object]
+
+
 @dataclass(frozen=True)
 class Workspace:
     """All that a solve reads and writes. Vectors have one length, padded to PADDING by zeros.
 
-    ``z`` is ``r`` itself without a preconditioner M (padded by ones). ``history [max + 1]`` holds φ
-    after every iteration, so the ring that the progress rule looks back in never wraps.
+    ``z`` is ``r`` itself without a preconditioner; ``M`` (padded by ones) is a diagonal one.
+    ``history [max + 1]`` holds φ after every iteration, so the ring that the progress rule looks
+    back in never wraps.
     ``snapshots [slots, padded N]``; ``lookback``, ``slots`` int32 ``[max + 1]`` as in
     :func:`cg_finish_kernel`. ``partial`` float64 ``[4, BLOCKS]``.
     """
@@ -448,27 +453,51 @@ def start(w: Workspace) -> None:
     cg_zero_start_kernel[(1,)](w.partial, w.counters, blocks, **OPTIONS)
 
 
-def start_residual(w: Workspace) -> None:
-    """After it: r, z, p, rᵀz and φ₀."""
+def start_residual(w: Workspace, inverse: Inverse | None = None) -> None:
+    """After it: r, z, p, rᵀz and φ₀; ``inverse(r, z)`` is z = M⁻¹ r where M is no diagonal."""
     N = w.x.numel()
     blocks, per_block = blocks_of(N)
     cg_start_kernel[(blocks,)](
         w.x, w.r, w.z, w.p, w.Ap, w.b, w.M, w.partial, w.counters, N, per_block,
         HAS_M=w.M is not None, BLOCK=BLOCK, **_options(w.x, w.M is not None),
     )  # fmt: skip
+    if inverse is not None:
+        inverse(w.r, w.z)
+        w.p.copy_(w.z)
+        _dot_partials(w.r, w.z, w.partial[_RZ.value :], None)
     cg_start_finish_kernel[(1,)](w.partial, w.scalars, w.counters, w.history, blocks, **OPTIONS)
 
 
-def iterate(w: Workspace) -> None:
-    """One iteration after the product A p into ``Ap``; nothing once the stop flag is raised."""
-    N, stop = w.x.numel(), w.stop
-    blocks, per_block = blocks_of(N)
-    _dot_partials(w.p, w.Ap, w.partial, stop)
-    _update(w.x, w.r, w.z, w.p, w.Ap, w.b, w.M, w.partial, w.scalars, stop)
+def iterate(w: Workspace, inverse: Inverse | None = None) -> None:
+    """One iteration after the product A p into ``Ap``; nothing once the stop flag is raised.
+
+    ``inverse`` as in :func:`start_residual`; it is also called then, and nobody reads its result.
+    """
+    stop = w.stop
+    blocks = _dot_partials(w.p, w.Ap, w.partial, stop)
+    z = w.z if inverse is None else w.r
+    _update(w.x, w.r, z, w.p, w.Ap, w.b, w.M, w.partial, w.scalars, stop)
+    if inverse is not None:
+        w.partial[_RR.value].copy_(w.partial[_RZ.value])
+        inverse(w.r, w.z)
+        _dot_partials(w.r, w.z, w.partial[_RZ.value :], stop)
     cg_finish_kernel[(1,)](
         w.partial, w.scalars, w.counters, w.history, w.lookback, w.slots, blocks,
-        w.history.numel() - 1, HAS_M=w.M is not None, **OPTIONS,
+        w.history.numel() - 1, HAS_M=w.M is not None or inverse is not None, **OPTIONS,
     )  # fmt: skip
+    _direction(w)
+
+
+def go_on(w: Workspace) -> None:
+    """Take up a solve that stopped at the end of ``history``, which has become longer."""
+    w.counters[STOP] = RUNNING
+    w.counters[SLOT] = -1
+    _direction(w)
+
+
+def _direction(w: Workspace) -> None:
+    N = w.x.numel()
+    blocks, per_block = blocks_of(N)
     cg_direction_kernel[(blocks,)](
         w.p, w.z, w.x, w.snapshots, w.scalars, w.counters, N, per_block, N,
         IN_SOLVE=True, BLOCK=BLOCK, **_options(w.p),

@@ -77,6 +77,82 @@ def test_equals_host(N: int, start: str, preconditioned: bool) -> None:
     assert products == solution.iterations + (start == "random")
 
 
+class Dense:
+    """M⁻¹ of a dense M, written to ``out`` or given back."""
+
+    def __init__(self, M: Tensor, *, gives: bool) -> None:
+        self.inverse, self.gives = torch.linalg.inv(M), gives
+
+    def apply(self, r: Tensor, out: Tensor) -> Tensor | None:
+        return self.inverse @ r if self.gives else torch.mv(self.inverse, r, out=out)
+
+
+@pytest.mark.parametrize("start", ["zero", "random"])
+@pytest.mark.parametrize("gives", [False, True])
+def test_operator_preconditioner_equals_host(start: str, gives: bool) -> None:
+    A, b = spd(21)
+    inverse = Dense(spd(21, condition=5.0, seed=4)[0], gives=gives)
+    x0 = torch.zeros_like(b) if start == "zero" else spd(21, seed=1)[1]
+    rule = StopRule(max_iterations=8, tolerance=0.0, residual=1e-9)
+    solution, products = device_conjugate_gradient(
+        product(A), b, x0, rule=rule, preconditioner=inverse
+    )
+    want = conjugate_gradient(
+        lambda v, out: torch.mv(A, v, out=out), b, x0, rule=rule, preconditioner=inverse
+    )
+    assert (solution.stop, solution.iterations) == (want.stop, want.iterations)
+    torch.testing.assert_close(solution.x, want.x, rtol=1e-11, atol=1e-11)
+    assert solution.history == pytest.approx(want.history, rel=1e-11, abs=1e-11)
+    assert products == solution.iterations + (start == "random")
+
+
+def test_exact_inverse_needs_one_iteration() -> None:
+    A, b = spd(19, condition=1e4)
+    rule = StopRule(max_iterations=50, tolerance=0.0, residual=1e-8)
+    solution, _ = device_conjugate_gradient(
+        product(A), b, torch.zeros_like(b), rule=rule, preconditioner=Dense(A, gives=False)
+    )
+    assert (solution.stop, solution.iterations) == (host.RESIDUAL, 1)
+    torch.testing.assert_close(solution.x, torch.linalg.solve(A, b), rtol=1e-10, atol=1e-10)
+    with pytest.raises(ValueError, match="need a positive definite M"):
+        device_conjugate_gradient(
+            product(A), b, torch.zeros_like(b), rule=rule, preconditioner=Dense(-A, gives=True)
+        )
+
+
+@pytest.mark.parametrize("most", [7, 23, 10**12])
+def test_bits_do_not_depend_on_the_room(most: int) -> None:
+    """Memory grows with the iterations that are done, whatever their maximum."""
+    A, b = spd(40, condition=1e4)
+    results = []
+    for room in (1, 2, 3, 512):
+        seen: Seen = []
+        solution, products = device_conjugate_gradient(
+            product(A),
+            b,
+            0.1 * b,
+            rule=StopRule(max_iterations=most, tolerance=1e-3),
+            observer=lambda i, x, phi, seen=seen: bool(seen.append((i, x.clone(), phi))),
+            observe_at=range(3, most + 1, 3),
+            look_every=5,
+            room=room,
+        )
+        results.append((solution, products, seen))
+    solution, products, seen = results[-1]
+    assert solution.iterations > 6
+    for other, other_products, other_seen in results:
+        assert torch.equal(other.x, solution.x)
+        assert (other.stop, other.history, other_products) == (
+            solution.stop,
+            solution.history,
+            products,
+        )
+        assert [i for i, _, _ in other_seen] == [i for i, _, _ in seen]
+        for (_, x, phi), (_, y, psi) in zip(seen, other_seen, strict=True):
+            assert phi == psi
+            assert torch.equal(x, y)
+
+
 @pytest.mark.parametrize("preconditioned", [False, True])
 def test_float32(preconditioned: bool) -> None:
     A, b = spd(40, condition=10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -163,6 +164,110 @@ def test_trust_region_ends_on_its_boundary(preconditioned, shift, radius) -> Non
         alphas = torch.linspace(0, radius / float(b.norm()), 1001, dtype=A.dtype)
         along = 0.5 * alphas**2 * (b @ A @ b) - alphas * (b @ b)
         assert phi[1] <= float(along.min()) + 1e-12
+
+
+class Dense:
+    """M⁻¹ of a dense M, written to ``out`` or given back."""
+
+    def __init__(self, M: Tensor, *, gives: bool = False) -> None:
+        self.inverse, self.gives = torch.linalg.inv(M), gives
+
+    def apply(self, r: Tensor, out: Tensor) -> Tensor | None:
+        if self.gives:
+            return self.inverse @ r
+        torch.mv(self.inverse, r, out=out)
+        return None
+
+
+def preconditioned(A: Tensor, b: Tensor, M: Tensor, iterations: int) -> list[Tensor]:
+    """The iterates of textbook preconditioned CG (Nocedal & Wright, algorithm 5.3)."""
+    x, r = torch.zeros_like(b), -b
+    y = torch.linalg.solve(M, r)
+    p, seen = -y, []
+    for _ in range(iterations):
+        alpha = (r @ y) / (p @ A @ p)
+        x = x + alpha * p
+        r_new = r + alpha * A @ p
+        y_new = torch.linalg.solve(M, r_new)
+        p = -y_new + (r_new @ y_new) / (r @ y) * p
+        r, y = r_new, y_new
+        seen.append(x)
+    return seen
+
+
+@pytest.mark.parametrize("gives", [False, True])
+def test_operator_preconditioner_is_textbook_cg(gives) -> None:
+    A, b = spd(23, condition=1e3)
+    M, _ = spd(23, condition=5.0, seed=4)
+    seen: list[Tensor] = []
+    solution = conjugate_gradient(
+        product(A),
+        b,
+        torch.zeros_like(b),
+        rule=StopRule(max_iterations=8, tolerance=0.0),
+        observer=lambda i, x, phi: bool(seen.append(x.clone())),
+        preconditioner=Dense(M, gives=gives),
+    )
+    for got, want in zip(seen, preconditioned(A, b, M, 8), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+    phi = [float(0.5 * x @ A @ x - b @ x) for x in seen]
+    assert solution.history[1:] == pytest.approx(phi, rel=1e-10)
+    exact = conjugate_gradient(
+        product(A), b, torch.ones_like(b), rule=EXACT, preconditioner=Dense(M, gives=gives)
+    )
+    torch.testing.assert_close(exact.x, torch.linalg.solve(A, b), rtol=1e-9, atol=1e-10)
+
+
+def test_operator_and_diagonal_are_one_thing() -> None:
+    A, b = spd(17, condition=1e3)
+    M = A.diagonal().clone()
+    rule = StopRule(max_iterations=9, tolerance=0.0)
+    diagonal, operator = (
+        conjugate_gradient(product(A), b, torch.zeros_like(b), rule=rule, preconditioner=P)
+        for P in (M, Dense(torch.diag(M)))
+    )
+    torch.testing.assert_close(diagonal.x, operator.x, rtol=1e-11, atol=1e-13)
+    assert diagonal.history == pytest.approx(operator.history, rel=1e-12)
+
+
+def test_exact_inverse_needs_one_iteration() -> None:
+    A, b = spd(19, condition=1e4)
+    rule = StopRule(max_iterations=50, tolerance=0.0, residual=1e-8)
+    for start in (torch.zeros_like(b), torch.ones_like(b)):
+        solution = conjugate_gradient(product(A), b, start, rule=rule, preconditioner=Dense(A))
+        assert (solution.stop, solution.iterations) == (cg.RESIDUAL, 1)
+        torch.testing.assert_close(solution.x, torch.linalg.solve(A, b), rtol=1e-10, atol=1e-10)
+
+
+def test_operators_that_are_no_preconditioner_are_named() -> None:
+    A, b = spd(6)
+
+    class Wrong:
+        def __init__(self, give):
+            self.apply = lambda r, out: give(r)
+
+    for give, message in (
+        (lambda r: -r, "need a positive definite M"),
+        (lambda r: r[:2], r"preconditioner.apply: gave a torch.float64 of shape \[2\]"),
+        (lambda r: r.float(), "preconditioner.apply: gave a torch.float32"),
+        (lambda r: 3.0, "preconditioner.apply: gave float"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            conjugate_gradient(
+                product(A), b, torch.zeros_like(b), rule=EXACT, preconditioner=Wrong(give)
+            )
+    solution = conjugate_gradient(
+        product(A), b, torch.zeros_like(b), rule=EXACT, preconditioner=Wrong(lambda r: r * math.nan)
+    )
+    assert (solution.stop, solution.iterations) == (cg.NONFINITE, 0)
+
+
+def test_a_huge_maximum_takes_no_memory_for_it() -> None:
+    A, b = spd(12)
+    rule = StopRule(max_iterations=sys.maxsize, residual=1e-10, tolerance=0.0)
+    solution = conjugate_gradient(product(A), b, torch.zeros_like(b), rule=rule)
+    assert solution.stop == cg.RESIDUAL
+    assert len(solution.history) == solution.iterations + 1
 
 
 def test_wide_trust_region_changes_nothing() -> None:

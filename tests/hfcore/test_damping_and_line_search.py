@@ -131,5 +131,5 @@ def test_fixed_step_is_taken_where_the_objective_is_finite() -> None:
 def test_evaluation_points_of_martens_2010() -> None:
     published = [5, 7, 9, 11, 15, 19, 25, 32, 41, 54, 69, 90, 117, 152, 197]
     assert evaluation_points("geometric", 250) == published
-    assert evaluation_points(10, 35) == [10, 20, 30]
+    assert list(evaluation_points(10, 35)) == [10, 20, 30]
     assert evaluation_points("geometric", 4) == []

@@ -10,26 +10,26 @@ import torch
 from torch import Tensor
 
 from hfcore.bindings.dispatch import native, use_backend
-from hfcore.bindings.loss import KINDS
+from hfcore.bindings.loss import NET_KINDS
 from hfcore.bindings.momentum import Step, lookahead_point, momentum_update
 from hfcore.bindings.net import Net, layer_by_layer, net_gradient, net_update
 from oracles.cases.net import CASES, NETS, Case, check, oracle
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NET_KINDS)
 @pytest.mark.parametrize("B", CASES)
 @pytest.mark.parametrize("net", NETS)
 def test_against_algebra(net: str, B: int, kind: str, dtype: torch.dtype, backend: str) -> None:
     check(Case(net, B, kind, dtype))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NET_KINDS)
 @pytest.mark.parametrize("own_data", [False, True], ids=["shared data", "own data"])
 def test_groups(kind: str, own_data: bool, dtype: torch.dtype, backend: str) -> None:
     check(Case("primes", 17, kind, dtype, G=3, own_data=own_data))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NET_KINDS)
 @pytest.mark.parametrize("own_data", [False, True], ids=["shared data", "own data"])
 @pytest.mark.parametrize("B", [33, 700], ids=["small", "large"])
 def test_a_net_in_a_group_has_the_bits_that_it_has_alone(
@@ -46,7 +46,7 @@ def test_a_net_in_a_group_has_the_bits_that_it_has_alone(
 
 
 @pytest.mark.parametrize("G", [1, 5])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NET_KINDS)
 def test_bits_do_not_depend_on_threads(kind: str, G: int, dtype: torch.dtype, cpu: None) -> None:
     found = []
     for threads in (1, 2, 3, 7):
@@ -104,7 +104,7 @@ def test_saturated_outputs_stay_finite(dtype: torch.dtype, backend: str) -> None
     assert gradient.tolist() == [[2.0, 0.0]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NET_KINDS)
 def test_a_nan_reaches_loss_and_gradient(kind: str, dtype: torch.dtype, backend: str) -> None:
     case = Case("tiles", 20, kind, dtype, G=2)
     case.theta[1, 0] = torch.nan
@@ -243,7 +243,7 @@ def test_half_precision_scales_last() -> None:
     torch.testing.assert_close(gradient[0, 3], torch.tensor(1e-3, dtype=torch.float16))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NET_KINDS)
 @pytest.mark.parametrize("net", NETS)
 def test_the_form_of_cuda_data(net: str, kind: str, dtype: torch.dtype, cpu: None) -> None:
     """The ops it is made of, on the CPU."""
@@ -325,7 +325,7 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NET_KINDS)
 @pytest.mark.parametrize("B", [1, 17, 300])
 @pytest.mark.parametrize("net", NETS)
 def test_has_the_bits_of_its_parts(
@@ -341,7 +341,7 @@ def test_has_the_bits_of_its_parts(
 
 
 @pytest.mark.parametrize("own_data", [False, True], ids=["shared data", "own data"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NET_KINDS)
 def test_large_nets_of_a_group(kind: str, own_data: bool, threads: int) -> None:
     """All threads work on each."""
     case = Case("deep", 700, kind, G=2, own_data=own_data)
@@ -352,7 +352,7 @@ def test_large_nets_of_a_group(kind: str, own_data: bool, threads: int) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", NET_KINDS)
 @pytest.mark.parametrize("net", NETS)
 def test_an_update_against_algebra(
     net: str, kind: str, form: dict[str, bool], dtype: torch.dtype, backend: str
