@@ -106,6 +106,8 @@ def why_left_to_autograd(model: object, loss: object) -> str | None:
     if type(model) not in FUSED:
         names = " or ".join(f"hf.{c.__name__}" for c in FUSED if isinstance(model, c))
         return f"{type(model).__name__} is derived from {names}, and may compute otherwise"
+    if loss.net_kind is None:
+        return f"{loss!r} is not one of the losses that its passes know"
     return why_not_fused(model)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from hfcore.bindings.checks import check_positive
 from hfcore.data import Dataset
 from hfcore.experiments.trainers import Trainer
-from hfcore.losses import LogisticCrossEntropy, Loss
+from hfcore.losses import Loss
 from hfcore.training.atomic import write_atomic
 from hfcore.training.config import device_name, model_config, optimizer_config
 from hfcore.training.environment import describe_environment
@@ -252,7 +252,7 @@ def errors(model: torch.nn.Module, loss: Loss, images: Tensor) -> tuple[float, f
     squares = total = 0.0
     for part in images.split(ROWS):
         s = model(part)
-        y = torch.sigmoid(s) if isinstance(loss, LogisticCrossEntropy) else s
+        y = loss.link(s)
         squares += float((y - part).square_().sum(dtype=torch.float64))
         total += loss.value(s, part)
     return squares / len(images), total / len(images)

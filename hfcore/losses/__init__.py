@@ -12,6 +12,7 @@ that are predicted, as ``nn.MSELoss`` does; ``"sum"`` by nothing.
 
 from hfcore.losses.base import Loss, Mean, StandIn
 from hfcore.losses.cross_entropy import LogisticCrossEntropy, SoftmaxCrossEntropy
+from hfcore.losses.from_torch import from_torch
 from hfcore.losses.hessian import OutputHessian
 from hfcore.losses.regression import HuberLoss, LinkedSquaredError, PoissonNLL, SquaredError
 
@@ -36,4 +37,5 @@ __all__ = [
     "SoftmaxCrossEntropy",
     "SquaredError",
     "StandIn",
+    "from_torch",
 ]

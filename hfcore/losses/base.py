@@ -53,6 +53,9 @@ class Loss(ABC):
     # The same of predictions ŷ and their means.
     prediction_range: tuple[float, float] = (-math.inf, math.inf)
     prediction_need: str = "finite numbers"
+    # Its name among the ops, and whether L'' has a rank-one part there; "": it has no kernels.
+    kind: ClassVar[str] = ""
+    rank_one: ClassVar[bool] = False
     # Whether targets are class indices, one an output.
     takes_classes: ClassVar[bool] = False
     # Whether it is a sum over the k outputs, so that L'' is diagonal.
@@ -96,9 +99,7 @@ class Loss(ABC):
 
     def gauss_newton_diagonal(self, s: Tensor, targets: Tensor) -> Tensor:
         """The diagonal of what ``stand_in="gauss_newton"`` takes for L''."""
-        raise ValueError(
-            f"stand_in: {self!r} has no 'gauss_newton', need 'positive' or 'absolute'"
-        )
+        raise ValueError(f"stand_in: {self!r} has no 'gauss_newton', need 'positive' or 'absolute'")
 
     # ---- targets
 
@@ -140,6 +141,7 @@ class Loss(ABC):
 
     def check_ops(self, outputs: int, targets: Tensor, mask: Tensor | None) -> None:
         """Raise ValueError for what ops find in grouped values and cannot look at in a graph."""
+        return
 
     def check_mean(self, name: str, mean: Tensor) -> None:
         """Raise ValueError for what cannot be a mean of predictions."""
@@ -279,6 +281,8 @@ class Loss(ABC):
     def _options(self) -> dict[str, object]:
         """What is not at its default, for ``repr``."""
         options: dict[str, object] = {} if self.mean == "cases" else {"mean": self.mean}
+        if self.factor != 1:
+            options["factor"] = self.factor
         return options if self.stand_in is None else {**options, "stand_in": self.stand_in}
 
     def __repr__(self) -> str:

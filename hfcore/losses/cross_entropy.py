@@ -10,39 +10,9 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hfcore.losses.base import Mean, weighted
 from hfcore.losses.kernel_loss import KernelLoss
+from hfcore.losses.weights import FixedWeights
 
 Weights = Sequence[float] | Tensor | None
-
-
-class Fixed:
-    """Weights ``[k]`` ≥ 0, where and in what dtype they are asked for."""
-
-    def __init__(self, name: str, values: Sequence[float] | Tensor) -> None:
-        self._values = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
-        if self._values.ndim != 1 or not len(self._values):
-            shape = list(self._values.shape)
-            raise ValueError(f"{name}: got shape {shape}, need one weight for each output")
-        if not bool((self._values.isfinite() & (self._values >= 0)).all()):
-            raise ValueError(
-                f"{name}: got {self._values.tolist()}, need finite weights of at least 0"
-            )
-        self._placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-    def at(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Moved once: while a CUDA graph is recorded nothing may come from the host."""
-        if (device, dtype) not in self._placed:
-            self._placed[device, dtype] = self._values.to(device, dtype)
-        return self._placed[device, dtype]
-
-    def check_length(self, name: str, k: int) -> None:
-        if len(self._values) != k:
-            raise ValueError(f"{name}: got {len(self._values)} weights, need {k} like the outputs")
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    def __repr__(self) -> str:
-        return repr(self._values.tolist())
 
 
 class LogisticCrossEntropy(KernelLoss):
@@ -65,8 +35,8 @@ class LogisticCrossEntropy(KernelLoss):
         self, *, weight: Weights = None, pos_weight: Weights = None, mean: Mean = "cases"
     ) -> None:
         super().__init__(mean=mean)
-        self.weight = None if weight is None else Fixed("weight", weight)
-        self.pos_weight = None if pos_weight is None else Fixed("pos_weight", pos_weight)
+        self.weight = None if weight is None else FixedWeights("weight", weight)
+        self.pos_weight = None if pos_weight is None else FixedWeights("pos_weight", pos_weight)
 
     @property
     def has_weights(self) -> bool:
@@ -78,9 +48,9 @@ class LogisticCrossEntropy(KernelLoss):
 
     def check_targets(self, s_shape: torch.Size, targets: Tensor, dtype: torch.dtype) -> None:
         super().check_targets(s_shape, targets, dtype)
-        for name, weight in (("weight", self.weight), ("pos_weight", self.pos_weight)):
+        for weight in (self.weight, self.pos_weight):
             if weight is not None:
-                weight.check_length(name, s_shape[-1])
+                weight.check_length(s_shape[-1], all_alike=True)
 
     def link(self, s: Tensor) -> Tensor:
         return torch.sigmoid(s)
@@ -94,8 +64,7 @@ class LogisticCrossEntropy(KernelLoss):
 
     def per_output(self, s: Tensor, targets: Tensor) -> Tensor:
         weight, pos_weight = (
-            None if w is None else w.at(s.device, s.dtype)
-            for w in (self.weight, self.pos_weight)
+            None if w is None else w.at(s.device, s.dtype) for w in (self.weight, self.pos_weight)
         )
         per = binary_cross_entropy_with_logits(
             s, targets, reduction="none", weight=weight, pos_weight=pos_weight
@@ -140,6 +109,7 @@ class SoftmaxCrossEntropy(KernelLoss):
     """
 
     kind = "softmax"
+    rank_one = True
     takes_classes = True
     prediction_range = (0.0, 1.0)
     prediction_need = "frequencies in [0, 1]"
@@ -155,15 +125,13 @@ class SoftmaxCrossEntropy(KernelLoss):
         super().__init__(mean=mean)
         if not 0.0 <= label_smoothing <= 1.0:
             raise ValueError(f"label_smoothing: got {label_smoothing}, need a number in [0, 1]")
-        self.weight = None if weight is None else Fixed("weight", weight)
+        self.weight = None if weight is None else FixedWeights("weight", weight)
         self.ignore_index = ignore_index
         self.label_smoothing = float(label_smoothing)
 
     @property
     def has_weights(self) -> bool:
-        return (
-            self.weight is not None or self.ignore_index is not None or self.label_smoothing > 0
-        )
+        return self.weight is not None or self.ignore_index is not None or self.label_smoothing > 0
 
     @property
     def likelihood(self) -> bool:
@@ -178,7 +146,7 @@ class SoftmaxCrossEntropy(KernelLoss):
         if targets.dtype != torch.int64:
             raise TypeError(f"targets: got {targets.dtype}, need torch.int64 class indices")
         if self.weight is not None:
-            self.weight.check_length("weight", s_shape[-1])
+            self.weight.check_length(s_shape[-1])
 
     def link(self, s: Tensor) -> Tensor:
         return torch.softmax(s, -1)
@@ -188,7 +156,9 @@ class SoftmaxCrossEntropy(KernelLoss):
         if self.weight is not None:
             mean = mean * self.weight.at(mean.device, mean.dtype)
         if self.label_smoothing:
-            share = self.label_smoothing * (1 if self.weight is None else self.weight.at(mean.device, mean.dtype))
+            share = self.label_smoothing * (
+                1 if self.weight is None else self.weight.at(mean.device, mean.dtype)
+            )
             mean = (1 - self.label_smoothing) * mean + share / mean.shape[-1]
         return mean.clamp_min(least).log()
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from hfcore.bindings import loss as ops
 
-# Outputs up to which a formula's L'' is looked at as a whole for negative eigenvalues; above, along
-# random signs.
+# Outputs up to which a formula's L'' is looked at as a whole for negative eigenvalues; above, in
+# Krylov spaces of so many steps.
 LOOKED_AT = 32
-PROBES = 8
+STEPS = 12
 # Rounding of an eigenvalue relative to the largest.
 TOLERANCE = 1e-4
 
@@ -39,6 +41,10 @@ class OutputHessian(ABC):
     def root(self, u: Tensor) -> Tensor:
         """S u with S Sᵀ = L''."""
 
+    def averaged(self, total: float) -> Callable[[Tensor], Tensor]:
+        """R ↦ L''R / total in plain torch ops."""
+        return lambda R: self.apply(R) / total
+
 
 class IdentityHessian(OutputHessian):
     """L'' = I."""
@@ -52,6 +58,9 @@ class IdentityHessian(OutputHessian):
 
     def root(self, u: Tensor) -> Tensor:
         return u.clone(memory_format=torch.contiguous_format)
+
+    def averaged(self, total: float) -> Callable[[Tensor], Tensor]:
+        return lambda R: R * (1 / total)
 
 
 class DiagonalHessian(OutputHessian):
@@ -70,6 +79,10 @@ class DiagonalHessian(OutputHessian):
     def root(self, u: Tensor) -> Tensor:
         return self.c.sqrt() * u
 
+    def averaged(self, total: float) -> Callable[[Tensor], Tensor]:
+        c = self.c / total  # once, not in every product
+        return lambda R: c * R
+
 
 class SoftmaxHessian(OutputHessian):
     """diag(c) − c cᵀ with c = p; with weights w of outputs c = w p and diag(c) − c cᵀ / w."""
@@ -84,13 +97,22 @@ class SoftmaxHessian(OutputHessian):
         return weighted - self._along_c(weighted.sum(-1, keepdim=True))
 
     def product(self, Rs: Tensor, *, out: Tensor | None = None) -> Tensor:
-        rank_one: ops.RankOne = "weighted" if self.weighted else True
-        return ops.loss_hessian_product(self.c, Rs, rank_one=rank_one, out=out)
+        form: Literal[True, "weighted"] = "weighted" if self.weighted else True
+        return ops.loss_hessian_product(self.c, Rs, rank_one=form, out=out)
 
     def root(self, u: Tensor) -> Tensor:
         """√c ⊙ u − c (√cᵀu), with weights c (√cᵀu) / w: √pᵀ√p = 1."""
         rooted = self.c.sqrt() * u
         return rooted - self._along_c(rooted.sum(-1, keepdim=True))
+
+    def averaged(self, total: float) -> Callable[[Tensor], Tensor]:
+        c = self.c / total
+
+        def apply(R: Tensor) -> Tensor:
+            product = c * R
+            return product - self._along_c(product.sum(-1, keepdim=True))
+
+        return apply
 
     def _along_c(self, dot: Tensor) -> Tensor:
         if self.weighted:
@@ -142,20 +164,29 @@ class FormulaHessian(OutputHessian):
         return torch.stack(columns, -1)
 
     def most_negative(self) -> float:
-        """What is below zero of RᵀL''R at R's own length, or 0: all of it up to ``LOOKED_AT``
-        outputs, beyond along random signs."""
-        k = self._s.shape[-1]
-        if k <= LOOKED_AT:
-            values = torch.linalg.eigvalsh(self.dense())
-            least, size = values.min(), values.abs().max()
-        else:
-            generator = torch.Generator().manual_seed(0)
-            least = size = self._s.new_zeros(())
-            for _ in range(PROBES):
-                signs = torch.randint(2, self._s.shape, generator=generator).to(self._s) * 2 - 1
-                along = (signs * self.apply(signs)).sum(-1) / k
-                least, size = torch.minimum(least, along.min()), size.maximum(along.abs().max())
-        return min(0.0, float(least)) if float(least) < -TOLERANCE * float(size) else 0.0
+        """The least eigenvalue of L'' if it is below zero, else 0. Beyond ``LOOKED_AT`` outputs
+        the least Ritz value, which is not below it."""
+        H = self.dense() if self._s.shape[-1] <= LOOKED_AT else self._tridiagonal()
+        values = torch.linalg.eigvalsh(H)
+        least, size = float(values.min()), float(values.abs().max())
+        return least if least < -TOLERANCE * size else 0.0
+
+    def _tridiagonal(self) -> Tensor:
+        """Lanczos of every output's L'' from a random start: ``[…,STEPS,STEPS]``."""
+        generator = torch.Generator().manual_seed(0)
+        q = torch.randn(self._s.shape, generator=generator, dtype=torch.float64).to(self._s)
+        basis = [q / q.norm(dim=-1, keepdim=True)]
+        T = self._s.new_zeros(*self._s.shape[:-1], STEPS, STEPS)
+        for j in range(STEPS):
+            r = self.apply(basis[j])
+            for i, b in enumerate(basis):  # orthogonal to all that came before
+                overlap = (b * r).sum(-1)
+                T[..., i, j] = T[..., j, i] = overlap
+                r = r - overlap.unsqueeze(-1) * b
+            length = r.norm(dim=-1, keepdim=True)
+            ended = length <= TOLERANCE * T.abs().amax((-2, -1)).unsqueeze(-1)
+            basis.append(torch.where(ended, 0, r / torch.where(ended, 1, length)))
+        return T
 
 
 def symmetric_root(H: Tensor) -> Tensor:
@@ -167,11 +198,13 @@ def symmetric_root(H: Tensor) -> Tensor:
             f"loss: L'' has the negative eigenvalue {smallest:.2g}, so that it has no square "
             "root; a loss that is convex in the outputs has one"
         )
-    return (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
+    root: Tensor = (vectors * values.clamp_min(0).sqrt().unsqueeze(-2)) @ vectors.mT
+    return root
 
 
 def semidefinite(H: Tensor, how: str) -> Tensor:
     """H with its negative eigenvalues set to zero (``"positive"``) or turned (``"absolute"``)."""
     values, vectors = torch.linalg.eigh(H)
     values = values.abs() if how == "absolute" else values.clamp_min(0)
-    return (vectors * values.unsqueeze(-2)) @ vectors.mT
+    made: Tensor = (vectors * values.unsqueeze(-2)) @ vectors.mT
+    return made

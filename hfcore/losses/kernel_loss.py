@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -20,7 +18,6 @@ from hfcore.losses.hessian import (
 class KernelLoss(Loss):
     """A loss of ``hfcore.bindings.loss``; ``kind`` is its name there."""
 
-    kind: ClassVar[str]
     convex = True
     # Up to where Huber's error is quadratic.
     delta: float = 1.0

@@ -95,9 +95,7 @@ class LinkedSquaredError(Loss):
 
     separable = True
 
-    def __init__(
-        self, link: str, *, mean: Mean = "cases", stand_in: StandIn | None = None
-    ) -> None:
+    def __init__(self, link: str, *, mean: Mean = "cases", stand_in: StandIn | None = None) -> None:
         super().__init__(mean=mean, stand_in=stand_in)
         self._link = check_choice("link", link, tuple(LINKS))
         self.prediction_range = RANGES[link]

@@ -23,7 +23,7 @@ from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.bindings.threads import torch_on_one_thread
 from hfcore.draws import check_draw, numpy_dtype
-from hfcore.losses import LogisticCrossEntropy, Loss
+from hfcore.losses import Loss
 from hfcore.presets import autoencoders
 from hfcore.problems.base import TEST_BATCH
 
@@ -112,7 +112,7 @@ class Reconstruction:
         shape = list(batch.targets.shape)
         if list(s.shape[-2:]) != shape or s.ndim > 3:
             raise ValueError(f"s: got shape {list(s.shape)}, need {shape} like the images")
-        y = torch.sigmoid(s) if isinstance(self.loss, LogisticCrossEntropy) else s
+        y = self.loss.link(s)
         return (y - batch.targets).square_().sum(-1, dtype=torch.float64)
 
     def config(self) -> dict[str, Any]:
