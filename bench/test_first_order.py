@@ -18,8 +18,8 @@ from bench.conftest import Effort
 from bench.interleave import Contestant, compare
 from bench.peers import torch_outputs
 from hfcore.bindings.momentum import Step, lookahead_point
-from hfcore.curvature.grouped import grouped_gradient
 from hfcore.flat import FlatParameters
+from hfcore.nets.grouped import grouped_gradient
 from hfcore.training.steps import FirstOrderStepper
 
 # So small that the weights stay what they are over a run.

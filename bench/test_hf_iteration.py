@@ -15,7 +15,7 @@ import hfcore as hf
 from bench.conftest import Effort
 from bench.interleave import Contestant, compare
 from bench.torch_objective import TorchObjective, UncachedTorchObjective
-from hfcore.curvature.rnn import RnnObjective
+from hfcore.nets import FusedObjective, net_of
 
 T, B, H, BATCHES = 50, 1000, 100, 10
 # The iteration that is timed starts here, with λ and the CG start of a run under way.
@@ -33,14 +33,14 @@ class Iteration:
         batches: list[hf.Batch],
         structural: float,
         backend: str | None,
-        objective: type[RnnObjective] = RnnObjective,
+        objective: type[FusedObjective] = FusedObjective,
     ) -> None:
         self.batches, self.backend = batches, backend
         self.model = hf.RNN(2, H, 1)
         hf.init.sparse_(self.model, torch.Generator().manual_seed(0))
         self.optimizer = hf.HessianFree(
             self.model,
-            objective=objective(self.model, hf.losses.SquaredError()),
+            objective=objective(net_of(self.model, hf.losses.SquaredError())),
             **{**hf.presets.rnn2011, "structural": structural},
         )
         self.stats: list[hf.StepStats] = []

@@ -11,7 +11,7 @@ import hfcore as hf
 from bench.conftest import Effort
 from bench.test_ops import Call, race
 from hfcore.bindings import recurrence, sparse
-from hfcore.models.fan_in import distinct_columns
+from hfcore.fan_in import distinct_columns
 
 B, N, K = 256, 10_000, 15
 TIME_B, TIME_T = 100, 30

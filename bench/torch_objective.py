@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from bench.peers import torch_outputs
-from hfcore.curvature.rnn import RnnObjective, Sequences
 from hfcore.kernels.recurrence import RnnShape, split_flat
+from hfcore.nets import FusedObjective
+from hfcore.nets.sequences import Sequences
 
 Weights = tuple[Tensor, ...]
 LinearMap = Callable[[Weights], Tensor]
 
 
-class TorchObjective(RnnObjective):
+class TorchObjective(FusedObjective):
     """Squared error at the last step; ``cached`` keeps the linearisation between products."""
 
     cached = True
@@ -41,11 +42,15 @@ class TorchObjective(RnnObjective):
     def curvature(self, data: list[Sequences], theta: Tensor) -> TorchCurvature:  # type: ignore[override]
         (part,) = data
         return TorchCurvature(
-            part, self._unflatten(theta.clone()), self.model.shape, self.scale(data), self.cached
+            part,
+            self._unflatten(theta.clone()),
+            self.net.model.shape,
+            self.scale(data),
+            self.cached,
         )
 
     def _unflatten(self, theta: Tensor) -> Weights:
-        return tuple(w[0].detach() for w in split_flat(theta.unsqueeze(0), self.model.shape))
+        return tuple(w[0].detach() for w in split_flat(theta.unsqueeze(0), self.net.model.shape))
 
 
 class UncachedTorchObjective(TorchObjective):

@@ -1,4 +1,4 @@
-"""Recurrence ops: shape checks, allocation, choice of implementation.
+"""Recurrence ops: checks of arguments, choice of implementation (``forms/recurrence``).
 
 Every array carries a leading group axis G; length 1 shares it among the group (nothing is
 copied for that). Shapes and formulas are those of ``kernels/recurrence/reference.py``.
@@ -7,30 +7,31 @@ copied for that). Shapes and formulas are those of ``kernels/recurrence/referenc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from numbers import Real
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from hfcore.bindings import cuda
 from hfcore.bindings.checks import (
     check_choice,
     check_group,
     check_out,
     check_positive,
     check_tensor,
-    dense,
 )
-from hfcore.bindings.dispatch import choose, native
+from hfcore.bindings.dispatch import choose
+from hfcore.bindings.forms.recurrence import RecurrenceForm, form
 from hfcore.bindings.graphs import recording
-from hfcore.bindings.nvtx import annotate
-from hfcore.bindings.threads import kernel_threads
-from hfcore.bindings.triton_backend import torch_matmul
-from hfcore.kernels.recurrence import RnnShape, RnnWeights, gpu, reference, split_flat
-from hfcore.kernels.recurrence.gpu import Scratch
+from hfcore.bindings.scratch import Scratch
+from hfcore.kernels.recurrence import (
+    NONLINEARITIES,
+    Curvature,
+    ForwardPass,
+    RnnShape,
+    RnnWeights,
+    split_flat,
+)
 from hfcore.kernels.recurrence.reference import activation_derivative
 
 __all__ = [
@@ -48,10 +49,6 @@ __all__ = [
 
 # Bytes of states held at once where a product recomputes them.
 RECOMPUTED_BYTES = 4 << 20
-
-NONLINEARITIES = ("tanh", "logistic", "relu")
-
-gpu.annotate = annotate
 
 # Steps on a device that were found increasing, and for which T: looking again would wait for it.
 _checked_steps = WeakTensorKeyDictionary()
@@ -114,34 +111,6 @@ def _check_steps(steps: Tensor | None, x: Tensor) -> int:
     return steps.numel()
 
 
-def _filled(out: Tensor | None, value: Tensor, G: int, accumulate: bool = False) -> Tensor:
-    """What was computed, on the whole group, in (or added to) the caller's buffer if any."""
-    if value is out:
-        return value
-    value = value.expand(G, *value.shape[1:])
-    if out is None:
-        return value
-    check_out(out, value.shape, value)
-    return out.add_(value) if accumulate else out.copy_(value)
-
-
-@contextmanager
-def _serving(op: str, x: Tensor) -> Iterator[cuda.Launcher]:
-    """The launcher for ``x``'s device; torch's large products inside obey the precision policy."""
-    with cuda.serving(op, "recurrence", x.device) as launch, torch_matmul():
-        yield launch
-
-
-def _whole(out: Tensor | None, G: int, *arrays: Tensor | None) -> Tensor | None:
-    """``out`` if a kernel can fill it: not where one net is expanded to G and computed once."""
-    distinct = max(1 if a.stride(0) == 0 else a.shape[0] for a in arrays if a is not None)
-    return out if distinct == G else None
-
-
-def _dense_steps(steps: Tensor | None) -> Tensor | None:
-    return None if steps is None else dense(steps)
-
-
 def rnn_forward(
     x: Tensor,
     w: RnnWeights,
@@ -160,41 +129,13 @@ def rnn_forward(
     check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
     shape = _check_weights(w, x)
     G = check_group(x=x, **w._asdict())
-    T_out = _check_steps(steps, x)
+    _check_steps(steps, x)
     if out is not None and not states:
         raise ValueError("out: got a buffer for the states with states=False, need states=True")
-    T, B = x.shape[1:3]
-    backend = choose("recurrence.rnn_forward", x)
-    if backend == "reference":
-        h, s = reference.rnn_forward(x, w, nonlinearity, steps)
-        return (_filled(out, h, G) if states else None), _filled(None, s, G)
-    if backend == "cuda":
-        out = None if out is None else check_out(out, (G, T, B, shape.H), x)
-        with _serving("recurrence.rnn_forward", x) as launch, annotate("forward"):
-            states_or_none, s = gpu.rnn_forward(
-                launch,
-                x,
-                w,
-                nonlinearity,
-                steps,
-                states=states,
-                out=_whole(out, G, x, *w),
-                shared_limit=launch.shared_limit,
-            )
-            h_out = None if states_or_none is None else _filled(out, states_or_none, G)
-            return h_out, _filled(None, s, G)
-    h_out = check_out(out, (G, T, B, shape.H), x) if states else None
-    s_out = x.new_empty(G, T_out, B, shape.k)
-    native().rnn_forward(
-        dense(x),
-        *map(dense, w),
-        _dense_steps(steps),
-        NONLINEARITIES.index(nonlinearity),
-        h_out,
-        s_out,
-        kernel_threads(),
-    )
-    return h_out, s_out
+    if out is not None:
+        check_out(out, (G, *x.shape[1:3], shape.H), x)
+    serving = form(choose("recurrence.rnn_forward", x))
+    return serving.rnn_forward(x, w, nonlinearity, steps, G, states=states, out=out)
 
 
 def linear_scan(
@@ -216,34 +157,10 @@ def linear_scan(
     if a is not None:
         check_tensor("a", a, ["G", T, B, H], like=u)
     G = check_group(u=u, d=d, W=W, a=a)
-    backend = choose("recurrence.linear_scan", u)
-    if backend == "reference":
-        return _filled(out, reference.linear_scan(u, d, W, a, reverse), G)
-    if backend == "cuda":
-        out = None if out is None else check_out(out, (G, T, B, H), u)
-        with _serving("recurrence.linear_scan", u) as launch:
-            y = gpu.linear_scan(
-                launch,
-                u,
-                d,
-                W,
-                a,
-                reverse,
-                out=_whole(out, G, u, d, W, a),
-                shared_limit=launch.shared_limit,
-            )
-            return _filled(out, y, G)
-    out = check_out(out, (G, T, B, H), u)
-    native().linear_scan(
-        dense(u),
-        dense(d),
-        dense(W),
-        None if a is None else dense(a),
-        bool(reverse),
-        out,
-        kernel_threads(),
-    )
-    return out
+    if out is not None:
+        check_out(out, (G, T, B, H), u)
+    serving = form(choose("recurrence.linear_scan", u))
+    return serving.linear_scan(u, d, W, a, reverse, G, out=out)
 
 
 def rnn_backward(
@@ -258,36 +175,10 @@ def rnn_backward(
 ) -> Tensor:
     """Flat parameter gradient ``[G,N]`` by BPTT from ``gs = ∂L/∂s [G,T_out,B,k]``."""
     shape, G = _check_pass(x, h, w, nonlinearity, steps, gs=gs)
-    backend = choose("recurrence.rnn_backward", x)
-    if backend == "reference":
-        return _filled(out, reference.rnn_backward(x, h, w, gs, nonlinearity, steps), G)
-    if backend == "cuda":
-        out = None if out is None else check_out(out, (G, shape.numel), x)
-        with _serving("recurrence.rnn_backward", x) as launch:
-            g = gpu.rnn_backward(
-                launch,
-                x,
-                h,
-                w,
-                gs,
-                nonlinearity,
-                steps,
-                out=_whole(out, G, x, h, *w, gs),
-                shared_limit=launch.shared_limit,
-            )
-            return _filled(out, g, G)
-    out = check_out(out, (G, shape.numel), x)
-    native().rnn_backward(
-        dense(x),
-        dense(h),
-        *map(dense, w),
-        dense(gs),
-        _dense_steps(steps),
-        NONLINEARITIES.index(nonlinearity),
-        out,
-        kernel_threads(),
-    )
-    return out
+    if out is not None:
+        check_out(out, (G, shape.numel), x)
+    at = ForwardPass(x, h, w, nonlinearity, steps)
+    return form(choose("recurrence.rnn_backward", x)).rnn_backward(at, gs, G, out=out)
 
 
 def rnn_gauss_newton(
@@ -330,120 +221,51 @@ def rnn_gauss_newton(
         check_tensor("stop", stop, [1], dtype=torch.int32)
     if accumulate and out is None:
         raise ValueError("out: got None, need a buffer to accumulate in")
-    backend = choose("recurrence.rnn_gauss_newton", x)
-    if h is None and backend != "cpu":
-        return _recomputed(
-            x,
-            w,
-            v,
-            c,
-            rank_one,
-            nonlinearity,
-            steps,
-            scale,
-            structural,
-            damping,
-            out,
-            accumulate,
-            stop,
-            scratch,
-        )
-    if backend == "reference":
-        assert h is not None
-        g = reference.rnn_gauss_newton(
-            x, h, w, v, c, rank_one, nonlinearity, steps, scale, structural, damping
-        )
-        return _filled(out, g, G, accumulate)
-    if backend == "cuda":
-        assert h is not None
-        out = None if out is None else check_out(out, (G, shape.numel), x)
-        whole = _whole(out, G, x, h, *w, v, c)
-        with _serving("recurrence.rnn_gauss_newton", x) as launch:
-            g = gpu.rnn_gauss_newton(
-                launch,
-                x,
-                h,
-                w,
-                v,
-                c,
-                rank_one,
-                nonlinearity,
-                steps,
-                scale,
-                structural,
-                damping,
-                out=whole,
-                accumulate=accumulate and whole is not None,
-                stop=stop,
-                scratch=scratch,
-                shared_limit=launch.shared_limit,
-            )
-            return _filled(out, g, G, accumulate)
-    total = check_out(out, (G, shape.numel), x) if accumulate else None
-    out = check_out(None if accumulate else out, (G, shape.numel), x)
-    native().rnn_gauss_newton(
-        dense(x),
-        None if h is None else dense(h),
-        *map(dense, w),
-        dense(v),
-        dense(c),
-        bool(rank_one),
-        _dense_steps(steps),
-        NONLINEARITIES.index(nonlinearity),
-        scale,
-        structural,
-        damping,
-        out,
-        kernel_threads(),
+    if out is not None:
+        check_out(out, (G, shape.numel), x)
+    at = ForwardPass(x, h, w, nonlinearity, steps)
+    curvature = Curvature(c, rank_one, scale, structural, damping)
+    serving = form(choose("recurrence.rnn_gauss_newton", x))
+    if h is None and not serving.RECOMPUTES_STATES:
+        return _by_chunks(serving, at, v, curvature, G, out, accumulate, stop, scratch)
+    return serving.rnn_gauss_newton(
+        at, v, curvature, G, out=out, accumulate=accumulate, stop=stop, scratch=scratch
     )
-    return out if total is None else total.add_(out)
 
 
-def _recomputed(
-    x: Tensor,
-    w: RnnWeights,
+def _by_chunks(
+    serving: RecurrenceForm,
+    at: ForwardPass,
     v: Tensor,
-    c: Tensor,
-    rank_one: bool,
-    nonlinearity: str,
-    steps: Tensor | None,
-    scale: float,
-    structural: float,
-    damping: float,
+    curvature: Curvature,
+    G: int,
     out: Tensor | None,
     accumulate: bool,
     stop: Tensor | None,
     scratch: Scratch | None,
 ) -> Tensor:
     """:func:`rnn_gauss_newton` on chunks of sequences whose states are made and dropped."""
-    _check_input(x)
-    shape = _check_weights(w, x)
-    check_tensor("c", c, ["G", "T_out", x.shape[2], shape.k], like=x)
-    total: Tensor | None = None
-    one = check_group(x=x, **w._asdict()) * x.shape[1] * shape.H * x.element_size()
-    size = max(1, RECOMPUTED_BYTES // one)
+    x, _, w, nonlinearity, steps = at
+    nets, H = check_group(x=x, **w._asdict()), w.W_hh.shape[1]
+    size = max(1, RECOMPUTED_BYTES // (nets * x.shape[1] * H * x.element_size()))
+    out = x.new_empty(G, v.shape[1]) if out is None else out
     for start in range(0, x.shape[2], size):
         cases = slice(start, start + size)
-        h, _ = rnn_forward(x[:, :, cases], w, nonlinearity=nonlinearity, steps=steps)
-        total = rnn_gauss_newton(
-            x[:, :, cases],
-            h,
-            w,
+        part = x[:, :, cases]
+        h, _ = serving.rnn_forward(part, w, nonlinearity, steps, nets, states=True, out=None)
+        serving.rnn_gauss_newton(
+            at._replace(x=part, h=h),
             v,
-            c[:, :, cases],
-            rank_one=rank_one,
-            nonlinearity=nonlinearity,
-            steps=steps,
-            scale=scale,
-            structural=structural,
-            damping=damping if total is None else 0.0,
-            out=out if total is None else total,
-            accumulate=accumulate or total is not None,
+            curvature._replace(
+                c=curvature.c[:, :, cases], damping=0.0 if start else curvature.damping
+            ),
+            G,
+            out=out,
+            accumulate=accumulate or start > 0,
             stop=stop,
             scratch=scratch,
         )
-    assert total is not None
-    return total
+    return out
 
 
 def _check_pass(

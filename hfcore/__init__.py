@@ -14,6 +14,7 @@ from hfcore import (
     init,
     losses,
     minibatches,
+    nets,
     presets,
     problems,
     schedules,
@@ -29,11 +30,12 @@ from hfcore.curvature.gauss_newton import GaussNewton
 from hfcore.curvature.hessian import Hessian
 from hfcore.curvature.jacobian import Jacobian
 from hfcore.curvature.linear_operator import LinearOperator
-from hfcore.curvature.objectives import objective_for
 from hfcore.models.echo_state import EchoState
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
+from hfcore.models.stacked_rnn import StackedRNN
 from hfcore.objective import Objective
+from hfcore.objective_factory import objective_for
 from hfcore.optimisers.adaptive_nag import AdaptiveNAG
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
@@ -43,7 +45,7 @@ from hfcore.solvers.linear import SolveInfo, cg, minres
 from hfcore.solvers.preconditioners import NystromPreconditioner
 from hfcore.solvers.spectral_density import SpectralDensity
 from hfcore.sweeps import AutoencoderStart, RnnStart, SweepResult, sweep
-from hfcore.training import Callback, TrainResult, TrainState, train
+from hfcore.training import Callback, TrainResult, TrainState, load_run, train
 from hfcore.verify import check_curvature
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "RnnStart",
     "SolveInfo",
     "SpectralDensity",
+    "StackedRNN",
     "StepStats",
     "SweepResult",
     "TrainResult",
@@ -81,10 +84,12 @@ __all__ = [
     "check_curvature",
     "data",
     "init",
+    "load_run",
     "losses",
     "matmul_precision",
     "minibatches",
     "minres",
+    "nets",
     "objective_for",
     "presets",
     "problems",

@@ -93,6 +93,12 @@ def check_flag(name: str, value: bool) -> bool:
     return value
 
 
+def check_scale(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is finite and at least 0."""
+    if not 0.0 <= value < float("inf"):
+        raise ValueError(f"{name}: got {value!r}, need a finite number of at least 0")
+
+
 def check_outputs(s: Tensor, shape: Sequence[int], like: str) -> None:
     """Raise unless ``s`` has this shape, apart from a leading group axis."""
     if list(s.shape[-3:]) != list(shape) or s.ndim > 4:

@@ -1,4 +1,4 @@
-"""Spectral radius of dense and of sparse matrices.
+"""Spectral radius of dense and of sparse matrices, and reservoirs that are scaled to one.
 
 Eigenvalues of a random matrix fill a disc, and those at its rim differ in modulus by fractions of a
 thousandth. Arnoldi iterations on A settle on a pair of them before they have seen the largest;
@@ -16,7 +16,12 @@ import scipy.linalg
 import scipy.sparse
 import scipy.sparse.csgraph
 import scipy.sparse.linalg
+import torch
 from torch import Tensor
+
+from hfcore.bindings.checks import check_positive
+from hfcore.draws import check_scale
+from hfcore.fan_in import distinct_columns
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +36,9 @@ RITZ_TOLERANCE = 1e-3  # of the eigenvalues of A^16
 # A Ritz pair with a larger ‖A v − θ v‖ / |θ| is not trusted.
 RESIDUAL = 1e-2
 GROWTH_STEPS = 500
+
+# A nilpotent draw has probability zero; that many in a row mean that something else is wrong.
+MAX_DRAWS = 10
 
 
 def spectral_radius(matrix: Any) -> float:
@@ -53,6 +61,48 @@ def spectral_radius(matrix: Any) -> float:
     if not np.isfinite(A.data).all():
         raise ValueError("matrix: holds values that are not finite, need finite ones")
     return max(_irreducible_radius(block) for block in _diagonal_blocks(A))
+
+
+def esn_recurrence(
+    hidden_size: int, fan_in: int, spectral_radius: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Recurrent weights of an ESN: fan-in rows of N(0, 1), scaled to a spectral radius.
+
+    Returns ``index`` int32 and ``value`` float64, both ``[H,F]`` with F = min(fan_in, H): row i
+    has ``value[i]`` in the columns ``index[i]``, which are distinct and ascend. Every set of
+    columns is equally likely, the unit's own among them. Time and memory grow with H·fan_in, so
+    100,000 units are no trouble. On the CPU, from a generator of any device.
+
+    A draw without a cycle has only zero eigenvalues and cannot be scaled: it is drawn again, with
+    a warning. Raises ValueError if that happens 10 times in a row, and TypeError or ValueError
+    naming the argument that is wrong.
+    """
+    for name, size in (("hidden_size", hidden_size), ("fan_in", fan_in)):
+        if not isinstance(size, int) or isinstance(size, bool):
+            raise TypeError(f"{name}: got {size!r}, need an int")
+    check_positive(hidden_size=hidden_size, fan_in=fan_in)
+    check_scale("spectral_radius", spectral_radius)
+    for _ in range(MAX_DRAWS):
+        index, value = _fan_in_rows(hidden_size, min(fan_in, hidden_size), generator)
+        radius = _radius(index, value)
+        if radius > 0.0:
+            return index, value * (spectral_radius / radius)
+        logger.warning("esn_recurrence: the draw is nilpotent (spectral radius 0), drawing again")
+    raise ValueError(
+        f"hidden_size, fan_in: {MAX_DRAWS} draws of {hidden_size} units with fan-in {fan_in} "
+        "were all nilpotent, need a larger fan_in"
+    )
+
+
+def _radius(index: Tensor, value: Tensor) -> float:
+    return spectral_radius(rows_to_csr(index, value))
+
+
+def _fan_in_rows(H: int, F: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """F distinct columns of H for each of H rows, ascending, and as many normals."""
+    index = distinct_columns(H, H, F, generator)
+    value = torch.randn(H, F, generator=generator, dtype=torch.float64, device=generator.device)
+    return index.int().cpu(), value.cpu()
 
 
 def rows_to_csr(index: Tensor, values: Tensor) -> Any:

@@ -17,16 +17,15 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from hfcore.autograd.data import BatchPart
-from hfcore.autograd.losses import second_of
+from hfcore.autograd.losses import LinearMap, second_of
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.autograd.strategies import DoubleVjp
 from hfcore.batches import Batch
 from hfcore.checked_objective import CheckedObjective, checked_objective
 from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
-from hfcore.curvature.objectives import RNN_BATCH_DIM, objective_for
 from hfcore.curvature.operator import check_alone, flat_parameters, operator_data
 from hfcore.losses import Loss
-from hfcore.models.rnn import RNN
+from hfcore.objective_factory import batch_dim_of, objective_for
 
 # The step of the finite differences (the author's own check of his 2010 code).
 STEP = 1e-6
@@ -111,7 +110,7 @@ def check_curvature(
     objective = objective_for(wide, loss, **options)
     batch = Batch(_double(inputs), _double(targets), _double(mask))
     data = objective.prepare(batch)
-    dim = RNN_BATCH_DIM if isinstance(model, RNN) else options.get("batch_dim", 0)
+    dim = options.get("batch_dim", batch_dim_of(model))
     net = ModuleObjective(wide, loss, batch_dim=dim, strategy="double_vjp")
     (part,) = net.prepare([batch])  # type: ignore[misc]
     checker = _ModelChecker(objective, data, net, part, flat_parameters(wide, theta), seed)
@@ -218,6 +217,7 @@ class _ModelChecker(_Checker):
 
     def _of_outputs(self, G: Any, where: list[int], V: list[Tensor]) -> list[Check]:
         return [
+            Check("L'' at the outputs: not zero", self._flatness(), BY_ALGEBRA),
             Check("J v: differences of the outputs", self._rop(V), BY_DIFFERENCES),
             Check("G e_j: JᵀL''J/n by differences", self._columns(G, where), BY_DIFFERENCES),
         ]
@@ -237,12 +237,27 @@ class _ModelChecker(_Checker):
         got = [strategy.push(self._net.parameters.split(v)) for v in V]
         return _relative(torch.stack(got), torch.stack([self._output_difference(v) for v in V]))
 
+    def _second(self) -> LinearMap:
+        """L'' of f at the outputs, by autograd through the loss; or the loss's stand-in for it."""
+        loss, s = self._net.loss_function, self._outputs(self._theta)
+        assert loss is not None
+        ((_, share),) = self._net.pieces([self._part])
+        if loss.has_stand_in:
+            second = loss.second(s, self._part)
+            return lambda R: share * second(R)
+        s.requires_grad_()
+        with torch.enable_grad():
+            return second_of(share * loss.mean(s, self._part), s)
+
+    def _flatness(self) -> float:
+        """1 where the loss is linear in the outputs, so that G is zero and right; else 0."""
+        s = self._outputs(self._theta)
+        R = torch.randn(s.shape, generator=torch.Generator().manual_seed(0)).to(s)
+        return 0.0 if bool(self._second()(R).any()) else 1.0
+
     def _columns(self, G: Any, where: list[int]) -> float:
         """The rows and columns ``where`` of G, against JᵀL''J with J by differences."""
-        s = self._outputs(self._theta).requires_grad_()
-        with torch.enable_grad():
-            assert self._net.loss_function is not None
-            second = second_of(self._net.loss_function.mean(s, self._part), s)
+        second = self._second()
         J = [self._output_difference(self._unit(j)) for j in where]
         LJ = torch.stack([second(column).reshape(-1) for column in J])
         want = torch.stack([column.reshape(-1) for column in J]) @ LJ.T

@@ -1,8 +1,7 @@
-"""What every family of CUDA C++ kernels shares: how kernels start, and buffers that are kept."""
+"""What every family of CUDA C++ kernels shares: how kernels start."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from torch import Tensor
@@ -13,24 +12,6 @@ Launch = Callable[[str, Dim3, Dim3, int, Sequence[Argument]], None]
 
 # Nets in a group: the grid's second axis.
 MOST_NETS = 65_535
-
-
-class Scratch:
-    """Buffers by name, kept from call to call: from the second call of a shape on nothing is
-    allocated. Not for two streams at once.
-    """
-
-    def __init__(self) -> None:
-        self._kept: dict[str, Tensor] = {}
-
-    def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
-        """A tensor of ``shape`` on like's device, of its dtype; holds whatever it held."""
-        size = math.prod(shape)
-        kept = self._kept.get(name)
-        fits = kept is not None and kept.numel() >= size
-        if kept is None or not fits or (kept.device, kept.dtype) != (like.device, like.dtype):
-            kept = self._kept[name] = like.new_empty(size)
-        return kept[:size].view(shape)
 
 
 def round_up(size: int, to: int) -> int:

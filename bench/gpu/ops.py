@@ -19,7 +19,7 @@ from hfcore.bindings import dense, loss, recurrence
 from hfcore.bindings.triton_backend import torch_matmul
 from hfcore.kernels.dense import reference as dense_reference
 from hfcore.kernels.loss import reference as loss_reference
-from hfcore.kernels.recurrence import RnnShape, RnnWeights, gpu, reference
+from hfcore.kernels.recurrence import Curvature, ForwardPass, RnnShape, RnnWeights, gpu, reference
 
 COMPILED = "reference, torch.compile"
 CUDNN = "torch.nn.RNN (cuDNN, TF32 off)"
@@ -106,6 +106,7 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
     out = torch.empty(1, T, B, H, device="cuda")
     g = torch.empty(1, net.shape.numel, device="cuda")
     x, h, w, c, v, gs, steps = net.x, net.h, net.w, net.c, net.v, net.gs, net.steps
+    at = ForwardPass(x, h, w, "tanh", steps)
     scratch = recurrence.Scratch()
     on_addition = (B, H) == (1000, 100)
 
@@ -153,7 +154,7 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
             Work(2.0 * states + 4.0 * rows * n, 2.0 * rows * H * (2 * H + n), T),
             against_reference(
                 lambda: recurrence.rnn_backward(x, h, w, gs, steps=steps, out=g),
-                lambda: reference.rnn_backward(x, h, w, gs, "tanh", steps),
+                lambda: reference.rnn_backward(at, gs),
                 compiled=compiled,
             )
             | {CUDNN: lambda: _cudnn_gradient(net)},
@@ -180,9 +181,7 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
                     out=g,
                     scratch=scratch,
                 ),
-                lambda: reference.rnn_gauss_newton(
-                    x, h, w, v, c, False, "tanh", steps, 1 / B, 0.03, 0.1
-                ),
+                lambda: reference.rnn_gauss_newton(at, v, Curvature(c, False, 1 / B, 0.03, 0.1)),
                 compiled=compiled,
             ),
             aims(*((Aim("ms, CUDA graph", 0.5),) if T == 200 else ()), *faster),
@@ -365,10 +364,10 @@ def kernels_of_a_product(net: Net, rounds: int) -> dict[str, tuple[int, list[flo
             name = name.removesuffix("_registers")
             seen.setdefault(name, []).append((start, end))
 
-        gpu.rnn_gauss_newton(
-            timed, net.x, net.h, net.w, net.v, net.c, False, "tanh", net.steps, 1.0, 0.03, 0.1,
-            scratch=scratch, shared_limit=launch.shared_limit,
-        )  # fmt: skip
+        at = ForwardPass(net.x, net.h, net.w, "tanh", net.steps)
+        curvature = Curvature(net.c, False, 1.0, 0.03, 0.1)
+        limit = launch.shared_limit
+        gpu.rnn_gauss_newton(timed, at, net.v, curvature, scratch=scratch, shared_limit=limit)
     torch.cuda.synchronize()
 
     def seconds(name: str) -> list[float]:  # the first round warms up

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfcore.autograd.autocast import CastState, no_casts
 from hfcore.autograd.checks import reaches
+from hfcore.autograd.choice import Chooser, NotACurvature, freed
 from hfcore.autograd.data import (
     NO_GRADIENT,
     SCALAR_CLOSURE,
@@ -18,13 +20,12 @@ from hfcore.autograd.data import (
     ModuleData,
     said_of_closures,
 )
+from hfcore.autograd.doubts import Look, explain
 from hfcore.autograd.evaluation import Evaluation, flatten
 from hfcore.autograd.losses import second_of
 from hfcore.autograd.strategies import (
     NO_DEPENDENCE,
-    RECOMPUTING,
     Graph,
-    Measurement,
     Parts,
     Rebuilt,
     Split,
@@ -32,6 +33,7 @@ from hfcore.autograd.strategies import (
     Traced,
     make_strategy,
 )
+from hfcore.autograd.trace import NotTraceable
 
 if TYPE_CHECKING:
     from hfcore.autograd.objective import ModuleObjective
@@ -39,16 +41,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger("hfcore")
 
 
-class _Graphs:
+class Graphs:
     """Builds the graphs of a curvature at θ. Holds none, so that they die with their strategy."""
 
     def __init__(self, objective: ModuleObjective, theta: Tensor, kind: str) -> None:
         self._objective = objective
         self._theta = theta
-        self._kind = kind
+        self.kind = kind
         self._bare = objective.module is None
         # Products may come after the context in which the curvature was asked for.
         self._casts = CastState(theta.device)
+
+    @property
+    def module(self) -> nn.Module | None:
+        return self._objective.module
+
+    def leaves(self, piece: Closure | BatchPart) -> Parts | None:
+        """Evaluates a piece; gives the leaves of the graph it has."""
+        leaves = self._evaluate(piece)[1]
+        return self._objective.parameters.tensors if leaves is None else leaves  # type: ignore[return-value]
 
     def value(self, piece: Closure | BatchPart) -> float:
         """The mean loss of a piece."""
@@ -90,9 +101,9 @@ class _Graphs:
             evaluation, leaves = self._evaluate(piece)
             with self._casts.again():
                 main = self._main(piece, evaluation)
-        if self._kind == "hessian" and not evaluation.loss.requires_grad:
+        if self.kind == "hessian" and not evaluation.loss.requires_grad:
             raise ValueError(NO_GRADIENT)
-        if self._kind != "hessian" and not main[0].tensor.requires_grad:
+        if self.kind != "hessian" and not main[0].tensor.requires_grad:
             raise ValueError(NO_DEPENDENCE)
         needs = [z.requires_grad for z in evaluation.held]
 
@@ -109,10 +120,11 @@ class _Graphs:
             evaluation.loss,
             main,
             self._held(evaluation),
-            self._kind == "hessian",
+            self.kind == "hessian",
             splits_at if functional else None,
             (lambda at: self._at(piece, at).loss) if functional else None,
             self._casts.precision,
+            _moved(evaluation.outputs),
         )
         return graph, objective.evaluator.value(piece, evaluation)
 
@@ -121,7 +133,7 @@ class _Graphs:
     ) -> list[Split]:
         """Where the kind of curvature is split, and the second derivative there."""
         loss = self._objective.loss_function
-        if self._kind == "hessian":
+        if self.kind == "hessian":
             return []
         if at.outputs is None:
             raise TypeError(SCALAR_CLOSURE)
@@ -130,7 +142,7 @@ class _Graphs:
                 second = second_of(at.loss, at.outputs) if seconds else torch.zeros_like
             return [Split(at.outputs, second)]
         assert loss is not None
-        if self._kind == "fisher":
+        if self.kind == "fisher":
             return [Split(loss.cases(at.outputs, piece), lambda R: R / piece.in_fisher)]
         second = loss.second(at.outputs.detach(), piece) if seconds else torch.zeros_like
         return [Split(at.outputs, second)]
@@ -152,6 +164,10 @@ class _Graphs:
         ]
 
 
+def _moved(outputs: Tensor | None) -> Tensor | None:
+    return outputs if outputs is not None and outputs.requires_grad else None
+
+
 class ModuleCurvature:
     """A curvature matrix of a module at fixed parameters and data.
 
@@ -164,10 +180,10 @@ class ModuleCurvature:
         self._objective = objective
         self._data = data
         self._theta = theta.clone()
-        self._kind = kind
+        self.kind = kind
         if objective.module is None and not torch.equal(objective.parameters.read(), theta):
             raise ValueError("theta: bare parameters have a curvature at their own values only")
-        self._graphs = _Graphs(objective, self._theta, kind)
+        self._graphs = Graphs(objective, self._theta, kind)
         self.loss = objective.regulariser(theta)
         self.strategy = objective.strategy
         pieces = list(objective.pieces(data))
@@ -181,35 +197,53 @@ class ModuleCurvature:
         self.messages = objective.take_news()
 
     def _start(self, piece: Closure | BatchPart) -> tuple[Strategy, float]:
-        """The strategy of one piece, chosen by measurement the first time, and its mean loss."""
+        """The strategy of one piece, chosen and looked at the first time, and its mean loss."""
+        asked, chosen = self._objective.strategy, self._objective.choices.get(self._key())
+        if chosen is None or asked not in (chosen.asked, chosen.name):
+            return self._choose(piece)
+        self.strategy = chosen.name
+        try:
+            return self._made(piece)
+        except NotTraceable:
+            if asked == self.strategy:
+                raise
+            return self._choose(piece)  # another function than at first, as after a parametrisation
 
-        def build() -> Graph:
-            return self._graphs.build(piece)[0]
+    def _made(self, piece: Closure | BatchPart) -> tuple[Strategy, float]:
+        if self._recompute:
+            build = lambda: self._graphs.build(piece)[0]  # noqa: E731
+            return Rebuilt(build, self.strategy), self._graphs.value(piece)
+        graph, value = self._graphs.build(piece)
+        return freed(make_strategy(self.strategy, graph)), value
 
-        if self.strategy == "auto":
-            choices, key = self._objective.choices, self._key()
-            if key not in choices:
-                measured = Measurement(
-                    build, self._objective.expected_products, recompute=self._recompute
-                )
-                choices[key], strategy = measured.run()
-                self.strategy = choices[key].name
-                return strategy, self._graphs.value(piece)
-            self.strategy = choices[key].name
-        if not self._recompute:
-            graph, value = self._graphs.build(piece)
-            return make_strategy(self.strategy, graph), value
-        if self.strategy not in RECOMPUTING:
-            raise ValueError(
-                f"strategy: {self.strategy!r} keeps what chunk_size is there to free; need one "
-                f"of {', '.join(map(repr, RECOMPUTING))} or 'auto'"
-            )
-        return Rebuilt(build, self.strategy), self._graphs.value(piece)
+    def _choose(self, piece: Closure | BatchPart) -> tuple[Strategy, float]:
+        objective, asked = self._objective, self._objective.strategy
+        graph, value = self._graphs.build(piece)
+        look = Look(graph, self.kind)
+        choose = Chooser(
+            lambda: self._graphs.build(piece)[0], graph.like, recompute=self._recompute
+        )
+        del graph  # one at a time
+        try:
+            if asked == "auto":
+                choice, strategy = choose.by_structure()
+            elif asked == "measure":
+                choice, strategy = choose.by_time(objective.expected_products)
+            else:
+                self.strategy = asked
+                choice, strategy = choose.one(asked)
+        except NotACurvature as error:
+            raise ValueError(explain(error, self._graphs, piece)) from error
+        objective.choices[self._key()] = replace(choice, asked=asked)
+        self.strategy = choice.name
+        for message in look.doubts(objective, piece, self._theta, strategy):
+            objective.tell(message)
+        return freed(strategy), value
 
     def _key(self) -> str:
         """What a choice of strategy holds for."""
         structural = "+structural" if self._objective.terms else ""
-        return self._kind + structural + ("+chunks" if self._recompute else "")
+        return self.kind + structural + ("+chunks" if self._recompute else "")
 
     # ----------------------------------------------------------------------------- products
 

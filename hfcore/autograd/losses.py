@@ -26,25 +26,26 @@ PROBABILITIES = (
 class SplitLoss(Protocol):
     """A loss as a function of the outputs alone; ``dim`` is the outputs' axis of cases.
 
-    f = factor·Σ Lᵢ / :meth:`total` of what the pieces of the data are :meth:`counted`. With
-    ``counts_cases`` that is the mean over cases.
+    f = factor·Σ Lᵢ / :meth:`total` of what the batches are :meth:`counted`; with ``counts_cases``
+    that is the mean over cases. The mean of a piece of the data is factor·Σ Lᵢ / its cases.
     """
 
     dim: int
     factor: float
     counts_cases: bool
+    has_stand_in: bool
 
     def counted(self, part: BatchPart) -> float:
-        """What a piece counts in the mean of several."""
+        """What a batch counts in the mean of several."""
 
     def total(self, counted: Iterable[float]) -> float:
-        """What all pieces count. Raises ValueError where nothing does."""
+        """What all batches count. Raises ValueError where nothing does."""
 
     def check(self, outputs: Tensor, part: BatchPart) -> None:
         """Raise ValueError or TypeError if outputs and targets do not belong together."""
 
     def mean(self, outputs: Tensor, part: BatchPart) -> Tensor:
-        """The mean of a piece, a scalar that can be differentiated."""
+        """The mean over the cases of a piece, a scalar that can be differentiated."""
 
     def cases(self, outputs: Tensor, part: BatchPart) -> Tensor:
         """The loss of each case, Lᵢ ``[B]``, differentiable."""
@@ -69,7 +70,8 @@ class PackageLoss:
         self.loss = loss
         self.dim = dim
         self.factor = loss.factor
-        self.counts_cases = loss.mean == "cases" and loss.factor == 1
+        self.counts_cases = loss.means_cases
+        self.has_stand_in = loss.stand_in is not None
 
     def counted(self, part: BatchPart) -> float:
         k = 1 if self.loss.takes_classes else part.targets.shape[-1]
@@ -96,20 +98,19 @@ class PackageLoss:
         return self.cases(outputs, part).sum()
 
     def mean(self, outputs: Tensor, part: BatchPart) -> Tensor:
-        if self.counts_cases:
-            return self.cases(outputs, part).mean()
-        return self.cases(outputs, part).sum() * (self.factor / self.counted(part))
+        mean = self.cases(outputs, part).mean()
+        return mean if self.factor == 1 else mean * self.factor
 
     def value(self, outputs: Tensor, part: BatchPart) -> float:
         if self.loss.takes_classes and _are_distributions(outputs):
             raise ValueError(PROBABILITIES)
-        scale = self.factor / self.counted(part)
+        scale = self.factor / part.count
         return self.loss.value(*self._as_sequence(outputs, part), scale=scale)
 
     def second(self, outputs: Tensor, part: BatchPart) -> LinearMap:
         s, targets, mask = self._as_sequence(outputs, part)
         hessian = self.loss.hessian(s, targets, mask)
-        apply = hessian.averaged(self.counted(part) / self.factor)
+        apply = hessian.averaged(part.count / self.factor)
         return lambda R: apply(R.reshape(s.shape)).view(R.shape)
 
     def root(self, outputs: Tensor, part: BatchPart) -> LinearMap:
@@ -150,6 +151,7 @@ class CallableLoss:
         self.dim = dim
         self.factor = 1.0
         self.counts_cases = True
+        self.has_stand_in = False
 
     def counted(self, part: BatchPart) -> float:
         return float(part.count)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hfcore.autograd.autocast import no_casts
 from hfcore.autograd.cases import CaseSquares
 from hfcore.autograd.checks import check_one_process, check_repeatable, differentiable_kernels
+from hfcore.autograd.choice import Choice
 from hfcore.autograd.curvature import ModuleCurvature
 from hfcore.autograd.data import (
     NO_GRADIENT,
@@ -26,7 +27,7 @@ from hfcore.autograd.data import (
 )
 from hfcore.autograd.evaluation import Evaluation, Evaluator, flatten
 from hfcore.autograd.losses import MeanLoss, split_loss
-from hfcore.autograd.strategies import STRATEGIES, Choice, Gradients, Parts
+from hfcore.autograd.strategies import STRATEGIES, Gradients, Parts
 from hfcore.autograd.structural import structural_terms
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
@@ -60,9 +61,10 @@ class ModuleObjective:
         (its first tensor), at every call; D is ``"identity"`` or the matching nonlinearity that
         follows, ``"tanh"``, ``"logistic"`` or ``"softmax"``; μ is 1 if left out
     batch_dim : axis of cases in inputs, outputs and targets, or (of inputs, of outputs and targets)
-    strategy : of :mod:`hfcore.autograd.strategies`; ``"auto"`` measures at the first
-        curvature of a kind and keeps the cheapest for ``expected_products`` products. Results agree
-        up to rounding; name one where runs must repeat bit for bit
+    strategy : of :mod:`hfcore.autograd.strategies`; ``"auto"`` goes by the structure of the model
+        (:mod:`hfcore.autograd.choice`), ``"measure"`` times them at the first curvature of a kind
+        and keeps the cheapest for ``expected_products`` products, so that runs do not repeat bit
+        for bit. Results agree up to rounding
     chunk_size : most cases whose activations are held at once; None holds all. With more cases than
         that every product runs the forward pass again, chunk by chunk
 
@@ -85,7 +87,7 @@ class ModuleObjective:
         expected_products: int = EXPECTED_PRODUCTS,
         chunk_size: int | None = None,
     ) -> None:
-        check_choice("strategy", strategy, ("auto", *STRATEGIES))
+        check_choice("strategy", strategy, ("auto", "measure", *STRATEGIES))
         for name, value in (("chunk_size", chunk_size), ("expected_products", expected_products)):
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}, need at least 1")
@@ -109,7 +111,7 @@ class ModuleObjective:
         self.strategy = strategy
         self.expected_products = expected_products
         self.chunk_size = chunk_size
-        # What "auto" chose, by kind of curvature.
+        # What was chosen, by kind of curvature.
         self.choices: dict[str, Choice] = {}
         self._squares: CaseSquares | None = None
         self._rows_by_vmap = True
@@ -162,15 +164,14 @@ class ModuleObjective:
             return
         loss = self.loss_function
         assert loss is not None
-        chunks = [c for part in data for c in part.chunks(self.chunk_size or part.count)]
-        counted = [loss.counted(chunk) for chunk in chunks]
-        total = loss.total(counted)
-        for chunk, weight in zip(chunks, counted, strict=True):
-            if loss.counts_cases:
-                yield chunk, weight / total
-            elif weight:  # a mean over nothing would be NaN
-                share = weight / total
-                yield replace(chunk, fisher_cases=share * self._fisher_cases(data)), share
+        total = loss.total(loss.counted(part) for part in data)
+        for part in data:
+            for chunk in part.chunks(self.chunk_size or part.count):
+                share = chunk.count / total
+                if loss.counts_cases:
+                    yield chunk, share
+                else:
+                    yield replace(chunk, fisher_cases=share * self._fisher_cases(data)), share
 
     def _fisher_cases(self, data: Sequence[BatchPart]) -> float:
         """What Σ ∇Lᵢ∇Lᵢᵀ over all cases is divided by: f is the mean of n·scale·Lᵢ."""

@@ -17,12 +17,10 @@ takes the derivative of the gradient in place of the first of them.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from time import perf_counter
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -31,16 +29,8 @@ from hfcore.autograd.losses import LinearMap
 from hfcore.autograd.trace import NotTraceable, compile_program, trace
 from hfcore.autograd.trace_passes import optimise
 
-logger = logging.getLogger("hfcore")
-
 STRATEGIES = ("trace", "double_vjp", "linearize", "jvp")
 RECOMPUTING = ("double_vjp", "jvp")
-
-# torch.func.linearize traces some 1000 ops a second: what cannot pay is not tried.
-LINEARIZE_SECONDS_PER_NODE = 1e-3
-
-# A strategy is timed on this many products, on fewer where they take long.
-TIMED_PRODUCTS, TIMED_SECONDS = 5, 0.2
 
 NO_DEPENDENCE = (
     "model: the outputs do not depend on the model's parameters; does the closure call another "
@@ -59,6 +49,15 @@ class Split:
     second: LinearMap
 
 
+@dataclass(frozen=True)
+class Like:
+    """What is known of a graph when it is gone: its leaves, the rounding of its casts, its kind."""
+
+    parameters: Parts
+    precision: float
+    hessian: bool
+
+
 @dataclass
 class Graph:
     """One evaluation of the model with its autograd graph retained.
@@ -66,7 +65,8 @@ class Graph:
     ``parameters`` are its leaves; ``loss`` a scalar, differentiated twice where ``hessian``;
     ``main`` (outputs or losses of cases) and ``held`` (structural) are the splits. The functions
     give the splits' tensors, or the loss, at other parameters; None where torch cannot
-    (a closure of bare parameters). ``precision`` is the relative rounding error of casts inside.
+    (a closure of bare parameters). ``precision`` is the relative rounding error of casts inside;
+    ``outputs`` are the model's, where θ moves them.
     """
 
     parameters: Parts
@@ -77,6 +77,11 @@ class Graph:
     splits_at: Callable[[Parts, bool], tuple[Tensor, ...]] | None
     loss_at: Callable[[Parts], Tensor] | None
     precision: float = 0.0
+    outputs: Tensor | None = None
+
+    @property
+    def like(self) -> Like:
+        return Like(self.parameters, self.precision, self.hessian)
 
     def splits(self, structural: bool) -> list[Split]:
         return [*self.main, *(self.held if structural else [])]
@@ -146,11 +151,22 @@ def _sum(parts: Sequence[Gradients]) -> Gradients:
     return total
 
 
+class Jacobian(NamedTuple):
+    """J at ``tensors`` as v ↦ J v and w ↦ Jᵀw, each by the way of its own that products take."""
+
+    push: Callable[[Parts], Gradients]
+    pull: Callable[[Parts], Gradients]
+    tensors: Parts
+
+
 class Strategy(Protocol):
     """Products with the curvature of one part at fixed parameters."""
 
     def apply(self, v: Parts, structural: float) -> Gradients:
         """The product for a tangent in the shapes of the parameters."""
+
+    def jacobian(self) -> Jacobian | None:
+        """What the products are made of; None where there is none to look at."""
 
 
 class DoubleVjp:
@@ -162,6 +178,19 @@ class DoubleVjp:
     def apply(self, v: Parts, structural: float) -> Gradients:
         weight = v[0].new_tensor(structural) if structural else None
         return self._apply(v, weight)
+
+    def jacobian(self) -> Jacobian | None:
+        graph = self._graph
+        if graph.hessian and graph.outputs is not None:  # which the gradient goes through
+            main = [Split(graph.outputs, lambda R: R)]
+            graph = Graph(graph.parameters, graph.loss, main, [], False, None, None)
+        if not graph.main:
+            return None
+        return Jacobian(
+            lambda v: graph.push(v, False),
+            lambda w: graph.pull(w, False),
+            [split.tensor.detach() for split in graph.main],
+        )
 
     def push(self, v: Parts) -> Tensor:
         """J v at the outputs: the R-op."""
@@ -186,14 +215,20 @@ class Traced:
         self._graph: Graph | None = graph
         self._programs: dict[bool, Callable[..., tuple[Tensor | None, ...]]] = {}
         self._program(False)
-        if not graph.held:
-            self._graph = None  # frees what only the recording needed
 
     def apply(self, v: Parts, structural: float) -> Gradients:
         program = self._program(bool(structural))
         weight = [v[0].new_tensor(structural)] if structural else []
         with torch.no_grad():
             return program(*v, *weight)
+
+    def jacobian(self) -> Jacobian | None:
+        return None if self._graph is None else DoubleVjp(self._graph).jacobian()
+
+    def free(self) -> None:
+        """Let go what only the recording needed."""
+        if self._graph is not None and not self._graph.held:
+            self._graph = None
 
     def apply_rows(self, V: Parts, structural: float) -> Gradients:
         """The products of the rows of V, whose parts have a leading axis, by vmap."""
@@ -225,14 +260,14 @@ class Traced:
         def product(values: list[Tensor]) -> Gradients:
             return plain._apply(values[:n], values[n] if structural else None)
 
-        recorded, checked = (_sample(parameters, structural, seed) for seed in (1, 2))
+        recorded, checked = (sample(parameters, structural, seed) for seed in (1, 2))
         program = compile_program(optimise(trace(product, recorded)))
         with torch.no_grad():
             _compare(program(*checked), product(checked), self._graph.precision)
         return program
 
 
-def _sample(parameters: Parts, structural: bool, seed: int) -> list[Tensor]:
+def sample(parameters: Parts, structural: bool, seed: int) -> list[Tensor]:
     """Tangents that no data depends on; the weight of structural damping comes last."""
     generator = torch.Generator().manual_seed(seed)
     draws = [
@@ -277,6 +312,16 @@ class Forward:
             terms.append(graph.pull(graph.seconds(tangents, weight), held))
         return _sum(terms)
 
+    def jacobian(self) -> Jacobian | None:
+        graph = self._graph
+        if graph.hessian or not graph.main:
+            return None
+        return Jacobian(
+            lambda v: self._map(False)(v)[1],
+            lambda w: graph.pull(w, False),
+            [split.tensor.detach() for split in graph.main],
+        )
+
     def _map(self, structural: bool) -> Callable[[Parts], Any]:
         """v ↦ (derivative of the gradient, J v at the splits)."""
         graph = self._graph
@@ -307,6 +352,9 @@ class Rebuilt:
     def apply(self, v: Parts, structural: float) -> Gradients:
         return make_strategy(self._name, self._build()).apply(v, structural)
 
+    def jacobian(self) -> Jacobian | None:
+        return make_strategy(self._name, self._build()).jacobian()
+
 
 def make_strategy(name: str, graph: Graph) -> Strategy:
     """A strategy of :data:`STRATEGIES`. Raises what torch or the tracer raise."""
@@ -334,110 +382,5 @@ def _check_linearize(graph: Graph, forward: Forward) -> None:
     """
     plain = DoubleVjp(graph)
     for seed in (1, 2):
-        v = _sample(graph.parameters, False, seed)
+        v = sample(graph.parameters, False, seed)
         _compare(forward.apply(v, 0.0), plain.apply(v, 0.0), graph.precision)
-
-
-@dataclass
-class Choice:
-    """The strategy that costs least, with what was measured.
-
-    ``seconds`` holds (setup, one product) of each that was tried, ``declined`` why others were not
-    or could not be.
-    """
-
-    name: str
-    seconds: dict[str, tuple[float, float]] = field(default_factory=dict)
-    declined: dict[str, str] = field(default_factory=dict)
-
-
-class Measurement:
-    """Tries strategies on one part and keeps the cheapest for ``products`` products."""
-
-    def __init__(self, build: Callable[[], Graph], products: int, *, recompute: bool) -> None:
-        self._build = build
-        self._products = products
-        self._recompute = recompute
-        self.choice = Choice("double_vjp")
-        self.best: Strategy | None = None
-
-    def run(self) -> tuple[Choice, Strategy]:
-        """(the choice, the chosen strategy on the part's graph)."""
-        graph = self._build()
-        trace(lambda v: [2 * v[0]], [torch.ones(1)])  # what torch imports at its first recording
-        if self._recompute:
-            for name in RECOMPUTING:
-                self._try(name, graph, self._rebuilt)
-        else:
-            # Forward mode over a gradient is left out unasked, see note 1.
-            for name in (
-                ("double_vjp", "trace") if graph.hessian else ("double_vjp", "trace", "jvp")
-            ):
-                self._try(name, graph, make_strategy)
-            if "trace" in self.choice.declined:
-                self._try_linearize(graph)
-        assert self.best is not None
-        logger.info("curvature products by %s: %s", self.choice.name, self.choice.seconds)
-        return self.choice, self.best
-
-    def _rebuilt(self, name: str, graph: Graph) -> Strategy:
-        return Rebuilt(self._build, name)
-
-    def _try_linearize(self, graph: Graph) -> None:
-        """Where its tracing, which is estimated first, can pay."""
-        expected = LINEARIZE_SECONDS_PER_NODE * _count_nodes(graph)
-        if expected < self._cost(self.choice.name):
-            self._try("linearize", graph, make_strategy)
-        else:
-            self.choice.declined["linearize"] = f"tracing would take about {expected:.1f} s"
-
-    def _cost(self, name: str) -> float:
-        setup, product = self.choice.seconds[name]
-        return setup + self._products * product
-
-    def _try(self, name: str, graph: Graph, make: Callable[[str, Graph], Strategy]) -> None:
-        tangent = [torch.ones_like(p) for p in graph.parameters]
-        structural = 1.0 if graph.held else 0.0
-        try:
-            start = _now(tangent)
-            strategy = make(name, graph)
-            strategy.apply(tangent, structural)  # first calls allocate
-            setup = _now(tangent) - start
-            product = _fastest(lambda: strategy.apply(tangent, structural), tangent)
-        except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-            if name == "double_vjp":  # the one that must work: its error is the caller's
-                raise
-            self.choice.declined[name] = str(error).splitlines()[0] if str(error) else repr(error)
-            return
-        self.choice.seconds[name] = (max(setup - product, 0.0), product)
-        if self.best is None or self._cost(name) < self._cost(self.choice.name):
-            self.choice.name, self.best = name, strategy
-
-
-def _fastest(call: Callable[[], object], like: Parts) -> float:
-    """Seconds of the fastest of a few calls: what another process takes away is not a cost."""
-    seconds: list[float] = []
-    while len(seconds) < TIMED_PRODUCTS and sum(seconds) < TIMED_SECONDS:
-        start = _now(like)
-        call()
-        seconds.append(_now(like) - start)
-    return min(seconds)
-
-
-def _now(like: Parts) -> float:
-    if like[0].is_cuda:
-        torch.cuda.synchronize(like[0].device)
-    return perf_counter()
-
-
-def _count_nodes(graph: Graph) -> int:
-    """Ops in the graph of the loss and the splits."""
-    roots = [split.tensor for split in graph.splits(True)] + [graph.loss]
-    stack: list[Any] = [t.grad_fn for t in roots if t.grad_fn is not None]
-    seen: set[Any] = set(stack)
-    while stack:
-        for following, _ in stack.pop().next_functions:
-            if following is not None and following not in seen:
-                seen.add(following)
-                stack.append(following)
-    return len(seen)

@@ -6,6 +6,7 @@ import click
 
 from hfcore.cli.check_curvature import check_command
 from hfcore.cli.data import data_commands
+from hfcore.cli.evaluate import evaluate_command
 from hfcore.cli.info import info_command
 from hfcore.cli.sweep import sweep_command
 from hfcore.cli.train import train_command
@@ -22,6 +23,7 @@ def main() -> None:
 for command in (
     info_command,
     train_command,
+    evaluate_command,
     sweep_command,
     check_command,
     data_commands,

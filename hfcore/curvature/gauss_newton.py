@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hfcore.curvature import estimators
 from hfcore.curvature.operator import AnyLoss, AnyModel, CurvatureOperator
-from hfcore.curvature.rnn import Normalize, StructuralDistance
+from hfcore.nets.objective import Normalize
+from hfcore.nets.rnn import StructuralDistance
 
 
 class GaussNewton(CurvatureOperator):

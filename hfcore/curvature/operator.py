@@ -13,10 +13,10 @@ from hfcore.batches import Batch
 from hfcore.bindings.checks import check_tensor
 from hfcore.checked_objective import checked_objective
 from hfcore.curvature.linear_operator import LinearOperator
-from hfcore.curvature.objectives import curvature_of, objective_for
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 from hfcore.objective import CurvatureKind, Objective
+from hfcore.objective_factory import curvature_of, objective_for
 
 # Options of the objectives of this package where nobody sets them.
 UNSET: dict[str, Any] = {

@@ -6,7 +6,8 @@
     hfcore reproduce table5                momentum on recurrent nets, from the same paper
     hfcore reproduce fig5                  CG against NAG on a quadratic of a Hessian-free run
 
-``run.py`` trains one autoencoder with one optimiser (``trainers.py``), resumable to the bit;
-``tuning.py`` searches learning rates and then trains more seeds, all runs of a problem as one
-sweep. ``published.py`` says what is published; a module a table puts it beside what came out.
+``training.py`` trains one autoencoder through ``hf.train``; ``tuning.py`` searches learning rates
+and then trains more seeds, all runs of a problem as one sweep. ``published.py`` says what is
+published; a module a table puts it beside what came out, and ``commands/`` has a command for each.
+Nothing here takes more from hfcore than its public names.
 """

@@ -17,7 +17,7 @@ from hfcore.experiments.published import (
     PUBLISHED,
 )
 from hfcore.experiments.report import result_json, write_results
-from hfcore.experiments.run import Line, RunResult
+from hfcore.experiments.training import Line, Trained
 
 HEADER = (
     "iteration",
@@ -33,7 +33,7 @@ HEADER = (
 
 
 def curves_log_report(
-    result: RunResult, dataset: hf.data.Dataset, folder: Path
+    result: Trained, dataset: hf.data.Dataset, folder: Path
 ) -> tuple[str, list[Path]]:
     """The table as markdown, and the paths of table, numbers and plot written to ``folder``."""
     text = curves_log_table(result.lines, dataset)

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 import hfcore as hf
-from hfcore.experiments.run import Run
-from hfcore.experiments.trainers import FirstOrderTrainer, HessianFreeTrainer, Trainer
+from hfcore.experiments.training import Training
 
 HF = "hf"
 
@@ -71,40 +70,35 @@ class Experiment:
         """l2 of ½·l2·‖θ‖², biases included."""
         return float(self.preset.optimiser["l2"] if self.l2 is None else self.l2)
 
-    def run(self, method: Method) -> Run:
-        """A fresh run of one method."""
-        images = self.dataset.train
+    def training(self, method: Method) -> Training:
+        """By one method, from the beginning."""
+        images, loss = self.dataset.train, self.preset.loss
         model = hf.Autoencoder(self.preset.encoder_sizes, device=images.device)
         start = torch.Generator().manual_seed(self.seed)  # on the CPU: one seed, one net
         hf.init.sparse_(model, start, replacement=True)
-        return Run(
-            model,
-            self.dataset,
-            self.preset.loss,
-            self._trainer(method, model),
-            settings={"method": str(method), "seed": self.seed},
-        )
+        settings = {"method": str(method), "seed": self.seed}
+        return Training(model, self.dataset, loss, *self._optimised(method, model), settings)
 
-    def _trainer(self, method: Method, model: hf.Autoencoder) -> Trainer:
-        images, loss = self.dataset.train, self.preset.loss
+    def _optimised(
+        self, method: Method, model: hf.Autoencoder
+    ) -> tuple[torch.optim.Optimizer, hf.minibatches.Policy]:
+        """The optimiser, and which images serve an iteration: of a first-order method all of them
+        in one pass."""
         if method.name == HF:
             options = {**self.preset.optimiser, "l2": self.weight_decay}
             count = self.preset.curvature_batches
-            policy = hf.minibatches.FullGradient(
-                images, images, curvature_batches=count, seed=self.seed
+            return (
+                hf.HessianFree(model, self.preset.loss, **options),
+                hf.minibatches.FullGradient(curvature_batches=count, seed=self.seed),
             )
-            return HessianFreeTrainer(hf.HessianFree(model, loss, **options), policy)
         make, options = FIRST_ORDER[method.name]
         options = {**options, "weight_decay": self.weight_decay}
         if method.lr is not None:
             options["lr"] = method.lr
-        return FirstOrderTrainer(
-            model,
-            loss,
+        size = min(BATCH_SIZE, len(self.dataset.train))
+        return (
             make(model.parameters(), **options),
-            images,
-            batch_size=min(BATCH_SIZE, len(images)),
-            seed=self.seed,
+            hf.minibatches.Epochs(size=size, seed=self.seed),
         )
 
 

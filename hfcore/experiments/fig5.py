@@ -22,7 +22,7 @@ from hfcore.cli.tables import markdown, number
 from hfcore.experiments.experiment import Experiment
 from hfcore.experiments.quadratic import Krylov, Quadratic, QuadraticSettings
 from hfcore.experiments.report import write_results
-from hfcore.experiments.run import Run
+from hfcore.experiments.training import Training
 
 ITERATIONS = 60  # of HF before the quadratic: on CURVES about the middle of the descent
 CG_ITERATIONS = 120
@@ -34,18 +34,18 @@ MOMENTA: dict[str, Callable[[int], float]] = {
 SHOWN = (1, 2, 5, 10, 20, 40, 60, 80, 100, 120)
 
 
-def quadratic_of(experiment: Experiment, run: Run, iteration: int) -> Quadratic:
-    """The quadratic that the next HF step of ``run`` would solve."""
+def quadratic_of(experiment: Experiment, training: Training, iteration: int) -> Quadratic:
+    """The quadratic that the next HF step of ``training`` would solve."""
     preset, images = experiment.preset, experiment.dataset.train
     policy = hf.minibatches.FullGradient(
         images, images, curvature_batches=preset.curvature_batches, seed=experiment.seed
     )
     batch = policy(iteration).curvature
     assert isinstance(batch, hf.Batch)
-    options = run.trainer.optimizer.param_groups[0]
+    options = training.optimizer.param_groups[0]
     l2 = experiment.weight_decay
-    theta = torch.nn.utils.parameters_to_vector(run.model.parameters()).detach()
-    objective = hf.objective_for(run.model, preset.loss, l2=l2)
+    theta = torch.nn.utils.parameters_to_vector(training.model.parameters()).detach()
+    objective = hf.objective_for(training.model, preset.loss, l2=l2)
     _, gradient = objective.gradient(objective.prepare(hf.Batch(images, images)), theta)
     settings = QuadraticSettings(
         experiment.dataset.name, iteration, float(options["damping"]), l2, experiment.seed

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 import hfcore as hf
-from hfcore.experiments.run import Run
-from hfcore.experiments.trainers import HybridTrainer
+from hfcore.experiments.training import Training
 
 # FACES: the recipe is not given, MNIST's serves.
 PHASES: dict[str, tuple[hf.schedules.Phase, ...]] = {
@@ -47,16 +46,14 @@ def _faster(value: Any, factor: float) -> Any:
     return hf.schedules.Reciprocal(value.numerator * factor, round(value.shift * factor))
 
 
-def hybrid_run(dataset: hf.data.Dataset, updates: int, seed: int) -> Run:
-    """A fresh run of the hybrid on one data set."""
+def hybrid_training(dataset: hf.data.Dataset, updates: int, seed: int) -> Training:
+    """The hybrid on one data set, from the beginning."""
     preset = hf.presets.autoencoders[dataset.name]
-    images = dataset.train
-    model = hf.Autoencoder(preset.encoder_sizes, device=images.device)
+    model = hf.Autoencoder(preset.encoder_sizes, device=dataset.train.device)
     hf.init.sparse_(model, torch.Generator().manual_seed(seed), replacement=True)
     optimizer = hf.HessianFree(model, preset.loss, **hf.presets.hybrid2013)
     phases = hf.schedules.Phases(optimizer, shortened(PHASES[dataset.name], updates))
-    trainer = HybridTrainer(
-        optimizer, phases, hf.minibatches.PhaseBatches(images, images, seed=seed)
-    )
+    # Rounded, the phases may end before the updates do: the last one goes on.
+    batches = hf.training.Phased(phases, seed=seed, stop=False)
     settings = {"method": "hybrid2013", "seed": seed, "hf_updates": updates}
-    return Run(model, dataset, preset.loss, trainer, settings=settings)
+    return Training(model, dataset, preset.loss, optimizer, batches, settings)

@@ -11,13 +11,13 @@ from hfcore.experiments.experiment import Experiment
 from hfcore.experiments.plots import plot_seconds
 from hfcore.experiments.published import PUBLISHED
 from hfcore.experiments.report import result_json, write_results
-from hfcore.experiments.run import RunResult
+from hfcore.experiments.training import Trained
 
 MEAN = "mean image"
 
 
 def table2_report(
-    experiment: Experiment, results: Mapping[str, RunResult], folder: Path
+    experiment: Experiment, results: Mapping[str, Trained], folder: Path
 ) -> tuple[str, list[Path]]:
     """The table as markdown, and the paths of table, numbers and plot written to ``folder``."""
     dataset = experiment.dataset
@@ -44,7 +44,7 @@ def table2_report(
 
 def table2_table(
     experiment: Experiment,
-    results: Mapping[str, RunResult],
+    results: Mapping[str, Trained],
     references: Mapping[str, tuple[float, float]],
 ) -> str:
     """Errors of the predictors in ``references``, of the papers, and of the runs."""

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import hfcore as hf
 from hfcore.experiments.published import CURVES_LOG, CURVES_LOG_DAMPING
-from hfcore.experiments.run import Line, RunResult
+from hfcore.experiments.training import Line, Trained
 
 
 def plot_log(lines: Sequence[Line], path: Path, facts: str) -> None:
@@ -35,7 +35,7 @@ def plot_log(lines: Sequence[Line], path: Path, facts: str) -> None:
 
 
 def plot_seconds(
-    results: Mapping[str, RunResult], levels: Mapping[str, float], path: Path, facts: str
+    results: Mapping[str, Trained], levels: Mapping[str, float], path: Path, facts: str
 ) -> None:
     """Train error of every method against seconds of training (Martens 2010, figure 2).
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import hfcore as hf
 from hfcore.cli.tables import number
-from hfcore.experiments.run import Line, RunResult
+from hfcore.experiments.training import Line, Trained
 
 # Heading and field of what is shown of each iteration; a method without a field shows a dash.
 SHOWN = {
@@ -49,7 +49,7 @@ def write_results(folder: Path, name: str, text: str, data: dict[str, Any]) -> t
     return table, numbers
 
 
-def result_json(result: RunResult) -> dict[str, Any]:
+def result_json(result: Trained) -> dict[str, Any]:
     """A run as it goes into the file of results."""
     return {"stopped": result.reason, "counts": result.best, "iterations": result.lines}
 

@@ -16,7 +16,7 @@ from hfcore.cli.tables import clock
 from hfcore.experiments.momentum_autoencoders import RATES, same_runs, setting_text
 from hfcore.experiments.published import TABLE1
 from hfcore.experiments.report import result_json
-from hfcore.experiments.run import RunResult
+from hfcore.experiments.training import Trained
 from hfcore.experiments.tuning import Column, Tuned, column_settings, rates_for
 from hfcore.experiments.tuning_tables import beside_published, details, procedure_text, times
 
@@ -36,7 +36,7 @@ def momentum_columns(
 
 def table1_report(
     results: Mapping[str, Tuned],
-    hybrids: Mapping[str, RunResult],
+    hybrids: Mapping[str, Trained],
     settings: Mapping[str, Any],
     folder: Path,
 ) -> tuple[str, list[Path]]:
@@ -52,7 +52,7 @@ def table1_report(
 
 
 def table1_table(
-    results: Mapping[str, Tuned], hybrids: Mapping[str, RunResult], settings: Mapping[str, Any]
+    results: Mapping[str, Tuned], hybrids: Mapping[str, Trained], settings: Mapping[str, Any]
 ) -> str:
     """Errors beside the published ones, then what each of them rests on."""
     hybrid = {name: result.final["train_error"] for name, result in hybrids.items()}

@@ -6,7 +6,8 @@ made in float64, so one seed gives the same net in every dtype up to rounding.
 """
 
 from hfcore.init.dense import gaussian_, glorot_
-from hfcore.init.esn import esn_, esn_recurrence
+from hfcore.init.esn import esn_
 from hfcore.init.sparse import sparse_
+from hfcore.spectral import esn_recurrence
 
 __all__ = ["esn_", "esn_recurrence", "gaussian_", "glorot_", "sparse_"]

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-
-from hfcore.models.rnn import RNN
-
-WEIGHTS = ("W_hx", "W_hh", "W_yh")
-BIASES = ("b_h", "b_init", "b_y")
 
 
 def check_model(model: nn.Module, generator: torch.Generator) -> None:
     """Raise TypeError unless the model has weights to draw and the generator can draw them."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, need a torch.nn.Module")
-    if not isinstance(model, RNN) and not linear_layers(model):
+    if not names_its_weights(model) and not linear_layers(model):
         raise TypeError(
             f"model: {type(model).__name__} has no torch.nn.Linear, need an hf.RNN, an hf.MLP or "
             "a module of Linear layers"
@@ -24,10 +21,14 @@ def check_model(model: nn.Module, generator: torch.Generator) -> None:
         raise TypeError(f"generator: got {type(generator).__name__}, need a torch.Generator")
 
 
-def check_scale(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is finite and at least 0."""
-    if not 0.0 <= value < float("inf"):
-        raise ValueError(f"{name}: got {value!r}, need a finite number of at least 0")
+def names_its_weights(model: Any) -> bool:
+    """Whether the model says itself what there is to draw: ``matrices()`` and ``biases()``."""
+    return callable(getattr(model, "matrices", None)) and callable(getattr(model, "biases", None))
+
+
+def is_recurrent(model: Any) -> bool:
+    """Whether it also tells apart the weights that the inputs meet: ``input_matrices()``."""
+    return names_its_weights(model) and callable(getattr(model, "input_matrices", None))
 
 
 def linear_layers(model: nn.Module) -> list[nn.Linear]:
@@ -35,10 +36,10 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
     return [m for m in model.modules() if isinstance(m, nn.Linear)]
 
 
-def matrices(model: nn.Module) -> list[Tensor]:
+def matrices(model: Any) -> list[Tensor]:
     """Every weight matrix, in the order in which they are drawn."""
-    if isinstance(model, RNN):
-        return [getattr(model, name) for name in WEIGHTS]
+    if names_its_weights(model):
+        return list(model.matrices())
     return [layer.weight for layer in linear_layers(model)]
 
 
@@ -52,12 +53,11 @@ def uniform(w: Tensor, generator: torch.Generator) -> Tensor:
     return torch.rand(w.shape, generator=generator, dtype=torch.float64, device=generator.device)
 
 
-def zero_biases(model: nn.Module) -> None:
-    """Zero the biases of an hf.RNN or of every Linear layer."""
-    if isinstance(model, RNN):
-        for name in BIASES:
-            getattr(model, name).zero_()
-        return
-    for layer in linear_layers(model):
-        if layer.bias is not None:
-            layer.bias.zero_()
+def zero_biases(model: Any) -> None:
+    """Zero the biases that the model names, else those of every Linear layer."""
+    if names_its_weights(model):
+        biases = model.biases()
+    else:
+        biases = [layer.bias for layer in linear_layers(model) if layer.bias is not None]
+    for b in biases:
+        b.zero_()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hfcore.init.common import check_model, check_scale, matrices, normal, uniform, zero_biases
-from hfcore.models.rnn import RNN
+from hfcore.draws import check_scale
+from hfcore.init.common import check_model, matrices, normal, uniform, zero_biases
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def glorot_(model: nn.Module, generator: torch.Generator, *, scale: float = 1.0)
     Raises TypeError or ValueError naming the argument that is wrong, a sparse hf.RNN among them.
     """
     check_model(model, generator)
-    if isinstance(model, RNN) and model.sparse:
+    if getattr(model, "sparse", False):
         raise ValueError("model: the hf.RNN is sparse, need gaussian_, sparse_ or esn_")
     check_scale("scale", scale)
     for w in matrices(model):

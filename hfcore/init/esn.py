@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-
 import torch
 from torch import Tensor
 
-from hfcore import spectral
-from hfcore.bindings.checks import check_positive
-from hfcore.init.common import check_model, check_scale, normal, zero_biases
+from hfcore.draws import check_scale
+from hfcore.init.common import check_model, is_recurrent, normal, zero_biases
 from hfcore.losses import Loss
-from hfcore.models.fan_in import distinct_columns
 from hfcore.models.rnn import RNN
+from hfcore.spectral import esn_recurrence
 
-logger = logging.getLogger(__name__)
-
-# A nilpotent draw has probability zero; that many in a row mean that something else is wrong.
-_MAX_DRAWS = 10
 # A class that is never asked for starts at this frequency: its logarithm is −11.5.
 _LEAST_FREQUENCY = 1e-5
 
@@ -57,7 +50,7 @@ def esn_(
     3. "Average of outputs" is taken through the inverse of the output nonlinearity, so that the
        mean of the predictions, not of their logits, is the mean of the targets.
     """
-    if not isinstance(model, RNN):
+    if not (is_recurrent(model) and isinstance(getattr(model, "W_hh", None), Tensor)):
         raise TypeError(f"model: got {type(model).__name__}, need an hf.RNN")
     check_model(model, generator)
     check_scale("input_scale", input_scale)
@@ -73,48 +66,6 @@ def esn_(
     model.W_yh.copy_(output_scale * normal(model.W_yh, generator))
     zero_biases(model)
     model.b_y.copy_(bias)
-
-
-def esn_recurrence(
-    hidden_size: int, fan_in: int, spectral_radius: float, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Recurrent weights of an ESN: fan-in rows of N(0, 1), scaled to a spectral radius.
-
-    Returns ``index`` int32 and ``value`` float64, both ``[H,F]`` with F = min(fan_in, H): row i
-    has ``value[i]`` in the columns ``index[i]``, which are distinct and ascend. Every set of
-    columns is equally likely, the unit's own among them. Time and memory grow with H·fan_in, so
-    100,000 units are no trouble. On the CPU, from a generator of any device.
-
-    A draw without a cycle has only zero eigenvalues and cannot be scaled: it is drawn again, with
-    a warning. Raises ValueError if that happens 10 times in a row, and TypeError or ValueError
-    naming the argument that is wrong.
-    """
-    for name, size in (("hidden_size", hidden_size), ("fan_in", fan_in)):
-        if not isinstance(size, int) or isinstance(size, bool):
-            raise TypeError(f"{name}: got {size!r}, need an int")
-    check_positive(hidden_size=hidden_size, fan_in=fan_in)
-    check_scale("spectral_radius", spectral_radius)
-    for _ in range(_MAX_DRAWS):
-        index, value = _draw(hidden_size, min(fan_in, hidden_size), generator)
-        radius = _radius(index, value)
-        if radius > 0.0:
-            return index, value * (spectral_radius / radius)
-        logger.warning("esn_recurrence: the draw is nilpotent (spectral radius 0), drawing again")
-    raise ValueError(
-        f"hidden_size, fan_in: {_MAX_DRAWS} draws of {hidden_size} units with fan-in {fan_in} "
-        "were all nilpotent, need a larger fan_in"
-    )
-
-
-def _radius(index: Tensor, value: Tensor) -> float:
-    return spectral.spectral_radius(spectral.rows_to_csr(index, value))
-
-
-def _draw(H: int, F: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """F distinct columns of H for each of H rows, ascending, and as many normals."""
-    index = distinct_columns(H, H, F, generator)
-    value = torch.randn(H, F, generator=generator, dtype=torch.float64, device=generator.device)
-    return index.int().cpu(), value.cpu()
 
 
 def _output_bias(mean_target: float | Tensor, loss: Loss | None, k: int) -> Tensor:

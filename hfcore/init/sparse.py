@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hfcore.draws import check_scale
 from hfcore.init.common import (
-    WEIGHTS,
     check_model,
-    check_scale,
+    is_recurrent,
     linear_layers,
+    names_its_weights,
     normal,
     uniform,
     zero_biases,
 )
-from hfcore.models.mlp import MLP
-from hfcore.models.rnn import RNN
 
 # The release of M&S 2011: W_hx is this much smaller.
 _INPUT_SCALE = 0.25
@@ -66,12 +66,12 @@ def sparse_(
     if not isinstance(fan_in, int) or fan_in < 1:
         raise ValueError(f"fan_in: got {fan_in!r}, need an int of at least 1")
     check_scale("scale", scale)
-    if isinstance(model, RNN):
+    if is_recurrent(model):
         if activations is not None:
             raise ValueError("activations: got some for an hf.RNN, need None: it knows its units")
         input_scale = _INPUT_SCALE if input_scale is None else input_scale
         check_scale("input_scale", input_scale)
-        _sparse_rnn(model, generator, fan_in, scale, input_scale, sparse_inputs, replacement)
+        _sparse_recurrent(model, generator, fan_in, scale, input_scale, sparse_inputs, replacement)
         return
     if input_scale is not None or sparse_inputs:
         raise ValueError("input_scale, sparse_inputs: are for an hf.RNN, need the defaults")
@@ -85,8 +85,8 @@ def sparse_(
         below = unit
 
 
-def _sparse_rnn(
-    model: RNN,
+def _sparse_recurrent(
+    model: Any,
     generator: torch.Generator,
     fan_in: int,
     scale: float,
@@ -95,17 +95,18 @@ def _sparse_rnn(
     replacement: bool,
 ) -> None:
     std = scale / fan_in**0.5
-    for name in WEIGHTS:
-        w = getattr(model, name)
-        if name == "W_hh" and model.sparse:  # drawn as the dense net draws it: the same net
+    inputs = {id(w) for w in model.input_matrices()}
+    for w in model.matrices():
+        of_entries = getattr(model, "sparse", False) and w is model.W_hh
+        if of_entries:  # drawn as the dense net draws it: the same net
             w = torch.empty(model.hidden_size, model.hidden_size, device="meta")
         values = std * normal(w, generator)
-        if name == "W_hx":
+        if id(w) in inputs:
             values *= input_scale
-        if name != "W_hx" or sparse_inputs:
-            values *= (kept := _incoming(w, fan_in, generator, replacement))
-        if name == "W_hh" and model.sparse:
-            model.set_recurrence(*_entries(values, kept))
+        if id(w) not in inputs or sparse_inputs:
+            values *= (mask := _incoming(w, fan_in, generator, replacement))
+        if of_entries:
+            model.set_recurrence(*_entries(values, mask))
         else:
             w.copy_(values)
     zero_biases(model)
@@ -126,8 +127,8 @@ def _entries(W: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
 def _units(model: nn.Module, activations: Sequence[str] | None) -> list[tuple[nn.Linear, str]]:
     """Every Linear layer with the name of its units, "" where unknown."""
     layers = linear_layers(model)
-    if activations is None and isinstance(model, MLP):
-        activations = model.activations
+    if activations is None and names_its_weights(model):
+        activations = getattr(model, "activations", None)
     if activations is None:
         order = [m for m in model.modules() if not any(m.children())]
         follows = {id(a): b for a, b in pairwise(order)}

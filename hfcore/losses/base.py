@@ -157,7 +157,9 @@ class Loss(ABC):
             return float(cases)
         lead = targets.shape if self.takes_classes else targets.shape[:-1]
         weight = float(lead.numel()) if mask is None else float(mask.sum(dtype=torch.float64))
-        return weight * outputs if self.mean == "elements" else weight
+        if self.mean == "elements" and not self.takes_classes:
+            return weight * outputs
+        return weight
 
     def scale(self, counted: Iterable[float]) -> float:
         """What sums over all batches are multiplied by, from what each is :meth:`counted`.
@@ -235,6 +237,21 @@ class Loss(ABC):
     def net_kind(self) -> str | None:
         """Its name among the ops on whole nets; None: they do not know it."""
         return None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it weighs classes, elements or targets itself."""
+        return False
+
+    @property
+    def means_cases(self) -> bool:
+        """Whether its mean is the plain one over cases."""
+        return self.mean == "cases" and self.factor == 1
+
+    @property
+    def is_recordable(self) -> bool:
+        """Whether its sums, their scale among it, can be recorded as a CUDA graph."""
+        return False
 
     def is_fused(self, mask: Tensor | None) -> bool:
         """Whether L'' is diag(c) or diag(c) − c cᵀ, as ops on whole nets take it."""

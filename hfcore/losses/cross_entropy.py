@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from hfcore.bindings import loss as ops
 from hfcore.losses.base import Mean, weighted
 from hfcore.losses.kernel_loss import KernelLoss
 from hfcore.losses.weights import FixedWeights
@@ -201,6 +202,9 @@ class SoftmaxCrossEntropy(KernelLoss):
         if self.label_smoothing:
             weights = weights + self.label_smoothing * self._weights(s).mean()
         return s, classes, weights if keep is None else weights * keep
+
+    def check_ops(self, outputs: int, targets: Tensor, mask: Tensor | None) -> None:
+        ops.check_values(self.kind, outputs, *self._counting(targets, mask))
 
     def is_fused(self, mask: Tensor | None) -> bool:
         return self.weight is None and (mask is None or mask.dtype == torch.bool)

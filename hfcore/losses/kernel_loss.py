@@ -31,17 +31,14 @@ class KernelLoss(Loss):
     @property
     def net_kind(self) -> str | None:
         """None as well where the loss has weights or a mean of its own."""
-        plain = self.mean == "cases" and not self.has_weights
+        plain = self.means_cases and not self.has_weights
         return self.kind if plain and self.kind in ops.NET_KINDS else None
 
     @property
-    def has_weights(self) -> bool:
-        """Whether it weighs classes, elements or targets itself."""
-        return False
+    def is_recordable(self) -> bool:
+        return self.mean in ("cases", "sum")
 
     def check_ops(self, outputs: int, targets: Tensor, mask: Tensor | None) -> None:
-        s = targets.new_empty((1, *targets.shape[1:3], outputs), dtype=torch.float32)
-        _, targets, mask = self.prepared(s, targets, mask)
         ops.check_values(self.kind, outputs, targets, mask)
 
     def values(

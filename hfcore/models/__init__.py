@@ -1,4 +1,4 @@
-"""Models that own fused curvature."""
+"""Models as torch modules; their fused passes are in ``hfcore/nets``."""
 
 from hfcore.models.rnn import RNN
 

@@ -14,8 +14,8 @@ from hfcore.bindings import sparse as sparse_ops
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.bindings.recurrence import RnnWeights
 from hfcore.bindings.sparse import EllPattern
-from hfcore.init.common import check_scale
-from hfcore.init.esn import esn_recurrence
+from hfcore.draws import check_scale
+from hfcore.spectral import esn_recurrence
 
 # Bytes of hidden states that a fit holds at once, in the reservoir's dtype.
 FIT_BYTES = 64 << 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class MLP(nn.Module):
     ``layers.0.weight [m,n]``, ``layers.0.bias [m]`` …
 
     The forward pass is plain torch: autograd and torch.func hold to any order. ``hf.HessianFree``
-    and the curvature operators run on fused kernels instead (``hfcore/curvature/mlp.py``).
+    and the curvature operators run on fused kernels instead (``hfcore/nets/mlp.py``).
 
     Args:
         sizes: units of every layer, inputs first; at least two, each at least 1.
@@ -68,6 +69,14 @@ class MLP(nn.Module):
             for n, m in pairwise(self.sizes)
         )
         self.reset_parameters(generator)
+
+    def matrices(self) -> list[nn.Parameter]:
+        """The weights W_1, W_2 … that initialisations draw, in this order."""
+        return [cast(nn.Parameter, layer.weight) for layer in self.layers]
+
+    def biases(self) -> list[nn.Parameter]:
+        """b_1, b_2 …"""
+        return [cast(nn.Parameter, layer.bias) for layer in self.layers]
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Weights from N(0, 1/fan-in), so that each unit sees a variance near 1; biases 0.

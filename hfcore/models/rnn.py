@@ -14,7 +14,7 @@ from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.bindings.dispatch import forced_backend
 from hfcore.bindings.recurrence import RnnShape, RnnWeights
 from hfcore.bindings.sparse import EllPattern
-from hfcore.models.fan_in import distinct_columns
+from hfcore.fan_in import distinct_columns
 from hfcore.models.recurrence_library import rnn_outputs
 from hfcore.models.sparse_recurrence import sparse_outputs
 
@@ -115,6 +115,18 @@ class RNN(nn.Module):
         """The sizes (n, H, k)."""
         return RnnShape(self.input_size, self.hidden_size, self.output_size)
 
+    def matrices(self) -> list[nn.Parameter]:
+        """W_hx, W_hh, W_yh: the weights that initialisations draw, in this order."""
+        return [self.W_hx, self.W_hh, self.W_yh]
+
+    def input_matrices(self) -> list[nn.Parameter]:
+        """Those of them that the inputs meet."""
+        return [self.W_hx]
+
+    def biases(self) -> list[nn.Parameter]:
+        """b_h, b_init, b_y, which start at zero."""
+        return [self.b_h, self.b_init, self.b_y]
+
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
         """Weights from N(0, 1/fan-in), so that each unit sees a variance near 1; biases 0.
 
@@ -125,12 +137,12 @@ class RNN(nn.Module):
             H, K = self.hidden_index.shape
             self.hidden_index.copy_(distinct_columns(H, H, K, generator))
         with torch.no_grad():
-            for W in (self.W_hx, self.W_hh, self.W_yh):
+            for W in self.matrices():
                 # A generator draws on its own device, which need not be that of the parameters.
                 device = W.device if generator is None else generator.device
                 draw = W if device == W.device else torch.empty_like(W, device=device)
                 W.copy_(draw.normal_(0.0, 1.0 / math.sqrt(W.shape[1]), generator=generator))
-            for b in (self.b_h, self.b_init, self.b_y):
+            for b in self.biases():
                 b.zero_()
 
     @property

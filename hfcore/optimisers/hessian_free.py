@@ -19,13 +19,14 @@ from hfcore.batches import Batch, Batches
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.threads import among_kernels
 from hfcore.checked_objective import checked_objective
-from hfcore.curvature.objectives import curvature_of, objective_for
 from hfcore.curvature.operator import check_alone
-from hfcore.curvature.rnn import Normalize, StructuralDistance
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
-from hfcore.nets.unaltered import why_not_fused
+from hfcore.nets.objective import Normalize
+from hfcore.nets.registry import why_altered
+from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import Curvature, CurvatureKind, Objective
+from hfcore.objective_factory import curvature_of, objective_for
 from hfcore.optimisers.backtracking import Backtracking, Schedule
 from hfcore.optimisers.newton_step import NewtonStep, Outcome
 from hfcore.optimisers.options import Options, by_rule, names
@@ -98,7 +99,7 @@ class HessianFree(torch.optim.Optimizer):
     normalize, structural_distance : as in :class:`hfcore.GaussNewton`; hf.RNN only
     seed : of the probes
     strategy, chunk_size : how products of any other module are computed, see
-        ``autograd/objective.py``; what ``"auto"`` measured to be cheapest at the first step becomes
+        ``autograd/objective.py``; what ``"measure"`` found to be cheapest at the first step becomes
         the option, so that a resumed run computes as before
     options : further keywords of the model's objective, such as ``memory`` and ``batch_dim``
 
@@ -329,7 +330,8 @@ class HessianFree(torch.optim.Optimizer):
         with ledger.phase("curvature"):
             kind = options.function.curvature
             curvature = curvature_of(objective, roles.curvature, theta, kind)
-            group["strategy"] = getattr(curvature, "strategy", group["strategy"])
+            if group["strategy"] == "measure":  # recorded: a resumed run computes as before
+                group["strategy"] = getattr(curvature, "strategy", "measure")
             ledger.messages.extend(getattr(curvature, "messages", ()))
             ledger.objective_evaluations += objective.minibatches(roles.curvature)
         with ledger.phase("preconditioner"):
@@ -414,7 +416,7 @@ class HessianFree(torch.optim.Optimizer):
         model = None if self._closures is None else self._closures.module
         if model is None or isinstance(objective, ModuleObjective | BackwardObjective):
             return
-        reason = why_not_fused(model)
+        reason = why_altered(model)
         if reason is not None:
             raise ValueError(
                 f"model: was altered since the optimiser was built, {reason}; a new optimiser goes "

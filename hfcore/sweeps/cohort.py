@@ -7,15 +7,15 @@ next test.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfcore.bindings.momentum import Step
-from hfcore.curvature.grouped import GroupedGradient
 from hfcore.momentum_schedules import Schedule
+from hfcore.nets.grouped import GroupedGradient
 from hfcore.sweeps.grid import RunSettings
 from hfcore.training.data import TrainingData
 
@@ -132,7 +132,7 @@ class Cohort:
 
     # ---- checkpoints
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "indices": self.indices,
             "done": self.done,
@@ -146,8 +146,8 @@ class Cohort:
             "data": self._data.state(),
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        """Continue where :meth:`state` was taken, to the bit."""
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where :meth:`state_dict` was taken, to the bit."""
         rows = [self.indices.index(index) for index in state["indices"]]
         self.keep(rows)
         self.done = state["done"]
@@ -159,3 +159,14 @@ class Cohort:
         self._losses.copy_(state["losses"])
         self._summed = state["summed"]
         self._data.load_state(state["data"])
+
+
+class Cohorts(list[Cohort]):
+    """All cohorts of a sweep, as one part of its checkpoints."""
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [cohort.state_dict() for cohort in self]
+
+    def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
+        for cohort, its_state in zip(self, state, strict=True):
+            cohort.load_state_dict(its_state)

@@ -7,11 +7,10 @@ nothing but the memory they take.
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -20,21 +19,22 @@ from torch import Tensor
 
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
-from hfcore.curvature.grouped import BATCHES_ON, GroupedGradient, grouped_gradient
 from hfcore.flat import FlatParameters
-from hfcore.problems import Problem, ZeroOne, create
-from hfcore.sweeps.cohort import Cohort
+from hfcore.nets.grouped import BATCHES_ON, GroupedGradient, grouped_gradient
+from hfcore.problems import Problem, create
+from hfcore.sweeps.cohort import Cohort, Cohorts
 from hfcore.sweeps.grid import Grid, RunSettings, expand
-from hfcore.sweeps.outcome import Test, case_count, constant_output
+from hfcore.sweeps.measured import Tests, measure
+from hfcore.sweeps.outcome import Test, constant_output
 from hfcore.sweeps.progress import SweepDisplay
 from hfcore.sweeps.result import Reason, SweepResult
 from hfcore.sweeps.settings import SCHEDULES, ScheduleName, SweepSettings
 from hfcore.sweeps.starts import Start, default_start
 from hfcore.training.atomic import write_atomic
 from hfcore.training.data import TrainingData
-from hfcore.training.errors import CheckpointError
 from hfcore.training.interrupts import stop_on_signal
-from hfcore.training.run_folder import RunFolder, read_metrics
+from hfcore.training.resumable import Counters, Resumable
+from hfcore.training.run_folder import RunFolder
 
 
 def sweep(
@@ -129,6 +129,13 @@ def sweep(
         return SweepLoop(settings, folder, display).run()
 
 
+@dataclass
+class Progress(Counters):
+    """Counters of a sweep besides those of its cohorts; part of every checkpoint."""
+
+    seconds: float = 0.0
+
+
 class SweepLoop:
     """One call of :func:`sweep`: the cohorts, their tests and the folder."""
 
@@ -138,13 +145,18 @@ class SweepLoop:
         self.settings = settings
         self.folder = folder
         self.display = display
-        self.tests: list[list[Test]] = [[] for _ in settings.runs]
-        self.seconds = 0.0
+        self.at = Progress()
+        self.tests = Tests(len(settings.runs))
         self.passes = self._passes()
-        self.cohorts = [self._cohort(indices) for indices in settings.cohorts()]
+        self.cohorts = Cohorts(self._cohort(indices) for indices in settings.cohorts())
         self._test_sets: dict[int, list[Batch]] = {}
         self.constant = constant_output(settings.problem, self.test_set(settings.runs[0].seed))
-        self._stored_at = -1
+        self.stored = Resumable(
+            folder,
+            {"progress": self.at, "tests": self.tests, "cohorts": self.cohorts},
+            self._done,
+            "this sweep",
+        )
 
     def _passes(self) -> GroupedGradient:
         model = self.settings.build(0)
@@ -182,9 +194,9 @@ class SweepLoop:
 
     def run(self) -> SweepResult:
         """Train to the end, or until interrupted."""
-        self._begin_or_resume()
-        began = time.perf_counter() - self.seconds
-        stored = time.perf_counter()
+        self.stored.begin_or_resume()
+        began = time.perf_counter() - self.at.seconds
+        saved = time.perf_counter()
         reason: Reason = "updates"
         with stop_on_signal() as interrupted:
             if self.display is not None:
@@ -192,16 +204,16 @@ class SweepLoop:
             try:
                 while (cohort := self._next()) is not None and not interrupted():
                     self._advance(cohort, interrupted)
-                    self.seconds = time.perf_counter() - began
-                    if time.perf_counter() - stored > self.settings.checkpoint_seconds:
-                        self._checkpoint()
-                        stored = time.perf_counter()
+                    self.at.seconds = time.perf_counter() - began
+                    if time.perf_counter() - saved > self.settings.checkpoint_seconds:
+                        self.stored.save()
+                        saved = time.perf_counter()
             finally:
                 if self.display is not None:
                     self.display.end()
             if self._next() is not None:
                 reason = "interrupted"
-        self._checkpoint()
+        self.stored.save()
         return self._result(reason)
 
     def _next(self) -> Cohort | None:
@@ -223,47 +235,32 @@ class SweepLoop:
         cohort.retire()
         self._test(cohort)
 
-    @torch.no_grad()
     def _test(self, cohort: Cohort) -> None:
         means = cohort.mean_losses()
         lines = []
         for index, measured in zip(cohort.indices, self._measured(cohort), strict=True):
             test = Test(cohort.done, means[index], *measured)
-            self.tests[index].append(test)
+            self.tests.add(index, test)
             lines.append([index, *vars(test).values()])
         if self.folder is not None:
             self.folder.log(
                 {
                     "iteration": self._done(),
                     "update": cohort.done,
-                    "training_seconds": self.seconds,
+                    "training_seconds": self.at.seconds,
                     "running": len(cohort.indices),
                     "tests": lines,
                 }
             )
         if self.display is not None:
-            self.display.report(cohort.done, [tests[-1] for tests in self.tests if tests])
+            self.display.report(cohort.done, self.tests.last())
 
     def _measured(self, cohort: Cohort) -> list[list[float]]:
         """Loss, error and share of wrong cases of every run, on the test set of their seed."""
         if not cohort.runs:
             return []
-        problem, theta = self.settings.problem, cohort.theta
-        measured = torch.zeros(3, len(theta), dtype=torch.float64, device=theta.device)
         batches = self.test_set(cohort.runs[0].seed)
-        cases = sum(case_count(batch) for batch in batches)
-        loss, error, wrong = measured
-        for batch in batches:
-            for nets, s, losses in self.passes.tested(theta, batch, 1.0 / cases):
-                loss[nets] += losses
-                error[nets] += problem.errors(s, batch).sum(-1, dtype=torch.float64)
-                if isinstance(problem, ZeroOne):
-                    wrong[nets] += problem.wrong(s, batch).sum(-1)
-                else:
-                    wrong[nets] = math.nan
-        measured[1:] /= cases
-        rows: list[list[float]] = measured.T.tolist()
-        return rows
+        return measure(self.settings.problem, self.passes, cohort.theta, batches)
 
     def _done(self) -> int:
         """Updates of all cohorts: counts up through the whole sweep."""
@@ -282,52 +279,19 @@ class SweepLoop:
             diverged |= cohort.diverged_at
         result = SweepResult(
             self.settings.runs,
-            self.tests,
+            self.tests.of,
             diverged,
             parameters,
             self.constant,
             reason,
             min(cohort.done for cohort in self.cohorts),
-            self.seconds,
+            self.at.seconds,
             self.settings.solved_below,
         )
-        return result if self.folder is None else _stored(result, self.folder.path)
-
-    # ---- checkpoints
-
-    def _begin_or_resume(self) -> None:
-        if self.folder is None:
-            return
-        checkpoint = self.folder.checkpoints.load()
-        if checkpoint is None:
-            self.folder.require_unstarted()
-            self.folder.start_logs(0)
-            self._checkpoint()
-            return
-        try:
-            self.seconds = checkpoint.state["seconds"]
-            for cohort, state in zip(self.cohorts, checkpoint.state["cohorts"], strict=True):
-                cohort.load_state(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"{self.folder.checkpoints.folder}: iteration {checkpoint.iteration} does not fit "
-                f"this sweep: {error}"
-            ) from error
-        self._stored_at = checkpoint.iteration
-        self.folder.start_logs(checkpoint.iteration)
-        for line in read_metrics(self.folder.path / "metrics.jsonl"):
-            for index, update, *values in line["tests"]:
-                self.tests[index].append(Test(update, *map(float, values)))
-
-    def _checkpoint(self) -> None:
-        if self.folder is None or self._stored_at == self._done():
-            return
-        cohorts = [cohort.state() for cohort in self.cohorts]
-        self.folder.checkpoint(self._done(), {"seconds": self.seconds, "cohorts": cohorts})
-        self._stored_at = self._done()
+        return result if self.folder is None else _written(result, self.folder.path)
 
 
-def _stored(result: SweepResult, folder: Path) -> SweepResult:
+def _written(result: SweepResult, folder: Path) -> SweepResult:
     """The same with its tables, final parameters and plots written into ``folder``."""
     from hfcore.sweeps.plots import draw_plots  # matplotlib is slow to import
 

@@ -6,7 +6,6 @@ run's bits do not depend on its round.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -17,6 +16,7 @@ from hfcore.sweeps.engine import sweep
 from hfcore.sweeps.grid import OPTIMISER_KEYS, RunSettings
 from hfcore.sweeps.result import SweepResult, join
 from hfcore.training.errors import RunFolderError
+from hfcore.training.run_folder import read_config
 
 
 def sweep_in_rounds(
@@ -54,12 +54,13 @@ def sweep_in_rounds(
 def _runs_in(folder: Path) -> list[RunSettings] | None:
     """The runs of the sweep in ``folder``, None if there is none."""
     path = folder / "config.json"
-    if not path.exists():
+    config = read_config(path)
+    if config is None:
         return None
     try:
-        rows = json.loads(path.read_bytes())["sweep"]
+        rows = config["sweep"]
         return [_run(rows[str(i)]) for i in range(len(rows))]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise RunFolderError(f"{path}: is not the config of a sweep: {error}") from error
 
 

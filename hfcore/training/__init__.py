@@ -7,6 +7,7 @@ from hfcore.training.callbacks import Callback, Scheduled, TrainState
 from hfcore.training.environment import describe_environment
 from hfcore.training.errors import CheckpointError, ConfigMismatchError, RunFolderError
 from hfcore.training.limits import Limits
+from hfcore.training.load import LoadedRun, load_run
 from hfcore.training.loop import train
 from hfcore.training.phased import Phased
 from hfcore.training.result import TrainResult
@@ -20,12 +21,14 @@ __all__ = [
     "ConfigMismatchError",
     "EarlyStopping",
     "Limits",
+    "LoadedRun",
     "Phased",
     "RunFolderError",
     "Scheduled",
     "TrainResult",
     "TrainState",
     "describe_environment",
+    "load_run",
     "read_metrics",
     "train",
     "write_atomic",

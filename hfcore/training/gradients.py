@@ -14,12 +14,11 @@ from torch import Tensor, nn
 
 from hfcore.batches import Batch
 from hfcore.bindings.momentum import Step
-from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
-from hfcore.curvature.objectives import why_left_to_autograd
 from hfcore.flat import FlatParameters
 from hfcore.flat_memory import joined, side_by_side
 from hfcore.losses import Loss
-from hfcore.nets.unaltered import why_not_fused
+from hfcore.nets.grouped import GroupedGradient, grouped_gradient
+from hfcore.nets.registry import why_altered, why_left_to_autograd
 from hfcore.optimisers.flat_state import SideBySide
 
 logger = logging.getLogger("hfcore")
@@ -66,7 +65,7 @@ class FusedBackpropagation:
         return losses[0]
 
     def _check_unaltered(self) -> None:
-        reason = why_not_fused(self._model)
+        reason = why_altered(self._model)
         if reason is not None:
             raise ValueError(
                 f"model: was altered during the run, {reason}; a new run goes through autograd"
@@ -110,9 +109,10 @@ class AutogradBackpropagation:
         s = self._model(batch.inputs)
         if not isinstance(self._loss, Loss):
             return self._through(s, batch)
+        loss, outputs = self._loss, s.detach()
         cases = self._count if isinstance(self._count, int) else self._count(batch)
-        outputs, scale = s.detach(), 1.0 / cases
-        value = self._loss.value(outputs, batch.targets, batch.mask, scale=scale)
+        scale = loss.scale([loss.counted(batch.targets, batch.mask, s.shape[-1], cases)])
+        value = loss.value(outputs, batch.targets, batch.mask, scale=scale)
         s.backward(gradient=self._loss.gradient(outputs, batch.targets, batch.mask, scale=scale))
         return value
 

@@ -22,6 +22,7 @@ from hfcore.training.feeds import Feed
 from hfcore.training.interrupts import stop_on_signal
 from hfcore.training.limits import Limits
 from hfcore.training.metrics import Metric
+from hfcore.training.metrics_log import as_python
 from hfcore.training.progress import ProgressDisplay
 from hfcore.training.result import TrainResult
 from hfcore.training.resumable import Counters, RandomStates, Resumable
@@ -63,7 +64,7 @@ def train(
     batch_size: int | None = None,
     gradient_batches: int | None = None,
     batch_dim: int | None = None,
-    test_size: int = 10_000,
+    test_size: int = setup.TEST_SIZE,
     solved_below: float = 0.01,
     test_every: int | None = None,
     test_untrained: bool = False,
@@ -280,7 +281,7 @@ class _Run:
             objective_evaluations=_in_minibatches(self.at.evaluated),
             seconds=self.at.seconds,
             test_error=_or_nan(self.at.test_error),
-            validation_error=_or_nan(self.at.validation_error),
+            validation_error=self.at.validation_error,
             run_dir=None if folder is None else folder.path,
             plots=() if folder is None else folder.draw(solved_below=self._solved_below()),
         )
@@ -355,8 +356,10 @@ class _Run:
         self.metrics = line
         state = self._state()
         for hook in self.hooks:
-            line |= hook.measure(state)
-        if self.folder is not None:
+            line |= {key: as_python(value) for key, value in hook.measure(state).items()}
+        if self.folder is None:
+            return
+        if self.at.iteration or not self.folder.lines:  # the untrained model's line may be there
             self.folder.log(line)
 
     def _test_untrained(self) -> None:

@@ -58,16 +58,20 @@ def cut_metrics(path: Path, after: int) -> int:
 
 
 def plain(value: Any) -> Any:
-    """JSON without NaN and Infinity, which the format does not know; numbers of NumPy and torch
-    become Python's."""
+    """JSON without NaN and Infinity, which the format does not know."""
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, float) and not math.isfinite(value):
         return repr(float(value))
+    return value
+
+
+def as_python(value: Any) -> Any:
+    """A number of NumPy or torch as one of Python, other things as they are."""
     if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
-        return plain(value.item())
+        return value.item()
     return value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -76,24 +77,36 @@ def build_model(config: Mapping[str, Any]) -> nn.Module:
 
 
 def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.Optimizer | None:
-    """The optimiser of the ``optimizer`` section, untrained; None for one that cannot be built from
-    it: a class of another library, a loss or objective of the user's own."""
-    options = {k: v for k, v in config.items() if k not in ("name", "loss", "groups")}
+    """The optimiser of the ``optimizer`` section, untrained.
+
+    None for one that the section does not tell: a class of another library, several groups of
+    parameters, a loss, objective or option of the user's own.
+    """
     name = config["name"]
-    if "groups" in config:
-        return None
     if name == "HessianFree":
-        loss = LOSSES.get(str(config.get("loss")).removesuffix("()"))
-        if loss is None:
-            return None
-        for key, value in options.items():
-            if isinstance(value, list):
-                options[key] = tuple(value)
-        return HessianFree(model, loss(), **options)
-    made = OPTIMISERS.get(name)
-    if made is None and isinstance(getattr(torch.optim, name, None), type):
-        made = getattr(torch.optim, name)
-    if made is None:
+        made: Callable[..., torch.optim.Optimizer] | None = HessianFree
+    else:
+        made = OPTIMISERS.get(name) or getattr(torch.optim, name, None)
+    if made is None or "groups" in config or "objective" in config:
         return None
-    known = set(made(model.parameters(), lr=1e-3).param_groups[0])
-    return made(model.parameters(), **{k: v for k, v in options.items() if k in known})
+    parameters = inspect.signature(made).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    options = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in config.items()
+        if key not in ("name", "loss") and (takes_any or key in parameters)
+    }
+    if "loss" in config:
+        options["loss"] = loss_called(config["loss"])
+        if options["loss"] is None:
+            return None
+    try:
+        return made(model if name == "HessianFree" else model.parameters(), **options)
+    except (TypeError, ValueError):
+        return None
+
+
+def loss_called(described: Any) -> losses.Loss | None:
+    """The loss of hf.losses that :func:`describe` gave these words, None for another."""
+    known = LOSSES.get(str(described).removesuffix("()"))
+    return None if known is None else known()

@@ -29,8 +29,8 @@ class TrainResult:
     is no test part."""
     run_dir: Path | None
     plots: tuple[Path, ...]
-    validation_error: float = float("nan")
-    """The same of the validation part."""
+    validation_error: float | None = None
+    """The same of the validation part, None where there is none."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able; plots by their names in the run folder's ``plots``."""
@@ -41,6 +41,6 @@ class TrainResult:
     def from_json(cls, stored: dict[str, Any], run_dir: Path) -> Self:
         """The result that :meth:`to_json` gave. Raises KeyError, TypeError or ValueError for
         other things."""
-        numbers = {key: float(stored[key]) for key in ("test_error", "validation_error")}
         plots = tuple(run_dir / "plots" / name for name in stored["plots"])
-        return cls(**{**stored, **numbers, "plots": plots, "run_dir": run_dir})
+        error = float(stored["test_error"])  # "nan" is a text in JSON
+        return cls(**{**stored, "test_error": error, "plots": plots, "run_dir": run_dir})

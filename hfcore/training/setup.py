@@ -26,6 +26,7 @@ from hfcore.training.steps import Count, count_along, device_of
 # Of a Hessian-free step on a problem or a DataLoader; a first-order update takes one.
 GRADIENT_BATCHES = 10
 BATCH_SIZE = 1000
+TEST_SIZE = 10_000
 
 
 @dataclass(frozen=True)

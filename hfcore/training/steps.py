@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.momentum import Step
-from hfcore.curvature.grouped import BATCHES_ON
 from hfcore.losses import Loss
+from hfcore.nets.grouped import BATCHES_ON
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import UpdatingClosure
 from hfcore.training.gradients import FusedBackpropagation, backpropagation

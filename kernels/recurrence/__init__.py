@@ -4,6 +4,13 @@
 ``hfcore.bindings.recurrence`` only.
 """
 
-from hfcore.kernels.recurrence.layout import RnnShape, RnnWeights, split_flat
+from hfcore.kernels.recurrence.layout import (
+    NONLINEARITIES,
+    Curvature,
+    ForwardPass,
+    RnnShape,
+    RnnWeights,
+    split_flat,
+)
 
-__all__ = ["RnnShape", "RnnWeights", "split_flat"]
+__all__ = ["NONLINEARITIES", "Curvature", "ForwardPass", "RnnShape", "RnnWeights", "split_flat"]

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfcore.kernels.gpu_launch import Argument, Launch, Scratch, grid, round_up
+from hfcore.kernels.gpu_launch import Argument, Launch, grid, round_up
 from hfcore.kernels.recurrence import gpu_products as products
 from hfcore.kernels.recurrence.gpu_launch import (
     ELEMENTWISE_THREADS,
@@ -31,10 +31,17 @@ from hfcore.kernels.recurrence.gpu_launch import (
     group_of,
     optional,
 )
-from hfcore.kernels.recurrence.layout import RnnShape, RnnWeights, split_flat
+from hfcore.kernels.recurrence.layout import (
+    NONLINEARITIES,
+    Curvature,
+    ForwardPass,
+    RnnShape,
+    RnnWeights,
+    split_flat,
+)
+from hfcore.kernels.scratch import Scratch
 
 __all__ = [
-    "Scratch",
     "linear_scan",
     "plan",
     "rnn_backward",
@@ -43,18 +50,19 @@ __all__ = [
 ]
 
 
-def _unnamed(_: str) -> AbstractContextManager[None]:
+# Names a stretch of work for a profiler.
+Annotate = Callable[[str], AbstractContextManager[None]]
+
+
+def unnamed(_: str) -> AbstractContextManager[None]:
+    """No names."""
     return nullcontext()
 
-
-# Names a pass for a profiler; the bindings put NVTX ranges here.
-annotate: Callable[[str], AbstractContextManager[None]] = _unnamed
 
 # Dynamic shared memory of a block: sm_80 has the least of the architectures that are compiled for.
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 SMALLEST_SHARED_LIMIT = min(SHARED_LIMIT.values())
 
-NONLINEARITIES = ("tanh", "logistic", "relu")
 GIVEN = 3  # the factor of a scan is d itself
 
 # The constants of gpu_tile.cuh and what the kernels are compiled for.
@@ -235,19 +243,17 @@ def linear_scan(
 
 def rnn_backward(
     launch: Launch,
-    x: Tensor,
-    h: Tensor,
-    w: RnnWeights,
+    at: ForwardPass,
     gs: Tensor,
-    nonlinearity: str,
-    steps: Tensor | None,
     *,
     out: Tensor | None = None,
     stop: Tensor | None = None,
     shared_limit: int = SMALLEST_SHARED_LIMIT,
+    annotate: Annotate = unnamed,
 ) -> Tensor:
     """Flat parameter gradient ``[G,N]`` by BPTT from ``gs = ∂L/∂s [G,T_out,B,k]``."""
     run = Run(launch, stop, shared_limit, Scratch())
+    (x, _, w, nonlinearity, steps), h = at, at.states
     G = group_of(x, h, *w, gs)
     x, h, w, gs, steps = dense(x), dense(h), dense_weights(w), dense(gs), optional(steps)
     out = _flat(out, G, x, h, gs)
@@ -262,25 +268,18 @@ def rnn_backward(
 
 def rnn_gauss_newton(
     launch: Launch,
-    x: Tensor,
-    h: Tensor,
-    w: RnnWeights,
+    at: ForwardPass,
     v: Tensor,
-    c: Tensor,
-    rank_one: bool,
-    nonlinearity: str,
-    steps: Tensor | None,
-    scale: float,
-    structural: float,
-    damping: float,
+    curvature: Curvature,
     *,
     out: Tensor | None = None,
     accumulate: bool = False,
     stop: Tensor | None = None,
     scratch: Scratch | None = None,
     shared_limit: int = SMALLEST_SHARED_LIMIT,
+    annotate: Annotate = unnamed,
 ) -> Tensor:
-    """scale·(Jᵀ L'' J + structural·D-term) v + damping·v, flat ``[G,N]`` -> ``[G,N]``.
+    """The product of :class:`Curvature` with flat tangents, ``[G,N]`` -> ``[G,N]``.
 
     R-op kernel, L'' at the output steps, reverse scan kernel, gradient products (all of
     :func:`reference.rnn_gauss_newton`). Without structural damping the R-op writes Rh at the
@@ -288,6 +287,8 @@ def rnn_gauss_newton(
     ``out``.
     """
     run = Run(launch, stop, shared_limit, Scratch() if scratch is None else scratch)
+    (x, _, w, nonlinearity, steps), h = at, at.states
+    c, rank_one, scale, structural, damping = curvature
     G = group_of(x, h, *w, v, c)
     x, h, w, v, c = dense(x), dense(h), dense_weights(w), dense(v), dense(c)
     steps = optional(steps)

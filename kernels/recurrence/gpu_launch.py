@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfcore.kernels.gpu_launch import Launch, Scratch
+from hfcore.kernels.gpu_launch import Launch
 from hfcore.kernels.recurrence.layout import RnnWeights
+from hfcore.kernels.scratch import Scratch
 
 ELEMENTWISE_THREADS = 256
 

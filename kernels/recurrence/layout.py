@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+NONLINEARITIES = ("tanh", "logistic", "relu")
+
 
 class RnnWeights(NamedTuple):
     """Parameters (or a tangent, or a gradient) of G recurrent nets, in the 2011 paper's names.
@@ -46,6 +48,42 @@ class RnnShape(NamedTuple):
         """Shape of each parameter, in the order of :class:`RnnWeights`."""
         n, H, k = self
         return ((H, n), (H, H), (k, H), (H,), (H,), (k,))
+
+
+class ForwardPass(NamedTuple):
+    """Where derivatives are taken: nets, their inputs, and the states that these gave.
+
+    ``x [G,T,B,n]``; ``h [G,T,B,H]``, or None where whoever takes the derivatives makes the states
+    again. Outputs are taken at ``steps``, int64 ``[T_out]`` that increase; None means all T.
+    """
+
+    x: Tensor
+    h: Tensor | None
+    w: RnnWeights
+    nonlinearity: str
+    steps: Tensor | None
+
+    @property
+    def states(self) -> Tensor:
+        """h, which must be there."""
+        if self.h is None:
+            raise ValueError("h: got None, need the states of the forward pass")
+        return self.h
+
+
+class Curvature(NamedTuple):
+    """The matrix scale·(Jᵀ L'' J + structural·J_tᵀ D'' J_t) + damping·I of a forward pass.
+
+    J is the Jacobian of the outputs, L'' = diag(c) − [rank_one] c cᵀ at each of them, with
+    ``c [G,T_out,B,k]``. J_t is that of the pre-activations t and D'' = e'(t): the structural
+    damping of Martens & Sutskever (2011).
+    """
+
+    c: Tensor
+    rank_one: bool = False
+    scale: float = 1.0
+    structural: float = 0.0
+    damping: float = 0.0
 
 
 def split_flat(flat: Tensor, shape: RnnShape) -> RnnWeights:

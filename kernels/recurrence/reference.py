@@ -9,7 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hfcore.kernels.recurrence.layout import RnnShape, RnnWeights, split_flat
+from hfcore.kernels.recurrence.layout import (
+    Curvature,
+    ForwardPass,
+    RnnShape,
+    RnnWeights,
+    split_flat,
+)
 
 
 def activation(t: Tensor, nonlinearity: str) -> Tensor:
@@ -114,10 +120,9 @@ def _parameter_gradient(
     )
 
 
-def rnn_backward(
-    x: Tensor, h: Tensor, w: RnnWeights, gs: Tensor, nonlinearity: str, steps: Tensor | None
-) -> Tensor:
-    """Backpropagation through time of gs = ∂L/∂s to the flat parameter gradient ``[G,N]``."""
+def rnn_backward(at: ForwardPass, gs: Tensor) -> Tensor:
+    """Backpropagation through time of gs = ∂L/∂s ``[G,T_out,B,k]`` to the gradient ``[G,N]``."""
+    (x, _, w, nonlinearity, steps), h = at, at.states
     shape = RnnShape(x.shape[-1], h.shape[-1], gs.shape[-1])
     d = activation_derivative(h, nonlinearity)
     u = _scatter(steps, _times(gs, w.W_yh), h.shape[1])
@@ -138,24 +143,14 @@ def rnn_tangent(
     return Rh, Rs
 
 
-def rnn_gauss_newton(
-    x: Tensor,
-    h: Tensor,
-    w: RnnWeights,
-    v: Tensor,
-    c: Tensor,
-    rank_one: bool,
-    nonlinearity: str,
-    steps: Tensor | None,
-    scale: float,
-    structural: float,
-    damping: float,
-) -> Tensor:
-    """scale·(Jᵀ L'' J + structural·D-term) v + damping·v, flat ``[G,N]`` -> ``[G,N]``.
+def rnn_gauss_newton(at: ForwardPass, v: Tensor, curvature: Curvature) -> Tensor:
+    """The product of :class:`Curvature` with flat tangents, ``[G,N]`` -> ``[G,N]``.
 
-    L'' is given as gs = c ⊙ Rs − [rank_one] c (cᵀ Rs). The structural term enters the reverse
+    L'' is applied as gs = c ⊙ Rs − [rank_one] c (cᵀ Rs). The structural term enters the reverse
     scan as a_t = structural · D''⊙Rt, and D'' = e' makes that structural · Rh.
     """
+    (x, _, w, nonlinearity, steps), h = at, at.states
+    c, rank_one, scale, structural, damping = curvature
     shape = RnnShape(x.shape[-1], h.shape[-1], c.shape[-1])
     tangent = split_flat(v, shape)
     Rh, Rs = rnn_tangent(x, h, w, tangent, nonlinearity, steps)

@@ -322,10 +322,10 @@ def test_out_of_memory_in_a_step_leaves_everything(monkeypatch: pytest.MonkeyPat
             raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB")
         return product(self, *arguments, **options)
 
-    from hfcore.curvature.rnn import RnnCurvature
+    from hfcore.nets.curvature import FusedCurvature
 
-    product = RnnCurvature.product
-    monkeypatch.setattr(RnnCurvature, "product", failing)
+    product = FusedCurvature.product
+    monkeypatch.setattr(FusedCurvature, "product", failing)
     with pytest.raises(torch.OutOfMemoryError, match=r"2\.00 GiB"):
         opt.step(batch)
     after = opt.state_dict()
@@ -497,10 +497,10 @@ def test_ranges_do_nothing_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_passes_of_a_product_are_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
     """R-op, reverse scan and gradient products, around what launches in each."""
-    from hfcore.bindings import recurrence
-    from hfcore.kernels.recurrence import gpu
+    from hfcore.bindings.forms.recurrence import cuda as form
+    from hfcore.kernels.recurrence import Curvature, ForwardPass, RnnShape, RnnWeights
 
-    assert gpu.annotate is nvtx.annotate
+    assert form.annotate is nvtx.annotate
     events: list[str] = []
 
     @contextlib.contextmanager
@@ -509,23 +509,25 @@ def test_passes_of_a_product_are_ranges(monkeypatch: pytest.MonkeyPatch) -> None
         yield
         events.append(f"{name}>")
 
-    monkeypatch.setattr(gpu, "annotate", annotate)
-    shape = recurrence.RnnShape(2, 8, 1)
-    w = recurrence.RnnWeights(*(torch.zeros(1, *s) for s in shape.shapes))
-    gpu.rnn_gauss_newton(
-        lambda name, *_: events.append(name),
-        torch.zeros(1, 3, 4, 2),
-        torch.zeros(1, 3, 4, 8),
-        w,
-        torch.zeros(1, shape.numel),
-        torch.ones(1, 3, 4, 1),
-        False,
-        "tanh",
-        None,
-        1.0,
-        0.0,
-        0.0,
-    )
+    class Launch:
+        shared_limit = 232_448
+
+        def __call__(self, name: str, *_: object) -> None:
+            events.append(name)
+
+    @contextlib.contextmanager
+    def serving(op: str, family: str, device: torch.device) -> Iterator[Launch]:
+        yield Launch()
+
+    monkeypatch.setattr(cuda, "serving", serving)
+    monkeypatch.setattr(form, "annotate", annotate)
+    shape = RnnShape(2, 8, 1)
+    w = RnnWeights(*(torch.zeros(1, *s) for s in shape.shapes))
+    at = ForwardPass(torch.zeros(1, 3, 4, 2), torch.zeros(1, 3, 4, 8), w, "tanh", None)
+    form.rnn_gauss_newton(
+        at, torch.zeros(1, shape.numel), Curvature(torch.ones(1, 3, 4, 1)), 1,
+        out=None, accumulate=False, stop=None, scratch=None,
+    )  # fmt: skip
     assert events == [
         "<R-op", "rnn_tangent_registers", "rows_product", "R-op>",
         "<reverse scan", "linear_scan_registers", "reverse scan>",
@@ -583,8 +585,8 @@ def test_a_product_is_kernels_and_views(
     For all forms of the rule whose W_hh fits on chip; two batches, structural damping.
     """
     from hfcore.bindings import recurrence
-    from hfcore.curvature.rnn import RnnObjective
     from hfcore.kernels.recurrence import gpu
+    from hfcore.objective_factory import objective_for
 
     T, B = 3, 5
     mask = torch.zeros(T, B, dtype=torch.bool)
@@ -598,7 +600,7 @@ def test_a_product_is_kernels_and_views(
         )
         for b in (B, B - 1)
     ]
-    objective = RnnObjective(model, hf.losses.SoftmaxCrossEntropy())
+    objective = objective_for(model, hf.losses.SoftmaxCrossEntropy())
     theta = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     curvature = objective.curvature(objective.prepare(batches), theta)
     launched: list[str] = []

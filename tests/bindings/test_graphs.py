@@ -18,8 +18,10 @@ import hfcore as hf
 from hfcore.bindings import graphs, momentum
 from hfcore.bindings.graphs import Graphs
 from hfcore.bindings.momentum import Step
-from hfcore.curvature import grouped
-from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
+from hfcore.nets import grouped
+from hfcore.nets.grouped import GroupedGradient, grouped_gradient
+from hfcore.nets.mlp import MlpNet
+from hfcore.nets.net import FusedNet
 
 CPU = torch.device("cpu")
 
@@ -176,7 +178,7 @@ def test_replayed_updates_are_those_of_the_ops(
         soft = kind == "softmax"
         loss = hf.losses.SoftmaxCrossEntropy() if soft else hf.losses.SquaredError()
     if kind == "mlp":  # the CPU has a whole call of its own for these
-        monkeypatch.setattr(grouped.GroupedMlp, "update", GroupedGradient.update)
+        monkeypatch.setattr(MlpNet, "whole_update", FusedNet.whole_update)
     start = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
     thetas = torch.stack([start, 2 * start, -start])
     ends = []

@@ -129,14 +129,22 @@ class Source:
     # ---- spoilt values
 
     def anything(self) -> Any:
-        return self.pick(
-            None, True, 0, 1, -1, 2.5, -0.5, float("nan"), float("inf"), 1e-300, 10**30,
-            sys.maxsize, 1j, "", "nonsense", b"x", [], [1, 2], (), {}, {"a": 1}, object(), int, len,
-            np.float32(1), np.zeros(3), np.zeros((2, 2), dtype=object), torch.zeros(0),
-            torch.zeros(()), torch.zeros(2, 3), torch.full((3,), torch.nan),
-            torch.zeros(3, dtype=torch.int64), torch.zeros(2, dtype=torch.complex64), torch.zeros(2, 2).to_sparse(),
-            torch.zeros(2, device="meta"), nn.Linear(2, 2), iter([]), Path("."),
-        )  # fmt: skip
+        numbers = 0, 1, -1, 2.5, -0.5, float("nan"), float("inf"), 1e-300, 10**30, sys.maxsize, 1j
+        texts = "", "nonsense", b"x", Path(".")
+        holders = [], [1, 2], (), {}, {"a": 1}, iter([]), nn.Linear(2, 2)
+        arrays = np.float32(1), np.zeros(3), np.zeros((2, 2), dtype=object)
+        tensors = (
+            torch.zeros(0),
+            torch.zeros(()),
+            torch.zeros(2, 3),
+            torch.full((3,), torch.nan),
+            torch.zeros(3, dtype=torch.int64),
+            torch.zeros(2, dtype=torch.complex64),
+            torch.zeros(2, 2).to_sparse(),
+            torch.zeros(2, device="meta"),
+        )
+        others = None, True, object(), int, len
+        return self.pick(*others, *numbers, *texts, *holders, *arrays, *tensors)
 
     def spoilt(self, value: Any) -> Any:
         """Something else in the place of ``value``, often of its kind."""

@@ -31,6 +31,8 @@ from emulation import (
     sanitized,
 )
 from hfcore.kernels.recurrence import (
+    Curvature,
+    ForwardPass,
     RnnWeights,
     gpu,
     gpu_products,
@@ -218,12 +220,10 @@ def check_scan(e: Emulator, case: cases.Case, limit: int) -> None:
 
 def check_backward(e: Emulator, case: cases.Case, nonlinearity: str, limit: int) -> None:
     h = case.states(nonlinearity)
-    got = gpu.rnn_backward(
-        e.launch, case.x, h, case.w, case.gs, nonlinearity, case.steps, shared_limit=limit
-    )
-    want = reference.rnn_backward(
-        case.x.double(), h.double(), doubles(case.w), case.gs.double(), nonlinearity, case.steps
-    )
+    at = case.forward_pass(h=h, nonlinearity=nonlinearity)
+    got = gpu.rnn_backward(e.launch, at, case.gs, shared_limit=limit)
+    wide = case.forward_pass(torch.float64, h, nonlinearity)
+    want = reference.rnn_backward(wide, case.gs.double())
     bound = backward_magnitude(case, h, case.gs, None, nonlinearity)
     assert_within(got, want.expand_as(got), roundings(case) * U * bound)
 
@@ -233,14 +233,12 @@ def check_product(
 ) -> None:
     h = case.states(nonlinearity)
     factors = (0.3, structural, 0.7)
-    got = gpu.rnn_gauss_newton(
-        e.launch, case.x, h, case.w, case.v, case.c, rank_one, nonlinearity, case.steps, *factors,
-        shared_limit=limit,
-    )  # fmt: skip
-    x, h, v, c = (p.double() for p in (case.x, h, case.v, case.c))
-    want = reference.rnn_gauss_newton(
-        x, h, doubles(case.w), v, c, rank_one, nonlinearity, case.steps, *factors
-    )
+    at = case.forward_pass(h=h, nonlinearity=nonlinearity)
+    curvature = Curvature(case.c, rank_one, *factors)
+    got = gpu.rnn_gauss_newton(e.launch, at, case.v, curvature, shared_limit=limit)
+    wide = case.forward_pass(torch.float64, h, nonlinearity)
+    curvature = curvature._replace(c=case.c.double())
+    want = reference.rnn_gauss_newton(wide, case.v.double(), curvature)
     bound = product_bound(case, h, rank_one, nonlinearity, factors)
     assert_within(got, want.expand_as(got), bound)
 
@@ -446,10 +444,9 @@ def test_same_bits_in_every_order_and_alone(library: Path, steps: str) -> None:
             rest = {"shared_limit": limit}  # noqa: B023
             states, s = gpu.rnn_forward(e.launch, case.x[part], w, "tanh", case.steps, **rest)
             assert states is not None
-            product = gpu.rnn_gauss_newton(
-                e.launch, case.x[part], h[part], w, case.v[part], case.c[part], True, "tanh",
-                case.steps, 0.3, 0.4, 0.7, **rest,
-            )  # fmt: skip
+            at = ForwardPass(case.x[part], h[part], w, "tanh", case.steps)
+            curvature = Curvature(case.c[part], True, 0.3, 0.4, 0.7)
+            product = gpu.rnn_gauss_newton(e.launch, at, case.v[part], curvature, **rest)
             return [states, s, product]
 
         together = [run(Emulator(library, order), slice(0, 3)) for order in ORDERS]
@@ -606,9 +603,7 @@ def test_steps_without_outputs_do_no_output_work(library: Path) -> None:
         e.launch(kernel, *rest)  # type: ignore[arg-type]
 
     h = case.states("tanh")
-    gpu.rnn_gauss_newton(
-        launch, case.x, h, case.w, case.v, case.c, False, "tanh", case.steps, 1.0, 0.0, 0.0
-    )
+    gpu.rnn_gauss_newton(launch, case.forward_pass(h=h), case.v, Curvature(case.c))
     assert sizes == {"rnn_tangent_registers": 1}
 
 
@@ -627,11 +622,9 @@ def test_stop_leaves_outputs_alone(library: Path, limit: int) -> None:
         rest = {"stop": stop, "shared_limit": limit}
         gpu.rnn_forward(launch, case.x, case.w, "tanh", None, out=states, **rest)
         gpu.linear_scan(launch, case.u, case.d, case.W, None, True, out=scanned, **rest)
-        gpu.rnn_backward(launch, case.x, h, case.w, case.gs, "tanh", None, out=gradient, **rest)
-        gpu.rnn_gauss_newton(
-            launch, case.x, h, case.w, case.v, case.c, False, "tanh", None, 1.0, 0.0, 0.0,
-            out=product, **rest,
-        )  # fmt: skip
+        at = case.forward_pass(h=h)
+        gpu.rnn_backward(launch, at, case.gs, out=gradient, **rest)
+        gpu.rnn_gauss_newton(launch, at, case.v, Curvature(case.c), out=product, **rest)
         return [states, scanned, gradient, product]
 
     for untouched in run(torch.tensor([1], dtype=torch.int32)):
@@ -650,9 +643,8 @@ def test_every_kernel_of_a_product_looks_at_the_flag(library: Path) -> None:
         e, scratch = Emulator(library), gpu.Scratch()
         for stop in (0, 1):
             gpu.rnn_gauss_newton(
-                e.launch, case.x, h, case.w, case.v, case.c, True, "tanh", case.steps, 1.0, 0.3,
-                0.0, stop=torch.tensor([stop], dtype=torch.int32), scratch=scratch,
-                shared_limit=limit,
+                e.launch, case.forward_pass(h=h), case.v, Curvature(case.c, True, 1.0, 0.3),
+                stop=torch.tensor([stop], dtype=torch.int32), scratch=scratch, shared_limit=limit,
             )  # fmt: skip
             if stop == 0:
                 assert {"u", "Rh", "gs", "gt", "hidden", "outputs"} == set(scratch._kept)

@@ -15,7 +15,7 @@ from torch import Tensor
 import hfcore as hf
 from hfcore.bindings import graphs
 from hfcore.bindings.momentum import Step
-from hfcore.curvature.grouped import GroupedGradient, grouped_gradient
+from hfcore.nets.grouped import GroupedGradient, grouped_gradient
 from hfcore.solvers import device_conjugate_gradient
 from hfcore.solvers.conjugate_gradient import StopRule
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import command_line
 import hfcore as hf
-from hfcore.curvature.mlp import MlpCurvature
+from hfcore.nets.curvature import FusedCurvature
 from hfcore.verify import Check, CurvatureReport
 from oracles.modules import LOSSES, MODELS, task
 
@@ -61,7 +61,7 @@ def test_masked_rnn_and_structural_option() -> None:
 
 
 def test_a_wrong_product_is_seen(monkeypatch) -> None:
-    product = MlpCurvature.product
+    product = FusedCurvature.product
     model, x, y = mlp()
 
     def scaled(self, v, **keywords):
@@ -78,7 +78,7 @@ def test_a_wrong_product_is_seen(monkeypatch) -> None:
         (skewed, {"G e_j", "H v", "G symmetric"}),
         (negated, {"G e_j", "H v", "G positive"}),
     ):
-        monkeypatch.setattr(MlpCurvature, "product", mistake)
+        monkeypatch.setattr(FusedCurvature, "product", mistake)
         found = wrong(hf.check_curvature(model, LOSSES["squared"], x, y))
         assert found - {"H v"} == seen - {"H v"}, found
 
@@ -149,9 +149,9 @@ def test_own_models_pass(model, loss) -> None:
     result = invoke(model, "--loss", loss)
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 9
     assert all(line.endswith(" right") for line in lines[1:])
-    for name in ("gradient", "J v", "G e_j", "H v", "symmetric", "positive"):
+    for name in ("gradient", "not zero", "J v", "G e_j", "H v", "symmetric", "positive"):
         assert name in result.output
 
 

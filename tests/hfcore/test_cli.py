@@ -111,7 +111,8 @@ def test_settings_reach_the_run(tmp_path: Path, arguments: list[str]) -> None:
     result = invoke(*TINY, *arguments, "--run-dir", str(folder))
     assert result.exit_code == 0, result.output
     config = json.loads((folder / "config.json").read_text())
-    flat = {**config["model"], **config["optimizer"], **config["data"], **config["notes"]}
+    model = {**config["model"], **config["model"]["arguments"]}
+    flat = {**model, **config["optimizer"], **config["data"], **config["notes"]}
     for option, value in zip(arguments[::2], [*arguments[1::2], None], strict=False):
         key = option.removeprefix("--").replace("-", "_")
         if key == "optimizer":

@@ -14,8 +14,7 @@ import hfcore as hf
 import hfcore.experiments
 
 FOLDER = Path(hfcore.experiments.__file__).parent
-TRAINING_OF_THEIR_OWN = ("run.py", "trainers.py")  # until hf.train drives these runs as well
-FILES = sorted(f for f in FOLDER.rglob("*.py") if f.name not in TRAINING_OF_THEIR_OWN)
+FILES = sorted(FOLDER.rglob("*.py"))
 OWN = "hfcore.experiments"
 # Beside ``hfcore`` itself: what command lines on top of it are built from.
 COMMAND_LINES = ("hfcore.cli.invocation", "hfcore.cli.options", "hfcore.cli.tables")

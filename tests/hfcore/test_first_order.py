@@ -16,7 +16,7 @@ from torch.optim.optimizer import (
 )
 
 import hfcore as hf
-from hfcore.curvature.grouped import grouped_gradient
+from hfcore.nets.grouped import grouped_gradient
 from hfcore.problems import Addition, Problem, Reconstruction
 from hfcore.sweeps import AutoencoderStart, RnnStart, Start
 from hfcore.training import Callback, Scheduled, TrainState

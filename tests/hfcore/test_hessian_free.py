@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import hfcore as hf
-from hfcore.curvature.rnn import RnnObjective
+from hfcore.nets import FusedObjective, net_of
 from hfcore.optimisers.backtracking import IterateChooser
 from hfcore.optimisers.roles import prepare_roles
 from hfcore.solvers.conjugate_gradient import NONFINITE, NONPOSITIVE, Solution
@@ -66,13 +66,13 @@ def test_statistics_count_what_was_spent(monkeypatch) -> None:
     opt = hf.HessianFree(model, hf.losses.SquaredError(), **OPTIONS)
     counts = {"loss": 0, "gradient": 0}
     for name in counts:
-        original = getattr(RnnObjective, name)
+        original = getattr(FusedObjective, name)
 
         def counted(self, data, theta, name=name, original=original):
             counts[name] += len(data)
             return original(self, data, theta)
 
-        monkeypatch.setattr(RnnObjective, name, counted)
+        monkeypatch.setattr(FusedObjective, name, counted)
     stats = opt.step(batches)
     assert stats.gradients == counts["gradient"]
     # The curvature's own forward pass gives the base value of ρ.
@@ -83,13 +83,13 @@ def test_roles_use_their_own_data(monkeypatch) -> None:
     model, batches = problem()
     seen: dict[str, set[int]] = {"loss": set(), "gradient": set(), "curvature": set()}
     for name in seen:
-        original = getattr(RnnObjective, name)
+        original = getattr(FusedObjective, name)
 
         def spy(self, data, theta, name=name, original=original):
             seen[name].update(int(part.x.data_ptr()) for part in data)
             return original(self, data, theta)
 
-        monkeypatch.setattr(RnnObjective, name, spy)
+        monkeypatch.setattr(FusedObjective, name, spy)
     pointers = [b.inputs.data_ptr() for b in batches]
     opt = hf.HessianFree(model, hf.losses.SquaredError(), **OPTIONS)
     opt.step(
@@ -203,7 +203,7 @@ def test_rho_conventions(structural) -> None:
         lam = 2.0 if convention == "damped" else 0.0
         mu = structural if convention == "damped" else 0.0
         G = hf.GaussNewton(model, hf.losses.SquaredError(), x, y, damping=lam, structural=mu)
-        objective = RnnObjective(model, hf.losses.SquaredError())
+        objective = FusedObjective(net_of(model, hf.losses.SquaredError()))
         data = objective.prepare(batches[0])
         f0, g = objective.gradient(data, theta)
         q = float(0.5 * p @ (G @ p) + g @ p)
@@ -343,7 +343,7 @@ def test_objective_that_explodes_raises_damping_and_retries() -> None:
     assert np.isfinite(stats.loss_after)
 
 
-class _Broken(RnnObjective):
+class _Broken(FusedObjective):
     """Curvature that is not finite below a certain λ, as after an overflow."""
 
     threshold = 1.0
@@ -364,7 +364,7 @@ class _Broken(RnnObjective):
 def test_curvature_that_is_not_finite_raises_damping(threshold, monkeypatch) -> None:
     model, batches = problem()
     monkeypatch.setattr(_Broken, "threshold", threshold)
-    broken = _Broken(model, hf.losses.SquaredError())
+    broken = _Broken(net_of(model, hf.losses.SquaredError()))
     opt = hf.HessianFree(model, objective=broken, damping=0.5)
     before = flat(model)
     stats = opt.step(batches)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import hfcore as hf
-from hfcore.curvature.mlp import MlpObjective
+from hfcore.objective_factory import objective_for
 from hfcore.training.state_tree import flatten, unflatten
 
 # CG until it is exact, its last iterate, no line search: the step is the solution itself.
@@ -42,7 +42,7 @@ def flat(model: nn.Module) -> Tensor:
 
 def dense(model: hf.MLP, x: Tensor, y: Tensor, kind: str = "ggn") -> tuple[Tensor, Tensor, Tensor]:
     """(curvature with L2, ∇f, diag of the curvature without L2), all from single products."""
-    objective = MlpObjective(model, LOSS, l2=L2)
+    objective = objective_for(model, LOSS, l2=L2)
     data, theta = objective.prepare(hf.Batch(x, y)), flat(model)
     curvature = objective.curvature(data, theta, kind)
     eye = torch.eye(len(theta), dtype=theta.dtype)
@@ -123,7 +123,7 @@ def test_scale_sensitive_damping_solves_with_its_own_matrix() -> None:
     B, gradient, _ = dense(model, x, y)
     kappa = 0.02
     move, _ = step_of(model, x, y, scale_damping=kappa, diagonal_probes=3, seed=5)
-    objective = MlpObjective(model, LOSS, l2=L2)
+    objective = objective_for(model, LOSS, l2=L2)
     theta = flat(model)
     curvature = objective.curvature(objective.prepare(hf.Batch(x, y)), theta)
     generator = torch.Generator().manual_seed(5 * 2**32)
@@ -297,13 +297,14 @@ def test_parameters_alone_step_by_closure() -> None:
         hf.HessianFree(model.parameters(), LOSS)
 
 
-def test_the_strategy_that_was_chosen_comes_back_with_the_state() -> None:
+@pytest.mark.parametrize("strategy", ["auto", "measure"])
+def test_the_strategy_that_was_chosen_comes_back_with_the_state(strategy) -> None:
     _, x, y = problem()
     paths = []
     net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
-    opt = hf.HessianFree(net, LOSS)
+    opt = hf.HessianFree(net, LOSS, strategy=strategy)
     opt.step((x, y))
-    assert opt.param_groups[0]["strategy"] != "auto"
+    assert opt.param_groups[0]["strategy"] != "measure"  # what is measured is written down
     state = copy.deepcopy((net.state_dict(), opt.state_dict()))
     for _ in range(2):
         net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import hfcore as hf
-from hfcore.init import esn, esn_recurrence
+from hfcore import spectral
+from hfcore.init import esn_recurrence
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -78,7 +79,7 @@ def test_columns_are_distinct_and_sorted(H: int) -> None:
 @pytest.mark.parametrize(("H", "F"), [(5, 2), (6, 5), (7, 3)])
 def test_every_set_of_columns_is_equally_likely(H: int, F: int) -> None:
     """Each draw has H rows; the pair of the first two columns kept tells sets apart enough."""
-    drawn = torch.cat([esn._draw(H, F, seeded(seed))[0] for seed in range(3000)])
+    drawn = torch.cat([spectral._fan_in_rows(H, F, seeded(seed))[0] for seed in range(3000)])
     sets = (drawn * H ** torch.arange(F)).sum(1)
     _, counts = sets.unique(return_counts=True)
     expected = len(drawn) / len(counts)
@@ -173,8 +174,8 @@ class Draws:
 def test_a_nilpotent_draw_is_drawn_again_and_said(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(esn, "_draw", Draws(2))
-    with caplog.at_level(logging.WARNING, "hfcore.init.esn"):
+    monkeypatch.setattr(spectral, "_fan_in_rows", Draws(2))
+    with caplog.at_level(logging.WARNING, "hfcore.spectral"):
         _, value = esn_recurrence(2, 1, 1.1, seeded())
     assert value.tolist() == [[1.1], [0.0]]
     assert [record.getMessage().split(",")[0] for record in caplog.records] == [
@@ -183,7 +184,7 @@ def test_a_nilpotent_draw_is_drawn_again_and_said(
 
 
 def test_nilpotent_draws_without_end_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(esn, "_draw", Draws(10**9))
+    monkeypatch.setattr(spectral, "_fan_in_rows", Draws(10**9))
     with pytest.raises(ValueError, match=r"10 draws of 2 units with fan-in 1 were all nilpotent"):
         esn_recurrence(2, 1, 1.1, seeded())
 

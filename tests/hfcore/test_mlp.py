@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 import hfcore as hf
-from hfcore.curvature import mlp as fused
-from hfcore.curvature import mlp_cases
-from hfcore.curvature.mlp import MlpObjective
+from hfcore.nets import cases as checked_cases
+from hfcore.nets import objective as chunked
+from hfcore.objective_factory import objective_for
 from oracles.losses import LOSSES
 from oracles.mlp import ACTIVATIONS, Problem, problem
 
@@ -100,7 +100,7 @@ def test_bad_constructor_and_forward_arguments_are_named() -> None:
 @pytest.mark.parametrize("last", ["linear", "tanh"])
 def test_loss_gradient_and_squares_equal_autograd(loss, activation: str, last: str) -> None:
     p = problem(loss, [5, 7, 1, 3], [activation, "logistic", last], cases=11)
-    objective = MlpObjective(p.model, loss, l2=0.3)
+    objective = objective_for(p.model, loss, l2=0.3)
     data = objective.prepare(hf.Batch(p.x, p.y))
     value, gradient = objective.gradient(data, p.theta)
     want = torch.func.grad(p.mean_loss)(p.theta)
@@ -116,7 +116,7 @@ def test_loss_gradient_and_squares_equal_autograd(loss, activation: str, last: s
 
 def test_parts_weigh_by_their_cases() -> None:
     p = problem(LOSSES[1], [3, 4, 2], ["tanh", "linear"], cases=13)
-    objective = MlpObjective(p.model, p.loss)
+    objective = objective_for(p.model, p.loss)
     whole = objective.prepare(hf.Batch(p.x, p.y))
     parts = objective.prepare([hf.Batch(p.x[:2], p.y[:2]), hf.Batch(p.x[2:], p.y[2:])])
     assert objective.minibatches(parts) == 2
@@ -129,12 +129,12 @@ def test_parts_weigh_by_their_cases() -> None:
 @pytest.mark.parametrize("cases", [1, 64, 65, 131])
 def test_chunks_equal_the_whole(cases: int, monkeypatch: pytest.MonkeyPatch) -> None:
     p = problem(LOSSES[2], [5, 6, 3], ["logistic", "linear"], cases=cases)
-    objective = MlpObjective(p.model, p.loss, l2=0.1)
+    objective = objective_for(p.model, p.loss, l2=0.1)
     data = objective.prepare(hf.Batch(p.x, p.y))
     want = (*objective.gradient(data, p.theta), objective.squared_gradients(data, p.theta))
-    monkeypatch.setattr(fused, "CHUNK_BYTES", 0)
-    monkeypatch.setattr(fused, "CHUNK_CASES", 64)
-    pieces = [c.count for c in objective.chunks(data, p.theta)]
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 0)
+    monkeypatch.setattr(chunked, "CHUNK_CASES", 64)
+    pieces = [c.count for c in objective.chunks(data)]
     assert sum(pieces) == cases
     assert max(pieces) <= 64
     assert len(pieces) == -(-cases // 64)
@@ -146,7 +146,7 @@ def test_chunks_equal_the_whole(cases: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_theta_need_not_be_what_the_model_holds() -> None:
     p = problem(LOSSES[0], [3, 4, 2], ["tanh", "linear"], cases=5)
-    objective = MlpObjective(p.model, p.loss)
+    objective = objective_for(p.model, p.loss)
     data = objective.prepare(hf.Batch(p.x, p.y))
     elsewhere = p.theta + 0.1
     value, gradient = objective.gradient(data, elsewhere)
@@ -182,12 +182,12 @@ def test_bad_data_is_named(name: str) -> None:
     p = problem(LOSSES[1], [3, 2], ["linear"], cases=5)
     x, y, error, message = _bad_batches(p)[name]
     with pytest.raises(error, match=message):
-        MlpObjective(p.model, p.loss).prepare(hf.Batch(x, y))
+        objective_for(p.model, p.loss).prepare(hf.Batch(x, y))
 
 
 def test_values_written_between_two_steps_are_checked_again() -> None:
     p = problem(LOSSES[1], [3, 2], ["linear"], cases=5)
-    objective = MlpObjective(p.model, p.loss)
+    objective = objective_for(p.model, p.loss)
     batch = hf.Batch(p.x, p.y)
     objective.prepare(batch)
     p.x[0, 0] = float("inf")
@@ -195,9 +195,16 @@ def test_values_written_between_two_steps_are_checked_again() -> None:
         objective.prepare(batch)
     p.x[0, 0] = 0.0
     objective.prepare(batch)
-    MlpObjective(p.model, LOSSES[0]).prepare(hf.Batch(p.x, p.y * 3))
-    with pytest.raises(ValueError, match="mask: got one, need None"):
-        objective.prepare(hf.Batch(p.x, p.y, torch.ones(5)))
+    objective_for(p.model, LOSSES[0]).prepare(hf.Batch(p.x, p.y * 3))
+    B, dtype = len(p.x), p.x.dtype
+    for mask, error, text in (
+        (torch.ones(B + 1), ValueError, r"mask: got shape"),
+        (torch.ones(B, dtype=torch.int32), TypeError, "mask: got torch.int32, need torch.bool or"),
+        (-torch.ones(B, dtype=dtype), ValueError, "mask: holds -1, need"),
+        (torch.zeros(B, dtype=torch.bool), ValueError, "mask: masks every case"),
+    ):
+        with pytest.raises(error, match=text):
+            objective.prepare(hf.Batch(p.x, p.y, mask))
     with pytest.raises(ValueError, match="data: got no batch"):
         objective.prepare([])
 
@@ -205,7 +212,7 @@ def test_values_written_between_two_steps_are_checked_again() -> None:
 def test_values_that_come_to_lie_where_others_were_are_checked() -> None:
     """Also where Python gives the new tensor the identity of one that was fit."""
     p = problem(LOSSES[1], [3, 2], ["linear"], cases=5)
-    objective = MlpObjective(p.model, p.loss)
+    objective = objective_for(p.model, p.loss)
     for _ in range(20):
         x = torch.zeros_like(p.x)
         objective.prepare(hf.Batch(x, p.y))
@@ -216,15 +223,15 @@ def test_values_that_come_to_lie_where_others_were_are_checked() -> None:
 
 def test_fit_values_are_forgotten_with_their_tensor() -> None:
     p = problem(LOSSES[1], [3, 2], ["linear"], cases=5)
-    before = len(mlp_cases._ranges)
+    before = len(checked_cases._ranges)
     for _ in range(5):
-        MlpObjective(p.model, p.loss).prepare(hf.Batch(p.x.clone(), p.y.clone()))
-    assert len(mlp_cases._ranges) == before
+        objective_for(p.model, p.loss).prepare(hf.Batch(p.x.clone(), p.y.clone()))
+    assert len(checked_cases._ranges) == before
 
 
 def test_classes_out_of_range_are_named() -> None:
     p = problem(LOSSES[2], [3, 2], ["linear"], cases=5)
-    objective = MlpObjective(p.model, p.loss)
+    objective = objective_for(p.model, p.loss)
     data = objective.prepare(hf.Batch(p.x, p.y + 2))
     with pytest.raises(ValueError, match="targets: got class"):
         objective.loss(data, p.theta)
@@ -234,13 +241,13 @@ def test_models_that_the_fused_path_cannot_train_are_refused() -> None:
     tied = hf.MLP([3, 3, 3], ["tanh", "linear"])
     tied.layers[1].weight = tied.layers[0].weight
     with pytest.raises(ValueError, match="model: parameters are tied or missing"):
-        MlpObjective(tied, LOSSES[0])
+        objective_for(tied, LOSSES[0])
     frozen = hf.MLP([3, 3], ["linear"])
     frozen.layers[0].bias.requires_grad_(False)
     with pytest.raises(ValueError, match="model: some parameters of the MLP are frozen"):
-        MlpObjective(frozen, LOSSES[0])
+        objective_for(frozen, LOSSES[0])
     with pytest.raises(ValueError, match="memory: got 'lots'"):
-        MlpObjective(hf.MLP([3, 3], ["linear"]), LOSSES[0], memory="lots")  # type: ignore[arg-type]
+        objective_for(hf.MLP([3, 3], ["linear"]), LOSSES[0], memory="lots")  # type: ignore[arg-type]
 
 
 def test_a_few_steps_lower_the_loss() -> None:

@@ -9,20 +9,22 @@ import torch
 from torch import Tensor
 
 import hfcore as hf
-from hfcore.curvature import mlp as fused
-from hfcore.curvature.mlp import MlpCurvature, MlpObjective
+from hfcore.nets import curvature as fused
+from hfcore.nets import objective as chunked
+from hfcore.nets.curvature import FusedCurvature
+from hfcore.objective_factory import objective_for
 from oracles.losses import LOSSES
 from oracles.mlp import ACTIVATIONS, Problem, problem
 
 KINDS = ("ggn", "hessian", "fisher")
 
 
-def curvature(p: Problem, kind: Any = "ggn", **options: Any) -> MlpCurvature:
-    objective = MlpObjective(p.model, p.loss, **options)
+def curvature(p: Problem, kind: Any = "ggn", **options: Any) -> FusedCurvature:
+    objective = objective_for(p.model, p.loss, **options)
     return objective.curvature(objective.prepare(hf.Batch(p.x, p.y)), p.theta, kind)
 
 
-def dense(c: MlpCurvature, N: int, damping: float = 0.0, structural: float = 0.0) -> Tensor:
+def dense(c: FusedCurvature, N: int, damping: float = 0.0, structural: float = 0.0) -> Tensor:
     return c.products(torch.eye(N, dtype=torch.float64), damping, structural)
 
 
@@ -67,7 +69,7 @@ def test_symmetry_and_sign(loss) -> None:
 
 def test_hessian_product_is_the_slope_of_the_gradient() -> None:
     p = problem(LOSSES[2], [4, 7, 5, 3], ["logistic", "tanh", "linear"], cases=6)
-    objective = MlpObjective(p.model, p.loss, l2=0.1)
+    objective = objective_for(p.model, p.loss, l2=0.1)
     data = objective.prepare(hf.Batch(p.x, p.y))
     v = torch.randn(p.theta.numel(), generator=torch.Generator().manual_seed(1)).double()
     h = 1e-5
@@ -129,7 +131,7 @@ def test_named_layers_are_held_by_their_distance(named: dict[str, Any], kind: An
 )
 def test_bad_structural_options_are_named(structural: Any, error: Any, message: str) -> None:
     with pytest.raises(error, match=message):
-        MlpObjective(hf.MLP([2, 3, 1], ["tanh", "linear"]), LOSSES[0], structural=structural)
+        objective_for(hf.MLP([2, 3, 1], ["tanh", "linear"]), LOSSES[0], structural=structural)
 
 
 # ------------------------------------------------------------------------ memory and groups
@@ -143,8 +145,8 @@ def test_chunks_and_recomputation(kind: Any, structural: float, monkeypatch: Any
     V = torch.randn(5, p.theta.numel(), generator=torch.Generator().manual_seed(3)).double()
     whole = curvature(p, kind, structural=structural)
     assert whole.memory == "cached"
-    monkeypatch.setattr(fused, "CHUNK_BYTES", 8 * 14 * 8)
-    monkeypatch.setattr(fused, "CHUNK_CASES", 1)
+    monkeypatch.setattr(chunked, "CHUNK_BYTES", 8 * 14 * 8)
+    monkeypatch.setattr(chunked, "CHUNK_CASES", 1)
     kept = curvature(p, kind, memory="cached")
     again = curvature(p, kind, memory="recompute")
     monkeypatch.setattr(fused, "CACHE_BYTES", 37 * 14 * 8 - 1)
@@ -166,7 +168,7 @@ def test_rows_of_a_group_and_alone_are_the_same_bits(kind: Any, monkeypatch: Any
     together = c.products(V, 0.2, 0.3)
     for row, want in zip(V, together, strict=True):
         assert torch.equal(c.product(row, damping=0.2, structural=0.3), want)
-    monkeypatch.setattr(MlpCurvature, "_rows_at_once", lambda self: 3)
+    monkeypatch.setattr(FusedCurvature, "_rows_at_once", lambda self: 3)
     assert torch.equal(c.products(V, 0.2, 0.3), together)
     assert c.products(V[:0]).shape == (0, V.shape[1])
 
@@ -192,7 +194,7 @@ def test_curvature_outlives_later_parameters() -> None:
     p = problem(LOSSES[1], [4, 6, 3], ["tanh", "linear"], cases=10)
     for memory in ("cached", "recompute"):
         theta = p.theta.clone()
-        objective = MlpObjective(p.model, p.loss, memory=memory)  # type: ignore[arg-type]
+        objective = objective_for(p.model, p.loss, memory=memory)  # type: ignore[arg-type]
         data = objective.prepare(hf.Batch(p.x, p.y))
         c = objective.curvature(data, theta)
         v = torch.ones_like(theta)
@@ -204,7 +206,7 @@ def test_curvature_outlives_later_parameters() -> None:
 
 def test_loss_is_that_of_the_objective() -> None:
     p = problem(LOSSES[2], [4, 6, 3], ["tanh", "linear"], cases=10)
-    objective = MlpObjective(p.model, p.loss, l2=0.1)
+    objective = objective_for(p.model, p.loss, l2=0.1)
     data = objective.prepare([hf.Batch(p.x[:4], p.y[:4]), hf.Batch(p.x[4:], p.y[4:])])
     want = objective.loss(data, p.theta)
     for kind in KINDS:

@@ -466,8 +466,9 @@ def test_frozen_after_construction_in_fused_nets_is_refused() -> None:
     [
         lambda model: prune.l1_unstructured(model[0], "weight", 0.5),
         lambda model: parametrizations.weight_norm(model[2]),
+        lambda model: parametrizations.orthogonal(model[0]),
     ],
-    ids=["prune", "weight_norm"],
+    ids=["prune", "weight_norm", "orthogonal"],
 )
 def test_parametrised_between_steps(change) -> None:
     """The names of parameters move; where they are the same ones, products are right."""

@@ -539,9 +539,9 @@ def test_a_loss_without_convexity_has_no_root() -> None:
 # ----------------------------------------------------------------------- choice and compile
 
 
-def test_auto_measures_once_and_reports(caplog) -> None:
+def test_measure_times_once_and_reports(caplog) -> None:
     problem = task("loop", "softmax")
-    built, data = objective(problem)
+    built, data = objective(problem, strategy="measure")
     with caplog.at_level("INFO", logger="hfcore"):
         first = built.curvature(data, problem.theta)
         second = built.curvature(data, problem.theta)

@@ -13,7 +13,7 @@ import torch
 
 import hfcore as hf
 from hfcore.data import DataFileError
-from hfcore.experiments.run import errors
+from hfcore.experiments.training import errors
 from hfcore.problems import FixedTest, Problem, Reconstruction, ZeroOne, create
 from hfcore.sweeps import AutoencoderStart, RnnStart, sweep
 from hfcore.sweeps.starts import default_start

@@ -9,16 +9,17 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import hfcore as hf
 from hfcore.data import Dataset, curves
-from hfcore.experiments import run as run_module
+from hfcore.experiments import training as training_module
 from hfcore.experiments.experiment import (
     FIRST_ORDER,
     METHODS,
@@ -27,10 +28,9 @@ from hfcore.experiments.experiment import (
     with_validation,
     without_validation,
 )
-from hfcore.experiments.run import Limits, Line, Run, RunResult, errors
-from hfcore.experiments.trainers import FirstOrderTrainer
+from hfcore.experiments.training import Line, Trained, Training, errors
 from hfcore.presets import AutoencoderPreset
-from hfcore.training import CheckpointError, ConfigMismatchError, RunFolderError
+from hfcore.training import CheckpointError, ConfigMismatchError, Limits, RunFolderError, loop
 
 
 class Crash(Exception):
@@ -50,9 +50,9 @@ def go(
     method: str = "hf",
     experiment: Experiment | None = None,
     **options: Any,
-) -> tuple[Run, RunResult]:
-    run = (experiment or tiny()).run(Method.parse(method))
-    return run, run(folder, Limits(iterations), **options)
+) -> tuple[Training, Trained]:
+    training = (experiment or tiny()).training(Method.parse(method))
+    return training, training(folder, Limits(iterations=iterations), **options)
 
 
 def timeless(lines: list[Line]) -> list[Line]:
@@ -63,7 +63,7 @@ def timeless(lines: list[Line]) -> list[Line]:
     return json.loads(json.dumps(kept))  # type: ignore[no-any-return]
 
 
-def bits(run: Run) -> list[bytes]:
+def bits(run: Training) -> list[bytes]:
     return [p.detach().numpy().tobytes() for p in run.model.parameters()]
 
 
@@ -92,7 +92,7 @@ def signal_at(iteration: int, number: signal.Signals) -> Callable[[Line], None]:
 def test_errors_are_sums_over_pixels_averaged_over_images(
     count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_module, "ROWS", 5)
+    monkeypatch.setattr(training_module, "ROWS", 5)
     generator = torch.Generator().manual_seed(count)
     images = torch.rand(count, 11, generator=generator)
     model = hf.MLP([11, 11], ["linear"], generator=generator)
@@ -113,7 +113,7 @@ def test_lines_begin_with_the_untrained_net_and_hold_every_part(tmp_path: Path) 
     assert result.reason == "iterations"
     assert [line["iteration"] for line in result.lines] == [0, 1, 2]
     assert [line["iteration"] for line in seen] == [0, 1, 2]
-    fresh = experiment.run(Method("hf"))
+    fresh = experiment.training(Method("hf"))
     for part in ("train", "test", "validation"):
         for r, line in ((fresh, result.lines[0]), (run, result.lines[2])):
             expected = errors(r.model, r.loss, getattr(r.dataset, part))
@@ -141,12 +141,16 @@ def test_a_run_is_the_steps_of_the_optimiser(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", [hf.losses.LogisticCrossEntropy(), hf.losses.SquaredError()])
-def test_a_first_order_iteration_is_a_pass_of_plain_torch(loss: hf.losses.Loss) -> None:
-    images = curves(23, 1).train
+def test_a_first_order_iteration_is_a_pass_of_plain_torch(
+    loss: hf.losses.Loss, tmp_path: Path
+) -> None:
+    dataset = curves(23, 1)
+    images = dataset.train
     models = [hf.Autoencoder([784, 5, 2], generator=_seeded()) for _ in range(2)]
     sgd = [torch.optim.SGD(m.parameters(), lr=1e-3, momentum=0.9) for m in models]
-    trainer = FirstOrderTrainer(models[0], loss, sgd[0], images, batch_size=7, seed=4)
-    reports = [trainer.iterate(i) for i in range(2)]
+    passes = hf.minibatches.Epochs(size=7, seed=4)
+    training = Training(models[0], dataset, loss, sgd[0], passes)
+    reports = training(tmp_path / "run", Limits(iterations=2)).lines[1:]
     policy = hf.minibatches.SmallBatches(images, images, size=7, seed=4)
     for i in range(6):
         batch = policy(i).gradient
@@ -170,12 +174,12 @@ def _seeded() -> torch.Generator:
 
 
 def test_every_method_starts_from_the_same_weights_with_the_same_decay() -> None:
-    runs = [tiny(seed=3, l2=0.25).run(Method(name)) for name in METHODS]
+    runs = [tiny(seed=3, l2=0.25).training(Method(name)) for name in METHODS]
     assert len({tuple(bits(run)) for run in runs}) == 1
     for run in runs:
-        group = run.trainer.optimizer.param_groups[0]
+        group = run.optimizer.param_groups[0]
         assert group.get("l2", group.get("weight_decay")) == 0.25
-    assert bits(tiny(seed=4).run(Method("hf"))) != bits(runs[0])
+    assert bits(tiny(seed=4).training(Method("hf"))) != bits(runs[0])
     assert tiny().weight_decay == 2e-5
 
 
@@ -196,10 +200,10 @@ def test_bad_methods(text: str) -> None:
 
 def test_a_learning_rate_reaches_the_optimiser() -> None:
     for name, (kind, defaults) in FIRST_ORDER.items():
-        optimizer = tiny().run(Method(name, 0.125)).trainer.optimizer
+        optimizer = tiny().training(Method(name, 0.125)).optimizer
         assert isinstance(optimizer, kind)
         assert optimizer.param_groups[0]["lr"] == 0.125
-        assert tiny().run(Method(name)).trainer.optimizer.defaults["lr"] == defaults["lr"]
+        assert tiny().training(Method(name)).optimizer.defaults["lr"] == defaults["lr"]
 
 
 # ---- resuming
@@ -238,7 +242,7 @@ def test_more_iterations_continue_a_finished_run(tmp_path: Path) -> None:
 
 def test_another_configuration_is_refused(tmp_path: Path) -> None:
     go(tmp_path / "run", 1)
-    with pytest.raises(ConfigMismatchError, match=r"settings\.seed is 0 there and 1 here"):
+    with pytest.raises(ConfigMismatchError, match=r"notes\.seed is 0 there and 1 here"):
         go(tmp_path / "run", 2, experiment=tiny(seed=1), resume=True)
     with pytest.raises(ConfigMismatchError, match=r"optimizer\.l2"):
         go(tmp_path / "run", 2, experiment=tiny(l2=1e-3), resume=True)
@@ -246,95 +250,100 @@ def test_another_configuration_is_refused(tmp_path: Path) -> None:
         go(tmp_path / "run", 2)
 
 
-def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, _ = go(tmp_path / "run", 1)
-    other = replace(run, model=hf.Autoencoder([784, 7, 3]))
-    del other.model.layers[-1]  # the same class with fewer layers, and a config made to fit
+    model = hf.Autoencoder([784, 8, 3])  # another net, and a config made to fit
+    other = replace(run, model=model, optimizer=hf.HessianFree(model, run.loss))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    object.__setattr__(other, "_config", lambda limits: config)
+    config.pop("format")
+    monkeypatch.setattr(loop, "run_config", lambda *arguments, **options: config)
     with pytest.raises(CheckpointError, match="does not fit this model and optimiser"):
-        other(tmp_path / "run", Limits(2), resume=True)
+        other(tmp_path / "run", Limits(iterations=2), resume=True)
 
 
 # ---- stopping
 
 
-class Scripted:
-    """A trainer that makes the model reproduce images times a given factor."""
+class Scripted(torch.optim.SGD):
+    """Makes the model reproduce images times a given factor, in a second of ``clock`` each."""
 
     def __init__(self, model: nn.Module, factors: list[float]) -> None:
-        self.optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        super().__init__(model.parameters(), lr=0.0)
         self._weight: Tensor = model.layers[0].weight  # type: ignore[index, union-attr]
-        self._factors = factors
+        self._factors = iter(factors)
+        self.clock = 0.0
 
-    def iterate(self, iteration: int) -> dict[str, Any]:
+    def step(self, closure: Any = None) -> Any:
+        loss = closure()
+        self.clock += 1.0
         with torch.no_grad():
-            self._weight.copy_(self._factors[iteration] * torch.eye(len(self._weight)))
-        return {"seconds": 1.0}
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        assert state == {}
+            self._weight.copy_(next(self._factors) * torch.eye(len(self._weight)))
+        return loss
 
 
-def scripted(factors: list[float], validation: bool = True) -> Run:
+def scripted(factors: list[float], validation: bool = True) -> Training:
     images = torch.ones(2, 3)
     model = hf.MLP([3, 3], ["linear"], generator=_seeded())
     with torch.no_grad():
         model.layers[0].weight.mul_(100)  # far off to begin with
     dataset = Dataset("x", images, images, images if validation else None, (1, 3), 1, "made up")
-    return Run(model, dataset, hf.losses.SquaredError(), Scripted(model, factors))
+    passes = hf.minibatches.Epochs(size=2)
+    return Training(model, dataset, hf.losses.SquaredError(), Scripted(model, factors), passes)
 
 
 def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     run = scripted([0.1, 0.8, 0.7, 0.75, 1.0, 1.0])
-    result = run(tmp_path / "run", Limits(6, patience=2))
+    result = run(tmp_path / "run", Limits(iterations=6), patience=2)
     assert result.reason == "early stopping"
     assert len(result.lines) == 5  # 0 to 4
     assert result.best == 2
     assert result.final["validation_error"] == pytest.approx(3 * 0.2**2)
-    best = safetensors.torch.load_file(tmp_path / "run" / "best.safetensors")
-    torch.testing.assert_close(best["layers.0.weight"], 0.8 * torch.eye(3))
-    again = scripted([0.1, 0.8, 0.7, 0.75, 1.0, 1.0])
-    longer = again(tmp_path / "run", Limits(6, patience=3), resume=True)
+    last = load_file(tmp_path / "run" / "checkpoints" / "00000004.safetensors")
+    best = last["callbacks/BestModel/model/layers.0.weight"]
+    torch.testing.assert_close(best, 0.8 * torch.eye(3))
+    again = scripted([1.0, 1.0])
+    longer = again(tmp_path / "run", Limits(iterations=6), patience=3, resume=True)
     assert longer.reason == "iterations"
     assert longer.best == 5
 
 
 def test_without_early_stopping_the_last_counts(tmp_path: Path) -> None:
-    result = scripted([0.9, 0.1])(tmp_path / "run", Limits(2))
+    result = scripted([0.9, 0.1])(tmp_path / "run", Limits(iterations=2))
     assert result.best == 2
     assert result.final["train_error"] == pytest.approx(3 * 0.9**2)
 
 
 def test_early_stopping_needs_a_validation_part(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="patience: early stopping needs a validation part"):
-        scripted([1.0], validation=False)(tmp_path / "run", Limits(1, patience=1))
+        scripted([1.0], validation=False)(tmp_path / "run", Limits(iterations=1), patience=1)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_limit_of_seconds(tmp_path: Path) -> None:
-    result = scripted([1.0] * 9)(tmp_path / "run", Limits(9, seconds=2.5))
+def test_the_limit_of_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = scripted([1.0] * 9)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: run.optimizer.clock))
+    result = run(tmp_path / "run", Limits(iterations=9, seconds=2.5))
     assert result.reason == "seconds"
     assert result.seconds == 3.0
+    assert [line["seconds"] for line in result.lines] == [0.0, 1.0, 1.0, 1.0]
 
 
 def test_a_run_that_diverges_ends(tmp_path: Path) -> None:
-    result = scripted([1.0, math.nan, 1.0])(tmp_path / "run", Limits(3))
+    result = scripted([1.0, math.nan, 1.0])(tmp_path / "run", Limits(iterations=3))
     assert result.reason == "diverged"
     assert len(result.lines) == 3
     assert math.isnan(result.final["train_error"])
-    resumed = scripted([1.0, math.nan, 1.0])(tmp_path / "run", Limits(3), resume=True)
+    resumed = scripted([1.0])(tmp_path / "run", Limits(iterations=3), resume=True)
     assert resumed.reason == "diverged"
+    assert len(resumed.lines) == 3
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"iterations": 0}, "iterations: got 0"),
-        ({"iterations": 1, "patience": 0}, "patience: got 0"),
         ({"iterations": 1, "seconds": 0.0}, "seconds: got 0.0"),
         ({"iterations": 1, "seconds": math.nan}, "seconds: got nan"),
     ],
@@ -343,6 +352,12 @@ def test_a_run_that_diverges_ends(tmp_path: Path) -> None:
 def test_bad_limits(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Limits(**options)
+
+
+def test_bad_patience(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="patience: got 0"):
+        scripted([1.0])(tmp_path / "run", Limits(iterations=1), patience=0)
+    assert not (tmp_path / "run").exists()
 
 
 # ---- parts of the data

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from interrupts import interrupted_sweeps
 from torch import Tensor
 
 import command_line
@@ -21,10 +20,9 @@ from hfcore.cli.tables import number
 from hfcore.data import Dataset, curves
 from hfcore.experiments import hybrid as hybrid_module
 from hfcore.experiments.commands import table1 as command_module
-from hfcore.experiments.hybrid import PHASES, hybrid_run, shortened
+from hfcore.experiments.hybrid import PHASES, hybrid_training, shortened
 from hfcore.experiments.momentum_autoencoders import DATASETS, same_runs
 from hfcore.experiments.published import TABLE1, TABLE2, TABLE3
-from hfcore.experiments.run import Limits
 from hfcore.experiments.table1 import COLUMNS
 from hfcore.experiments.table2 import BEST, check_tests
 from hfcore.experiments.table3 import SCALES, scale_columns
@@ -33,7 +31,8 @@ from hfcore.minibatches import PhaseBatches
 from hfcore.presets import AutoencoderPreset
 from hfcore.problems import Reconstruction, reconstruction
 from hfcore.schedules import Phase, Reciprocal
-from hfcore.sweeps import AutoencoderStart, engine, sweep
+from hfcore.sweeps import AutoencoderStart, sweep
+from hfcore.training import Limits
 
 SMALL = ["--quiet", "--threads", "1", "--updates", "12", "--final-updates", "4"]
 SMALL += ["--test-every", "4", "--batch-size", "7", "--rates", "0.01,0.001"]
@@ -165,25 +164,11 @@ def test_columns_and_hybrid_beside_the_published_ones(tmp_path: Path) -> None:
     )
 
 
-def test_stopped_and_resumed_the_table_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopped_and_resumed_the_table_is_the_same(tmp_path: Path) -> None:
     arguments = ["table1", *SMALL, "--datasets", "curves,mnist", "--columns", "0.9M"]
     whole = invoke(*arguments, "--run-dir", tmp_path / "whole")
     assert whole.exit_code == 0, whole.output
-    asked = 0
-
-    @contextmanager
-    def stop() -> Iterator[Any]:
-        def came() -> bool:
-            nonlocal asked
-            asked += 1
-            return asked > 9
-
-        yield came
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "stop_on_signal", stop)
+    with interrupted_sweeps(9):
         stopped = invoke(*arguments, "--run-dir", tmp_path / "run")
     assert stopped.exit_code == 130, stopped.output
     assert "Not finished: curves" in stopped.output
@@ -276,11 +261,13 @@ def test_the_hybrid_goes_through_its_phases_and_resumes(
     )
     monkeypatch.setitem(hybrid_module.PHASES, "curves", phases)
     data = tiny_data("curves")
-    whole = hybrid_run(data, 6, seed=2)(tmp_path / "whole", Limits(6))
+    torch.manual_seed(0)  # the state of torch's generator is part of a checkpoint
+    whole = hybrid_training(data, 6, seed=2)(tmp_path / "whole", Limits(iterations=6))
     assert [line["phase"] for line in whole.lines[1:]] == ["small"] * 2 + ["fall"] * 2 + ["all"] * 2
     assert [line["alpha"] for line in whole.lines[3:]] == [0.5, 1 / 3, 0.5, 0.5]
-    hybrid_run(data, 6, seed=2)(tmp_path / "run", Limits(3))
-    resumed = hybrid_run(data, 6, seed=2)(tmp_path / "run", Limits(6), resume=True)
+    torch.manual_seed(0)
+    hybrid_training(data, 6, seed=2)(tmp_path / "run", Limits(iterations=3))
+    resumed = hybrid_training(data, 6, seed=2)(tmp_path / "run", Limits(iterations=6), resume=True)
     assert resumed.reason == "iterations"
     end = [
         f / "checkpoints" / "00000006.safetensors" for f in (tmp_path / "whole", tmp_path / "run")

@@ -16,8 +16,8 @@ from command_line import invoke
 from hfcore.cli.tables import markdown, number
 from hfcore.data import Dataset, curves
 from hfcore.data.statistics import pca_errors
-from hfcore.experiments import run as run_module
 from hfcore.experiments.commands import autoencoders as command_module
+from hfcore.experiments.commands import training as trainings_module
 from hfcore.experiments.curves_log import curves_log_table
 from hfcore.experiments.published import CURVES_LOG, CURVES_LOG_DAMPING, PUBLISHED
 from hfcore.experiments.report import describe, heading
@@ -84,6 +84,7 @@ def test_curves_log_prints_and_writes_the_table(tmp_path: Path) -> None:
 
 def test_curves_log_resumes_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "run"
+    torch.manual_seed(0)  # the state of torch's generator is part of a checkpoint
     assert invoke(*LOG, "--iterations", "3", "--run-dir", whole, "--quiet").exit_code == 0
 
     def interrupted(line: dict[str, Any]) -> str:
@@ -91,13 +92,14 @@ def test_curves_log_resumes_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.Mon
             os.kill(os.getpid(), signal.SIGINT)
         return describe(line)
 
-    monkeypatch.setattr(command_module, "describe", interrupted)
+    monkeypatch.setattr(trainings_module, "describe", interrupted)
     arguments = [*LOG, "--iterations", "3", "--run-dir", folder]
+    torch.manual_seed(0)
     stopped = invoke(*arguments)
     assert stopped.exit_code == 130
     assert f"continue with the same command and: --run-dir {folder} --resume" in stopped.output
     assert list(table_of(stopped.output)) == ["iteration", "---", "1"]
-    monkeypatch.setattr(command_module, "describe", describe)
+    monkeypatch.setattr(trainings_module, "describe", describe)
     resumed = invoke(*arguments, "--resume", "--quiet")
     assert resumed.exit_code == 0, resumed.output
     assert heading() not in resumed.output
@@ -233,10 +235,10 @@ def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_second_ctrl_c_says_where_the_checkpoint_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def at_once(self: object, line: dict[str, Any]) -> None:
+    def at_once(line: dict[str, Any]) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_module._Session, "_log", at_once)
+    monkeypatch.setattr(trainings_module, "describe", at_once)
     result = invoke(*LOG, "--run-dir", tmp_path / "run")
     assert result.exit_code == 130
     assert f"aborted; the last checkpoint is in {tmp_path / 'run'}" in result.stderr

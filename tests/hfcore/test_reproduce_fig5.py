@@ -19,15 +19,15 @@ from hfcore.cli.tables import number
 from hfcore.data import curves
 from hfcore.experiments import fig5
 from hfcore.experiments.commands import fig5 as command_module
+from hfcore.experiments.commands import training as training_module
 from hfcore.experiments.experiment import HF, Experiment, Method
 from hfcore.experiments.quadratic import Krylov, Quadratic, lanczos
 from hfcore.experiments.report import describe
-from hfcore.experiments.run import Limits
 from hfcore.minibatches import FullGradient
 from hfcore.presets import AutoencoderPreset
 from hfcore.schedules import Constant, Nesterov
 from hfcore.solvers.conjugate_gradient import StopRule, conjugate_gradient
-from hfcore.training import CheckpointError
+from hfcore.training import CheckpointError, Limits
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TINY = ["reproduce", "fig5", "--iterations", "2", "--cg-iterations", "9", "--quiet"]
@@ -97,15 +97,15 @@ def test_a_space_that_is_whole_ends_the_process() -> None:
 def test_the_stored_quadratic_is_that_of_the_next_step(tmp_path: Path) -> None:
     preset = hf.presets.autoencoders["curves"]
     experiment = Experiment(curves(40, 5, seed=1), preset, seed=3)
-    run = experiment.run(Method(HF))
-    run(tmp_path / "run", Limits(2))
+    run = experiment.training(Method(HF))
+    run(tmp_path / "run", Limits(iterations=2))
     fig5.quadratic_of(experiment, run, 2).save(tmp_path / "q.safetensors")
     quadratic = Quadratic.load(tmp_path / "q.safetensors", torch.device("cpu"))
     images = experiment.dataset.train
     batches = FullGradient(images, images, curvature_batches=3, seed=3)(2)
     assert isinstance(batches.curvature, hf.Batch)
     assert torch.equal(quadratic.images, batches.curvature.inputs)
-    damping = run.trainer.optimizer.param_groups[0]["damping"]
+    damping = run.optimizer.param_groups[0]["damping"]
     expected = hf.GaussNewton(
         run.model, preset.loss, quadratic.images, quadratic.images, damping=damping, l2=2e-5
     )
@@ -118,8 +118,8 @@ def test_the_stored_quadratic_is_that_of_the_next_step(tmp_path: Path) -> None:
     parts = torch.autograd.grad(objective, list(run.model.parameters()))
     gradient = torch.cat([p.reshape(-1) for p in parts])
     torch.testing.assert_close(quadratic.gradient, gradient, rtol=1e-4, atol=1e-5)
-    stats = run.trainer.iterate(2)
-    assert stats["damping"] == quadratic.settings.damping
+    stats = run.optimizer.step(batches)
+    assert stats.damping == quadratic.settings.damping
 
 
 @pytest.mark.parametrize("content", [b"", b"not a safetensors file"])
@@ -175,7 +175,7 @@ def test_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     loud = [a for a in TINY if a != "--quiet"]
     with monkeypatch.context() as patch:
-        patch.setattr(command_module, "describe", interrupted)
+        patch.setattr(training_module, "describe", interrupted)
         stopped = invoke(*loud, "--run-dir", tmp_path / "run")
     assert stopped.exit_code == 130
     assert f"--run-dir {tmp_path / 'run'} --resume" in stopped.output

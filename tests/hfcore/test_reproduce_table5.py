@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
+from interrupts import interrupted_sweeps
 
 from command_line import invoke, tables_of
 from hfcore.cli.tables import clock, number
@@ -25,7 +24,7 @@ from hfcore.experiments.tuning import (
     column_settings,
 )
 from hfcore.problems import Addition
-from hfcore.sweeps import RnnStart, engine, sweep
+from hfcore.sweeps import RnnStart, sweep
 
 PNG = b"\x89PNG\r\n\x1a\n"
 TABLE = ["reproduce", "table5", "--quiet", "--threads", "1", "--hidden", "9"]
@@ -41,22 +40,6 @@ OPTIONS: dict[str, Any] = {
 }
 NAG = {"method": "nag", "momentum": 0.9}
 SGD = {"method": "sgd", "momentum": 0.0}
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
-    """Ctrl-C when so many times was asked for it, in the sweep that asks then."""
-    asked = 0
-
-    @contextmanager
-    def stop() -> Iterator[Any]:
-        def came() -> bool:
-            nonlocal asked
-            asked += 1
-            return asked > after
-
-        yield came
-
-    monkeypatch.setattr(engine, "stop_on_signal", stop)
 
 
 # ---- the procedure
@@ -217,12 +200,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 @pytest.mark.parametrize("after", [7, 65])
 def test_stopped_and_resumed_the_table_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Result, after: int
+    tmp_path: Path, whole: Result, after: int
 ) -> None:
     """Stopped in the search of a problem, and in the next problem."""
     arguments = [*TINY, *RATE, "--run-dir", tmp_path / "run"]
-    with monkeypatch.context() as patch:
-        interrupt(patch, after)
+    with interrupted_sweeps(after):
         stopped = invoke(*arguments)
     assert stopped.exit_code == 130, stopped.output
     assert f"--run-dir {tmp_path / 'run'} --resume" in stopped.output
@@ -238,34 +220,33 @@ def test_what_begins_is_said(tmp_path: Path) -> None:
     assert f"{tmp_path / 'run' / 'add-5' / 'search'}: 2 runs of 20 updates" in result.output
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--problems", "sub-3"], "problem: got 'sub-3', need add-T"),
-        (["--problems", "add-80,add-80"], "need different names"),
-        (["--problems", "add-2"], "length: got 2"),
-        (["--columns", "0.99"], "column: got '0.99', need 0 or a momentum"),
-        (["--columns", "0.0N"], "column: got '0.0N'"),
-        (["--columns", "0,,0.9N"], "need different names"),
-        (["--rates", "x"], "got 'x', need numbers"),
-        (["--rates", "0"], "need positive numbers"),
-        (["--rates", "1e-2,0.01"], "need different numbers"),
-        (["--rates", "add-7=1e-2"], "need a problem, a column or problem/column"),
-        (["--rates", "0=1e-2", "--rates", "0=1e-3"], "got '0' twice"),
-        (["--seeds", "0"], "need at least 1 seed"),
-        (["--seeds", "1,1"], "different seeds"),
-        (["--seeds", "-1,2"], "different seeds"),
-        (["--seeds", "a"], "a number of seeds"),
-        (["--updates", "0"], "Invalid value for '--updates'"),
-        (["--resume"], "--resume needs --run-dir"),
-        (["--device", "tpu"], "got 'tpu', need cpu or cuda"),
-    ],
-    ids=lambda v: " ".join(v) if isinstance(v, list) else None,
-)
-def test_bad_options(arguments: list[str], message: str) -> None:
-    result = invoke("reproduce", "table5", *arguments)
+REFUSED = {
+    "--problems sub-3": "problem: got 'sub-3', need add-T",
+    "--problems add-80,add-80": "need different names",
+    "--problems add-2": "length: got 2",
+    "--columns 0.99": "column: got '0.99', need 0 or a momentum",
+    "--columns 0.0N": "column: got '0.0N'",
+    "--columns 0,,0.9N": "need different names",
+    "--rates x": "got 'x', need numbers",
+    "--rates 0": "need positive numbers",
+    "--rates 1e-2,0.01": "need different numbers",
+    "--rates add-7=1e-2": "need a problem, a column or problem/column",
+    "--rates 0=1e-2 --rates 0=1e-3": "got '0' twice",
+    "--seeds 0": "need at least 1 seed",
+    "--seeds 1,1": "different seeds",
+    "--seeds -1,2": "different seeds",
+    "--seeds a": "a number of seeds",
+    "--updates 0": "Invalid value for '--updates'",
+    "--resume": "--resume needs --run-dir",
+    "--device tpu": "got 'tpu', need cpu or cuda",
+}
+
+
+@pytest.mark.parametrize("arguments", REFUSED)
+def test_bad_options(arguments: str) -> None:
+    result = invoke("reproduce", "table5", *arguments.split())
     assert result.exit_code == 2
-    assert message in result.output
+    assert REFUSED[arguments] in result.output
 
 
 def test_another_table_in_the_folder(tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from torch import Tensor
 
 import hfcore as hf
 from hfcore.bindings import recurrence
-from hfcore.curvature import rnn as fused
-from hfcore.curvature import rnn_passes
-from hfcore.curvature.rnn import RnnObjective
+from hfcore.nets import curvature as fused
+from hfcore.nets import rnn as passes
+from hfcore.nets import through_time
+from hfcore.objective_factory import objective_for
 from oracles import rnn
 from oracles.losses import LOSSES
 from oracles.rnn import ACTIVATIONS
@@ -23,7 +24,7 @@ KINDS = ("ggn", "hessian", "fisher")
 
 class Problem(rnn.Problem):
     def curvature(self, kind: Any = "ggn", **options: Any) -> Any:
-        objective = RnnObjective(self.model, self.loss, **options)
+        objective = objective_for(self.model, self.loss, **options)
         return objective.curvature(objective.prepare(self.batch), self.theta, kind)
 
 
@@ -71,7 +72,7 @@ def test_hessian_is_symmetric_and_indefinite() -> None:
 
 def test_hessian_product_is_the_slope_of_the_gradient() -> None:
     p = Problem(LOSSES[2], T=9, B=5, H=7, k=3, mask="ragged")
-    objective = RnnObjective(p.model, p.loss, l2=0.1, normalize="outputs")
+    objective = objective_for(p.model, p.loss, l2=0.1, normalize="outputs")
     data = objective.prepare(p.batch)
     v = torch.randn(p.theta.numel(), generator=torch.Generator().manual_seed(1)).double()
     h = 1e-5
@@ -86,7 +87,7 @@ def test_hessian_product_is_the_slope_of_the_gradient() -> None:
 def test_squares_are_taken_after_the_sum_over_time(mask: str, normalize: Any) -> None:
     for loss in LOSSES:
         p = Problem(loss, mask=mask, T=6, B=5)
-        objective = RnnObjective(p.model, loss, l2=3.0, normalize=normalize)
+        objective = objective_for(p.model, loss, l2=3.0, normalize=normalize)
         data = objective.prepare(p.batch)
         g = p.case_gradients()
         if normalize == "outputs":  # f = Σ losses / outputs is the mean of rescaled cases
@@ -116,8 +117,8 @@ def test_bad_probes_and_kinds_are_named() -> None:
         p.curvature("hessian").diagonal()
     with pytest.raises(ValueError, match="kind: got 'kfac', need one of 'ggn', 'hessian'"):
         p.curvature("kfac")
-    with pytest.raises(ValueError, match="memory: got 'none', need one of 'cached', 'recompute'"):
-        RnnObjective(p.model, p.loss, memory="none")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="memory: got 'none', need one of 'auto', 'cached'"):
+        objective_for(p.model, p.loss, memory="none")  # type: ignore[arg-type]
 
 
 # ----------------------------------------------------------------------------------- memory
@@ -125,7 +126,7 @@ def test_bad_probes_and_kinds_are_named() -> None:
 
 def test_chunks_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     p = Problem(LOSSES[1], T=5, B=11, mask="ragged")
-    objective = RnnObjective(p.model, p.loss)
+    objective = objective_for(p.model, p.loss)
     data = objective.prepare(p.batch)
 
     def everything() -> list[Tensor]:
@@ -136,12 +137,12 @@ def test_chunks_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         return [objective.squared_gradients(data, p.theta), ggn.diagonal(), probed, *products]
 
     want = everything()
-    monkeypatch.setattr(fused, "PROBE_BYTES", 1)
-    monkeypatch.setattr(rnn_passes, "CASE_BYTES", 4 * 16 * 8)
+    monkeypatch.setattr(fused, "GROUP_BYTES", 1)
+    monkeypatch.setattr(through_time, "CASE_BYTES", 4 * 16 * 8)
     for a, b in zip(everything(), want, strict=True):
         if a is not want[2]:
             close(a, b, rtol=1e-12)
-    monkeypatch.setattr(fused, "GRADIENT_CHUNK", 4)
+    monkeypatch.setattr(passes, "SEQUENCES_AT_ONCE", 4)
     chunked = everything()
     del chunked[2], want[2]  # the probes of other chunks are other draws
     for a, b in zip(chunked, want, strict=True):

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import hfcore as hf
 from hfcore.bindings import sparse as ops
-from hfcore.curvature.objectives import objective_for
 from hfcore.flat import FlatParameters
+from hfcore.objective_factory import objective_for
 
 n, H, k, T, B = 3, 23, 2, 5, 7
 FORMS = ("entries", "dense")

@@ -11,12 +11,14 @@ import scipy.sparse
 import torch
 
 from hfcore import spectral
-from hfcore.init import esn, esn_recurrence
+from hfcore.init import esn_recurrence
 
 
 def fan_in_matrix(H: int, fan_in: int = 15, seed: int = 0) -> Any:
     """Rows of ``fan_in`` normals, as esn_recurrence draws them before scaling."""
-    return spectral.rows_to_csr(*esn._draw(H, fan_in, torch.Generator().manual_seed(seed)))
+    return spectral.rows_to_csr(
+        *spectral._fan_in_rows(H, fan_in, torch.Generator().manual_seed(seed))
+    )
 
 
 def by_all_eigenvalues(A: Any) -> float:

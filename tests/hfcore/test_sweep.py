@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from interrupts import interrupted_sweeps
 
 import hfcore as hf
 from hfcore.problems import Addition
-from hfcore.sweeps import RnnStart, SweepResult, engine, join, sweep, sweep_in_rounds
+from hfcore.sweeps import RnnStart, SweepResult, join, sweep, sweep_in_rounds
 from hfcore.sweeps.cohort import ARRAYS
 from hfcore.sweeps.grid import expand
 from hfcore.sweeps.outcome import Constant, Test, constant_output, escape, outcome
@@ -141,28 +140,12 @@ def test_a_sweep_whose_runs_all_diverge_ends() -> None:
         result.best()
 
 
-class Interrupt:
-    """Asks to stop after so many questions."""
-
-    def __init__(self, after: int) -> None:
-        self.after = after
-
-    @contextmanager
-    def __call__(self) -> Iterator[Any]:
-        def came() -> bool:
-            self.after -= 1
-            return self.after < 0
-
-        yield came
-
-
 @pytest.mark.parametrize("after", [0, 1, 17, 40])
 def test_a_stopped_and_resumed_sweep_has_the_same_bits(
-    whole: SweepResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: int
+    whole: SweepResult, tmp_path: Path, after: int
 ) -> None:
     folder = tmp_path / "sweep"
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "stop_on_signal", Interrupt(after))
+    with interrupted_sweeps(after):
         stopped = run(seeds=2, run_dir=folder)
     assert stopped.reason == "interrupted"
     assert stopped.updates < SMALL["updates"]
@@ -175,10 +158,9 @@ def test_a_stopped_and_resumed_sweep_has_the_same_bits(
     assert uninterrupted.rows() == resumed.rows()
 
 
-def test_resume_after_divergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_after_divergence(tmp_path: Path) -> None:
     grid = {"learning_rate": [0.05, 1e30]}
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "stop_on_signal", Interrupt(16))
+    with interrupted_sweeps(16):
         run(grid, run_dir=tmp_path / "s")
     resumed = run(grid, run_dir=tmp_path / "s", resume=True)
     through = run(grid)
@@ -337,9 +319,8 @@ def test_later_runs_go_to_further_folders_and_none_is_done_twice(tmp_path: Path)
     assert_same(grown, alone, [(i, same_run(alone, r)) for i, r in enumerate(grown.runs)])
 
 
-def test_a_stopped_round_is_finished_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "stop_on_signal", Interrupt(12))
+def test_a_stopped_round_is_finished_first(tmp_path: Path) -> None:
+    with interrupted_sweeps(12):
         assert in_rounds(tmp_path / "s", [0.05], 1).reason == "interrupted"
     grown = in_rounds(tmp_path / "s", [0.05, 0.01], 1, resume=True)
     assert (grown.reason, grown.updates) == ("updates", SMALL["updates"])
@@ -350,7 +331,7 @@ def test_rounds_need_resume_and_a_sweep(tmp_path: Path) -> None:
     in_rounds(tmp_path / "s", [0.05], 1)
     with pytest.raises(RunFolderError, match="already holds a run"):
         in_rounds(tmp_path / "s", [0.01], 1)
-    (tmp_path / "s" / "config.json").write_text("{}")
+    (tmp_path / "s" / "config.json").write_text('{"format": 2}')
     with pytest.raises(RunFolderError, match="is not the config of a sweep"):
         in_rounds(tmp_path / "s", [0.01], 1, resume=True)
 

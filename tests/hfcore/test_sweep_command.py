@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from click.testing import Result
+from interrupts import interrupted_sweeps
 
 from command_line import invoke, table_of
 from hfcore.cli.tables import number
@@ -94,22 +92,8 @@ def test_parquet_without_pyarrow_is_refused_before_the_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_stopped_and_resumed_the_table_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Result
-) -> None:
-    asked = 0
-
-    @contextmanager
-    def stop() -> Iterator[Any]:
-        def came() -> bool:
-            nonlocal asked
-            asked += 1
-            return asked > 25
-
-        yield came
-
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "stop_on_signal", stop)
+def test_stopped_and_resumed_the_table_is_the_same(tmp_path: Path, whole: Result) -> None:
+    with interrupted_sweeps(25):
         stopped = invoke(*GRID, "--run-dir", tmp_path / "run")
     assert stopped.exit_code == 130, stopped.output
     assert f"continue with the same command and: --run-dir {tmp_path / 'run'}" in stopped.output

@@ -14,9 +14,9 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import hfcore as hf
 from hfcore.autograd.objective import ModuleObjective
-from hfcore.curvature.grouped import grouped_gradient
-from hfcore.curvature.objectives import objective_for
+from hfcore.nets.grouped import grouped_gradient
 from hfcore.nets.unaltered import why_not_fused
+from hfcore.objective_factory import objective_for
 from hfcore.training.gradients import AutogradBackpropagation, FusedBackpropagation, backpropagation
 
 

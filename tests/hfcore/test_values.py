@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from hfcore.curvature.values import all_finite, range_of
+from hfcore.nets.values import all_finite, range_of
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 

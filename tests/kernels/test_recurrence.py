@@ -17,7 +17,7 @@ from torch import Tensor
 import hfcore as hf
 from hfcore.bindings import dispatch
 from hfcore.bindings import recurrence as ops
-from hfcore.kernels.recurrence import RnnShape, RnnWeights, reference, split_flat
+from hfcore.kernels.recurrence import Curvature, RnnShape, RnnWeights, reference, split_flat
 from oracles.cases.recurrence import (
     GROUPS,
     SIZES,
@@ -93,7 +93,7 @@ def test_reference_forward_is_the_loop(size: Size, e: str, steps: str) -> None:
 @pytest.mark.parametrize("size", SMALL, ids=str)
 def test_reference_backward_is_vjp(size: Size, e: str, steps: str) -> None:
     case = Case(size, nonlinearity=e, steps=steps)
-    got = reference.rnn_backward(case.x, case.h, case.w, case.gs, e, case.steps)
+    got = reference.rnn_backward(case.forward_pass(), case.gs)
     vjp = torch.func.vjp(
         lambda theta: loop(theta, case.x[0], case.shape, e, case.steps)[1], flat(case.w)
     )[1]
@@ -115,7 +115,7 @@ def test_reference_product_is_jvp_then_vjp(size: Size, e: str, steps: str, rank_
     vjp = torch.func.vjp(f, theta)[1]
     (Gv,) = vjp((structural * slope(pre, e) * Rt, loss_hessian(case.c[0], Rs, rank_one)))
     got = reference.rnn_gauss_newton(
-        case.x, case.h, case.w, case.v, case.c, rank_one, e, case.steps, 0.7, structural, 0.2
+        case.forward_pass(), case.v, Curvature(case.c, rank_one, 0.7, structural, 0.2)
     )
     assert_close(got, (0.7 * Gv + 0.2 * case.v[0]).unsqueeze(0), 1e-12)
 
@@ -135,7 +135,7 @@ def test_reference_product_is_dense_JtLJ(e: str, rank_one: bool) -> None:
     G = torch.einsum("tbin,tbij,tbjm->nm", Js, L, Js)
     G = G + 0.3 * torch.einsum("tbin,tbi,tbim->nm", Jt, slope(pre, e), Jt)
     got = reference.rnn_gauss_newton(
-        case.x, case.h, case.w, case.v, case.c, rank_one, e, case.steps, 1.0, 0.3, 0.0
+        case.forward_pass(), case.v, Curvature(case.c, rank_one, 1.0, 0.3, 0.0)
     )
     assert_close(got, (G @ case.v[0]).unsqueeze(0), 1e-12)
 
@@ -206,8 +206,7 @@ def check_scan(case: Case) -> None:
 
 
 def check_backward(case: Case) -> None:
-    x, h, gs = case.double(case.x, case.h, case.gs)
-    want = reference.rnn_backward(x, h, case.weights_double(), gs, case.nonlinearity, case.steps)
+    want = reference.rnn_backward(case.forward_pass(torch.float64), case.gs.double())
     out = poisoned((case.x, case.h, *case.w, case.gs), case.shape.numel)
     got = ops.rnn_backward(
         case.x, case.h, case.w, case.gs, nonlinearity=case.nonlinearity, steps=case.steps, out=out
@@ -217,21 +216,9 @@ def check_backward(case: Case) -> None:
 
 
 def check_product(case: Case, rank_one: bool, structural: float) -> None:
-    x, h, v, c = case.double(case.x, case.h, case.v, case.c)
     scale, damping = 0.25, 0.01
-    want = reference.rnn_gauss_newton(
-        x,
-        h,
-        case.weights_double(),
-        v,
-        c,
-        rank_one,
-        case.nonlinearity,
-        case.steps,
-        scale,
-        structural,
-        damping,
-    )
+    curvature = Curvature(case.c.double(), rank_one, scale, structural, damping)
+    want = reference.rnn_gauss_newton(case.forward_pass(torch.float64), case.v.double(), curvature)
     out = poisoned((case.x, case.h, *case.w, case.v, case.c), case.shape.numel)
     got = case.product(
         rank_one=rank_one, scale=scale, structural=structural, damping=damping, out=out

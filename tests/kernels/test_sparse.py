@@ -19,7 +19,7 @@ from hfcore.bindings.sparse import (
     ell_matmul_t,
     ell_pattern,
 )
-from hfcore.models.fan_in import distinct_columns
+from hfcore.fan_in import distinct_columns
 from oracles.cases.sparse import (
     GROUPS,
     SHAPE_IDS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,9 @@ from typing import Any
 import click
 
 import hfcore as hf
-from hfcore.cli.invocation import Invocation, run_options
+from hfcore.cli.invocation import run_options
 from hfcore.cli.options import Decorator, decorated_by, folder_option
+from hfcore.experiments.commands.training import Trainings
 from hfcore.experiments.experiment import (
     HF,
     METHODS,
@@ -23,8 +23,7 @@ from hfcore.experiments.experiment import (
     without_validation,
 )
 from hfcore.experiments.published import CURVES_LOG_END
-from hfcore.experiments.report import describe, heading
-from hfcore.experiments.run import Limits, Line, RunResult
+from hfcore.experiments.training import Trained
 
 
 def autoencoder_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -34,7 +33,6 @@ def autoencoder_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--seconds",
             type=click.FloatRange(0, min_open=True),
-            default=math.inf,
             help="Stop each run after so many seconds of training.",
         ),
         run_options(resume="Continue the run in --run-dir.", quiet="Only the table at the end."),
@@ -56,7 +54,7 @@ def curves_log_command(context: click.Context, /, **options: Any) -> None:
     from hfcore.experiments.curves_log import curves_log_report  # matplotlib is slow to import
 
     preset = hf.presets.autoencoders["curves"]
-    trainings = _Trainings("curves-log", options)
+    trainings = _Autoencoders("curves-log", options)
     with trainings.errors_shown():
         experiment = Experiment(trainings.data("curves"), preset, options["seed"])
         result = trainings.run(experiment, Method(HF), trainings.folder)
@@ -96,10 +94,10 @@ def martens2010_table2_command(context: click.Context, /, dataset: str, **option
     preset = hf.presets.autoencoders[dataset]
     l2 = _weight_decay(dataset, options["l2"], options["starred"])
     methods = _methods(options["methods"])
-    trainings = _Trainings(f"table2-{dataset}", options)
+    trainings = _Autoencoders(f"table2-{dataset}", options)
     with trainings.errors_shown():
         experiment = Experiment(trainings.data(dataset), preset, options["seed"], l2)
-        results: dict[str, RunResult] = {}
+        results: dict[str, Trained] = {}
         for method in methods:
             result = trainings.run(experiment, method, trainings.folder / str(method))
             results[str(method)] = result
@@ -130,28 +128,23 @@ def _methods(text: str) -> list[Method]:
     return methods
 
 
-class _Trainings(Invocation):
-    """A call that trains autoencoders one after the other, with limits and lines."""
+class _Autoencoders(Trainings):
+    """A call that trains autoencoders on one data set with limits."""
 
     def data(self, name: str) -> hf.data.Dataset:
         """On the device, with a validation part if it is needed."""
         split = with_validation if self.options.get("early_stopping") else without_validation
         return on_device(split(load(name, self.options.get("folder"))), self.device)
 
-    def run(self, experiment: Experiment, method: Method, folder: Path) -> RunResult:
-        """One method, from its beginning or from where it was stopped."""
-        limits = Limits(
-            self.options["iterations"] or experiment.preset.iterations,
-            self.options["seconds"],
-            self.options.get("early_stopping"),
+    def run(self, experiment: Experiment, method: Method, folder: Path) -> Trained:
+        """One method."""
+        return self.train(
+            experiment.training(method),
+            folder,
+            hf.training.Limits(
+                iterations=self.options["iterations"] or experiment.preset.iterations,
+                seconds=self.options["seconds"],
+            ),
+            title=f"{method}: ",
+            patience=self.options.get("early_stopping"),
         )
-        resume = self.options["resume"] and folder.is_dir()
-        if not self.options["quiet"]:
-            click.echo(f"{method}: {folder}\n{heading()}")
-        return experiment.run(method)(folder, limits, resume=resume, report=self._report)
-
-    def _report(self, line: Line) -> None:
-        if not self.options["quiet"]:
-            click.echo(describe(line))
-            for message in line.get("messages", ()):
-                click.echo(f"    {message}")

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 import hfcore as hf
-from hfcore.cli.invocation import Invocation, run_options
+from hfcore.cli.invocation import run_options
+from hfcore.experiments.commands.training import Trainings
 from hfcore.experiments.experiment import (
     HF,
     Experiment,
@@ -20,8 +21,6 @@ from hfcore.experiments.experiment import (
 )
 from hfcore.experiments.fig5 import CG_ITERATIONS, ITERATIONS, fig5_report, quadratic_of
 from hfcore.experiments.quadratic import Krylov, Quadratic, lanczos
-from hfcore.experiments.report import describe, heading
-from hfcore.experiments.run import Limits
 
 DATASET = "curves"
 QUADRATIC, KRYLOV = "quadratic.safetensors", "krylov.safetensors"
@@ -54,44 +53,36 @@ def fig5_command(
     quadratic.safetensors), and prints φ of both methods. With --resume the same command continues,
     and when all is done prints the table again.
     """
-    invocation = Invocation("fig5", options)
+    trainings = Trainings("fig5", options)
     interrupted = False
-    with invocation.errors_shown():
-        dataset = on_device(without_validation(load(DATASET)), invocation.device)
+    with trainings.errors_shown():
+        dataset = on_device(without_validation(load(DATASET)), trainings.device)
         if images is not None:
             dataset = replace(dataset, train=dataset.train[:images])
         experiment = Experiment(dataset, hf.presets.autoencoders[DATASET], seed)
-        quadratic, interrupted = _quadratic(invocation, experiment, iterations)
+        quadratic, interrupted = _quadratic(trainings, experiment, iterations)
         if quadratic is not None:
-            krylov = _krylov(invocation, quadratic, cg_iterations)
+            krylov = _krylov(trainings, quadratic, cg_iterations)
             facts = dataset.facts
-            invocation.show(*fig5_report(krylov, quadratic.settings, facts, invocation.folder))
-    invocation.end(context, interrupted=interrupted)
+            trainings.show(*fig5_report(krylov, quadratic.settings, facts, trainings.folder))
+    trainings.end(context, interrupted=interrupted)
 
 
 def _quadratic(
-    invocation: Invocation, experiment: Experiment, iterations: int
+    trainings: Trainings, experiment: Experiment, iterations: int
 ) -> tuple[Quadratic | None, bool]:
     """The stored quadratic, made first if it is not there; None and True after Ctrl-C."""
-    folder, quiet = invocation.folder / "hf", invocation.options["quiet"]
-    if not quiet:
-        click.echo(f"{folder}\n{heading()}")
-    resume = invocation.options["resume"] and folder.is_dir()
-    run = experiment.run(Method(HF))
-    result = run(
-        folder,
-        Limits(iterations),
-        resume=resume,
-        report=lambda line: None if quiet else click.echo(describe(line)),
-    )
+    folder, training = trainings.folder / "hf", experiment.training(Method(HF))
+    resume = trainings.options["resume"] and folder.is_dir()
+    result = trainings.train(training, folder, hf.training.Limits(iterations=iterations))
     if result.reason != "iterations":
         if result.reason != "interrupted":
             raise ValueError(f"{folder}: the run ended early: {result.reason}")
         return None, True
-    path = invocation.folder / QUADRATIC
+    path = trainings.folder / QUADRATIC
     if not (resume and path.exists()):
-        quadratic_of(experiment, run, iterations).save(path)
-    quadratic = Quadratic.load(path, invocation.device)
+        quadratic_of(experiment, training, iterations).save(path)
+    quadratic = Quadratic.load(path, trainings.device)
     if quadratic.settings.iteration != iterations:
         raise ValueError(
             f"{path}: is the quadratic after {quadratic.settings.iteration} iterations, need "
@@ -100,14 +91,14 @@ def _quadratic(
     return quadratic, False
 
 
-def _krylov(invocation: Invocation, quadratic: Quadratic, iterations: int) -> Krylov:
+def _krylov(trainings: Trainings, quadratic: Quadratic, iterations: int) -> Krylov:
     """What the products give, computed first if it is not there."""
-    path = invocation.folder / KRYLOV
-    if invocation.options["resume"] and path.exists():
+    path = trainings.folder / KRYLOV
+    if trainings.options["resume"] and path.exists():
         krylov = Krylov.load(path)
         if krylov.asked == iterations:
             return krylov
-    hidden = invocation.options["quiet"] or not sys.stderr.isatty()
+    hidden = trainings.options["quiet"] or not sys.stderr.isatty()
     with click.progressbar(
         length=iterations, label="products", hidden=hidden, file=sys.stderr
     ) as bar:

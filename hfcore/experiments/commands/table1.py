@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hfcore.cli.invocation import Invocation
+import hfcore as hf
 from hfcore.cli.options import names
 from hfcore.experiments.commands.momentum_autoencoders import (
     AutoencoderTable,
@@ -15,12 +15,12 @@ from hfcore.experiments.commands.momentum_autoencoders import (
     datasets_of,
     datasets_option,
 )
+from hfcore.experiments.commands.training import Trainings
 from hfcore.experiments.commands.tuned import rates_of
 from hfcore.experiments.experiment import load, on_device, without_validation
-from hfcore.experiments.hybrid import hybrid_run
-from hfcore.experiments.report import describe, heading
-from hfcore.experiments.run import Limits, RunResult
+from hfcore.experiments.hybrid import hybrid_training
 from hfcore.experiments.table1 import COLUMNS, momentum_columns, table1_report
+from hfcore.experiments.training import Trained
 from hfcore.experiments.tuning import column_settings
 
 
@@ -56,34 +56,30 @@ def table1_command(
     rates = rates_of(
         options["rates"], {*sets, *chosen, *(f"{s}/{c}" for s in sets for c in chosen)}
     )
-    invocation = Invocation("table1", options)
-    table = AutoencoderTable(invocation)
-    hybrids: dict[str, RunResult] = {}
-    with invocation.errors_shown():
+    trainings = Trainings("table1", options)
+    table = AutoencoderTable(trainings)
+    hybrids: dict[str, Trained] = {}
+    with trainings.errors_shown():
         results = table.run(sets, lambda name: momentum_columns(name, chosen, rates))
         interrupted = not all(tuned.finished for tuned in results.values())
         for name in sets if hf_updates and not interrupted else ():
-            hybrids[name] = _hybrid(invocation, name, hf_updates, table.procedure.seeds[0])
+            hybrids[name] = _hybrid(trainings, name, hf_updates, table.procedure.seeds[0])
             interrupted = hybrids[name].reason == "interrupted"
             if interrupted:
                 break
         settings = {**table.settings, "hf_updates": hf_updates}
-        invocation.show(*table1_report(results, hybrids, settings, invocation.folder))
-    invocation.end(context, interrupted=interrupted)
+        trainings.show(*table1_report(results, hybrids, settings, trainings.folder))
+    trainings.end(context, interrupted=interrupted)
 
 
-def _hybrid(invocation: Invocation, name: str, updates: int, seed: int) -> RunResult:
-    """The hybrid's run, from its beginning or from where it was stopped."""
-    options, folder = invocation.options, invocation.folder / name / "hybrid"
-    dataset = on_device(without_validation(load(name, options["folder"])), invocation.device)
+def _hybrid(trainings: Trainings, name: str, updates: int, seed: int) -> Trained:
+    """The hybrid's training."""
+    options = trainings.options
+    dataset = on_device(without_validation(load(name, options["folder"])), trainings.device)
     if options["images"] is not None:
         dataset = replace(dataset, train=dataset.train[: options["images"]])
-    quiet = options["quiet"]
-    if not quiet:
-        click.echo(f"{folder}\n{heading()}")
-    return hybrid_run(dataset, updates, seed)(
-        folder,
-        Limits(updates),
-        resume=options["resume"] and folder.is_dir(),
-        report=lambda line: None if quiet else click.echo(describe(line)),
+    return trainings.train(
+        hybrid_training(dataset, updates, seed),
+        trainings.folder / name / "hybrid",
+        hf.training.Limits(iterations=updates),
     )

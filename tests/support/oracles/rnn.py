@@ -31,7 +31,7 @@ def split(theta: Tensor, n: int, H: int, k: int) -> dict[str, Tensor]:
 def rnn(w: Mapping[str, Tensor], x: Tensor, nonlinearity: str = "tanh") -> tuple[Tensor, Tensor]:
     """(pre-activations t ``[T,B,H]``, outputs s ``[T,B,k]``) of ``x [T,B,n]``.
 
-    Martens & Sutskever (2011), eqs. 1 to 3: t = W_hx x + b_h + W_hh h_before, h = e(t),
+    The net of Martens & Sutskever (2011): t = W_hx x + b_h + W_hh h_before, h = e(t),
     s = W_yh h + b_y; at the first step b_init stands for W_hh h_before.
     """
     back, pre, outputs = w["b_init"].expand(x.shape[1], -1), [], []
@@ -130,7 +130,7 @@ class Problem:
         return torch.einsum("oin,oij,ojm->nm", J, L, J) / B
 
     def structural(self) -> Tensor:
-        """mean J_tᵀ e'(t) J_t (section 4.2 of the same paper)."""
+        """mean J_tᵀ e'(t) J_t, the structural damping of the same paper."""
         t = self.net(self.theta, self.x)[0]
         J = jacrev(lambda p: self.net(p, self.x)[0])(self.theta).flatten(0, 2)
         D = slope(t, self.model.nonlinearity).flatten()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hfcore.bindings import recurrence as ops
-from hfcore.kernels.recurrence import RnnShape, RnnWeights, reference
+from hfcore.kernels.recurrence import ForwardPass, RnnShape, RnnWeights, reference
 
 
 class Size(NamedTuple):
@@ -128,6 +128,16 @@ class Case:
 
     def weights_double(self) -> RnnWeights:
         return RnnWeights(*self.double(*self.w))
+
+    def forward_pass(
+        self,
+        dtype: torch.dtype | None = None,
+        h: Tensor | None = None,
+        nonlinearity: str | None = None,
+    ) -> ForwardPass:
+        """Of these arrays in ``dtype``, at the states ``h`` or the case's own."""
+        x, h, *w = (a.to(dtype or a.dtype) for a in (self.x, self.h if h is None else h, *self.w))
+        return ForwardPass(x, h, RnnWeights(*w), nonlinearity or self.nonlinearity, self.steps)
 
     def net(self, g: int) -> tuple[RnnWeights, dict[str, Tensor]]:
         """Net g of the group by itself, each array with a group axis of 1."""

@@ -1,4 +1,4 @@
-"""Structural damping of an MLP: which layers are held, by which distance, how strongly.
+"""Structural damping of an MLP: which layers, by which distance, how strongly.
 
 The term λμ J_zᵀ D'' J_z is taken at a layer's pre-nonlinearity z, mean over cases (M&S 2011,
 section 3; M&S 2012, section 20.8.4).
@@ -22,27 +22,27 @@ DISTANCES = ("identity", "tanh", "logistic", "softmax")
 
 
 @dataclass(frozen=True)
-class Hold:
+class DampedLayer:
     """One layer's term: D ("matching": D'' = φ', the layer's own) and its factor μ."""
 
     distance: str
     mu: float
 
 
-def holds_of(model: MLP, structural: float | Mapping[str, Any]) -> dict[int, Hold]:
-    """Layer → :class:`Hold`. A number stands for every hidden layer with its own nonlinearity.
+def structural_layers(model: MLP, structural: float | Mapping[str, Any]) -> dict[int, DampedLayer]:
+    """The layers that are damped. A number stands for every hidden one with its own nonlinearity.
 
     The number itself is not used: it reaches the products as part of λμ. Raises ValueError for a
     name that is no layer, an unknown D, or a D that does not match the layer; TypeError for the
     wrong types.
     """
     if not isinstance(structural, Mapping):
-        _check_mu("structural", structural)
-        return {l: Hold("matching", 1.0) for l in range(len(model.activations) - 1)}
-    return dict(_hold(model, name, value) for name, value in structural.items())
+        check_mu("structural", structural)
+        return {l: DampedLayer("matching", 1.0) for l in range(len(model.activations) - 1)}
+    return dict(_damped(model, name, value) for name, value in structural.items())
 
 
-def _hold(model: MLP, name: str, value: Any) -> tuple[int, Hold]:
+def _damped(model: MLP, name: str, value: Any) -> tuple[int, DampedLayer]:
     names = [f"layers.{l}" for l in range(len(model.activations))]
     if name not in names:
         raise ValueError(f"structural: got submodule {name!r}, need one of {names[0]}..{names[-1]}")
@@ -51,35 +51,37 @@ def _hold(model: MLP, name: str, value: Any) -> tuple[int, Hold]:
     where = f"structural[{name!r}]"
     if distance not in DISTANCES:
         raise ValueError(f"{where}: got {distance!r}, need one of {', '.join(DISTANCES)}")
-    _check_mu(where, mu)
+    check_mu(where, mu)
     own = model.activations[l]
     if own not in ("linear", distance) and distance != "identity":
         raise ValueError(f"{where}: got {distance!r} for {own} units, need {own!r} or 'identity'")
     if distance == own or (distance == "identity" and own == "linear"):
         distance = "matching"
-    return l, Hold(distance, float(mu))
+    return l, DampedLayer(distance, float(mu))
 
 
-def _check_mu(name: str, mu: object) -> None:
+def check_mu(name: str, mu: object) -> None:
     if isinstance(mu, bool) or not isinstance(mu, (int, float)):
         raise TypeError(f"{name}: got {mu!r}, need a number")
     if not (math.isfinite(mu) and mu >= 0):
         raise ValueError(f"{name}: got {mu}, need a finite number that is not negative")
 
 
-def held(hold: Hold, y: Tensor, Ry: Tensor, Rz: Tensor | None, out: Tensor) -> Tensor:
+def structural_product(
+    damped: DampedLayer, y: Tensor, Ry: Tensor, Rz: Tensor | None, out: Tensor
+) -> Tensor:
     """D''·Rz ``[G,B,m]`` of one layer with outputs ``y [1,B,m]``, in ``out``.
 
     Where D matches, D'' Rz = φ'(z) ⊙ Rz is Ry itself.
     """
-    if hold.distance == "matching":
+    if damped.distance == "matching":
         return out.copy_(Ry)
     assert Rz is not None
-    if hold.distance == "identity":
+    if damped.distance == "identity":
         return out.copy_(Rz)
-    if hold.distance == "softmax":  # on linear units, whose output is z
+    if damped.distance == "softmax":  # on linear units, whose output is z
         c = loss_ops.loss_curvature("softmax", y.unsqueeze(1), None, None)
         loss_ops.loss_hessian_product(c, Rz.unsqueeze(1), rank_one=True, out=out.unsqueeze(1))
         return out
-    squashed = torch.tanh(y) if hold.distance == "tanh" else torch.sigmoid(y)
-    return torch.mul(Rz, activation_derivative(hold.distance, squashed), out=out)
+    squashed = torch.tanh(y) if damped.distance == "tanh" else torch.sigmoid(y)
+    return torch.mul(Rz, activation_derivative(damped.distance, squashed), out=out)

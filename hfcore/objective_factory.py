@@ -1,0 +1,97 @@
+"""One factory: the objective that serves a model, fused where a fused one exists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from hfcore.autograd.objective import ModuleObjective
+from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
+from hfcore.losses import Loss
+from hfcore.nets import FusedObjective, net_of
+from hfcore.nets.objective import Normalize
+from hfcore.nets.registry import why_left_to_autograd
+from hfcore.nets.rnn import StructuralDistance
+from hfcore.objective import Curvature, CurvatureKind, Objective
+
+Structural = float | Mapping[str, Any]
+
+
+def objective_for(
+    model: nn.Module | Iterable[nn.Parameter],
+    loss: Loss | Callable[..., Tensor] | None = None,
+    *,
+    l2: float = 0.0,
+    structural: Structural = 0.0,
+    normalize: Normalize = "sequences",
+    structural_distance: StructuralDistance = "matching",
+    strategy: str = "auto",
+    chunk_size: int | None = None,
+    **options: Any,
+) -> Objective:
+    """The fused objective of a model that has a net in ``hf.nets`` with a loss of ``hf.losses``,
+    :class:`hfcore.autograd.objective.ModuleObjective` for everything else.
+
+    ``structural``: μ (RNN: of the hidden state; MLP: of every hidden layer; the product takes it,
+    this only says that it is wanted) or a mapping ``{"submodule": D or (D, μ)}`` (MLP and modules).
+    ``normalize`` and ``structural_distance`` speak to fused nets, ``strategy`` and ``chunk_size``
+    to modules; ``options`` are the further keywords of the objective: ``memory`` of fused nets,
+    those of the module.
+    Fused are the exact classes alone, computing what their class says: a derived class, and a net
+    with hooks, parametrizations or pruned weights, goes through autograd, and the log says why.
+    Raises ValueError or TypeError for what the model cannot serve, with the reason.
+    """
+    net = net_of(model, loss, structural=structural, structural_distance=structural_distance)
+    if net is not None:
+        if chunk_size is not None:
+            raise ValueError(
+                "chunk_size: is for modules without a fused product, need memory='recompute'"
+            )
+        return FusedObjective(net, l2=l2, normalize=normalize, **options)
+    reason = why_left_to_autograd(model, loss)
+    if reason is not None:
+        _check_without_kernels(reason, normalize, options)
+    if isinstance(structural, Mapping):
+        options["structural"] = structural
+    elif structural:
+        because = "" if reason is None else f" ({reason})"
+        raise ValueError(
+            "structural: got a number; a module needs a mapping from submodule names, such as "
+            f'{{"encoder.0": "tanh"}}{because}'
+        )
+    options.setdefault("batch_dim", batch_dim_of(model))
+    objective = ModuleObjective(
+        model, loss, l2=l2, strategy=strategy, chunk_size=chunk_size, **options
+    )
+    if reason is not None:
+        objective.tell(f"{type(model).__name__} goes through autograd: {reason}")
+    return objective
+
+
+def batch_dim_of(model: Any) -> int:
+    """The axis along which a model counts its cases, where it says so, else 0."""
+    axis = getattr(model, "batch_dim", 0)
+    return axis if isinstance(axis, int) else 0
+
+
+def _check_without_kernels(reason: str, normalize: str, options: Mapping[str, Any]) -> None:
+    """Raise ValueError for what only a fused net serves."""
+    if normalize != "sequences":
+        raise ValueError(
+            f"normalize: got {normalize!r}, need 'sequences' through autograd ({reason})"
+        )
+    if "memory" in options:
+        raise ValueError(f"memory: belongs to a fused net; need chunk_size or nothing ({reason})")
+
+
+def curvature_of(
+    objective: Objective, data: Any, theta: Tensor, kind: CurvatureKind = "ggn"
+) -> Curvature:
+    """The curvature of any kind; ``"hessian_fd"`` needs nothing but the objective's gradient."""
+    if kind == "hessian_fd":
+        return FiniteDifferenceHessian(objective, data, theta)
+    if kind == "ggn":  # an objective of one's own may know no other
+        return objective.curvature(data, theta)
+    return objective.curvature(data, theta, kind)
