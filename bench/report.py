@@ -83,6 +83,16 @@ def other_share(bench: Bench) -> float | None:
     return float(_row(bench, OURS)["other_share"])
 
 
+def product_share(bench: Bench) -> float | None:
+    """Share of a solver's time that its products take."""
+    return float(_row(bench, OURS)["product_share"])
+
+
+def of_products(bench: Bench) -> float | None:
+    """A solver's time as a multiple of its products' own."""
+    return float(_row(bench, OURS)["of_products"])
+
+
 def batch_making(bench: Bench) -> float | None:
     """Making the batches, as a share of the iteration that consumes them."""
     return float(bench["batch_making_share"])
@@ -95,6 +105,7 @@ AUTOENCODER_ITERATION = "Autoencoder Hessian-free iteration"
 NAG_UPDATE = "NAG update"
 AUTOENCODER_UPDATE, SWEEP_UPDATE = "Autoencoder NAG update", "NAG update of a sweep"
 ADDITION = "B1000-T100-H100-n2-k1-last"
+SOLVE, EIGENPAIRS = "Linear solve", "Ten eigenpairs"
 TARGETS = [
     Target(PRODUCT, ADDITION, "share of the sgemm rate (8 H² B T flops)", share, 0.80),
     Target(PRODUCT, ADDITION, "× torch.func cached", speedup("torch.func cached"), 1.5),
@@ -142,6 +153,21 @@ TARGETS = [
         "× torch.func.vmap",
         speedup("torch.func.vmap"),
         4.0,
+    ),
+    *(
+        Target(SOLVE, f"{ADDITION}-{kind}", "share of the time in products", product_share, 0.95)
+        for kind in ("cg-m1", "cg-m4", "minres-m1", "minres-m4")
+    ),
+    *(
+        Target(
+            EIGENPAIRS,
+            f"transformer-N27712-{kind}",
+            "time, in that of its products",
+            of_products,
+            1.5,
+            at_least=False,
+        )
+        for kind in ("GaussNewton", "Hessian")
     ),
     Target(ANY_MODULE, "CNN-B64", "× curvlinops", speedup("curvlinops"), 2.0),
     Target(ANY_MODULE, "loop-RNN-T100-B100", "× curvlinops", speedup("curvlinops"), 3.0),

@@ -77,6 +77,14 @@ def plain(t: Tensor) -> Tensor:
     return t.detach().contiguous().resolve_neg()
 
 
+def nets(t: Tensor) -> Tensor:
+    """Detached, each net ``t[g]`` contiguous, the group's stride free; one expanded is cut to 1."""
+    t = t.detach()
+    if t.shape[0] > 1 and t.stride(0) == 0:
+        t = t[:1]
+    return t.resolve_neg() if t[0].is_contiguous() else t.contiguous().resolve_neg()
+
+
 def check_group(**arrays: Tensor | None) -> int:
     """The group size G of arrays whose first axis is 1 or G; ValueError names a stranger."""
     G = 1

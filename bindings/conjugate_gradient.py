@@ -1,17 +1,12 @@
-"""CG vector updates: shape checks, choice of implementation. Formulas: the family's reference."""
+"""CG vector updates: checks, choice of implementation (``forms/conjugate_gradient``)."""
 
 from __future__ import annotations
 
-from types import ModuleType
-
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # not in its __all__
 
 from hfcore.bindings.checks import check_positive, check_tensor
-from hfcore.bindings.dispatch import choose, native
-from hfcore.bindings.threads import kernel_threads
-from hfcore.bindings.triton_backend import serving
-from hfcore.kernels.conjugate_gradient import reference
+from hfcore.bindings.dispatch import choose
+from hfcore.bindings.forms.conjugate_gradient import form
 
 
 def cg_update(
@@ -33,42 +28,14 @@ def cg_update(
     """
     given = {} if preconditioner is None else {"preconditioner": preconditioner}
     _check_vectors(x=x, r=r, z=z, p=p, Ap=Ap, b=b, **given)
-    backend = choose("conjugate_gradient.cg_update", x)
-    if backend == "reference":
-        return reference.cg_update(x, r, z, p, Ap, b, rz, preconditioner)
-    if backend == "cuda":
-        with serving("conjugate_gradient.cg_update", x.device):
-            scalars: tuple[float, float, float] = _triton().cg_update(
-                x, r, z, p, Ap, b, rz, preconditioner
-            )
-            return scalars
-    # Capsules: importing a tensor through its __dlpack__ method costs nanobind 2 µs a vector.
-    pAp, new_rz, phi = native().cg_update(
-        to_dlpack(x),
-        to_dlpack(r),
-        to_dlpack(z),
-        to_dlpack(p),
-        to_dlpack(Ap),
-        to_dlpack(b),
-        rz,
-        None if preconditioner is None else to_dlpack(preconditioner),
-        kernel_threads(),
-    )
-    return pAp, new_rz, phi
+    serving = form(choose("conjugate_gradient.cg_update", x))
+    return serving.cg_update(x, r, z, p, Ap, b, rz, preconditioner)
 
 
 def cg_direction(p: Tensor, z: Tensor, beta: float) -> None:
     """p = z + β p, in place on flat vectors ``[N]`` that share no memory."""
     _check_vectors(p=p, z=z)
-    backend = choose("conjugate_gradient.cg_direction", p)
-    if backend == "reference":
-        reference.cg_direction(p, z, beta)
-        return
-    if backend == "cuda":
-        with serving("conjugate_gradient.cg_direction", p.device):
-            _triton().cg_direction(p, z, beta)
-        return
-    native().cg_direction(to_dlpack(p), to_dlpack(z), beta, kernel_threads())
+    form(choose("conjugate_gradient.cg_direction", p)).cg_direction(p, z, beta)
 
 
 def dot(a: Tensor, b: Tensor) -> float:
@@ -77,19 +44,7 @@ def dot(a: Tensor, b: Tensor) -> float:
     On a GPU this, like :func:`cg_update`, waits for the device.
     """
     _check_vectors(a=a, b=b)
-    backend = choose("conjugate_gradient.dot", a)
-    if backend == "reference":
-        return reference.dot(a, b)
-    if backend == "cuda":
-        with serving("conjugate_gradient.dot", a.device):
-            return float(_triton().dot(a, b))
-    return float(native().dot(to_dlpack(a), to_dlpack(b), kernel_threads()))
-
-
-def _triton() -> ModuleType:
-    from hfcore.kernels.conjugate_gradient import gpu_triton  # needs Triton, as CUDA data does
-
-    return gpu_triton
+    return form(choose("conjugate_gradient.dot", a)).dot(a, b)
 
 
 def _check_vectors(**vectors: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Dense ops: shape checks, allocation, choice of implementation.
+"""Dense ops: checks, allocation, choice of implementation (``forms/dense``).
 
 Every array carries a leading group axis; length 1 (or a stride of 0) shares it among the group.
 Shapes and formulas: ``kernels/dense/reference.py``. Weights, tangents and gradients may be views
@@ -7,25 +7,17 @@ into flat vectors: behind the group axis they are contiguous, the group's stride
 ``out`` may share no memory with an argument (ValueError). ``stop``, int32 ``[1]`` on the device, is
 for solvers that run there: where it is not zero the CUDA kernels do nothing and ``out`` stays as it
 is. The other backends do not look at it.
-
-On CUDA, float32 under ``set_matmul_precision("ieee")``, the default, is CUDA C++ (``gpu.cu``) where
-its binary loads, in groups that its grid holds (65,535 nets); all else is Triton: float64, TF32,
-an install without nvcc.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping
 from numbers import Real
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from hfcore.bindings import cuda
 from hfcore.bindings.checks import (
     check_choice,
     check_group,
@@ -33,11 +25,10 @@ from hfcore.bindings.checks import (
     check_tensor,
     overlap,
 )
-from hfcore.bindings.dispatch import choose, native
-from hfcore.bindings.recurrence import Scratch
-from hfcore.bindings.threads import kernel_threads
-from hfcore.bindings.triton_backend import matmul_precision, serving
-from hfcore.kernels.dense import gpu, reference
+from hfcore.bindings.dispatch import choose
+from hfcore.bindings.forms.dense import form
+from hfcore.bindings.scratch import Scratch
+from hfcore.kernels.dense.reference import ACTIVATIONS, activation_derivative, split_layers
 
 __all__ = [
     "ACTIVATIONS",
@@ -50,11 +41,6 @@ __all__ = [
     "split_layers",
 ]
 
-ACTIVATIONS = (reference.LINEAR, reference.LOGISTIC, reference.TANH, reference.RELU)
-
-activation_derivative = reference.activation_derivative
-split_layers = reference.split_layers
-
 
 def dense_forward(
     a: Tensor, W: Tensor, b: Tensor, *, activation: str, out: Tensor | None = None
@@ -66,22 +52,7 @@ def dense_forward(
     check_tensor("b", b, ["G", m], like=a)
     G = check_group(a=a, W=W, b=b)
     out = _check_out(out, (G, B, m), a, a=a, W=W, b=b)
-    backend = choose("dense.dense_forward", a)
-    if backend == "cuda":
-        with _cuda("dense_forward", out) as run:
-            run(_nets(a), _nets(W), _nets(b), activation, out)
-        return out
-    if backend == "cpu":
-        native().dense_forward(
-            _nets(a),
-            _nets(W),
-            _nets(b),
-            ACTIVATIONS.index(activation),
-            out,
-            kernel_threads(),
-        )
-        return out
-    return out.copy_(reference.dense_forward(a.detach(), W.detach(), b.detach(), activation))
+    return form(choose("dense.dense_forward", a)).dense_forward(a, W, b, activation, out)
 
 
 def dense_rforward(
@@ -111,44 +82,8 @@ def dense_rforward(
     _check_stop(stop)
     arrays = {"a": a, "Ra": Ra, "W": W, "V": V, "v_b": v_b, "y": y}
     out = _check_out(out, (check_group(**arrays), B, m), a, **arrays)
-    backend = choose("dense.dense_rforward", a)
-    if backend == "cuda":
-        with _cuda("dense_rforward", out) as run:
-            run(
-                _nets(a),
-                None if Ra is None else _nets(Ra),
-                _nets(W),
-                _nets(V),
-                _nets(v_b),
-                _nets(y),
-                activation,
-                out,
-                stop,
-            )
-        return out
-    if backend == "cpu":
-        native().dense_rforward(
-            _nets(a),
-            None if Ra is None else _nets(Ra),
-            _nets(W),
-            _nets(V),
-            _nets(v_b),
-            _nets(y),
-            ACTIVATIONS.index(activation),
-            out,
-            kernel_threads(),
-        )
-        return out
-    Ry = reference.dense_rforward(
-        a.detach(),
-        None if Ra is None else Ra.detach(),
-        W.detach(),
-        V.detach(),
-        v_b.detach(),
-        y.detach(),
-        activation,
-    )
-    return out.copy_(Ry)
+    serving = form(choose("dense.dense_rforward", a))
+    return serving.dense_rforward(a, Ra, W, V, v_b, y, activation, out, stop)
 
 
 def dense_backward(
@@ -176,34 +111,8 @@ def dense_backward(
     _check_stop(stop)
     arrays = {"delta": delta, "W": W, "y": y, "add": add}
     out = _check_out(out, (check_group(**arrays), B, n), delta, **arrays)
-    backend = choose("dense.dense_backward", delta)
-    if backend == "cuda":
-        with _cuda("dense_backward", out) as run:
-            run(
-                _nets(delta),
-                _nets(W),
-                _nets(y),
-                activation,
-                None if add is None else _nets(add),
-                out,
-                stop,
-            )
-        return out
-    if backend == "cpu":
-        native().dense_backward(
-            _nets(delta),
-            _nets(W),
-            _nets(y),
-            ACTIVATIONS.index(activation),
-            None if add is None else _nets(add),
-            out,
-            kernel_threads(),
-        )
-        return out
-    below = reference.dense_backward(
-        delta.detach(), W.detach(), y.detach(), activation, None if add is None else add.detach()
-    )
-    return out.copy_(below)
+    serving = form(choose("dense.dense_backward", delta))
+    return serving.dense_backward(delta, W, y, activation, add, out, stop)
 
 
 def dense_gradient(
@@ -229,61 +138,9 @@ def dense_gradient(
     check_factor("scale", scale)
     _check_stop(stop)
     G = check_group(delta=delta, a=a)
-    gW, gb = _check_gradients(out, G, m, n, delta, a)
-    backend = choose("dense.dense_gradient", delta)
-    if backend == "cuda":
-        with _cuda("dense_gradient", gW) as run:
-            run(
-                _nets(delta),
-                _nets(a),
-                scale,
-                squared,
-                gW,
-                gb,
-                stop,
-                take=None if scratch is None else partial(scratch.take, "dense_gradient", delta),
-            )
-        return gW, gb
-    if backend == "cpu":
-        native().dense_gradient(_nets(delta), _nets(a), scale, squared, gW, gb, kernel_threads())
-        return gW, gb
-    sums = reference.dense_gradient(delta.detach(), a.detach(), scale, squared)
-    return gW.copy_(sums[0]), gb.copy_(sums[1])
-
-
-@contextmanager
-def _cuda(op: str, out: Tensor) -> Iterator[Callable[..., object]]:
-    """The CUDA form that serves results like ``out``, by the rule at the top."""
-    if compiled_form(out):
-        with cuda.serving(f"dense.{op}", "dense", out.device) as launch:
-            yield partial(getattr(gpu, op), launch)
-    else:
-        with serving(f"dense.{op}", out.device):
-            yield partial(getattr(_triton(), op), precision=matmul_precision())
-
-
-def compiled_form(out: Tensor) -> bool:
-    """Whether CUDA C++ makes ``out [G,...]``, and not Triton."""
-    return (
-        out.dtype == torch.float32
-        and matmul_precision() == "ieee"
-        and out.shape[0] <= gpu.MOST_NETS
-        and cuda.why_unavailable("dense", out.device) is None
-    )
-
-
-def _triton() -> ModuleType:
-    from hfcore.kernels.dense import gpu_triton  # needs Triton, which only CUDA data asks for
-
-    return gpu_triton
-
-
-def _nets(t: Tensor) -> Tensor:
-    """Detached, every net contiguous, the group's stride as it is; one expanded net is cut to 1."""
-    t = t.detach()
-    if t.shape[0] > 1 and t.stride(0) == 0:
-        t = t[:1]
-    return t.resolve_neg() if t[0].is_contiguous() else t.contiguous().resolve_neg()
+    both = _check_gradients(out, G, m, n, delta, a)
+    serving = form(choose("dense.dense_gradient", delta))
+    return serving.dense_gradient(delta, a, scale, squared, both, stop, scratch)
 
 
 # ---------------------------------------------------------------------------- checks

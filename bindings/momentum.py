@@ -1,24 +1,20 @@
-"""The momentum update and its lookahead point: shape checks, choice of implementation.
+"""The momentum update and its lookahead point: checks, choice of implementation.
 
-Formulas: the family's reference.
+Implementations: ``forms/momentum``. Formulas: ``kernels/momentum/reference.py``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # not in its __all__
 
-from hfcore.bindings.checks import check_positive, check_tensor, dense
-from hfcore.bindings.dispatch import choose, native
-from hfcore.bindings.threads import kernel_threads
-from hfcore.bindings.triton_backend import serving
-from hfcore.kernels.momentum import reference
+from hfcore.bindings.checks import check_positive, check_tensor
+from hfcore.bindings.dispatch import choose
+from hfcore.bindings.forms.momentum import form
 
 Coefficient = Tensor | float
 
@@ -68,25 +64,8 @@ def momentum_update(
     _check_gradient(gradient, theta)
     rates = check_step(Step(learning_rate, momentum, lookahead, l2), G, theta)
     active = check_active(active, G, theta)
-    backend = choose("momentum.momentum_update", theta)
-    if backend == "reference":
-        reference.momentum_update(theta, velocity, gradient.detach(), *rates, ahead, active)
-        return
-    gradient = dense(gradient)
-    if backend == "cuda":
-        with serving("momentum.momentum_update", theta.device):
-            _triton().momentum_update(theta, velocity, gradient, *rates, ahead, active)
-        return
-    # Capsules: importing a tensor through its __dlpack__ method costs nanobind 2 µs a tensor.
-    native().momentum_update(
-        to_dlpack(theta),
-        to_dlpack(velocity),
-        to_dlpack(gradient),
-        *(None if rate is None else to_dlpack(rate) for rate in rates),
-        None if ahead is None else to_dlpack(ahead),
-        None if active is None else to_dlpack(active),
-        kernel_threads(),
-    )
+    serving = form(choose("momentum.momentum_update", theta))
+    serving.momentum_update(theta, velocity, gradient, *rates, ahead, active)
 
 
 def lookahead_point(
@@ -106,21 +85,8 @@ def lookahead_point(
     out = torch.empty_like(theta) if out is None else out
     rate = _coefficient("momentum", momentum, G, theta)
     active = check_active(active, G, theta)
-    backend = choose("momentum.lookahead_point", theta)
-    if backend == "reference":
-        reference.lookahead_point(theta, velocity, rate, out, active)
-    elif backend == "cuda":
-        with serving("momentum.lookahead_point", theta.device):
-            _triton().lookahead_point(theta, velocity, rate, out, active)
-    else:
-        native().lookahead_point(
-            to_dlpack(theta),
-            to_dlpack(velocity),
-            to_dlpack(rate),
-            to_dlpack(out),
-            None if active is None else to_dlpack(active),
-            kernel_threads(),
-        )
+    serving = form(choose("momentum.lookahead_point", theta))
+    serving.lookahead_point(theta, velocity, rate, out, active)
     return out
 
 
@@ -158,12 +124,6 @@ def update_through(
         active=losses.isfinite(),
     )
     return losses
-
-
-def _triton() -> ModuleType:
-    from hfcore.kernels.momentum import gpu_triton  # needs Triton, as CUDA data does
-
-    return gpu_triton
 
 
 def check_arrays(theta: Tensor, **others: Tensor | None) -> int:

@@ -82,7 +82,7 @@ def _check_weights(w: RnnWeights, x: Tensor) -> RnnShape:
 def _check_factors(**factors: object) -> None:
     """Check that scale, structural and damping are finite numbers; of any sign."""
     for name, value in factors.items():
-        if not isinstance(value, Real):
+        if type(value) is not float and not isinstance(value, Real):
             raise TypeError(f"{name}: got {type(value).__name__}, need a float")
         if not math.isfinite(value):
             raise ValueError(f"{name}: got {value}, need a finite number")
@@ -175,10 +175,11 @@ def rnn_backward(
 ) -> Tensor:
     """Flat parameter gradient ``[G,N]`` by BPTT from ``gs = ∂L/∂s [G,T_out,B,k]``."""
     shape, G = _check_pass(x, h, w, nonlinearity, steps, gs=gs)
+    size = G, shape.numel
     if out is not None:
-        check_out(out, (G, shape.numel), x)
+        check_out(out, size, x)
     at = ForwardPass(x, h, w, nonlinearity, steps)
-    return form(choose("recurrence.rnn_backward", x)).rnn_backward(at, gs, G, out=out)
+    return form(choose("recurrence.rnn_backward", x)).rnn_backward(at, gs, size, out=out)
 
 
 def rnn_gauss_newton(
@@ -213,7 +214,7 @@ def rnn_gauss_newton(
     ``stop``, int32 ``[1]`` on the device, is for solvers that run there: where it is not zero the
     CUDA kernels do nothing and ``out`` stays as it is. The other backends do not look at it.
     """
-    shape, _ = _check_pass(x, h, w, nonlinearity, steps, c=c)
+    shape, _ = _check_pass(x, h, w, nonlinearity, steps, recomputed=True, c=c)
     check_tensor("v", v, ["G", shape.numel], like=x)
     G = check_group(x=x, h=h, **w._asdict(), c=c, v=v)
     _check_factors(scale=scale, structural=structural, damping=damping)
@@ -221,15 +222,16 @@ def rnn_gauss_newton(
         check_tensor("stop", stop, [1], dtype=torch.int32)
     if accumulate and out is None:
         raise ValueError("out: got None, need a buffer to accumulate in")
+    size = G, v.shape[1]
     if out is not None:
-        check_out(out, (G, shape.numel), x)
+        check_out(out, size, x)
     at = ForwardPass(x, h, w, nonlinearity, steps)
     curvature = Curvature(c, rank_one, scale, structural, damping)
     serving = form(choose("recurrence.rnn_gauss_newton", x))
     if h is None and not serving.RECOMPUTES_STATES:
-        return _by_chunks(serving, at, v, curvature, G, out, accumulate, stop, scratch)
+        return _by_chunks(serving, at, v, curvature, size, out, accumulate, stop, scratch)
     return serving.rnn_gauss_newton(
-        at, v, curvature, G, out=out, accumulate=accumulate, stop=stop, scratch=scratch
+        at, v, curvature, size, out=out, accumulate=accumulate, stop=stop, scratch=scratch
     )
 
 
@@ -238,7 +240,7 @@ def _by_chunks(
     at: ForwardPass,
     v: Tensor,
     curvature: Curvature,
-    G: int,
+    size: tuple[int, int],
     out: Tensor | None,
     accumulate: bool,
     stop: Tensor | None,
@@ -247,10 +249,10 @@ def _by_chunks(
     """:func:`rnn_gauss_newton` on chunks of sequences whose states are made and dropped."""
     x, _, w, nonlinearity, steps = at
     nets, H = check_group(x=x, **w._asdict()), w.W_hh.shape[1]
-    size = max(1, RECOMPUTED_BYTES // (nets * x.shape[1] * H * x.element_size()))
-    out = x.new_empty(G, v.shape[1]) if out is None else out
-    for start in range(0, x.shape[2], size):
-        cases = slice(start, start + size)
+    count = max(1, RECOMPUTED_BYTES // (nets * x.shape[1] * H * x.element_size()))
+    out = x.new_empty(size) if out is None else out
+    for start in range(0, x.shape[2], count):
+        cases = slice(start, start + count)
         part = x[:, :, cases]
         h, _ = serving.rnn_forward(part, w, nonlinearity, steps, nets, states=True, out=None)
         serving.rnn_gauss_newton(
@@ -259,7 +261,7 @@ def _by_chunks(
             curvature._replace(
                 c=curvature.c[:, :, cases], damping=0.0 if start else curvature.damping
             ),
-            G,
+            size,
             out=out,
             accumulate=accumulate or start > 0,
             stop=stop,
@@ -274,14 +276,19 @@ def _check_pass(
     w: RnnWeights,
     nonlinearity: str,
     steps: Tensor | None,
+    *,
+    recomputed: bool = False,
     **at_outputs: Tensor,
 ) -> tuple[RnnShape, int]:
-    """Checks common to the ops that run on cached activations: shape and group size."""
+    """Checks common to the ops on a forward pass, whose h may be None if states are recomputed.
+
+    Gives the shape of a net and the group size.
+    """
     _check_input(x)
     check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
     _, T, B, _ = x.shape
     shape = _check_weights(w, x)
-    if h is not None:
+    if h is not None or not recomputed:
         check_tensor("h", h, ["G", T, B, shape.H], like=x)
     T_out = _check_steps(steps, x)
     for name, value in at_outputs.items():

@@ -1,4 +1,4 @@
-"""Sparse ops: shape checks, allocation, choice of implementation.
+"""Sparse ops: checks, allocation, choice of implementation (``forms/sparse``).
 
 Weights of a fixed fan-in: an m x n matrix W with at most K entries a row is an
 :class:`EllPattern` (where they are, :func:`ell_pattern`) and ``value [G,m,K]``. Every other array
@@ -10,7 +10,6 @@ pattern is always shared. Formulas: ``kernels/sparse/reference.py``.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Literal
 
 import torch
@@ -25,10 +24,9 @@ from hfcore.bindings.checks import (
     dense,
     overlap,
 )
-from hfcore.bindings.dispatch import choose, native
-from hfcore.bindings.recurrence import NONLINEARITIES
-from hfcore.bindings.threads import kernel_threads
-from hfcore.bindings.triton_backend import serving
+from hfcore.bindings.dispatch import choose
+from hfcore.bindings.forms.sparse import form
+from hfcore.kernels.recurrence import NONLINEARITIES
 from hfcore.kernels.sparse import EllPattern, Rows, reference
 from hfcore.kernels.sparse.choice import ell_is_faster
 
@@ -119,10 +117,7 @@ def ell_matmul(
     _check_cases("x", x, pattern, "n")
     G = _check_value(value, pattern, x, x=x)
     out = _check_out(out, (G, x.shape[1], pattern.m), x, x=x, value=value)
-    backend = choose("sparse.ell_matmul", x)
-    if backend == "reference":
-        return out.copy_(reference.ell_matmul(x.detach(), value.detach(), pattern))
-    return _product("sparse.ell_matmul", backend, x, value, pattern.rows, out)
+    return form(choose("sparse.ell_matmul", x)).ell_matmul(x, value, pattern, out)
 
 
 def ell_matmul_t(
@@ -135,20 +130,7 @@ def ell_matmul_t(
     _check_cases("g", g, pattern, "m")
     G = _check_value(value, pattern, g, g=g)
     out = _check_out(out, (G, g.shape[1], pattern.n), g, g=g, value=value)
-    backend = choose("sparse.ell_matmul_t", g)
-    if backend == "reference":
-        return out.copy_(reference.ell_matmul_t(g.detach(), value.detach(), pattern))
-    return _product("sparse.ell_matmul_t", backend, g, value, pattern.transposed, out)
-
-
-def _product(op: str, backend: str, x: Tensor, value: Tensor, rows: Rows, out: Tensor) -> Tensor:
-    value = dense(value).flatten(1)
-    if backend == "cuda":
-        with serving(op, x.device):
-            _triton().product(dense(x), value, rows, out)
-    else:
-        native().ell_product(dense(x), value, *_arrays(rows), out, kernel_threads())
-    return out
+    return form(choose("sparse.ell_matmul_t", g)).ell_matmul_t(g, value, pattern, out)
 
 
 def ell_gradient(g: Tensor, x: Tensor, pattern: EllPattern, *, out: Tensor | None = None) -> Tensor:
@@ -160,17 +142,7 @@ def ell_gradient(g: Tensor, x: Tensor, pattern: EllPattern, *, out: Tensor | Non
     check_tensor("x", x, ["G", g.shape[1], pattern.n], like=g)
     G = check_group(g=g, x=x)
     out = _check_out(out, (G, pattern.m, pattern.K), g, g=g, x=x)
-    backend = choose("sparse.ell_gradient", g)
-    if backend == "reference":
-        return out.copy_(reference.ell_gradient(g.detach(), x.detach(), pattern))
-    if backend == "cuda":
-        with serving("sparse.ell_gradient", g.device):
-            _triton().gradient(dense(g), dense(x), pattern, out)
-    else:
-        native().ell_gradient(
-            dense(g), dense(x), *_arrays(pattern.rows), out.flatten(1), kernel_threads()
-        )
-    return out
+    return form(choose("sparse.ell_gradient", g)).ell_gradient(g, x, pattern, out)
 
 
 def ell_scan(
@@ -195,31 +167,8 @@ def ell_scan(
         check_tensor("a", a, ["G", *u.shape[1:]], like=u)
     G = _check_value(value, pattern, u, u=u, d=d, a=a)
     out = _check_out(out, (G, *u.shape[1:]), u, u=u, d=d, value=value, a=a)
-    backend = choose("sparse.ell_scan", u)
-    if backend == "reference":
-        plain = None if a is None else a.detach()
-        return out.copy_(
-            reference.ell_scan(
-                u.detach(), d.detach(), value.detach(), pattern, plain, transposed, reverse
-            )
-        )
-    rows = pattern.transposed if transposed else pattern.rows
-    more = None if a is None else dense(a)
-    if backend == "cuda":
-        with serving("sparse.ell_scan", u.device):
-            _triton().scan(dense(u), dense(d), dense(value).flatten(1), rows, more, reverse, out)
-    else:
-        native().ell_scan(
-            dense(u),
-            dense(d),
-            dense(value).flatten(1),
-            *_arrays(rows),
-            more,
-            bool(reverse),
-            out,
-            kernel_threads(),
-        )
-    return out
+    serving = form(choose("sparse.ell_scan", u))
+    return serving.ell_scan(u, d, value, pattern, a, transposed, reverse, out)
 
 
 def ell_hidden(
@@ -235,26 +184,8 @@ def ell_hidden(
     check_choice("nonlinearity", nonlinearity, NONLINEARITIES)
     G = _check_value(value, pattern, u, u=u)
     out = _check_out(out, (G, *u.shape[1:]), u, u=u, value=value)
-    backend = choose("sparse.ell_hidden", u)
-    if backend == "reference":
-        return out.copy_(reference.ell_hidden(u.detach(), value.detach(), pattern, nonlinearity))
-    flat, e = dense(value).flatten(1), NONLINEARITIES.index(nonlinearity)
-    if backend == "cuda":
-        with serving("sparse.ell_hidden", u.device):
-            _triton().hidden(dense(u), flat, pattern.rows, nonlinearity, out)
-    else:
-        native().ell_hidden(dense(u), flat, *_arrays(pattern.rows), e, out, kernel_threads())
-    return out
-
-
-def _arrays(rows: Rows) -> tuple[Tensor, Tensor, Tensor | None]:
-    return rows.start, rows.column, rows.place
-
-
-def _triton() -> ModuleType:
-    from hfcore.kernels.sparse import gpu_triton  # needs Triton, which only CUDA data asks for
-
-    return gpu_triton
+    serving = form(choose("sparse.ell_hidden", u))
+    return serving.ell_hidden(u, value, pattern, nonlinearity, out)
 
 
 # ---------------------------------------------------------------------------- checks

@@ -127,7 +127,7 @@ class SequenceCases:
 
     A batch of them is padded with zeros behind its sequences to the longest; its mask, bool, says
     what counts. ``batch_dim`` 1 gives ``[T,B,…]``, 0 gives ``[B,T,…]``. Without any unequal length
-    and any mask batches have none.
+    and any mask batches have none. Structural damping of a recurrent net sees padded steps as well.
     """
 
     sequences: Sequence[tuple[Tensor, Tensor, Tensor]]

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from threading import RLock
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary
 
 from hfcore.flat_memory import side_by_side
 
 SINCE = "since this was built for the model's trainable parameters; build it anew"
 
-# By the first parameter, so that all that is built over the same parameters shares one.
-_LOCKS = WeakTensorKeyDictionary()
+# By the module, so that all that is built over the same one shares it.
+_LOCKS = WeakIdKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
+
+
+def _lock_of(owner: object) -> RLock:
+    key = getattr(
+        owner, "_orig_mod", owner
+    )  # a compiled module has the parameters of the eager one
+    with _LOCKS_LOCK:
+        if key not in _LOCKS:
+            _LOCKS[key] = threading.RLock()
+        lock: RLock = _LOCKS[key]
+        return lock
 
 
 class FlatParameters:
@@ -32,8 +43,11 @@ class FlatParameters:
     """
 
     def __init__(self, module: nn.Module | Iterable[nn.Parameter]) -> None:
-        self._source = module if isinstance(module, nn.Module) else list(module)
-        named = [(name, p) for name, p in _named(self._source) if p.requires_grad]
+        self._source: nn.Module | list[nn.Parameter] = (
+            module if isinstance(module, nn.Module) else list(module)
+        )
+        with _lock_of(module) if isinstance(module, nn.Module) else nullcontext():
+            named = [(name, p) for name, p in _named(self._source) if p.requires_grad]
         if not named:
             raise ValueError("model: has no trainable parameters")
         _check_alike(named)
@@ -52,13 +66,8 @@ class FlatParameters:
     @property
     def lock(self) -> RLock:
         """Held while the parameters are read, written or held at other values, by any thread and
-        whatever has been built over them."""
-        with _LOCKS_LOCK:
-            first = self.tensors[0]
-            if first not in _LOCKS:
-                _LOCKS[first] = threading.RLock()
-            lock: RLock = _LOCKS[first]
-            return lock
+        whatever has been built over the same module (or, without one, the same first parameter)."""
+        return _lock_of(self._source if isinstance(self._source, nn.Module) else self._source[0])
 
     def refresh(self) -> None:
         """Look at the module again: a parametrised or pruned one has its parameters by new names.

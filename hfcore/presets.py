@@ -21,13 +21,12 @@ notes say what was chosen.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hfcore.losses import LogisticCrossEntropy, Loss, SquaredError
+from hfcore.losses import Loss
+from hfcore.problems import SequenceProblem
+from hfcore.problems.reconstruction import DATASETS
 from hfcore.schedules import Phase, Reciprocal
-
-if TYPE_CHECKING:
-    from hfcore.problems import SequenceProblem
 
 # Martens & Sutskever (2011): λ0 = 0.1·T, μ = 0.03 with D'' = 1 − h², sums averaged over sequences.
 rnn2011: dict[str, Any] = {
@@ -100,16 +99,19 @@ class AutoencoderPreset:
     iterations: int = field(default=200)  # "rarely exceeds 200"
 
 
+def _autoencoder(
+    dataset: str, curvature_batches: int, optimiser: dict[str, Any], starred_l2: float | None
+) -> AutoencoderPreset:
+    images = DATASETS[dataset]
+    return AutoencoderPreset(
+        images.encoder_sizes, images.loss, curvature_batches, optimiser, starred_l2
+    )
+
+
 autoencoders: dict[str, AutoencoderPreset] = {
-    "curves": AutoencoderPreset(
-        (784, 400, 200, 100, 50, 25, 6), LogisticCrossEntropy(), 4, martens2010_curves
-    ),
-    "mnist": AutoencoderPreset(
-        (784, 1000, 500, 250, 30), LogisticCrossEntropy(), 8, martens2010_mnist, starred_l2=1e-4
-    ),
-    "faces": AutoencoderPreset(
-        (625, 2000, 1000, 500, 30), SquaredError(), 20, martens2010_faces, starred_l2=1e-2
-    ),
+    "curves": _autoencoder("curves", 4, martens2010_curves, None),
+    "mnist": _autoencoder("mnist", 8, martens2010_mnist, 1e-4),
+    "faces": _autoencoder("faces", 20, martens2010_faces, 1e-2),
 }
 
 # Sutskever et al. (2013), appendix A.6: no line search, a step size set by hand, CG's decay raised

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -96,17 +97,57 @@ def differentiable_kernels(module: nn.Module | None, *, once: bool = False) -> I
     cuDNN, and compiled graphs (``torch.compile``: the eager module is run in their place) cannot.
     ``once`` leaves the LSTM's kernels, which vmap likes better, to first derivatives.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
     recurrent = module is None or any(isinstance(m, nn.RNNBase) for m in module.modules())
     with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(_PLAIN_ATTENTION())
         if recurrent and not once:
-            stack.enter_context(_without_onednn())
-            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+            stack.enter_context(_PLAIN_RECURRENCE())
+        yield
+
+
+class _Shared:
+    """A setting of the whole process, from where the first thread enters to where the last leaves.
+
+    Each restoring what it found would bring back what another thread had set.
+    """
+
+    def __init__(self, setting: Callable[[], AbstractContextManager[None]]) -> None:
+        self._setting = setting
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._context: AbstractContextManager[None] | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        with self._lock:
+            if self._inside == 0:
+                self._context = self._setting()
+                self._context.__enter__()
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0 and self._context is not None:
+                    self._context.__exit__(None, None, None)
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    with ExitStack() as stack:
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         if "torch._dynamo" in sys.modules:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
         torch.backends.mha.set_fastpath_enabled(False)
+        yield
+
+
+@contextmanager
+def _plain_recurrence() -> Iterator[None]:
+    with _without_onednn(), torch.backends.cudnn.flags(enabled=False):
         yield
 
 
@@ -118,6 +159,10 @@ def _without_onednn() -> Iterator[None]:
         yield
     finally:
         torch.backends.mkldnn.set_flags(before[0], None, None, None)
+
+
+_PLAIN_ATTENTION = _Shared(_plain_attention)
+_PLAIN_RECURRENCE = _Shared(_plain_recurrence)
 
 
 def reaches(tensors: Iterable[Tensor], leaves: Iterable[Tensor]) -> bool:

@@ -25,6 +25,7 @@ from hfcore.autograd.evaluation import Evaluation, flatten
 from hfcore.autograd.losses import second_of
 from hfcore.autograd.strategies import (
     NO_DEPENDENCE,
+    OVERWRITTEN,
     Graph,
     Parts,
     Rebuilt,
@@ -211,8 +212,8 @@ class ModuleCurvature:
 
     def _made(self, piece: Closure | BatchPart) -> tuple[Strategy, float]:
         if self._recompute:
-            build = lambda: self._graphs.build(piece)[0]  # noqa: E731
-            return Rebuilt(build, self.strategy), self._graphs.value(piece)
+            strategy = Rebuilt(lambda: self._graphs.build(piece)[0], self.strategy)
+            return strategy, self._graphs.value(piece)
         graph, value = self._graphs.build(piece)
         return freed(make_strategy(self.strategy, graph)), value
 
@@ -260,9 +261,14 @@ class ModuleCurvature:
         self._check_structural(structural)
         flat = v * (damping + self._objective.l2)
         parts = self._objective.parameters.split(v)
-        with no_casts(v.device):
-            for strategy, share in self._strategies:
-                flat.add_(flatten(strategy.apply(parts, structural), parts), alpha=share)
+        try:
+            with no_casts(v.device):
+                for strategy, share in self._strategies:
+                    flat.add_(flatten(strategy.apply(parts, structural), parts), alpha=share)
+        except RuntimeError as error:
+            if "modified by an inplace operation" in str(error):
+                raise ValueError(OVERWRITTEN) from error
+            raise
         return flat if out is None else out.copy_(flat)
 
     def products(self, V: Tensor, damping: float = 0.0, structural: float = 0.0) -> Tensor:

@@ -54,7 +54,12 @@ class Evaluator:
 
     def evaluate(self, piece: Closure | BatchPart, parameters: Parts | None = None) -> Evaluation:
         """The model on a piece of the data, at ``parameters`` or at its own."""
-        with self._settings(), self._holding_outputs() as held, torch.enable_grad():
+        with (
+            self.parameters.lock,
+            self._settings(),
+            self._holding_outputs() as held,
+            torch.enable_grad(),
+        ):
             if callable(piece):
                 loss, outputs = self._call(lambda: call_closure(piece), parameters)
             else:

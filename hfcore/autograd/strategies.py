@@ -17,6 +17,7 @@ takes the derivative of the gradient in place of the first of them.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -35,6 +36,11 @@ RECOMPUTING = ("double_vjp", "jvp")
 NO_DEPENDENCE = (
     "model: the outputs do not depend on the model's parameters; does the closure call another "
     "model?"
+)
+
+OVERWRITTEN = (
+    "inputs: data that the curvature was built with was written to since; need data that stays (a "
+    "copy), or a new curvature"
 )
 
 Parts = list[Tensor]
@@ -213,12 +219,14 @@ class Traced:
 
     def __init__(self, graph: Graph) -> None:
         self._graph: Graph | None = graph
+        self._constants: list[tuple[Tensor, int]] = []
         self._programs: dict[bool, Callable[..., tuple[Tensor | None, ...]]] = {}
         self._program(False)
 
     def apply(self, v: Parts, structural: float) -> Gradients:
         program = self._program(bool(structural))
         weight = [v[0].new_tensor(structural)] if structural else []
+        self._check_constants()
         with torch.no_grad():
             return program(*v, *weight)
 
@@ -234,6 +242,7 @@ class Traced:
         """The products of the rows of V, whose parts have a leading axis, by vmap."""
         program = self._program(bool(structural))
         weight = [V[0].new_tensor(structural)] if structural else []
+        self._check_constants()
         dims = (0,) * len(V) + (None,) * len(weight)
         none = [i for i, g in enumerate(program(*(p[0] for p in V), *weight)) if g is None]
 
@@ -246,6 +255,12 @@ class Traced:
         for i in none:
             rows.insert(i, None)
         return rows
+
+    def _check_constants(self) -> None:
+        """Raise ValueError where data that the program reads was written to."""
+        for t, version in self._constants:
+            if t._version != version:
+                raise ValueError(OVERWRITTEN)
 
     def _program(self, structural: bool) -> Callable[..., tuple[Tensor | None, ...]]:
         if structural not in self._programs:
@@ -261,7 +276,9 @@ class Traced:
             return plain._apply(values[:n], values[n] if structural else None)
 
         recorded, checked = (sample(parameters, structural, seed) for seed in (1, 2))
-        program = compile_program(optimise(trace(product, recorded)))
+        traced = optimise(trace(product, recorded))
+        self._constants += [(t, t._version) for t in traced.constants() if not t.is_inference()]
+        program = compile_program(traced)
         with torch.no_grad():
             _compare(program(*checked), product(checked), self._graph.precision)
         return program
@@ -336,10 +353,19 @@ class Forward:
 
         at = [p.detach() for p in graph.parameters]
         if not self._cached:
-            return lambda v: torch.func.jvp(function, (at,), (list(v),))[1]
+            return lambda v: _forward(torch.func.jvp, function, (at,), (list(v),))[1]
         if structural not in self._maps:
-            self._maps[structural] = torch.func.linearize(function, at)[1]
+            self._maps[structural] = _forward(torch.func.linearize, function, at)[1]
         return self._maps[structural]
+
+
+# The level of forward mode is one number for all threads of a process.
+_FORWARD_MODE = threading.RLock()
+
+
+def _forward(transform: Callable[..., Any], *args: Any) -> Any:
+    with _FORWARD_MODE:
+        return transform(*args)
 
 
 class Rebuilt:

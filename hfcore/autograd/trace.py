@@ -75,6 +75,20 @@ class Program:
                 stack.extend((operand, False) for operand in reversed([*node.operands()]))
         return ordered
 
+    def constants(self) -> list[Tensor]:
+        """The tensors that the ops read and no op gives, each once."""
+        found: dict[int, Tensor] = {}
+        values: list[Any] = [*self.outputs]
+        for node in self.order():
+            values += [*node.args, *node.kwargs.values()]
+        while values:
+            value = values.pop()
+            if isinstance(value, Tensor):
+                found[id(value)] = value
+            elif isinstance(value, (list, tuple)):
+                values.extend(value)
+        return list(found.values())
+
 
 def trace(
     function: Callable[[list[Tensor]], Sequence[Tensor | None]], inputs: Sequence[Tensor]

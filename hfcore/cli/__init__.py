@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from hfcore.cli.check_curvature import check_command
 from hfcore.cli.data import data_commands
 from hfcore.cli.evaluate import evaluate_command
 from hfcore.cli.info import info_command
+from hfcore.cli.options import INTERRUPTED
 from hfcore.cli.sweep import sweep_command
 from hfcore.cli.train import train_command
 from hfcore.experiments.commands import reproduce_commands
 from hfcore.training.environment import package_version
+from hfcore.training.interrupts import interrupt_on_signal
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+class _Commands(click.Group):
+    """SIGINT and SIGTERM end every command alike: with a word on stderr and the code 130."""
+
+    def invoke(self, context: click.Context) -> Any:
+        with interrupt_on_signal():
+            try:
+                return super().invoke(context)
+            except KeyboardInterrupt:
+                click.echo("interrupted", err=True)
+                context.exit(INTERRUPTED)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
+)
 @click.version_option(package_version("hfcore"), prog_name="hfcore")
 def main() -> None:
     """Hessian-free and first-order training."""

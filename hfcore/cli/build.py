@@ -54,7 +54,7 @@ FIRST_ORDER_OPTIONS = {
     "weight_decay": "weight_decay",
 }
 # Further options that are no keywords: those of hf, of all others, and of nag and cm alone.
-HF_ALONE = ("preset", "gradient_batches")
+HF_ALONE = ("preset", "gradient_batches", "curvature_batches")
 FIRST_ORDER_ALONE = ("updates",)
 SCHEDULE_ALONE = ("momentum_schedule", "final_updates")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import torch
+from click.core import ParameterSource
 
 from hfcore import presets
 from hfcore.cli.build import (
@@ -23,10 +24,11 @@ from hfcore.cli.build import (
 )
 from hfcore.cli.options import INTERRUPTED, check_resume, folder_option, new_run_dir
 from hfcore.data import DataFileError
+from hfcore.minibatches import FullGradient
 from hfcore.problems import Problem, Reconstruction, ZeroOne
 from hfcore.schedules import Final
 from hfcore.sweeps.settings import SCHEDULES
-from hfcore.training import Callback, RunFolderError, Scheduled, TrainResult, train
+from hfcore.training import Callback, Limits, RunFolderError, Scheduled, TrainResult, train
 from hfcore.training.steps import COST_UNIT
 
 DEFAULT_MOMENTUM = 0.9
@@ -91,6 +93,16 @@ PROBLEM_OPTIONS = ("length", "target", "scored", "centre", "images", "folder")
 @click.option(
     "--updates", type=click.IntRange(1), help="First-order: the budget as updates instead."
 )
+@click.option("--iterations", type=click.IntRange(1), help="At most so many.")
+@click.option(
+    "--seconds", type=click.FloatRange(0, min_open=True), help="Of data and steps, at most."
+)
+@click.option(
+    "--curvature-batches",
+    type=click.IntRange(1),
+    help="hf, images: the gradient on all of them, the curvature on one of so many batches in "
+    "turns (Martens 2010: 4, for mnist 8, for faces 20).",
+)
 @click.option(
     "--batch-size",
     type=click.IntRange(1),
@@ -132,7 +144,7 @@ def train_command(
     given = {key: options[key] for key in PROBLEM_OPTIONS if options[key] is not None}
     task = problem_of(problem, **given)
     if options["batch_size"] is None:
-        options["batch_size"] = _batch_size(task, optimizer)
+        options["batch_size"] = context.params["batch_size"] = _batch_size(task, optimizer)
     start = start_of(context, task)
     model = model_of(context, task, start)
     chosen = optimizer_of(context, optimizer, model, task)
@@ -147,9 +159,8 @@ def train_command(
             model,
             task,
             chosen,
-            minibatches=_minibatches(options),
-            batch_size=options["batch_size"],
-            gradient_batches=options["gradient_batches"],
+            stop=Limits(options["iterations"], _minibatches(options), options["seconds"]),
+            **_batches(context, task),
             test_size=options["test_size"],
             solved_below=options["solved_below"],
             test_every=options["test_every"],
@@ -176,6 +187,21 @@ def train_command(
         context.exit(INTERRUPTED)
     if require_solved and not result.solved:
         context.exit(1)
+
+
+def _batches(context: click.Context, problem: Problem) -> dict[str, Any]:
+    """Which cases an iteration sees, as keywords of ``train``."""
+    options = context.params
+    count = options["curvature_batches"]
+    if count is None:
+        return {key: options[key] for key in ("batch_size", "gradient_batches")}
+    if not isinstance(problem, Reconstruction):
+        raise click.UsageError(f"--curvature-batches has no meaning with {problem.name}")
+    for name in ("batch_size", "gradient_batches"):
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            flag = name.replace("_", "-")
+            raise click.UsageError(f"--{flag} has no meaning with --curvature-batches")
+    return {"batches": FullGradient(curvature_batches=count, seed=options["seed"])}
 
 
 def _batch_size(problem: Problem, optimizer: str) -> int:
@@ -232,7 +258,9 @@ def _report(result: TrainResult, *, shares: bool) -> None:
         "budget": f"{verdict}the budget of minibatches is spent",
         "interrupted": "interrupted: a checkpoint is written",
         "diverged": f"{verdict}the training loss is no longer finite",
-        "callback": "stopped by a callback",
+        "iterations": f"{verdict}the iterations are spent",
+        "seconds": f"{verdict}the seconds are spent",
+        "converged": f"{verdict}no step leads down any more",
     }
     rows = [
         ("result", "solved" if result.solved else why.get(result.reason, result.reason)),

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import nonnegative
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_tensor
 from hfcore.checked_objective import checked_objective
+from hfcore.curvature.guarded import GuardedCurvature
 from hfcore.curvature.linear_operator import LinearOperator
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
@@ -27,13 +29,6 @@ UNSET: dict[str, Any] = {
 
 AnyLoss = Loss | Callable[..., Tensor] | None
 AnyModel = nn.Module | Iterable[nn.Parameter]
-
-
-def check_nonnegative(name: str, value: float) -> float:
-    """Check a damping-like number: finite and not negative. Raises ValueError."""
-    if not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name}: got {value}, need a finite number that is not negative")
-    return float(value)
 
 
 def check_alone(**options: Any) -> None:
@@ -73,12 +68,14 @@ class CurvatureOperator(LinearOperator):
         structural: float | Mapping[str, Any],
         **options: Any,
     ) -> None:
-        self.damping = check_nonnegative("damping", damping)
+        self.damping = nonnegative("damping", damping)
         self.structural = structural
         # With named submodules every μ is in the objective.
         self._mu = 1.0
         if not isinstance(structural, Mapping):
-            self._mu = self.structural = check_nonnegative("structural", structural)
+            self._mu = self.structural = nonnegative("structural", structural)
+        if "l2" in options:
+            options["l2"] = nonnegative("l2", options["l2"])
         if model is not None and not isinstance(model, nn.Module):
             model = list(model)
         self._objective: Objective
@@ -98,10 +95,11 @@ class CurvatureOperator(LinearOperator):
             raise TypeError("inputs: got None, need a batch of inputs, batches or a closure")
         given = operator_data(inputs, targets, mask, any_data=objective is not None)
         self._data = self._objective.prepare(given)
-        self._curvature = curvature_of(self._objective, self._data, theta, kind)
+        curvature = curvature_of(self._objective, self._data, theta, kind)
+        self._curvature = GuardedCurvature(curvature, self._objective, given)
         self._theta = theta
         self.parameter_slices = None if model is None else FlatParameters(model).slices()
-        self.loss = self._curvature.loss
+        self.loss: float = curvature.loss
         if objective is not None and not math.isfinite(self.loss):
             raise ValueError(f"objective.loss: gave {self.loss}, need a finite number")
 

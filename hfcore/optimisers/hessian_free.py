@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from hfcore.arguments import unknown_option
-from hfcore.autograd.backward import BackwardObjective
 from hfcore.autograd.objective import Closure, ModuleObjective
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.conjugate_gradient import dot
@@ -23,15 +22,17 @@ from hfcore.curvature.operator import check_alone
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 from hfcore.nets.objective import Normalize
-from hfcore.nets.registry import why_altered
 from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import Curvature, CurvatureKind, Objective
-from hfcore.objective_factory import curvature_of, objective_for
+from hfcore.objective_factory import curvature_of
 from hfcore.optimisers.backtracking import Backtracking, Schedule
-from hfcore.optimisers.newton_step import NewtonStep, Outcome
+from hfcore.optimisers.hessian_free_state import packed, unpacked
+from hfcore.optimisers.newton_step import NewtonStep
 from hfcore.optimisers.options import Options, by_rule, names
+from hfcore.optimisers.outcome import Outcome
 from hfcore.optimisers.preconditioner import DiagonalSource
-from hfcore.optimisers.roles import Roles, prepare_roles
+from hfcore.optimisers.roles import Roles
+from hfcore.optimisers.serving import Serving
 from hfcore.optimisers.statistics import Ledger, StepStats
 from hfcore.optimisers.watched_step import watched_step
 from hfcore.solvers.preconditioners import Preconditioner
@@ -173,11 +174,8 @@ class HessianFree(torch.optim.Optimizer):
         if l2 is None:
             flat["l2"] = 0.0 if objective is None else checked_objective(objective).l2
         if isinstance(structural, Mapping):
-            built_with["structural"] = flat["structural"] = dict(structural)
-        if damping_window is not None:
-            flat["damping_window"] = tuple(damping_window)
-        flat = by_rule(damping_rule, flat)
-        Options.of(flat)  # refuses what is impossible now, not at the first step
+            built_with["structural"] = dict(structural)
+        flat = Options.of(by_rule(damping_rule, flat)).flat()
         self._built_with = built_with
         self._model, self.loss, self.objective = model, loss, objective
         self.last_stats: StepStats | None = None
@@ -188,27 +186,16 @@ class HessianFree(torch.optim.Optimizer):
 
     def _build(self) -> None:
         """Make what is made of the model, the loss and the options."""
-        model, loss = self._model, self.loss
-        self._parameters = FlatParameters(model)
-        self._own = None if self.objective is None else checked_objective(self.objective)
-        self._objective: Objective | None = self._own
-        self._closures: ModuleObjective | None = None
-        self._backward: BackwardObjective | None = None
-        if self._own is not None:
-            return
-        options, group = dict(self._built_with), self.param_groups[0]
-        structural = options.pop("structural", None)
-        l2, strategy = group["l2"], group["strategy"]
-        self._closures = ModuleObjective(model, l2=l2, structural=structural, strategy=strategy)
-        self._backward = BackwardObjective(model, l2=l2)
-        if loss is None:
-            return
-        if not isinstance(model, nn.Module):
-            raise TypeError("model: got parameters alone, need a module to go with a loss")
-        if structural is None:
-            structural = group["structural"]
-        self._objective = objective_for(
-            model, loss, l2=l2, structural=structural, strategy=strategy, **options
+        group, options = self.param_groups[0], dict(self._built_with)
+        self._parameters = FlatParameters(self._model)
+        self._serving = Serving(
+            self._model,
+            self.loss,
+            self.objective,
+            l2=group["l2"],
+            structural=options.pop("structural", group["structural"]),
+            strategy=group["strategy"],
+            options=options,
         )
 
     # ------------------------------------------------------------------------------ state
@@ -236,6 +223,25 @@ class HessianFree(torch.optim.Optimizer):
             for name, value in self.defaults.items():
                 if name != "differentiable":  # torch's own, which it adds while it loads
                     group.setdefault(name, value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's optimisers: the options, steps taken, CG's last iterate.
+
+        A preconditioner that is an operator is not in it, but what its own ``state_dict`` gives.
+        """
+        return packed(super().state_dict(), self._parameters.tensors)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state; a preconditioner that is an operator must have been given again.
+
+        Raises ValueError for the state of another kind of optimiser or of another net, whose
+        parameters have other shapes or another dtype.
+        """
+        operator = self.param_groups[0]["preconditioner"]
+        state, keeps = unpacked(state_dict, self._parameters.tensors, operator)
+        super().load_state_dict(state)
+        if keeps:
+            self.param_groups[0]["preconditioner"] = operator
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Refused with TypeError: all parameters share one curvature matrix."""
@@ -294,11 +300,14 @@ class HessianFree(torch.optim.Optimizer):
             what = "nothing" if data is None else "data and a closure"
             raise TypeError(f"step: got {what}, need data or a closure")
         data = closure if data is None else data
-        objective, theta = self._objective_of(data), self._parameters.read()
+        options = self._options()
+        self._parameters.refresh()
+        objective = self._serving.objective(data, options, self.param_groups[0]["strategy"])
+        theta = self._parameters.read()
         among = among_kernels(theta) if objective.supports_stop else nullcontext()
         with torch.no_grad(), among:
             ledger = Ledger()
-            step, loss, damping = self._prepared(objective, data, theta, ledger)
+            step, loss, damping = self._prepared(objective, data, theta, options, ledger)
             outcome = step.run(damping, self._cg_start(theta))
             if outcome.move is not None:
                 self._parameters.write(theta.add_(outcome.move))
@@ -308,16 +317,21 @@ class HessianFree(torch.optim.Optimizer):
         return self.last_stats
 
     def _prepared(
-        self, objective: Objective, data: StepData, theta: Tensor, ledger: Ledger
+        self,
+        objective: Objective,
+        data: StepData,
+        theta: Tensor,
+        options: Options,
+        ledger: Ledger,
     ) -> tuple[NewtonStep, float, float]:
         """(the step with gradient and curvature, the loss, λ)."""
         bad = self._parameters.first_bad(theta)
         if bad is not None:
             raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
-        options, group = self._options(), self.param_groups[0]
+        group = self.param_groups[0]
         with ledger.phase("prepare"):
-            roles = self._prepare(objective, data)
-            damping = self._present_damping(objective, roles)
+            roles = self._serving.roles(objective, data)
+            damping = _present_damping(objective, roles, options)
         with ledger.phase("gradient"):
             loss, gradient = objective.gradient(roles.gradient, theta)
             ledger.gradients += objective.minibatches(roles.gradient)
@@ -374,54 +388,16 @@ class HessianFree(torch.optim.Optimizer):
             scale = (estimate + kappa).pow_(SCALE_EXPONENT)
         return diagonal, scale
 
-    def _present_damping(self, objective: Objective, roles: Roles) -> float:
-        """λ of this step, resolved at the first."""
-        options = self.param_groups[0]
-        if options["structural"] and not objective.supports_structural:
-            raise ValueError(
-                "structural: a number needs an hf.RNN or hf.MLP and batches, whose hidden units "
-                "it damps; for another module name its submodules"
-            )
-        if options["damping"] != "auto":
-            return float(options["damping"])
-        return objective.damping_start(roles.gradient)
 
-    def _objective_of(self, data: StepData) -> Objective:
-        """What serves this data, with the present options."""
-        self._parameters.refresh()
-        options = self.param_groups[0]
-        objective = self._objective
-        if self._own is None and callable(data):  # differences need nothing but gradients
-            differences = options["curvature"] == "hessian_fd"
-            objective = self._backward if differences else self._closures
-        if objective is None:
-            raise TypeError(
-                "step: batches need a module and a loss; without a loss give a closure that "
-                "returns (loss, outputs)"
-            )
-        self._check_unaltered(objective)
-        objective.l2 = options["l2"]
-        takes_strategy = objective if self._own is None else self._own.given
-        if hasattr(takes_strategy, "strategy"):
-            takes_strategy.strategy = options["strategy"]
-        return objective
-
-    def _prepare(self, objective: Objective, data: StepData) -> Roles:
-        if self._own is None and callable(data):
-            return Roles(data, data, data, data)
-        return prepare_roles(objective, data, any_data=objective is self._own)
-
-    def _check_unaltered(self, objective: Objective) -> None:
-        """A fused objective reads parameters alone: refuse what it could not see."""
-        model = None if self._closures is None else self._closures.module
-        if model is None or isinstance(objective, ModuleObjective | BackwardObjective):
-            return
-        reason = why_altered(model)
-        if reason is not None:
-            raise ValueError(
-                f"model: was altered since the optimiser was built, {reason}; a new optimiser goes "
-                "through autograd"
-            )
+def _present_damping(objective: Objective, roles: Roles, options: Options) -> float:
+    """λ of this step, resolved at the first."""
+    if options.damping.structural and not objective.supports_structural:
+        raise ValueError(
+            "structural: a number needs an hf.RNN or hf.MLP and batches, whose hidden units "
+            "it damps; for another module name its submodules"
+        )
+    given = options.damping.damping
+    return objective.damping_start(roles.gradient) if isinstance(given, str) else given
 
 
 def _parameters(model: Any) -> list[nn.Parameter]:

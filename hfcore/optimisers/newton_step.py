@@ -18,8 +18,9 @@ Numbered notes say where this departs from the papers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,13 +33,15 @@ from hfcore.optimisers.damped_curvature import DampedCurvature
 from hfcore.optimisers.damping import DampingBounds, TrustRadius, reduction_ratio
 from hfcore.optimisers.line_search import NoStep
 from hfcore.optimisers.options import Options
+from hfcore.optimisers.outcome import Outcome, Proposal
 from hfcore.optimisers.preconditioner import update
 from hfcore.optimisers.roles import Roles
-from hfcore.optimisers.statistics import Ledger, StepStats
+from hfcore.optimisers.statistics import Ledger
 from hfcore.solvers import device_conjugate_gradient as device
 from hfcore.solvers.conjugate_gradient import (
     NONPOSITIVE,
     RESIDUAL,
+    Observer,
     Solution,
     conjugate_gradient,
 )
@@ -50,63 +53,6 @@ MAX_RETRIES = 8
 SMALLEST_RAISED = 1e-6
 # Doublings or halvings of λ in the first step's search.
 MAX_SEARCH = 30
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """A solve at λ = ``damping``, the iterate that was kept (None: nothing to try) and its ρ."""
-
-    solution: Solution
-    kept: Candidate | None
-    damping: float
-    rho: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a step decided; nothing has been written to the parameters yet.
-
-    ``move [N]`` is αp, or None for a rejected step; ``cg_last [N]`` the final CG iterate, or None
-    where the next CG starts at zero; ``curvature_scale`` that of :class:`DampingBounds`.
-    """
-
-    move: Tensor | None
-    alpha: float
-    rho: float
-    damping: float
-    damping_next: float
-    radius_next: float
-    solution: Solution
-    kept: int
-    cg_last: Tensor | None
-    f0: float
-    f1: float
-    curvature_scale: float
-    converged: bool = False
-
-    def report(self, loss: float, gradient_norm: float, ledger: Ledger) -> StepStats:
-        """The statistics of the step; ``loss`` is f(θ) on the gradient data."""
-        return StepStats(
-            loss=loss,
-            line_search_loss=self.f0,
-            loss_after=self.f1,
-            rho=self.rho,
-            damping=self.damping,
-            damping_next=self.damping_next,
-            cg_iterations=self.solution.iterations,
-            cg_stop=self.solution.stop,
-            cg_kept=self.kept,
-            alpha=self.alpha,
-            step_norm=0.0 if self.move is None else math.sqrt(dot(self.move, self.move)),
-            gradient_norm=gradient_norm,
-            products=ledger.products,
-            gradients=ledger.gradients,
-            objective_evaluations=ledger.objective_evaluations,
-            seconds=ledger.seconds(),
-            accepted=self.move is not None,
-            converged=self.converged,
-            messages=tuple(ledger.messages),
-        )
 
 
 class NewtonStep:
@@ -159,7 +105,14 @@ class NewtonStep:
     def _propose(self, damping: float, start: Tensor) -> Proposal:
         """Solve at λ; raise λ while nothing is finite."""
         for _ in range(MAX_RETRIES):
-            solution, kept = self._solve(damping, start)
+            chooser = self._chooser()
+            with self.ledger.phase("preconditioner"):
+                solve = self._solver(damping)
+            with self.ledger.phase("cg"):
+                solution = solve(start, observer=chooser.observe)
+                kept = chooser.choose(solution)
+            if solution.stop == NONPOSITIVE:
+                self._say(f"{NONPOSITIVE}; CG ended after {solution.iterations} iterations")
             if kept is not None:
                 return Proposal(solution, kept, damping, self._ratio(kept))
             if solution.stop == NONPOSITIVE or _nothing_to_solve(solution):
@@ -295,34 +248,29 @@ class NewtonStep:
         smallest = torch.finfo(self.theta.dtype).tiny
         return max(TrustRadius().next(radius, proposal.rho, norm), smallest)
 
-    def _solve(self, damping: float, start: Tensor) -> tuple[Solution, Candidate | None]:
-        """CG on (B + λD + λμ G_S) p = −∇f, and the iterate that the true objective prefers."""
-        cg, radius = self.options.cg, self.options.damping.radius
-        points = self._points()
-        chooser = IterateChooser(
+    def _chooser(self) -> IterateChooser:
+        """Picks the iterate that the true objective prefers."""
+        cg = self.options.cg
+        return IterateChooser(
             self._backtracking_loss,
-            points=points,
+            points=self._points(),
             mode=cg.cg_backtracking,
             increase_after=cg.cg_loss_increase_after,
         )
-        with self.ledger.phase("preconditioner"):
-            M = self._preconditioner(damping)
-        with self.ledger.phase("cg"):
-            if device.serves(self.gradient) and math.isinf(radius):
-                solution = self._solve_on_device(damping, start, chooser, M)
-            else:
-                solution = conjugate_gradient(
-                    self._matrix(damping),
-                    -self.gradient,
-                    start,
-                    rule=cg.stop,
-                    observer=chooser.observe,
-                    preconditioner=M,
-                    radius=radius,
-                )
-            if solution.stop == NONPOSITIVE:
-                self._say(f"{NONPOSITIVE}; CG ended after {solution.iterations} iterations")
-            return solution, chooser.choose(solution)
+
+    def _solver(self, damping: float) -> Callable[..., Solution]:
+        """CG on (B + λD + λμ G_S) p = −∇f, which takes a start ``[N]`` and ``observer``."""
+        radius, M = self.options.damping.radius, self._preconditioner(damping)
+        if device.serves(self.gradient) and math.isinf(radius):
+            return partial(self._solve_on_device, damping, M)
+        return partial(
+            conjugate_gradient,
+            self._matrix(damping),
+            -self.gradient,
+            rule=self.options.cg.stop,
+            preconditioner=M,
+            radius=radius,
+        )
 
     def _points(self) -> Sequence[int]:
         cg = self.options.cg
@@ -362,9 +310,10 @@ class NewtonStep:
     def _solve_on_device(
         self,
         damping: float,
-        start: Tensor,
-        chooser: IterateChooser,
         M: Tensor | Preconditioner | None,
+        start: Tensor,
+        *,
+        observer: Observer,
     ) -> Solution:
         """The same with CG's scalars on the device; iterates are evaluated when the host looks."""
         stops = self.objective.supports_stop
@@ -374,7 +323,7 @@ class NewtonStep:
             -self.gradient,
             start,
             rule=self.options.cg.stop,
-            observer=chooser.observe,
+            observer=observer,
             observe_at=self._points(),
             preconditioner=M,
             # A product that cannot be stopped costs more than a look.

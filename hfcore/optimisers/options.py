@@ -241,6 +241,11 @@ class Options:
             Preconditioning.of(group),
         )
 
+    def flat(self) -> dict[str, Any]:
+        """As a parameter group holds them."""
+        parts = (self.function, self.damping, self.cg, self.step, self.preconditioning)
+        return {name: getattr(part, name) for part in parts for name in _checks(type(part))}
+
 
 def names() -> Iterator[str]:
     """Of all options."""

@@ -12,6 +12,7 @@ of Sutskever et al. (2013), tables 1 to 3, apart from what is numbered here.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,19 +24,35 @@ from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.bindings.threads import torch_on_one_thread
 from hfcore.draws import check_draw, numpy_dtype
-from hfcore.losses import Loss
-from hfcore.presets import autoencoders
+from hfcore.losses import LogisticCrossEntropy, Loss, SquaredError
 from hfcore.problems.base import TEST_BATCH
 
-DATASETS = tuple(autoencoders)
 PERMUTATION_SEED = 0
+
+
+@dataclass(frozen=True)
+class Images:
+    """A data set of Hinton & Salakhutdinov (2006): sizes of their encoder, the loss at its outputs.
+
+    The first size is the number of pixels.
+    """
+
+    encoder_sizes: tuple[int, ...]
+    loss: Loss
+
+
+DATASETS = {
+    "curves": Images((784, 400, 200, 100, 50, 25, 6), LogisticCrossEntropy()),
+    "mnist": Images((784, 1000, 500, 250, 30), LogisticCrossEntropy()),
+    "faces": Images((625, 2000, 1000, 500, 30), SquaredError()),
+}
 
 
 class Reconstruction:
     """Images as rows ``[B,n]``, float, that are inputs and targets in one.
 
-    The loss is that of ``hf.presets.autoencoders``: logistic cross-entropy, for FACES ½ squared
-    error. The images are read or made when the first of them is asked for, once.
+    The loss is the logistic cross-entropy, for FACES ½ squared error. The images are read or made
+    when the first of them is asked for, once.
 
     Args:
         dataset: ``"curves"``, ``"mnist"`` or ``"faces"``.
@@ -54,15 +71,14 @@ class Reconstruction:
         images: int | None = None,
         folder: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.name = check_choice("dataset", dataset, DATASETS)
+        self.name = check_choice("dataset", dataset, tuple(DATASETS))
         if images is not None:
             check_positive(images=images)
         self.limit = images
         self.folder = folder
-        preset = autoencoders[dataset]
-        self.encoder_sizes = preset.encoder_sizes
-        self.loss: Loss = preset.loss
-        self.input_size = self.output_size = preset.encoder_sizes[0]
+        self.encoder_sizes = DATASETS[dataset].encoder_sizes
+        self.loss: Loss = DATASETS[dataset].loss
+        self.input_size = self.output_size = self.encoder_sizes[0]
         self._tests: dict[tuple[int, torch.dtype], list[Batch]] = {}
 
     @cached_property

@@ -9,8 +9,14 @@ import torch
 from torch import Tensor
 
 from hfcore.bindings import conjugate_gradient as ops
-from hfcore.solvers.conjugate_gradient import MAX_ITERATIONS, NONFINITE, NONPOSITIVE, RESIDUAL
-from hfcore.solvers.preconditioners import DiagonalPreconditioner, Preconditioner, apply
+from hfcore.solvers.conjugate_gradient import (
+    MAX_ITERATIONS,
+    NONFINITE,
+    NONPOSITIVE,
+    RESIDUAL,
+    applied,
+)
+from hfcore.solvers.preconditioners import DiagonalPreconditioner, Preconditioner
 
 
 class Column(Protocol):
@@ -34,7 +40,7 @@ class CgColumn:
         self._target, self._limit = target, limit
         self._diagonal = M.vector if isinstance(M, DiagonalPreconditioner) else None
         self._M = M
-        self._z = self._r if M is None else apply(M, self._r, torch.empty_like(r))
+        self._z = self._r if M is None else applied(M, self._r, torch.empty_like(r))
         self._rz = self._product_rz()
         self.direction = self._z.clone()
 
@@ -56,7 +62,7 @@ class CgColumn:
         if self.iterations >= self._limit:
             return MAX_ITERATIONS
         if self._M is not None and self._diagonal is None:
-            apply(self._M, self._r, self._z)
+            applied(self._M, self._r, self._z)
             rz = self._product_rz()
         ops.cg_direction(self.direction, self._z, rz / self._rz)
         self._rz = rz
@@ -70,5 +76,5 @@ class CgColumn:
 def positive(rz: float) -> float:
     """rᵀM⁻¹r of a residual that is not zero; ValueError where M is not positive definite."""
     if not (math.isfinite(rz) and rz > 0):
-        raise ValueError(f"preconditioner: rᵀM⁻¹r is {rz:.3g}, need a positive definite M")
+        raise ValueError(f"preconditioner.apply: rᵀM⁻¹r is {rz:g}, need a positive definite M")
     return rz

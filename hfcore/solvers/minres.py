@@ -12,8 +12,8 @@ from torch import Tensor
 
 from hfcore.bindings import conjugate_gradient as ops
 from hfcore.solvers.columns import positive
-from hfcore.solvers.conjugate_gradient import MAX_ITERATIONS, NONFINITE, RESIDUAL
-from hfcore.solvers.preconditioners import Preconditioner, apply
+from hfcore.solvers.conjugate_gradient import MAX_ITERATIONS, NONFINITE, RESIDUAL, applied
+from hfcore.solvers.preconditioners import Preconditioner
 
 LEAST_SQUARES = "least residual reached: b is not in the range of A, as far as rounding tells"
 
@@ -34,7 +34,7 @@ class MinresColumn:
         self._residual = r.clone()
         # Two Lanczos vectors, not normalised, and M⁻¹ of the second.
         self._u_before, self._u = r, r.clone()
-        self._y = r if M is None else apply(M, r, torch.empty_like(r))
+        self._y = r if M is None else applied(M, r, torch.empty_like(r))
         self._beta = math.sqrt(positive(ops.dot(r, self._y)))
         self._beta_before = 0.0
         self._phi = self._beta  # norm of the residual in M⁻¹
@@ -52,7 +52,7 @@ class MinresColumn:
         alpha = ops.dot(v, y)
         y.sub_(self._u, alpha=alpha / beta)
         self._u_before, self._u = self._u, y
-        self._y = y if self._M is None else apply(self._M, y, torch.empty_like(y))
+        self._y = y if self._M is None else applied(self._M, y, torch.empty_like(y))
         square = ops.dot(y, self._y)
         if not (math.isfinite(alpha) and math.isfinite(square)):
             return NONFINITE

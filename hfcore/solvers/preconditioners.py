@@ -126,13 +126,3 @@ def checked(M: object, like: Tensor) -> Preconditioner | None:
         f"preconditioner: got {type(M).__name__}, need None, a diagonal [N] or an object with "
         "apply(r, out)"
     )
-
-
-def apply(M: Preconditioner, r: Tensor, out: Tensor) -> Tensor:
-    """M⁻¹ r, as :class:`Preconditioner` has it; ValueError for one that does not fill ``out``."""
-    result = M.apply(r, out)
-    if result is not out and result is not None:
-        if not isinstance(result, Tensor) or result.shape != out.shape:
-            raise ValueError("preconditioner: apply(r, out) returned something that is not [N]")
-        out.copy_(result)
-    return out

@@ -130,8 +130,8 @@ def sweep(
 
 
 @dataclass
-class Progress(Counters):
-    """Counters of a sweep besides those of its cohorts; part of every checkpoint."""
+class SweepCounters(Counters):
+    """What is counted of a sweep besides its cohorts' updates; part of every checkpoint."""
 
     seconds: float = 0.0
 
@@ -145,7 +145,7 @@ class SweepLoop:
         self.settings = settings
         self.folder = folder
         self.display = display
-        self.at = Progress()
+        self.at = SweepCounters()
         self.tests = Tests(len(settings.runs))
         self.passes = self._passes()
         self.cohorts = Cohorts(self._cohort(indices) for indices in settings.cohorts())

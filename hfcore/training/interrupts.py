@@ -38,3 +38,18 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         yield came.is_set
     finally:
         restore()
+
+
+@contextmanager
+def interrupt_on_signal() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does: outside of a training loop, and as the
+    second signal inside. Outside the main thread signals are left alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)

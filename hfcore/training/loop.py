@@ -8,7 +8,6 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from hfcore.batches import Batches
 from hfcore.training import setup
 from hfcore.training.callbacks import Callback, CallbackStates, StopRequest, TrainState
 from hfcore.training.config import Settings, default_every, limits_of, run_config
+from hfcore.training.counters import Progress, in_minibatches
 from hfcore.training.feeds import Feed
 from hfcore.training.interrupts import stop_on_signal
 from hfcore.training.limits import Limits
@@ -25,27 +25,14 @@ from hfcore.training.metrics import Metric
 from hfcore.training.metrics_log import as_python
 from hfcore.training.progress import ProgressDisplay
 from hfcore.training.result import TrainResult
-from hfcore.training.resumable import Counters, RandomStates, Resumable
+from hfcore.training.resumable import RandomStates, Resumable
 from hfcore.training.run_folder import RunFolder
-from hfcore.training.steps import COST_UNIT, Iteration, Stepper, combined, device_of, make_stepper
+from hfcore.training.steps import Iteration, Stepper, combined, device_of, make_stepper
 
 logger = logging.getLogger("hfcore")
 
-
-@dataclass
-class Progress(Counters):
-    """Counters of a run; part of every checkpoint."""
-
-    iteration: int = 0
-    sequences: int = 0
-    evaluated: int = 0
-    cg_iterations: int = 0
-    seconds: float = 0.0
-    step_seconds: float = 0.0
-    test_error: float | None = None
-    validation_error: float | None = None
-    tested_at: int = -1
-    diverged: bool = False
+# Hessian-free steps in a row that report no way down end a run: a single one may be of its batch.
+CONVERGED_STEPS = 10
 
 
 def train(
@@ -277,8 +264,8 @@ class _Run:
             solved=self._solved(),
             reason=reason,
             iterations=self.at.iteration,
-            minibatches=_in_minibatches(self.at.sequences),
-            objective_evaluations=_in_minibatches(self.at.evaluated),
+            minibatches=in_minibatches(self.at.sequences),
+            objective_evaluations=in_minibatches(self.at.evaluated),
             seconds=self.at.seconds,
             test_error=_or_nan(self.at.test_error),
             validation_error=self.at.validation_error,
@@ -301,7 +288,9 @@ class _Run:
             return "diverged"
         if self._solved():
             return "solved"
-        spent = _in_minibatches(self.at.sequences)
+        if self.at.converged >= CONVERGED_STEPS:
+            return "converged"
+        spent = in_minibatches(self.at.sequences)
         limits = self.settings.limits
         if (limit := limits.reached(self.at.iteration, spent, self.at.step_seconds)) is not None:
             return limit
@@ -321,6 +310,7 @@ class _Run:
         self.at.cg_iterations += done.stats.get("cg_iterations", 0)
         self.at.step_seconds += stepped - started
         self.at.diverged = not math.isfinite(done.stats["loss"])
+        self.at.converged = self.at.converged + 1 if done.stats.get("converged") else 0
         if self.at.iteration % self.settings.test_every == 0:
             self._test()
         self.at.seconds = time.perf_counter() - session
@@ -344,8 +334,8 @@ class _Run:
             errors["validation_error"] = self.at.validation_error if tested else None
         return {
             "iteration": self.at.iteration,
-            "minibatches": _in_minibatches(self.at.sequences),
-            "objective_evaluations_total": _in_minibatches(self.at.evaluated),
+            "minibatches": in_minibatches(self.at.sequences),
+            "objective_evaluations_total": in_minibatches(self.at.evaluated),
             **errors,
             "training_seconds": self.at.seconds,
             "step_seconds": self.at.step_seconds,
@@ -397,8 +387,8 @@ class _Run:
             problem=self.data.problem,
             optimizer=self.optimizer,
             iteration=self.at.iteration,
-            minibatches=_in_minibatches(self.at.sequences),
-            objective_evaluations=_in_minibatches(self.at.evaluated),
+            minibatches=in_minibatches(self.at.sequences),
+            objective_evaluations=in_minibatches(self.at.evaluated),
             limits=self.settings.limits,
             test_error=self.at.test_error,
             training_seconds=self.at.seconds,
@@ -418,9 +408,3 @@ def _reason(asked: StopRequest) -> str | None:
 
 def _or_nan(error: float | None) -> float:
     return math.nan if error is None else error
-
-
-def _in_minibatches(sequences: int) -> float:
-    """Sequences in units of 1000, an int where it is whole."""
-    whole, rest = divmod(sequences, COST_UNIT)
-    return sequences / COST_UNIT if rest else whole

@@ -13,10 +13,10 @@ class TrainResult:
 
     solved: bool
     reason: str
-    """Why it stopped: ``"solved"``, the ``"budget"`` of minibatches, ``"iterations"`` or
-    ``"seconds"`` spent, ``"interrupted"`` by SIGINT or SIGTERM, ``"diverged"`` to a loss that is
-    not finite, ``"early stopping"``, ``"phases"`` all done, or ``"callback"``, or what the callback
-    called its reason."""
+    """Why it stopped: ``"solved"``; the ``"budget"`` of minibatches, ``"iterations"`` or
+    ``"seconds"`` spent; ``"interrupted"`` by SIGINT or SIGTERM; ``"diverged"`` to a loss that is
+    not finite; ``"converged"`` where Hessian-free steps find no way down; ``"early stopping"``;
+    ``"phases"`` all done; ``"callback"``, or what the callback called its reason."""
     iterations: int
     minibatches: float
     """Gradients and curvature products per 1000 sequences (the paper's cost)."""

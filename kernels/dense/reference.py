@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hfcore.kernels.loss import reference as loss
 
-LINEAR, LOGISTIC, TANH, RELU = "linear", "logistic", "tanh", "relu"
+ACTIVATIONS = LINEAR, LOGISTIC, TANH, RELU = "linear", "logistic", "tanh", "relu"
 
 
 def activate(activation: str, z: Tensor) -> Tensor:

@@ -525,7 +525,7 @@ def test_passes_of_a_product_are_ranges(monkeypatch: pytest.MonkeyPatch) -> None
     w = RnnWeights(*(torch.zeros(1, *s) for s in shape.shapes))
     at = ForwardPass(torch.zeros(1, 3, 4, 2), torch.zeros(1, 3, 4, 8), w, "tanh", None)
     form.rnn_gauss_newton(
-        at, torch.zeros(1, shape.numel), Curvature(torch.ones(1, 3, 4, 1)), 1,
+        at, torch.zeros(1, shape.numel), Curvature(torch.ones(1, 3, 4, 1)), (1, shape.numel),
         out=None, accumulate=False, stop=None, scratch=None,
     )  # fmt: skip
     assert events == [

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from emulation import ORDERS, Emulator, Order, build, gpu_source, kernel_names, sanitized
 from hfcore.bindings import cuda, dense, dispatch
+from hfcore.bindings.forms.dense.cuda import compiled_form
 from hfcore.bindings.triton_backend import set_matmul_precision
 from hfcore.kernels.dense import gpu
 from oracles.cases import dense as layers
@@ -201,15 +202,15 @@ def test_other_data_is_left_to_triton(library: Path) -> None:
     """float64, TF32, more nets than the grid holds, no binary."""
     x = torch.zeros(2, 3, 4)
     with served(library):
-        assert dense.compiled_form(x)
-        assert not dense.compiled_form(x.double())
-        assert not dense.compiled_form(x[:1, :1, :1].expand(gpu.MOST_NETS + 1, 1, 1))
+        assert compiled_form(x)
+        assert not compiled_form(x.double())
+        assert not compiled_form(x[:1, :1, :1].expand(gpu.MOST_NETS + 1, 1, 1))
         for precision in ("tf32", "tf32x3"):
             with set_matmul_precision(precision):
-                assert not dense.compiled_form(x)
+                assert not compiled_form(x)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cuda, "why_unavailable", lambda *_: "no nvcc")
-            assert not dense.compiled_form(x)
+            assert not compiled_form(x)
 
 
 # ---- the rule

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import hfcore as hf
 from hfcore.bindings import conjugate_gradient, dense, loss, recurrence
+from hfcore.bindings.forms.dense import cuda as dense_form
 from hfcore.bindings.momentum import Step, lookahead_point, momentum_update
 from hfcore.bindings.net import net_update
 from hfcore.kernels.dense import gpu as dense_gpu
@@ -172,7 +173,7 @@ def test_dense(e: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("group", layers.GROUPS)
 def test_dense_group(group: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiled:
-        monkeypatch.setattr(dense, "compiled_form", lambda out: False)
+        monkeypatch.setattr(dense_form, "compiled_form", lambda out: False)
     check_layer(layers.Case((300, 17, 33), torch.float32, "tanh", group), 1.2e-7)
 
 

@@ -223,11 +223,17 @@ class Trainer:
         )
 
     def run(
-        self, run_dir: Path, *, kill: tuple[str, int] | None = None, delay: float | None = None
+        self,
+        run_dir: Path,
+        *,
+        kind: str = "problem",
+        kill: tuple[str, int] | None = None,
+        delay: float | None = None,
     ) -> bool:
         """Start or resume a run and kill it if asked to; True if it came to its end."""
         resume = run_dir.is_dir()
         request = {"run_dir": str(run_dir), "resume": resume, "kill": kill, "delay": delay}
+        request["kind"] = kind
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps(request) + "\n")
@@ -257,22 +263,26 @@ def last_state(run_dir: Path) -> dict[str, Any]:
     """Everything in the last checkpoint apart from the elapsed time."""
     path = max((run_dir / "checkpoints").glob("*.json"))
     body: dict[str, Any] = json.loads(path.read_bytes())["body"]
-    for clock in ("seconds", "step_seconds"):
-        body["state"]["progress"].pop(clock)
+    best = body["state"]["callbacks"].get("BestModel", {"metrics": {}})["metrics"]
+    for counts in (body["state"]["progress"], best):
+        for clock in ("seconds", "step_seconds", "training_seconds"):
+            counts.pop(clock, None)
     return body
 
 
 POINTS = ("write", "before fsync", "after fsync", "before replace", "after replace")
 
 
-def kill_and_compare(trainer: Trainer, folder: Path, kills: int, seed: int) -> None:
+def kill_and_compare(
+    trainer: Trainer, folder: Path, kills: int, seed: int, kind: str = "problem"
+) -> None:
     """Kill a run ``kills`` times, every other time inside a write, and compare what it becomes.
 
     When a run reaches its end before all kills are spent, it is compared and another begins.
     """
     whole = folder / "whole"
     started = time.perf_counter()
-    assert trainer.run(whole)
+    assert trainer.run(whole, kind=kind)
     duration = time.perf_counter() - started
     expected, expected_state = trajectory(whole), last_state(whole)
     assert len(expected) >= 20
@@ -287,7 +297,7 @@ def kill_and_compare(trainer: Trainer, folder: Path, kills: int, seed: int) -> N
                 kill = (rng.choice(POINTS), rng.randint(1, 24))
             elif done < kills:
                 delay = rng.uniform(0.0, duration / 3)
-            finished = trainer.run(broken, kill=kill, delay=delay)
+            finished = trainer.run(broken, kind=kind, kill=kill, delay=delay)
             done += not finished
         assert trajectory(broken) == expected
         assert last_state(broken) == expected_state
@@ -299,6 +309,14 @@ def kill_and_compare(trainer: Trainer, folder: Path, kills: int, seed: int) -> N
 @pytest.mark.timeout(120)
 def test_killed_runs_resume_to_the_same_bits(trainer: Trainer, tmp_path: Path) -> None:
     kill_and_compare(trainer, tmp_path, kills=6, seed=1)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("kind", ["sequences", "loader"])
+def test_killed_runs_on_ones_own_data_resume_to_the_same_bits(
+    trainer: Trainer, tmp_path: Path, kind: str
+) -> None:
+    kill_and_compare(trainer, tmp_path, kills=4, seed=3, kind=kind)
 
 
 @pytest.mark.slow

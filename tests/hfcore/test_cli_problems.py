@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import hfcore as hf
 from command_line import invoke
 
 TINY = ["--length", "6", "--hidden", "6", "--batch-size", "16", "--test-size", "40", "--quiet"]
@@ -91,3 +96,64 @@ def test_wrong_usage_is_told_with_code_2(arguments: list[str], message: str) -> 
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_the_recipe_of_martens_2010_is_an_option(tmp_path: Path) -> None:
+    """Gradient on all images, curvature in turns: the same as hf.train with FullGradient."""
+    folder = tmp_path / "run"
+    arguments = ["train", "curves", "--images", "24", "--curvature-batches", "3", "--seed", "1"]
+    arguments += ["--cg-max-iter", "2", "--iterations", "2", "--test-size", "24", "--quiet"]
+    result = invoke(*arguments, "--run-dir", str(folder))
+    assert result.exit_code == 0, result.output
+    assert "the iterations are spent" in result.output
+    config = json.loads((folder / "config.json").read_text())
+    policy = hf.minibatches.FullGradient(curvature_batches=3, seed=1)
+    assert config["data"]["batches"] == policy.config()
+    problem = hf.problems.Reconstruction("curves", images=24)
+    model = hf.Autoencoder(problem.encoder_sizes)
+    hf.init.sparse_(model, torch.Generator().manual_seed(1), replacement=True)
+    options = {**hf.presets.autoencoders["curves"].optimiser, "cg_max_iter": 2}
+    opt = hf.HessianFree(model, problem.loss, **options)
+    stop = hf.training.Limits(iterations=2)
+    hf.train(model, problem, opt, batches=policy, stop=stop, test_size=24, progress=False)
+    loaded = hf.load_run(folder).model
+    for p, q in zip(model.parameters(), loaded.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["addition", "--curvature-batches", "2"], "--curvature-batches has no meaning with addi"),
+        (
+            ["curves", "--curvature-batches", "2", "--optimizer", "nag", "--lr", "0.1"],
+            "--curvature-batches has no meaning with --optimizer nag",
+        ),
+        (
+            ["curves", "--curvature-batches", "2", "--images", "9", "--batch-size", "3"],
+            "--batch-size has no meaning with --curvature-batches",
+        ),
+        (["curves", "--curvature-batches", "20", "--images", "9"], "curvature_batches: got 20"),
+    ],
+)
+def test_curvature_batches_speak_to_hf_on_images(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    run_dir = ["--run-dir", str(tmp_path / "run"), "--quiet"]
+    result = invoke("train", *arguments, *run_dir)
+    assert result.exit_code in (1, 2)
+    assert message in result.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_outside_of_training_ends_with_a_word(number: int) -> None:
+    """A command that is not inside a training loop: here `info`, while it runs."""
+    program = (
+        "import os, hfcore.cli as cli, hfcore.cli.info as info\n"
+        f"cli.info_command.callback = lambda *a, **o: os.kill(os.getpid(), {int(number)})\n"
+        "cli.main(['info'])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")

@@ -396,8 +396,12 @@ def test_bad_arguments_are_named() -> None:
         (lambda: A.solve(b, preconditioner=3), TypeError, "preconditioner: got int, need None"),
         (lambda: A.solve(b, preconditioner=b[:2].abs()), ValueError, r"preconditioner: got shape"),
         (lambda: A.solve(b, preconditioner=-b.abs()), ValueError, "preconditioner: holds values"),
-        (lambda: A.solve(b, preconditioner=Nothing()), ValueError, "preconditioner: rᵀM⁻¹r is 0"),
-        (lambda: A.solve(b, preconditioner=Short()), ValueError, "preconditioner: apply"),
+        (
+            lambda: A.solve(b, preconditioner=Nothing()),
+            ValueError,
+            "preconditioner.apply: rᵀM⁻¹r is 0",
+        ),
+        (lambda: A.solve(b, preconditioner=Short()), ValueError, "preconditioner.apply: gave"),
         (
             lambda: A.solve(b, preconditioner=hf.NystromPreconditioner(spd(3))),
             ValueError,

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import hfcore as hf
@@ -300,9 +299,8 @@ def test_early_stopping_keeps_the_best(tmp_path: Path) -> None:
     assert len(result.lines) == 5  # 0 to 4
     assert result.best == 2
     assert result.final["validation_error"] == pytest.approx(3 * 0.2**2)
-    last = load_file(tmp_path / "run" / "checkpoints" / "00000004.safetensors")
-    best = last["callbacks/BestModel/model/layers.0.weight"]
-    torch.testing.assert_close(best, 0.8 * torch.eye(3))
+    best = hf.load_run(tmp_path / "run", checkpoint="best").model
+    torch.testing.assert_close(best.layers[0].weight, 0.8 * torch.eye(3))
     again = scripted([1.0, 1.0])
     longer = again(tmp_path / "run", Limits(iterations=6), patience=3, resume=True)
     assert longer.reason == "iterations"

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import hfcore as hf
-from command_line import invoke
+from command_line import assert_another_run_is_refused, invoke
 from hfcore.cli.tables import markdown, number
 from hfcore.data import Dataset, curves
 from hfcore.data.statistics import pca_errors
@@ -214,14 +214,7 @@ def test_bad_options(arguments: list[str], message: str, tmp_path: Path) -> None
 def test_a_folder_with_another_run(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     arguments = [*LOG, "--iterations", "1", "--run-dir", folder, "--quiet"]
-    assert invoke(*arguments).exit_code == 0
-    again = invoke(*arguments)
-    assert again.exit_code == 1
-    assert "already holds a run" in again.output
-    other = invoke(*arguments, "--seed", "1", "--resume")
-    assert other.exit_code == 1
-    assert "this run folder belongs to another config" in other.output
-    assert "Traceback" not in other.output
+    assert_another_run_is_refused(arguments, "--seed", "1")
 
 
 def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

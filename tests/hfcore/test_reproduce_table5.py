@@ -11,7 +11,7 @@ import pytest
 from click.testing import Result
 from interrupts import interrupted_sweeps
 
-from command_line import invoke, tables_of
+from command_line import assert_another_run_is_refused, invoke, tables_of
 from hfcore.cli.tables import clock, number
 from hfcore.experiments.published import TABLE5
 from hfcore.experiments.table5 import COLUMNS, PROBLEMS, RATES, Rung, columns_of
@@ -251,13 +251,7 @@ def test_bad_options(arguments: str) -> None:
 
 def test_another_table_in_the_folder(tmp_path: Path) -> None:
     arguments = [*TINY, "--problems", "add-5", "--rates", "0.1", "--run-dir", tmp_path / "run"]
-    assert invoke(*arguments).exit_code == 0
-    again = invoke(*arguments)
-    assert again.exit_code == 1
-    assert "already holds a run" in again.output
-    other = invoke(*arguments, "--batch-size", "3", "--resume")
-    assert other.exit_code == 1
-    assert "belongs to another config" in other.output
+    assert_another_run_is_refused(arguments, "--batch-size", "3")
     finer = invoke(*arguments, "--rates", "0.9N=0.2,0.1", "--resume")
     assert finer.exit_code == 0, finer.output  # further rates are tried beside those there
     assert (tmp_path / "run" / "add-5" / "search-2" / "runs.csv").exists()

@@ -158,6 +158,18 @@ def test_a_stopped_and_resumed_sweep_has_the_same_bits(
     assert uninterrupted.rows() == resumed.rows()
 
 
+@pytest.mark.parametrize("damage", ["lost", "altered", "emptied"])
+def test_results_do_not_rest_on_the_log(whole: SweepResult, tmp_path: Path, damage: str) -> None:
+    with interrupted_sweeps(40):
+        run(seeds=2, run_dir=tmp_path / "s")
+    log = tmp_path / "s" / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    first = {"lost": "", "altered": lines[0].replace("1", "2"), "emptied": ""}[damage]
+    log.write_text("" if damage == "emptied" else first + "".join(lines[1:]))
+    resumed = run(seeds=2, run_dir=tmp_path / "s", resume=True)
+    assert_same(whole, resumed, [(i, i) for i in range(len(whole.runs))])
+
+
 def test_resume_after_divergence(tmp_path: Path) -> None:
     grid = {"learning_rate": [0.05, 1e30]}
     with interrupted_sweeps(16):

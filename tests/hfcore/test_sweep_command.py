@@ -11,7 +11,7 @@ import torch
 from click.testing import Result
 from interrupts import interrupted_sweeps
 
-from command_line import invoke, table_of
+from command_line import assert_another_run_is_refused, invoke, table_of
 from hfcore.cli.tables import number
 from hfcore.problems import Addition, reconstruction
 from hfcore.sweeps import RnnStart, engine, sweep
@@ -189,10 +189,4 @@ def test_an_unknown_problem_and_a_missing_rate() -> None:
 
 def test_a_folder_with_another_sweep(tmp_path: Path) -> None:
     arguments = [*TINY, "--run-dir", tmp_path / "run"]
-    assert invoke(*arguments).exit_code == 0
-    again = invoke(*arguments)
-    assert again.exit_code == 1
-    assert "already holds a run" in again.output
-    other = invoke(*arguments, "--resume", "--momentum", "0.5")
-    assert other.exit_code == 1
-    assert "belongs to another config" in other.output
+    assert_another_run_is_refused(arguments, "--momentum", "0.5")

@@ -683,3 +683,102 @@ def test_a_folder_of_before_is_refused_in_one_sentence(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"format": 2', '"was": 1'))
     with pytest.raises(RunFolderError, match="is of run folder format 1, this version of hfcore"):
         train(model, arrays(), hessian_free(model), run_dir=folder, resume=True)
+
+
+# ---- objectives of one's own
+
+
+class Quadratic:
+    """f = ½ ‖Xθ − y‖² / n, the smallest objective there is."""
+
+    def prepare(self, batch: Any) -> Any:
+        return batch
+
+    def loss(self, data: Any, theta: Tensor) -> float:
+        x, y = data
+        return float(0.5 * (x @ theta - y).square().mean())
+
+    def gradient(self, data: Any, theta: Tensor) -> tuple[float, Tensor]:
+        x, y = data
+        return self.loss(data, theta), x.T @ (x @ theta - y) / len(x)
+
+    def curvature(self, data: Any, theta: Tensor, kind: str = "ggn") -> Any:
+        x, _ = data
+        value = self.loss(data, theta)
+
+        class G:
+            loss = value
+
+            def product(self, v: Tensor, *, damping: float = 0.0, **options: Any) -> Tensor:
+                return x.T @ (x @ v) / len(x) + damping * v
+
+        return G()
+
+
+def test_an_objective_of_ones_own_goes_through_train(tmp_path: Path) -> None:
+    x, theta = noise(12, 3), noise(3, seed=2)
+
+    class Pairs(Quadratic):
+        def prepare(self, batch: Any) -> Any:
+            return batch.inputs, batch.targets.squeeze(1)
+
+    model = nn.Linear(3, 1, bias=False).double()
+    opt = hf.HessianFree(model, objective=Pairs(), damping=1e-3)
+    y = (x @ theta).unsqueeze(1)
+    result = train(
+        model,
+        (x, y),
+        opt,
+        20,
+        metric=lambda s, y: (s - y).square().sum(1),
+        test=(x, y),
+        run_dir=tmp_path / "run",
+    )
+    assert result.test_error < 1e-8
+    torch.testing.assert_close(model.weight.detach()[0], theta, rtol=1e-4, atol=1e-4)
+
+
+def test_a_run_that_has_converged_says_so() -> None:
+    x, y = arrays()
+    model = hf.MLP([3, 2], ["linear"], dtype=torch.float64)
+    result = train(model, (x, y), hf.HessianFree(model, SQUARED, damping=1e-3), 2000)
+    assert result.reason == "converged"
+    ones = torch.cat([x, torch.ones(11, 1, dtype=torch.float64)], 1)
+    solution = torch.linalg.lstsq(ones, y).solution
+    torch.testing.assert_close(model.layers[0].weight.detach(), solution[:3].T)
+
+
+SPARSE: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "sgd": lambda m: hf.SGD(m, lr=0.05),
+    "cm": lambda m: hf.ClassicalMomentum(m, lr=0.05, momentum=0.9),
+    "nag": lambda m: hf.NAG(m, lr=0.05, momentum=0.9),
+    "hf": lambda m: hessian_free(m),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+@pytest.mark.parametrize("cut", [1, 2, 5])
+def test_sparse_nets_in_double_resume_to_the_bit(tmp_path: Path, name: str, cut: int) -> None:
+    """Where the parameters lie may decide the order of a sum: it is the same after a resume."""
+    problem = hf.problems.Addition(9)
+
+    def run(folder: str, iterations: int, resume: bool = False) -> Tensor:
+        model = hf.RNN(2, 30, 1, sparse=True, fan_in=7, dtype=torch.float64)
+        hf.init.sparse_(model, torch.Generator().manual_seed(0), fan_in=7)
+        train(
+            model,
+            problem,
+            SPARSE[name](model),
+            iterations,
+            batch_size=13,
+            gradient_batches=2,
+            test_size=10,
+            solved_below=0.0,
+            run_dir=tmp_path / folder,
+            resume=resume,
+        )
+        return flat(model)
+
+    whole = run("whole", 8)
+    run("parts", cut)
+    assert torch.equal(run("parts", 8, resume=True), whole)

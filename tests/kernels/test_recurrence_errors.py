@@ -420,3 +420,11 @@ def test_native_wrong_number_of_arguments(op: str) -> None:
     for arguments in ([], values[:-1], [*values, 1]):
         with pytest.raises(TypeError):
             function(*arguments)
+
+
+@both_backends
+def test_backpropagation_needs_the_states() -> None:
+    arguments = forward_arguments()
+    w = RnnWeights(*(arguments[name] for name in RnnWeights._fields))
+    with pytest.raises(TypeError, match=r"^h: got NoneType, need a torch\.Tensor"):
+        ops.rnn_backward(arguments["x"], None, w, torch.randn(1, T, B, k))  # type: ignore[arg-type]

@@ -48,22 +48,24 @@ class RecurrenceForm(Protocol):
     ) -> Tensor:
         """y ``[G,T,B,H]``."""
 
-    def rnn_backward(self, at: ForwardPass, gs: Tensor, G: int, *, out: Tensor | None) -> Tensor:
-        """``[G,N]`` from ``gs [G,T_out,B,k]``."""
+    def rnn_backward(
+        self, at: ForwardPass, gs: Tensor, size: tuple[int, int], *, out: Tensor | None
+    ) -> Tensor:
+        """``[G,N]``, which is ``size``, from ``gs [G,T_out,B,k]``."""
 
     def rnn_gauss_newton(
         self,
         at: ForwardPass,
         v: Tensor,
         curvature: Curvature,
-        G: int,
+        size: tuple[int, int],
         *,
         out: Tensor | None,
         accumulate: bool,
         stop: Tensor | None,
         scratch: Scratch | None,
     ) -> Tensor:
-        """``[G,N]`` from ``v [G,N]``; ``accumulate`` adds to ``out``."""
+        """``[G,N]``, which is ``size``, from ``v [1 or G,N]``; ``accumulate`` adds to ``out``."""
 
 
 @cache

@@ -7,7 +7,7 @@ from torch import Tensor
 from hfcore.bindings import _native
 from hfcore.bindings.checks import dense
 from hfcore.bindings.threads import kernel_threads
-from hfcore.kernels.recurrence import NONLINEARITIES, Curvature, ForwardPass, RnnShape, RnnWeights
+from hfcore.kernels.recurrence import NONLINEARITIES, Curvature, ForwardPass, RnnWeights
 from hfcore.kernels.scratch import Scratch
 
 # The kernel keeps windows and checkpoints of the sequences that it works on.
@@ -63,16 +63,19 @@ def linear_scan(
     return y
 
 
-def rnn_backward(at: ForwardPass, gs: Tensor, G: int, *, out: Tensor | None) -> Tensor:
-    shape = RnnShape(at.x.shape[-1], at.states.shape[-1], gs.shape[-1])
-    gradient = at.x.new_empty(G, shape.numel) if out is None else out
+def rnn_backward(
+    at: ForwardPass, gs: Tensor, size: tuple[int, int], *, out: Tensor | None
+) -> Tensor:
+    x, h, w, nonlinearity, steps = at
+    assert h is not None
+    gradient = x.new_empty(size) if out is None else out
     _native.rnn_backward(
-        dense(at.x),
-        dense(at.states),
-        *map(dense, at.w),
+        dense(x),
+        dense(h),
+        *map(dense, w),
         dense(gs),
-        None if at.steps is None else dense(at.steps),
-        NONLINEARITIES.index(at.nonlinearity),
+        None if steps is None else dense(steps),
+        NONLINEARITIES.index(nonlinearity),
         gradient,
         kernel_threads(),
     )
@@ -83,7 +86,7 @@ def rnn_gauss_newton(
     at: ForwardPass,
     v: Tensor,
     curvature: Curvature,
-    G: int,
+    size: tuple[int, int],
     *,
     out: Tensor | None,
     accumulate: bool,
@@ -92,7 +95,7 @@ def rnn_gauss_newton(
 ) -> Tensor:
     x, h, w, nonlinearity, steps = at
     c, rank_one, scale, structural, damping = curvature
-    product = x.new_empty(G, v.shape[1]) if out is None or accumulate else out
+    product = x.new_empty(size) if out is None or accumulate else out
     _native.rnn_gauss_newton(
         dense(x),
         None if h is None else dense(h),

@@ -58,31 +58,33 @@ def linear_scan(
         return filled(out, y, G)
 
 
-def rnn_backward(at: ForwardPass, gs: Tensor, G: int, *, out: Tensor | None) -> Tensor:
+def rnn_backward(
+    at: ForwardPass, gs: Tensor, size: tuple[int, int], *, out: Tensor | None
+) -> Tensor:
     with _serving("recurrence.rnn_backward", at.x) as launch:
         gradient = gpu.rnn_backward(
             launch,
             at,
             gs,
-            out=_whole(out, G, at.x, at.h, *at.w, gs),
+            out=_whole(out, size[0], at.x, at.h, *at.w, gs),
             shared_limit=launch.shared_limit,
             annotate=annotate,
         )
-        return filled(out, gradient, G)
+        return filled(out, gradient, size[0])
 
 
 def rnn_gauss_newton(
     at: ForwardPass,
     v: Tensor,
     curvature: Curvature,
-    G: int,
+    size: tuple[int, int],
     *,
     out: Tensor | None,
     accumulate: bool,
     stop: Tensor | None,
     scratch: Scratch | None,
 ) -> Tensor:
-    whole = _whole(out, G, at.x, at.h, *at.w, v, curvature.c)
+    whole = _whole(out, size[0], at.x, at.h, *at.w, v, curvature.c)
     with _serving("recurrence.rnn_gauss_newton", at.x) as launch:
         product = gpu.rnn_gauss_newton(
             launch,
@@ -96,7 +98,7 @@ def rnn_gauss_newton(
             shared_limit=launch.shared_limit,
             annotate=annotate,
         )
-        return filled(out, product, G, accumulate)
+        return filled(out, product, size[0], accumulate)
 
 
 @contextmanager

@@ -38,19 +38,21 @@ def linear_scan(
     return filled(out, reference.linear_scan(u, d, W, a, reverse), G)
 
 
-def rnn_backward(at: ForwardPass, gs: Tensor, G: int, *, out: Tensor | None) -> Tensor:
-    return filled(out, reference.rnn_backward(at, gs), G)
+def rnn_backward(
+    at: ForwardPass, gs: Tensor, size: tuple[int, int], *, out: Tensor | None
+) -> Tensor:
+    return filled(out, reference.rnn_backward(at, gs), size[0])
 
 
 def rnn_gauss_newton(
     at: ForwardPass,
     v: Tensor,
     curvature: Curvature,
-    G: int,
+    size: tuple[int, int],
     *,
     out: Tensor | None,
     accumulate: bool,
     stop: Tensor | None,
     scratch: Scratch | None,
 ) -> Tensor:
-    return filled(out, reference.rnn_gauss_newton(at, v, curvature), G, accumulate)
+    return filled(out, reference.rnn_gauss_newton(at, v, curvature), size[0], accumulate)

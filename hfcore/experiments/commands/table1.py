@@ -8,7 +8,6 @@ from typing import Any
 import click
 
 import hfcore as hf
-from hfcore.cli.options import names
 from hfcore.experiments.commands.momentum_autoencoders import (
     AutoencoderTable,
     autoencoder_options,
@@ -16,21 +15,16 @@ from hfcore.experiments.commands.momentum_autoencoders import (
     datasets_option,
 )
 from hfcore.experiments.commands.training import Trainings
-from hfcore.experiments.commands.tuned import rates_of
+from hfcore.experiments.commands.tuned import columns_given, columns_option, rates_of
 from hfcore.experiments.experiment import load, on_device, without_validation
 from hfcore.experiments.hybrid import hybrid_training
 from hfcore.experiments.table1 import COLUMNS, momentum_columns, table1_report
 from hfcore.experiments.training import Trained
-from hfcore.experiments.tuning import column_settings
 
 
 @click.command("table1")
 @datasets_option
-@click.option(
-    "--columns",
-    default=",".join(COLUMNS),
-    help="Separated by commas: 0 is SGD, 0.99N Nesterov's and 0.99M classical momentum up to 0.99.",
-)
+@columns_option(COLUMNS)
 @click.option(
     "--hf-updates",
     type=click.IntRange(0),
@@ -47,12 +41,7 @@ def table1_command(
     The learning rate of every column is chosen by a search on the first seed; the hybrid starts
     from the weights of that seed. Files, Ctrl-C and --resume are as for table5.
     """
-    sets, chosen = datasets_of(datasets), names(columns, "--columns")
-    for name in chosen:
-        try:
-            column_settings(name)
-        except ValueError as error:
-            raise click.BadParameter(str(error), param_hint="--columns") from error
+    sets, chosen = datasets_of(datasets), columns_given(columns)
     rates = rates_of(
         options["rates"], {*sets, *chosen, *(f"{s}/{c}" for s in sets for c in chosen)}
     )

@@ -9,7 +9,15 @@ import click
 import hfcore as hf
 from hfcore.cli.invocation import Invocation
 from hfcore.cli.options import names
-from hfcore.experiments.commands.tuned import procedure_of, rates_of, settings_of, tuned_options
+from hfcore.experiments.commands.tuned import (
+    columns_given,
+    columns_option,
+    parsed,
+    procedure_of,
+    rates_of,
+    settings_of,
+    tuned_options,
+)
 from hfcore.experiments.table5 import (
     COLUMNS,
     PROBLEMS,
@@ -18,7 +26,7 @@ from hfcore.experiments.table5 import (
     columns_of,
     table5_report,
 )
-from hfcore.experiments.tuning import Tuned, column_settings
+from hfcore.experiments.tuning import Tuned
 
 
 @click.command("table5")
@@ -27,11 +35,7 @@ from hfcore.experiments.tuning import Tuned, column_settings
     default=",".join(PROBLEMS),
     help="Separated by commas: add-T, mul-T, mem-5-T, mem-20-T with a length T.",
 )
-@click.option(
-    "--columns",
-    default=",".join(COLUMNS),
-    help="Separated by commas: 0 is SGD, 0.995N Nesterov's and 0.995M classical momentum.",
-)
+@columns_option(COLUMNS)
 @tuned_options(updates=50_000, batch_size=100)
 @click.option("--hidden", type=click.IntRange(1), default=100, help="Hidden units.")
 @click.pass_context
@@ -46,10 +50,8 @@ def table5_command(
     checkpoints; with --resume the same command continues, and when all is done prints the table
     again.
     """
-    rungs = [_parsed(Rung.parse, name, "--problems") for name in names(problems, "--problems")]
-    chosen = names(columns, "--columns")
-    for name in chosen:
-        _parsed(column_settings, name, "--columns")
+    rungs = [parsed(Rung.parse, name, "--problems") for name in names(problems, "--problems")]
+    chosen = columns_given(columns)
     where = {*chosen, *map(str, rungs), *(f"{rung}/{name}" for rung in rungs for name in chosen)}
     rates = rates_of(options["rates"], where)
     invocation = Invocation("table5", options)
@@ -66,10 +68,3 @@ def table5_command(
         settings = settings_of(procedure, hidden=hidden)
         invocation.show(*table5_report(results, settings, invocation.folder))
     invocation.end(context, interrupted=not all(tuned.finished for tuned in results.values()))
-
-
-def _parsed(parse: Any, text: str, option: str) -> Any:
-    try:
-        return parse(text)
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint=option) from error

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import click
 
 from hfcore.cli.invocation import Invocation, run_options
-from hfcore.cli.options import Decorator, decorated_by, numbers, seeds_of
-from hfcore.experiments.tuning import Procedure
+from hfcore.cli.options import Decorator, decorated_by, names, numbers, seeds_of
+from hfcore.experiments.tuning import Procedure, column_settings
+
+T = TypeVar("T")
 
 
 def tuned_options(
@@ -45,6 +47,33 @@ def tuned_options(
         run_options(resume="Continue the runs in --run-dir.", quiet="Only the table at the end."),
     ]
     return decorated_by(options)
+
+
+def columns_option(columns: Sequence[str]) -> Decorator:
+    """``--columns`` with its default."""
+    example = columns[-1].removesuffix("M")
+    return click.option(
+        "--columns",
+        default=",".join(columns),
+        help=f"Separated by commas: 0 is SGD, {example}N Nesterov's and {example}M classical "
+        f"momentum up to {example}.",
+    )
+
+
+def columns_given(text: str) -> list[str]:
+    """``--columns``; BadParameter for one that is none."""
+    chosen = names(text, "--columns")
+    for name in chosen:
+        parsed(column_settings, name, "--columns")
+    return chosen
+
+
+def parsed(parse: Callable[[str], T], text: str, option: str) -> T:
+    """``parse(text)``; its ValueError as BadParameter."""
+    try:
+        return parse(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=option) from error
 
 
 def rates_of(given: tuple[str, ...], known: set[str]) -> dict[str, tuple[float, ...]]:
