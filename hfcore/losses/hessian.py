@@ -107,10 +107,14 @@ class SoftmaxHessian(OutputHessian):
 
     def averaged(self, total: float) -> Callable[[Tensor], Tensor]:
         c = self.c / total
+        p = c * total
+        if self.weighted:
+            w = p.sum(-1, keepdim=True)
+            p = torch.where(w == 0, 0, p / w)
 
         def apply(R: Tensor) -> Tensor:
             product = c * R
-            return product - self._along_c(product.sum(-1, keepdim=True))
+            return product - p * product.sum(-1, keepdim=True)
 
         return apply
 
