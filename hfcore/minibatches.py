@@ -42,10 +42,6 @@ class Fresh:
     def __post_init__(self) -> None:
         check_positive(count=self.count, size=self.size)
 
-    def config(self) -> dict[str, Any]:
-        """JSON-able: what determines the batches."""
-        return {"name": "Fresh", "count": self.count, "size": self.size}
-
 
 class Policy:
     """What the policies over cases at hand share: the data they are on."""

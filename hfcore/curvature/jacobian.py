@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from threading import Lock
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -11,22 +12,43 @@ from torch.utils._pytree import tree_leaves
 
 from hfcore.autograd.evaluation import Evaluator, flatten
 from hfcore.autograd.strategies import Graph, Split
+from hfcore.batches import Batch
+from hfcore.bindings.threads import among_kernels
 from hfcore.curvature.linear_operator import LinearOperator
 from hfcore.flat import FlatParameters
+from hfcore.losses import SquaredError
+from hfcore.nets.net import FusedNet, Into, blocks
+from hfcore.nets.registry import net_of
+
+# Tangents that share a fused pass.
+ROWS = 16
+
+
+class Passes(Protocol):
+    """A model at fixed parameters and inputs: ``outputs`` as it gives them, and J both ways."""
+
+    outputs: Tensor
+
+    def push(self, V: Tensor) -> Tensor:
+        """J v for the rows of ``V [m,N]``, as rows ``[m,M]``."""
+
+    def pull(self, U: Tensor) -> Tensor:
+        """Jᵀu for the rows of ``U [m,M]``, as rows ``[m,N]``."""
 
 
 class Jacobian(LinearOperator):
     """J ``[M,N]``: derivatives of a model's M outputs by its N parameters, at their present values.
 
     ``J @ v`` is the R-operator (Pearlmutter 1994), ``J.mT @ u`` backpropagation; ``J.mT @ J`` is a
-    symmetric operator with all that belongs to one. Outputs are ``model(inputs)``, for hf.RNN and
-    hf.MLP those before the output nonlinearity, as one vector in their order in memory;
-    ``outputs`` has their values and shape. The graph of one forward pass is kept, so that an
-    operator outlives later changes of the parameters and stays at the old ones.
+    symmetric operator with all that belongs to one. Outputs are ``model(inputs)``, for fused nets
+    those before the output nonlinearity, as one vector in their order in memory; ``outputs`` has
+    their values and shape. The activations of one forward pass are kept, so that an operator
+    outlives later changes of the parameters and stays at the old ones.
 
     Parameters
     ----------
-    model : any torch module whose outputs are one tensor; frozen parameters are no columns
+    model : any torch module whose outputs are one tensor, on its kernels where it is an hf.RNN or
+        hf.MLP; frozen parameters are no columns
     inputs : what the model takes: a tensor, or a tuple, list or dict of tensors
 
     Raises TypeError or ValueError for a model or inputs that are not like that, parameters or
@@ -39,39 +61,21 @@ class Jacobian(LinearOperator):
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: got {type(model).__name__}, need a torch.nn.Module")
-        self._parameters = FlatParameters(model)
-        theta = self._parameters.read()
-        bad = self._parameters.first_bad(theta)
+        parameters = FlatParameters(model)
+        theta = parameters.read()
+        bad = parameters.first_bad(theta)
         if bad is not None:
             raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
-        _check_inputs(inputs, theta)
         self._theta = theta
-        self.parameter_slices = self._parameters.slices()
-        self._graph = self._evaluated(model, inputs)
+        self.parameter_slices = parameters.slices()
+        self._passes = _passes(model, inputs, parameters, theta)
         self._transposed = _Transposed(self)
         self._check_products()
 
-    def _evaluated(self, model: nn.Module, inputs: Any) -> Graph:
-        """The graph of the outputs at θ, with leaves of its own."""
-        module = getattr(model, "_orig_mod", model)  # compiled graphs are differentiated once only
-        evaluator = Evaluator(module, self._parameters, None, [], 0)
-
-        def outputs() -> tuple[Tensor, Tensor]:
-            s = module(inputs)
-            if not isinstance(s, Tensor):
-                raise TypeError(f"outputs: the model returned {type(s).__name__}, need one tensor")
-            return s.sum(), s
-
-        leaves = [p.clone().requires_grad_() for p in self._parameters.split(self._theta)]
-        with torch.enable_grad():
-            loss, s, _, _ = evaluator.evaluate(outputs, leaves)
-        assert s is not None
-        if s.numel() == 0:
-            raise ValueError(f"outputs: got shape {list(s.shape)}, need at least one")
-        if not s.requires_grad:
-            raise ValueError("model: the outputs do not depend on its trainable parameters")
-        self.outputs = s.detach()
-        return Graph(leaves, loss, [Split(s, lambda R: R)], [], False, None, None)
+    @property
+    def outputs(self) -> Tensor:
+        """The model's outputs there, in their own shape."""
+        return self._passes.outputs
 
     def _check_products(self) -> None:
         """uᵀ(Jv) = (Jᵀu)ᵀv at a random pair."""
@@ -80,7 +84,7 @@ class Jacobian(LinearOperator):
             torch.randn(size, generator=generator).to(self.device, self.dtype)
             for size in self.shape
         )
-        Jv, JTu = self._product(v, None), self._transposed._product(u, None)
+        Jv, JTu = self @ v, self._transposed @ u
         left, right = float(u.double() @ Jv.double()), float(JTu.double() @ v.double())
         size = float(u.norm() * Jv.norm() + JTu.norm() * v.norm())
         if not abs(left - right) <= math.sqrt(torch.finfo(self.dtype).eps) * size:
@@ -108,9 +112,10 @@ class Jacobian(LinearOperator):
         return self._transposed
 
     def _product(self, v: Tensor, out: Tensor | None) -> Tensor:
-        (tangent,) = self._graph.push(self._parameters.split(v), False)
-        flat = torch.zeros_like(self.outputs) if tangent is None else tangent.detach()
-        return _given(flat.reshape(-1), out)
+        return _given(self._passes.push(v.unsqueeze(0))[0], out)
+
+    def _products(self, V: Tensor) -> Tensor:
+        return self._passes.push(V)
 
     def _is_transpose_of(self, other: LinearOperator) -> bool:
         return other is self._transposed
@@ -142,15 +147,100 @@ class _Transposed(LinearOperator):
         return self._jacobian
 
     def _product(self, v: Tensor, out: Tensor | None) -> Tensor:
-        J = self._jacobian
-        gradients = J._graph.pull([v.view(J.outputs.shape)], False)
-        return _given(flatten(gradients, J._graph.parameters), out)
+        return _given(self._jacobian._passes.pull(v.unsqueeze(0))[0], out)
+
+    def _products(self, V: Tensor) -> Tensor:
+        return self._jacobian._passes.pull(V)
 
     def _is_transpose_of(self, other: LinearOperator) -> bool:
         return other is self._jacobian
 
     def __repr__(self) -> str:
         return f"{self._jacobian!r}.mT"
+
+
+class _FusedPasses:
+    """The passes of a fused net, some rows at a time on its group axis."""
+
+    def __init__(self, net: FusedNet, inputs: Any, theta: Tensor) -> None:
+        targets = inputs
+        if isinstance(inputs, Tensor):  # else the check says what they must be
+            targets = inputs.new_zeros(*inputs.shape[:-1], net.output_size)
+        self._net = net.apart()
+        part = self._net.check(Batch(inputs, targets))
+        self._at = self._net.forward(theta.unsqueeze(0), part, fresh=True)
+        self.outputs = self._at.s.view(targets.shape)
+        self._size = len(theta)
+        self._lock = Lock()  # the net's buffers serve one thread
+
+    def push(self, V: Tensor) -> Tensor:
+        result = V.new_empty(len(V), self.outputs.numel())
+        with self._lock, among_kernels(V):
+            for rows in blocks(len(V), ROWS):
+                Rs = self._net.tangent(self._at, V[rows].contiguous(), keep=False).s
+                result[rows] = Rs.reshape(-1, self.outputs.numel())
+        return result
+
+    def pull(self, U: Tensor) -> Tensor:
+        result = U.new_empty(len(U), self._size)
+        with self._lock, among_kernels(U):
+            for rows in blocks(len(U), ROWS):
+                gs = U[rows].reshape(-1, *self._at.s.shape[1:]).clone()  # it may be written to
+                self._net.backward(self._at, gs, Into(result[rows], 1.0))
+        return result
+
+
+class _GraphPasses:
+    """A retained graph of any module."""
+
+    def __init__(
+        self, model: nn.Module, inputs: Any, parameters: FlatParameters, theta: Tensor
+    ) -> None:
+        module = getattr(model, "_orig_mod", model)  # compiled graphs are differentiated once only
+        evaluator = Evaluator(module, parameters, None, [], 0)
+
+        def outputs() -> tuple[Tensor, Tensor]:
+            s = module(inputs)
+            if not isinstance(s, Tensor):
+                raise TypeError(f"outputs: the model returned {type(s).__name__}, need one tensor")
+            return s.sum(), s
+
+        leaves = [p.clone().requires_grad_() for p in parameters.split(theta)]
+        with torch.enable_grad():
+            loss, s, _, _ = evaluator.evaluate(outputs, leaves)
+        assert s is not None
+        if s.numel() == 0:
+            raise ValueError(f"outputs: got shape {list(s.shape)}, need at least one")
+        if not s.requires_grad:
+            raise ValueError("model: the outputs do not depend on its trainable parameters")
+        self.outputs = s.detach()
+        self._parameters = parameters
+        self._graph = Graph(leaves, loss, [Split(s, lambda R: R)], [], False, None, None)
+
+    def push(self, V: Tensor) -> Tensor:
+        rows = []
+        for v in V:
+            (tangent,) = self._graph.push(self._parameters.split(v), False)
+            tangent = torch.zeros_like(self.outputs) if tangent is None else tangent.detach()
+            rows.append(tangent.reshape(-1))
+        return torch.stack(rows)
+
+    def pull(self, U: Tensor) -> Tensor:
+        rows = []
+        for u in U:
+            gradients = self._graph.pull([u.reshape(self.outputs.shape)], False)
+            rows.append(flatten(gradients, self._graph.parameters))
+        return torch.stack(rows)
+
+
+def _passes(model: nn.Module, inputs: Any, parameters: FlatParameters, theta: Tensor) -> Passes:
+    """Fused, where a net with kernels trains all parameters; else by autograd."""
+    _check_inputs(inputs, theta)
+    if all(p.requires_grad for p in model.parameters()):
+        net = net_of(model, SquaredError())
+        if net is not None:
+            return _FusedPasses(net, inputs, theta)
+    return _GraphPasses(model, inputs, parameters, theta)
 
 
 def _given(result: Tensor, out: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -239,6 +239,10 @@ class FusedCurvature:
         at = net.forward(self._theta[None], part, fresh=fresh)
         exact = self._kind == "hessian"
         second = None if self._kind == "fisher" else net.second(part, at.s, exact=exact)
+        if self._by_op:  # which reads states; from here on s is asked for its shape alone
+            assert second is not None
+            assert second.kernel_form is not None
+            return Linearisation(replace(at, s=second.kernel_form[0]), second), at.s
         if self._kind == "ggn":
             return Linearisation(at, second), at.s
         gs = net.slope(part, at.s, fresh=True)

@@ -46,7 +46,7 @@ def cut_metrics(path: Path, after: int) -> int:
     Later lines will be written again; damaged ones go with a warning that says how many.
     """
     if not path.exists():
-        if after:
+        if after > 0:
             logger.warning("%s: is missing, the log starts at iteration %d", path, after + 1)
         return 0
     good, bad = _parsed(path)

@@ -61,7 +61,8 @@ class Resumable:
         else:
             self._restore(checkpoint.iteration, checkpoint.state)
             self._stored_at = checkpoint.iteration
-        self.folder.start_logs(self._done())
+        # Before the first iteration nothing of the log is kept: what it has is logged again.
+        self.folder.start_logs(self._done() or -1)
 
     def save(self) -> None:
         """Commit a checkpoint, unless this one is there."""

@@ -126,8 +126,8 @@ class RunFolder:
     def start_logs(self, after: int) -> None:
         """Open metrics and events for appending, cut back to what belongs to iteration ``after``.
 
-        Later lines, and a last line torn by a kill, are dropped; TensorBoard is told to forget
-        later points.
+        Later lines, and a last line torn by a kill, are dropped, of ``after`` -1 all of them;
+        TensorBoard is told to forget later points.
         """
         from torch.utils.tensorboard import SummaryWriter  # slow to import, not every user needs it
 
@@ -136,7 +136,7 @@ class RunFolder:
             self.lines = cut_metrics(path, after)
             self._metrics = path.open("a", encoding="utf-8")
             self._events = SummaryWriter(
-                str(self.path / "tensorboard"), purge_step=after + 1 if after else None
+                str(self.path / "tensorboard"), purge_step=after + 1 if after > 0 else None
             )
         except OSError as error:
             raise cannot_write(path, error) from error

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
 import hfcore as hf
+from hfcore.curvature.jacobian import _FusedPasses
 
 
 class Pair(nn.Module):
@@ -45,6 +46,17 @@ def make(name: str) -> tuple[nn.Module, object]:
         if name == "rnn-T1":
             model = hf.RNN(2, 5, 1, dtype=torch.float64, generator=generator(1))
             return model, normal(1, 1, 2)
+        if name == "rnn-entries":
+            model = hf.RNN(
+                2, 9, 3, sparse=True, fan_in=2, dtype=torch.float64, generator=generator(1)
+            )
+            return model, normal(4, 3, 2)
+        if name == "rnn-relu":
+            model = hf.RNN(2, 5, 3, nonlinearity="relu", dtype=torch.float64)
+            return model, normal(4, 3, 2)
+        if name == "stacked":
+            model = hf.StackedRNN(2, (4, 3), 2, dtype=torch.float64, generator=generator(1))
+            return model, normal(4, 3, 2)
         if name == "mlp":
             model = hf.MLP((4, 5, 3), ("logistic", "linear"), dtype=torch.float64)
             return model, normal(7, 4)
@@ -71,7 +83,8 @@ class _First(nn.Module):
         return self.inner(x)[0]
 
 
-NAMES = ("rnn", "rnn-T1", "mlp", "pair", "conv", "lstm", "attention", "frozen")
+FUSED = ("rnn", "rnn-T1", "rnn-relu", "rnn-entries", "stacked", "mlp")
+NAMES = (*FUSED, "pair", "conv", "lstm", "attention", "frozen")
 
 
 def oracle(model: nn.Module, inputs: object) -> Tensor:
@@ -94,6 +107,7 @@ def test_products_are_those_of_the_dense_jacobian(name: str) -> None:
     J = hf.Jacobian(model, inputs)
     with torch.no_grad():
         outputs = model(inputs)
+    assert isinstance(J._passes, _FusedPasses) == (name in FUSED)
     assert J.shape == (M, N)
     assert J.mT.shape == (N, M)
     torch.testing.assert_close(J.outputs, outputs, rtol=1e-12, atol=1e-12)
@@ -152,6 +166,23 @@ def test_the_gauss_newton_matrix_of_a_squared_error() -> None:
         G = hf.GaussNewton(model, hf.losses.SquaredError(), x, y)
         v = normal(J.shape[1])
         torch.testing.assert_close(((J.mT @ J) / cases) @ v, G @ v, rtol=1e-11, atol=1e-12)
+
+
+def test_an_altered_or_frozen_net_goes_through_autograd() -> None:
+    model, x = make("rnn")
+    fused = hf.Jacobian(model, x)
+    hook = model.register_forward_hook(lambda m, inputs, s: 2 * s)
+    doubled = hf.Jacobian(model, x)
+    hook.remove()
+    assert not isinstance(doubled._passes, _FusedPasses)
+    v, u = normal(fused.shape[1]), normal(fused.shape[0])
+    torch.testing.assert_close(doubled @ v, 2 * (fused @ v), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(doubled.mT @ u, 2 * (fused.mT @ u), rtol=1e-12, atol=1e-12)
+    model.W_hx.requires_grad_(False)
+    rest = hf.Jacobian(model, x)
+    n = model.W_hx.numel()
+    assert rest.shape == (fused.shape[0], fused.shape[1] - n)
+    torch.testing.assert_close(rest.mT @ u, (fused.mT @ u)[n:], rtol=1e-12, atol=1e-12)
 
 
 def test_it_stays_where_it_was_built() -> None:

@@ -463,3 +463,41 @@ def test_every_policy_resumes_to_the_bit(tmp_path: Path, name: str) -> None:
         assert whole_line["minibatches"] == line["minibatches"]
     config = json.loads((tmp_path / "whole" / "config.json").read_text())
     assert config["data"]["batches"] == policy.config()
+
+
+def test_a_run_killed_before_its_first_iteration_logs_the_untrained_model_once(
+    tmp_path: Path,
+) -> None:
+    class Dies(Callback):
+        def on_train_begin(self, state: TrainState) -> None:
+            raise ZeroDivisionError
+
+    options: dict[str, Any] = {"run_dir": tmp_path / "run", "test_untrained": True, "test": OTHER}
+    with pytest.raises(ZeroDivisionError):
+        train(net(), callbacks=[Dies()], **options)
+    train(net(), stop=Limits(iterations=2), resume=True, **options)
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["iteration"] for line in lines] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("method", ["sgd", "nag", "adam", "lbfgs"])
+def test_several_batches_of_an_update_are_one(method: str) -> None:
+    """The update on a list of batches of 5, 4 and 3 cases is that on all twelve together."""
+    makers: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+        "sgd": lambda m: hf.SGD(m, lr=0.1),
+        "nag": lambda m: hf.NAG(m, lr=0.1, momentum=0.9),
+        "adam": lambda m: torch.optim.Adam(m.parameters(), lr=0.1),
+        "lbfgs": lambda m: torch.optim.LBFGS(m.parameters(), lr=0.1, max_iter=3),
+    }
+    x, y = DATA
+    cuts = (slice(0, 5), slice(5, 9), slice(9, 12))
+    policies = (
+        lambda step: hf.Batches([hf.Batch(x[cut], y[cut]) for cut in cuts]),
+        lambda step: hf.Batch(x, y),
+    )
+    found = []
+    for policy in policies:
+        model = net()
+        train(model, optimizer=makers[method](model), batches=policy, stop=Limits(iterations=3))
+        found.append(flat(model))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
