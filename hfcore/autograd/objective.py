@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcore.autograd.autocast import no_casts
+from hfcore.autograd.case_check import check_cases
 from hfcore.autograd.cases import CaseSquares
 from hfcore.autograd.checks import check_one_process, check_repeatable, differentiable_kernels
 from hfcore.autograd.choice import Choice
@@ -115,6 +116,7 @@ class ModuleObjective:
         self.choices: dict[str, Choice] = {}
         self._squares: CaseSquares | None = None
         self._rows_by_vmap = True
+        self._cases_checked = False
         # What the next curvature is to tell the user.
         self._news: list[str] = []
 
@@ -203,6 +205,7 @@ class ModuleObjective:
     def loss(self, data: ModuleData, theta: Tensor) -> float:
         total = 0.0
         with self.parameters.holding(theta):
+            self._check_chunks(data)
             for piece, share in self.pieces(data):
                 total += share * self.evaluator.value(piece, self.evaluate(piece))
         return total + self.regulariser(theta)
@@ -210,6 +213,7 @@ class ModuleObjective:
     def gradient(self, data: ModuleData, theta: Tensor) -> tuple[float, Tensor]:
         total, flat = 0.0, torch.zeros_like(theta)
         with self.parameters.holding(theta):
+            self._check_chunks(data)
             for piece, share in self.pieces(data):
                 evaluation = self.evaluate(piece)
                 grads = self._gradients(evaluation.loss)
@@ -218,6 +222,27 @@ class ModuleObjective:
         if self.l2:
             flat.add_(theta, alpha=self.l2)
         return total + self.regulariser(theta), flat
+
+    def _check_chunks(self, data: ModuleData) -> None:
+        """Before data is cut for the first time."""
+        size = self.chunk_size
+        if not callable(data) and size is not None and any(part.count > size for part in data):
+            self._check_cases("chunk_size", data)
+
+    def _check_cases(self, what: str, data: Sequence[BatchPart]) -> None:
+        """Once, where there are two cases to compare: see :mod:`hfcore.autograd.case_check`."""
+        part = max(data, key=lambda part: part.count)
+        if self._cases_checked or part.count < 2:
+            return
+        check_cases(
+            what,
+            part,
+            self.evaluate,
+            self.pieces,  # type: ignore[arg-type]
+            chunk_size=self.chunk_size,
+            case_dim=self.case_dim,
+        )
+        self._cases_checked = True
 
     def _gradients(self, loss: Tensor) -> Gradients:
         if not loss.requires_grad:
@@ -256,6 +281,8 @@ class ModuleObjective:
         check_repeatable(self.module)
         if self._squares is None:
             self._squares = CaseSquares(self.evaluator.outputs, self.loss_function)
+        with self.parameters.holding(theta):
+            self._check_cases(name, data)
         squares = self._squares.at(self.parameters.split(theta.clone()))
         total = torch.zeros_like(theta)
         with differentiable_kernels(self.module, once=True):
@@ -281,4 +308,8 @@ class ModuleObjective:
         check_choice("kind", kind, KINDS)
         if kind == "fisher" and callable(data):
             raise ValueError("kind: the empirical Fisher needs batches; a closure has no cases")
+        with self.parameters.holding(theta):
+            self._check_chunks(data)
+            if kind == "fisher" and not callable(data):
+                self._check_cases("the empirical Fisher", data)
         return ModuleCurvature(self, data, theta, kind)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,73 @@ from hfcore.spectral import esn_recurrence
 
 # Bytes of hidden states that a fit holds at once, in the reservoir's dtype.
 FIT_BYTES = 64 << 20
+
+
+class _States(torch.autograd.Function):
+    """The reservoir's states as a constant: what torch.func's transforms wrap stays outside."""
+
+    @staticmethod
+    def forward(
+        x: Tensor,
+        W_hx: Tensor,
+        value: Tensor,
+        index: Tensor,
+        pattern: EllPattern | None,
+        nonlinearity: str,
+    ) -> Tensor:
+        if pattern is None:
+            pattern = sparse_ops.ell_pattern(index.contiguous(), len(index))
+        return _reservoir(x, W_hx, value.contiguous()[None], pattern, nonlinearity)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return (None,) * 6
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> None:
+        return None
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], x: Tensor, *arguments: Any
+    ) -> tuple[Tensor, int]:
+        """Sequences of one reservoir are one batch; reservoirs go one after the other."""
+        *weights, pattern, nonlinearity = arguments
+        apply: Callable[..., Tensor] = _States.apply
+        if in_dims[0] is not None and all(dim is None for dim in in_dims[1:]):
+            many = x.movedim(in_dims[0], 1)  # [T,V,B,n]
+            h = apply(many.flatten(1, 2), *arguments)
+            return h.unflatten(1, many.shape[1:3]), 1
+        tensors = zip(in_dims, (x, *weights), strict=False)
+        columns = [[t] * info.batch_size if d is None else t.unbind(d) for d, t in tensors]
+        rows = [apply(*row, pattern, nonlinearity) for row in zip(*columns, strict=True)]
+        return torch.stack(rows), 0
+
+
+def _reservoir(
+    x: Tensor, W_hx: Tensor, value: Tensor, pattern: EllPattern, nonlinearity: str
+) -> Tensor:
+    """Hidden states ``h [T,B,H]``; ``value [1,H,K]``."""
+    if sparse_ops.ell_is_faster(pattern.m, pattern.K, x.device.type):
+        u = nn.functional.linear(x, W_hx)[None]
+        return sparse_ops.ell_hidden(u, value, pattern, nonlinearity=nonlinearity)[0]
+    H = pattern.m
+    zero, last = x.new_zeros(1, H), torch.tensor([len(x) - 1], device=x.device)
+    w = RnnWeights(
+        W_hx[None],
+        sparse_ops.ell_dense(value, pattern),
+        x.new_zeros(1, 1, H),  # the read-out is not this op's: one output, at the last step
+        zero,
+        zero,
+        x.new_zeros(1, 1),
+    )
+    h, _ = ops.rnn_forward(x[None], w, nonlinearity=nonlinearity, steps=last)
+    assert h is not None
+    return h[0]
 
 
 class EchoState(nn.Module):
@@ -52,6 +120,8 @@ class EchoState(nn.Module):
     W_hx: Tensor
     hidden_index: Tensor
     hidden_value: Tensor
+
+    batch_dim = 1
 
     def __init__(
         self,
@@ -103,23 +173,11 @@ class EchoState(nn.Module):
         """Hidden states ``h [T,B,H]`` for ``x [T,B,n]``; no derivative passes."""
         check_tensor("x", x, ["T", "B", self.input_size], like=self.W_hx)
         check_positive(T=x.shape[0], B=x.shape[1])
-        value, pattern = self.hidden_value[None], self.pattern
-        H, K = self.hidden_index.shape
-        if sparse_ops.ell_is_faster(H, K, x.device.type):
-            u = nn.functional.linear(x, self.W_hx)[None]
-            return sparse_ops.ell_hidden(u, value, pattern, nonlinearity=self.nonlinearity)[0]
-        zero, last = x.new_zeros(1, H), torch.tensor([len(x) - 1], device=x.device)
-        w = RnnWeights(
-            self.W_hx[None],
-            sparse_ops.ell_dense(value, pattern),
-            x.new_zeros(1, 1, H),  # the read-out is not this op's: one output, at the last step
-            zero,
-            zero,
-            x.new_zeros(1, 1),
-        )
-        h, _ = ops.rnn_forward(x[None], w, nonlinearity=self.nonlinearity, steps=last)
-        assert h is not None
-        return h[0]
+        index = self.hidden_index
+        wrapped = torch._C._functorch.is_functorch_wrapped_tensor(index)
+        pattern = None if wrapped else self.pattern
+        apply: Callable[..., Tensor] = _States.apply
+        return apply(x, self.W_hx, self.hidden_value, index, pattern, self.nonlinearity)
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``s [T,B,k]`` for ``x [T,B,n]``, differentiable by the read-out alone."""

@@ -194,3 +194,64 @@ def test_bad_data_of_a_fit() -> None:
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         net(**options)
+
+
+# ------------------------------------------------------------------- transforms and curvature
+
+
+def _reservoir_and_data() -> tuple[hf.EchoState, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    model = hf.EchoState(3, 9, 2, fan_in=4, dtype=torch.float64, generator=generator)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(generator=generator)
+    x, y = (torch.randn(4, 5, n, generator=generator, dtype=torch.float64) for n in (3, 2))
+    return model, x, y
+
+
+def test_torch_func_goes_through_the_read_out() -> None:
+    """vmap over cases and over reservoirs, jvp and grad: of the read-out; states are constants."""
+    model, x, _ = _reservoir_and_data()
+    s = model(x).detach()
+    by_case = torch.vmap(lambda case: model(case[:, None])[:, 0], in_dims=1, out_dims=1)(x)
+    torch.testing.assert_close(by_case, s, rtol=1e-13, atol=1e-13)
+    _, tangent = torch.func.jvp(model, (x,), (torch.ones_like(x),))
+    assert not bool(tangent.any())
+    assert not bool(torch.func.grad(lambda z: model(z).square().sum())(x).any())
+    values = {name: p.detach() for name, p in model.named_parameters()}
+    _, tangent = torch.func.jvp(
+        lambda p: torch.func.functional_call(model, p, (x,)), (values,), (values,)
+    )
+    torch.testing.assert_close(tangent, s, rtol=1e-13, atol=1e-13)  # linear in the read-out
+    other = hf.EchoState(3, 9, 2, fan_in=4, dtype=torch.float64)
+    stacked = torch.func.stack_module_state([model, other])
+    both = torch.vmap(lambda p, b: torch.func.functional_call(model, (p, b), (x,)))(*stacked)
+    torch.testing.assert_close(both, torch.stack([s, other(x)]), rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "double_vjp", "jvp", "trace"])
+def test_operators_of_a_reservoir_are_those_of_its_read_out(strategy) -> None:
+    """Linear regression on [h, 1]: dense G, Hessian and Fisher from the states."""
+    model, x, y = _reservoir_and_data()
+    h = model.states(x)
+    s = model(x).detach()
+    T, B, k = y.shape
+    features = torch.cat([h, torch.ones(T, B, 1, dtype=h.dtype)], 2)
+    J = torch.zeros(T, B, k, k * 9 + k, dtype=h.dtype)
+    for i in range(k):
+        J[:, :, i, i * 9 : (i + 1) * 9] = h
+        J[:, :, i, k * 9 + i] = features[..., -1]
+    flat = J.reshape(T * B * k, -1)
+    gradients = torch.einsum("tbi,tbin->bn", s - y, J)
+    eye = torch.eye(flat.shape[1], dtype=h.dtype)
+    for make, want in (
+        (hf.GaussNewton, flat.T @ flat / B),
+        (hf.Hessian, flat.T @ flat / B),
+        (hf.EmpiricalFisher, gradients.T @ gradients / B),
+    ):
+        A = make(model, hf.losses.SquaredError(), x, y, strategy=strategy)
+        torch.testing.assert_close(A @ eye, want, rtol=1e-11, atol=1e-12)
+    G = hf.GaussNewton(model, hf.losses.SquaredError(), x, y)
+    torch.testing.assert_close(G.diagonal(), (flat.T @ flat / B).diagonal(), rtol=1e-11, atol=1e-12)
+    optimiser = hf.HessianFree(model, hf.losses.SquaredError(), preconditioner="fisher")
+    assert optimiser.step((x, y)).accepted
