@@ -238,7 +238,6 @@ class ModuleObjective:
             what,
             part,
             self.evaluate,
-            self.pieces,  # type: ignore[arg-type]
             chunk_size=self.chunk_size,
             case_dim=self.case_dim,
         )
