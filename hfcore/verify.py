@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from hfcore.arguments import count
 from hfcore.autograd.data import BatchPart
 from hfcore.autograd.losses import LinearMap, second_of
 from hfcore.autograd.objective import ModuleObjective
@@ -96,6 +97,8 @@ def check_curvature(
     that products are symmetric and positive, and the Hessian where it serves one. Data as in
     :class:`hfcore.GaussNewton`.
     """
+    count("coordinates", coordinates)
+    count("directions", directions)
     if objective is not None:
         check_alone(loss=loss, structural=structural, l2=l2 or None, **options)
         at = flat_parameters(model, theta).double()
