@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from hfcore.arguments import count
+
 Matmat = Callable[[Tensor], Tensor]
 
 # Columns of one product with many vectors.
@@ -14,9 +16,9 @@ BLOCK = 32
 
 
 def check_probes(probes: int | None) -> None:
-    """Raise ValueError for a number of probes below 1."""
-    if probes is not None and probes < 1:
-        raise ValueError(f"probes: got {probes}, need at least 1, or None for the exact value")
+    """Raise TypeError or ValueError for what is no number of probes: an integer of at least 1."""
+    if probes is not None:
+        count("probes", probes)
 
 
 def trace(

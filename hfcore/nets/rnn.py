@@ -11,7 +11,8 @@ from torch import Tensor
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.recurrence import RnnWeights
-from hfcore.losses import Loss
+from hfcore.losses import Loss, OutputHessian
+from hfcore.losses.hessian import DiagonalHessian, IdentityHessian
 from hfcore.models.rnn import RNN
 from hfcore.nets.net import Data, Into, Pass, Uncached
 from hfcore.nets.recurrence import recurrence_of
@@ -69,9 +70,11 @@ class RnnNet(RecurrentNet):
         (layer,) = g.layers
         return concatenated([layer.W_hx, layer.W_hh, g.W_yh, layer.b_h, layer.b_init, g.b_y])
 
-    def second(self, part: Data, s: Tensor) -> Tensor:
-        c = super().second(part, s)  # the ops take a tensor
-        return torch.ones_like(s) if c is None else c
+    def second(self, part: Data, s: Tensor, *, exact: bool = False) -> OutputHessian:
+        second = super().second(part, s, exact=exact)
+        if isinstance(second, IdentityHessian):
+            return DiagonalHessian(torch.ones_like(s))  # the op takes a tensor
+        return second
 
     # ---- shortcuts
 
@@ -94,7 +97,7 @@ class RnnNet(RecurrentNet):
         self,
         at: Pass | Uncached,
         v: Tensor,
-        c: Tensor | None,
+        second: OutputHessian,
         into: Into,
         *,
         structural: float,
@@ -102,7 +105,8 @@ class RnnNet(RecurrentNet):
         accumulate: bool,
     ) -> None:
         """One op; its buffers stay for CG alone: many tangents would hold as many times more."""
-        assert c is not None  # see second
+        assert second.kernel_form is not None  # see FusedCurvature
+        c, rank_one = second.kernel_form
         (out, scale, _, stop), spread = into, self.forms[0].is_spread
         if isinstance(at, Pass):
             h, w = at.states.ys[1], at.states.w
@@ -114,7 +118,7 @@ class RnnNet(RecurrentNet):
             _for_ops(w),
             concatenated([p.flatten(1) for p in _for_ops(self.split(v))]) if spread else v,
             c,
-            rank_one=self.loss.rank_one,
+            rank_one=rank_one,
             nonlinearity=self.nonlinearity,
             steps=at.part.steps,
             scale=scale,
