@@ -18,7 +18,7 @@ MOST_PROBES = 100_000
 
 
 def check_probes(probes: int | None, generator: torch.Generator | None) -> None:
-    """Raise ValueError for a number of probes below 1."""
+    """Raise TypeError or ValueError for what is no number of probes: an integer of at least 1."""
     if probes is not None:
         arguments.count("probes", probes, most=MOST_PROBES)
     arguments.generator(generator)
