@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,6 +119,8 @@ def test_blocks_are_rows_and_columns_of_named_parameters() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             A.block(names)
+    with pytest.raises(TypeError, match="names: got int, need a pattern or several"):
+        A.block(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="names: got int, need patterns"):
         A.block([3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="vectors have no parameter names"):
@@ -168,6 +173,11 @@ def test_what_does_not_fit_is_named() -> None:
         (lambda: C.trace(), ValueError, r"trace: the operator's shape is \[7,5\]"),
         (lambda: C.diagonal(), ValueError, r"diagonal: the operator's shape is \[7,5\]"),
         (lambda: (A @ symmetric(1)).eigenvalues(1), ValueError, "not known to be symmetric"),
+        (lambda: A.shifted(True), TypeError, "c: got True, need a number"),
+        (lambda: A.shifted("1"), TypeError, "c: got '1', need a number"),
+        (lambda: A.trace(10**9), ValueError, "probes: got more than 100000"),
+        (lambda: A.trace(2.5), TypeError, "probes: got float, need an integer"),
+        (lambda: A.diagonal(2, 7), TypeError, "generator: got int, need a torch.Generator"),
         (lambda: hf.Identity(C), ValueError, r"like: the operator's shape is \[7,5\]"),
         (lambda: hf.Identity(7), TypeError, "like: got int, need an operator or a vector"),
         (lambda: hf.Identity(v[:0]), ValueError, "N: got 0, need at least 1"),
@@ -210,3 +220,29 @@ def test_without_curvlinops_the_package_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "curvlinops._torch_base", None)
     with pytest.raises(ImportError, match="to_curvlinops: needs the package curvlinops"):
         symmetric(0).to_curvlinops()
+
+
+def test_the_lines_of_the_readme_run() -> None:
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "G.solve(b" in b]
+    code = blocks[0].replace(", A.to_curvlinops()", "")
+    model = nn.Sequential()
+    model.add_module("encoder", nn.Linear(3, 4))
+    model.add_module("head", nn.Linear(4, 2))
+    model = model.double()
+    x, y = normal(9, 3), normal(9, 2, seed=1)
+    loss = hf.losses.SquaredError()
+    names: dict[str, Any] = {
+        "G": hf.GaussNewton(model, loss, x, y, damping=0.1),
+        "H": hf.Hessian(model, loss, x, y, damping=0.1),
+        "F": hf.EmpiricalFisher(model, loss, x, y),
+        "b": normal(26),
+        "model": model,
+        "x": x,
+        "hf": hf,
+        "torch": torch,
+    }
+    exec(code, names)
+    assert names["info"].converged
+    assert names["A"].shape == (16, 16)
+    assert names["vectors"].shape == (26, 10)
