@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from hfcore.arguments import count
 from hfcore.autograd.data import BatchPart
 from hfcore.autograd.losses import LinearMap, second_of
 from hfcore.autograd.objective import ModuleObjective
@@ -96,6 +97,8 @@ def check_curvature(
     that products are symmetric and positive, and the Hessian where it serves one. Data as in
     :class:`hfcore.GaussNewton`.
     """
+    count("coordinates", coordinates)
+    count("directions", directions)
     if objective is not None:
         check_alone(loss=loss, structural=structural, l2=l2 or None, **options)
         at = flat_parameters(model, theta).double()
@@ -238,11 +241,16 @@ class _ModelChecker(_Checker):
         return _relative(torch.stack(got), torch.stack([self._output_difference(v) for v in V]))
 
     def _second(self) -> LinearMap:
-        """L'' at the outputs, by autograd through the loss."""
-        s = self._outputs(self._theta).requires_grad_()
+        """L'' of f at the outputs, by autograd through the loss; or the loss's stand-in for it."""
+        loss, s = self._net.loss_function, self._outputs(self._theta)
+        assert loss is not None
+        ((_, share),) = self._net.pieces([self._part])
+        if loss.has_stand_in:
+            second = loss.second(s, self._part)
+            return lambda R: share * second(R)
+        s.requires_grad_()
         with torch.enable_grad():
-            assert self._net.loss_function is not None
-            return second_of(self._net.loss_function.mean(s, self._part), s)
+            return second_of(share * loss.mean(s, self._part), s)
 
     def _flatness(self) -> float:
         """1 where the loss is linear in the outputs, so that G is zero and right; else 0."""

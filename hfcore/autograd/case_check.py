@@ -9,7 +9,7 @@ two halves shows it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -20,22 +20,16 @@ from hfcore.autograd.evaluation import Evaluation
 # Cases that are looked at.
 MOST_CASES = 64
 
-Pieces = Callable[[list[BatchPart]], Iterable[tuple[BatchPart, float]]]
-
 
 def check_cases(
     what: str,
     part: BatchPart,
     evaluate: Callable[[BatchPart], Evaluation],
-    pieces: Pieces,
     *,
     chunk_size: int | None,
     case_dim: int,
 ) -> None:
-    """Raise ValueError, for the sake of ``what``, where cases are not independent.
-
-    ``pieces`` gives batches with their shares of the objective.
-    """
+    """Raise ValueError, for the sake of ``what``, where cases are not independent."""
     count = min(part.count, max(2, min(MOST_CASES, chunk_size or MOST_CASES)))
     if count < 2:
         return
@@ -43,10 +37,10 @@ def check_cases(
     halves = [*some.chunks((count + 1) // 2)]
     s, whole = _values(evaluate(some))
     apart, mean, size = [], 0.0, abs(whole)
-    for piece, share in pieces(halves):
+    for piece in halves:
         outputs, value = _values(evaluate(piece))
         apart.append(outputs)
-        mean, size = mean + share * value, max(size, abs(value))
+        mean, size = mean + piece.count / count * value, max(size, abs(value))
     if _differ(torch.cat(apart, case_dim), s):
         raise ValueError(
             f"batch_dim: the outputs of half of the cases, along axis {case_dim}, are others than "

@@ -95,7 +95,7 @@ class CaseSquares:
         with torch.enable_grad():
             leaves = [p.detach().requires_grad_() for p in self._parameters]
             s = self._outputs(case, leaves)
-            pulled = self._loss.mean(s, case) if w is None else s
+            pulled = self._loss.case(s, case) if w is None else s
             grads = torch.autograd.grad(pulled, leaves, w, allow_unused=True)
         return _flat(
             torch.zeros_like(p) if g is None else g for g, p in zip(grads, leaves, strict=True)
@@ -126,7 +126,7 @@ class CaseSquares:
 
     def _gradient_of_case(self, case: BatchPart) -> list[Tensor]:
         def loss(parameters: list[Tensor]) -> Tensor:
-            return self._loss.mean(self._outputs(case, parameters), case)
+            return self._loss.case(self._outputs(case, parameters), case)
 
         gradient: list[Tensor] = torch.func.grad(loss)(self._parameters)
         return gradient

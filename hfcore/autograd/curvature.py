@@ -144,7 +144,7 @@ class Graphs:
             return [Split(at.outputs, second)]
         assert loss is not None
         if self.kind == "fisher":
-            return [Split(loss.cases(at.outputs, piece), lambda R: R / piece.count)]
+            return [Split(loss.cases(at.outputs, piece), lambda R: R / piece.in_fisher)]
         second = loss.second(at.outputs.detach(), piece) if seconds else torch.zeros_like
         return [Split(at.outputs, second)]
 

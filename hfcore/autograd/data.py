@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hfcore.batches import Batch
+from hfcore.losses import Loss
+from hfcore.losses.weights import checked_weights
 
 # Gives (loss, outputs), or the loss alone where the curvature needs no outputs.
 Closure = Callable[[], tuple[Tensor, Tensor] | Tensor]
@@ -37,7 +39,8 @@ class BatchPart:
     """A checked batch of ``count`` cases, which lie along ``input_dim`` and ``target_dim``.
 
     ``inputs`` goes to the model as it is: a tensor, or a tuple, list or dict of tensors.
-    ``mask`` is bool or None.
+    ``mask`` is bool, or weights ≥ 0, or None. ``fisher_cases``: what a sum over squared gradients
+    of the cases is divided by, None: their number.
     """
 
     inputs: Any
@@ -46,6 +49,12 @@ class BatchPart:
     count: int
     input_dim: int
     target_dim: int
+    fisher_cases: float | None = None
+
+    @property
+    def in_fisher(self) -> float:
+        """``fisher_cases``, or the number of cases."""
+        return self.count if self.fisher_cases is None else self.fisher_cases
 
     def chunks(self, size: int) -> Iterator[BatchPart]:
         """The same cases in pieces of at most ``size``."""
@@ -82,7 +91,7 @@ ModuleData = Closure | Sequence[BatchPart]
 
 
 def check_part(
-    batch: Any, *, like: Tensor, input_dim: int, target_dim: int, loss_kind: str | None
+    batch: Any, *, like: Tensor, input_dim: int, target_dim: int, loss: Loss | None
 ) -> BatchPart:
     """Check ``(inputs, targets[, mask])`` once.
 
@@ -107,8 +116,8 @@ def check_part(
     mask = _check_mask(mask, like)
     if any(t.is_floating_point() and not bool(torch.isfinite(t).all()) for t in leaves):
         raise ValueError("inputs: holds NaN or Inf, need finite values")
-    if loss_kind is not None:
-        targets = _check_targets(targets, mask, loss_kind)
+    if loss is not None:
+        targets = _check_targets(targets, mask, loss)
     return BatchPart(inputs, targets, mask, count, input_dim, target_dim)
 
 
@@ -137,16 +146,14 @@ def _check_mask(mask: Any, like: Tensor) -> Tensor | None:
     if mask.dtype != torch.bool:
         if mask.dtype != like.dtype:
             raise TypeError(f"mask: got {mask.dtype}, need torch.bool or {like.dtype}")
-        if not bool(((mask == 0) | (mask == 1)).all()):
-            raise ValueError("mask: holds values other than 0 and 1")
-        mask = mask.bool()
+        mask = checked_weights(mask)
     if not bool(mask.any()):
         raise ValueError("mask: masks every output, need at least one that counts")
     checked: Tensor = mask
     return checked
 
 
-def _check_targets(targets: Any, mask: Tensor | None, kind: str) -> Tensor:
+def _check_targets(targets: Any, mask: Tensor | None, loss: Loss) -> Tensor:
     """Targets of a loss of hf.losses; those that are masked become 0, whatever they held."""
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets: got {type(targets).__name__}, need a torch.Tensor")
@@ -157,15 +164,9 @@ def _check_targets(targets: Any, mask: Tensor | None, kind: str) -> Tensor:
                 f"mask: got shape {list(mask.shape)}, need the leading axes of the targets' "
                 f"{list(targets.shape)}"
             )
-        keep = mask.reshape(mask.shape + (1,) * (targets.ndim - mask.ndim))
+        keep = (mask != 0).reshape(mask.shape + (1,) * (targets.ndim - mask.ndim))
         values = torch.where(keep, targets, torch.zeros_like(targets))
-    if values.is_floating_point():
-        bad = ~torch.isfinite(values)
-        if kind == "logistic":
-            bad |= (values < 0) | (values > 1)
-        if bool(bad.any()):
-            need = "values in [0,1]" if kind == "logistic" else "finite values"
-            raise ValueError(f"targets: an unmasked target is {values[bad][0].item()}, need {need}")
+    loss.check_values(values)
     return values
 
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.functional import hessian as autograd_hessian
 from torch.func import hessian, vmap
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from hfcore.autograd.data import BatchPart
 from hfcore.losses import Loss
+from hfcore.losses.hessian import symmetric_root
 
 MeanLoss = Callable[[Tensor, Any], Tensor]
 LinearMap = Callable[[Tensor], Tensor]
@@ -24,18 +24,34 @@ PROBABILITIES = (
 
 
 class SplitLoss(Protocol):
-    """A loss as a function of the outputs alone; ``dim`` is the outputs' axis of cases."""
+    """A loss as a function of the outputs alone; ``dim`` is the outputs' axis of cases.
+
+    f = factor·Σ Lᵢ / :meth:`total` of what the batches are :meth:`counted`; with ``counts_cases``
+    that is the mean over cases. The mean of a piece of the data is factor·Σ Lᵢ / its cases.
+    """
 
     dim: int
+    factor: float
+    counts_cases: bool
+    has_stand_in: bool
+
+    def counted(self, part: BatchPart) -> float:
+        """What a batch counts in the mean of several."""
+
+    def total(self, counted: Iterable[float]) -> float:
+        """What all batches count. Raises ValueError where nothing does."""
 
     def check(self, outputs: Tensor, part: BatchPart) -> None:
         """Raise ValueError or TypeError if outputs and targets do not belong together."""
 
     def mean(self, outputs: Tensor, part: BatchPart) -> Tensor:
-        """The mean over cases, a scalar that can be differentiated."""
+        """The mean over the cases of a piece, a scalar that can be differentiated."""
 
     def cases(self, outputs: Tensor, part: BatchPart) -> Tensor:
-        """The loss of each case, ``[B]``, differentiable."""
+        """The loss of each case, Lᵢ ``[B]``, differentiable."""
+
+    def case(self, outputs: Tensor, part: BatchPart) -> Tensor:
+        """Lᵢ of the one case that ``part`` holds."""
 
     def value(self, outputs: Tensor, part: BatchPart) -> float:
         """The mean as a float."""
@@ -47,12 +63,22 @@ class SplitLoss(Protocol):
         """w ↦ S w with S Sᵀ = L'' of the loss of each case (not of the mean)."""
 
 
-class MatchingLoss:
+class PackageLoss:
     """A loss of ``hf.losses`` on outputs ``[…,k]``: summed over a case's outputs."""
 
     def __init__(self, loss: Loss, dim: int) -> None:
         self.loss = loss
         self.dim = dim
+        self.factor = loss.factor
+        self.counts_cases = loss.means_cases
+        self.has_stand_in = loss.stand_in is not None
+
+    def counted(self, part: BatchPart) -> float:
+        k = 1 if self.loss.takes_classes else part.targets.shape[-1]
+        return self.loss.counted(part.targets, part.mask, k, part.count)
+
+    def total(self, counted: Iterable[float]) -> float:
+        return self.factor / self.loss.scale(counted)
 
     def check(self, outputs: Tensor, part: BatchPart) -> None:
         if outputs.ndim < 2:
@@ -65,71 +91,41 @@ class MatchingLoss:
             )
 
     def cases(self, outputs: Tensor, part: BatchPart) -> Tensor:
-        per = PER_OUTPUT[self.loss.kind](outputs, part.targets)
-        if part.mask is not None:
-            per = torch.where(part.mask, per, torch.zeros_like(per))
+        per = self.loss.weighted_per_output(outputs, part.targets, part.mask)
         return per.movedim(self.dim, 0).flatten(1).sum(1) if per.ndim > 1 else per
 
+    def case(self, outputs: Tensor, part: BatchPart) -> Tensor:
+        return self.cases(outputs, part).sum()
+
     def mean(self, outputs: Tensor, part: BatchPart) -> Tensor:
-        return self.cases(outputs, part).mean()
+        mean = self.cases(outputs, part).mean()
+        return mean if self.factor == 1 else mean * self.factor
 
     def value(self, outputs: Tensor, part: BatchPart) -> float:
-        if self.loss.kind == "softmax" and _are_distributions(outputs):
+        if self.loss.takes_classes and _are_distributions(outputs):
             raise ValueError(PROBABILITIES)
-        s, targets, mask = self._as_sequence(outputs, part)
-        assert targets is not None
-        return self.loss.value(s, targets, mask, scale=1.0 / part.count)
+        scale = self.factor / part.count
+        return self.loss.value(*self._as_sequence(outputs, part), scale=scale)
 
     def second(self, outputs: Tensor, part: BatchPart) -> LinearMap:
-        s, _, mask = self._as_sequence(outputs, part)
-        c = self.loss.curvature(s, mask).view_as(outputs) / part.count
-        if not self.loss.rank_one:
-            return lambda R: c * R
-        p = c * part.count  # where masked c = p = 0
-
-        def rank_one(R: Tensor) -> Tensor:
-            weighted = c * R
-            return weighted - p * weighted.sum(-1, keepdim=True)
-
-        return rank_one
+        s, targets, mask = self._as_sequence(outputs, part)
+        hessian = self.loss.hessian(s, targets, mask)
+        apply = hessian.averaged(part.count / self.factor)
+        return lambda R: apply(R.reshape(s.shape)).view(R.shape)
 
     def root(self, outputs: Tensor, part: BatchPart) -> LinearMap:
-        """For softmax diag(p) − p pᵀ = S Sᵀ with S = diag(√p) − p √pᵀ, because √pᵀ√p = 1."""
-        s, _, mask = self._as_sequence(outputs, part)
-        c = self.loss.curvature(s, mask).view_as(outputs)
-        q = c.sqrt()
-        if not self.loss.rank_one:
-            return lambda w: q * w
-        return lambda w: q * w - c * (q * w).sum(-1, keepdim=True)
+        s, targets, mask = self._as_sequence(outputs, part)
+        hessian = self.loss.hessian(s, targets, mask)
+        return lambda w: hessian.root(w.reshape(s.shape)).view(w.shape)
 
     def _as_sequence(
         self, outputs: Tensor, part: BatchPart
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Outputs, targets and mask with the leading dimensions flattened to ``[1,B]``."""
         lead = outputs.shape[:-1].numel()
         targets = part.targets.reshape(1, lead, *part.targets.shape[outputs.ndim - 1 :])
         mask = None if part.mask is None else part.mask.reshape(1, lead)
         return outputs.reshape(1, lead, -1).contiguous(), targets, mask
-
-
-def _squared(s: Tensor, y: Tensor) -> Tensor:
-    return 0.5 * (s - y).square().sum(-1)
-
-
-def _logistic(s: Tensor, y: Tensor) -> Tensor:
-    return binary_cross_entropy_with_logits(s, y, reduction="none").sum(-1)
-
-
-def _softmax(s: Tensor, y: Tensor) -> Tensor:
-    return torch.logsumexp(s, -1) - s.gather(-1, y.unsqueeze(-1)).squeeze(-1)
-
-
-# The formulas of hf.losses as differentiable functions, one value per output.
-PER_OUTPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "squared": _squared,
-    "logistic": _logistic,
-    "softmax": _softmax,
-}
 
 
 def _are_distributions(outputs: Tensor) -> bool:
@@ -153,6 +149,15 @@ class CallableLoss:
             )
         self.loss = loss
         self.dim = dim
+        self.factor = 1.0
+        self.counts_cases = True
+        self.has_stand_in = False
+
+    def counted(self, part: BatchPart) -> float:
+        return float(part.count)
+
+    def total(self, counted: Iterable[float]) -> float:
+        return sum(counted)
 
     def check(self, outputs: Tensor, part: BatchPart) -> None:
         if part.mask is not None:
@@ -181,6 +186,9 @@ class CallableLoss:
             slices = outputs.split(1, self.dim)
             return torch.stack([self.mean(s, case) for s, case in zip(slices, chunks, strict=True)])
 
+    def case(self, outputs: Tensor, part: BatchPart) -> Tensor:
+        return self.mean(outputs, part)
+
     def second(self, outputs: Tensor, part: BatchPart) -> LinearMap:
         with torch.enable_grad():
             s = outputs.detach().requires_grad_()
@@ -188,15 +196,7 @@ class CallableLoss:
 
     def root(self, outputs: Tensor, part: BatchPart) -> LinearMap:
         """The symmetric root of each case's L'', made dense: k² numbers for k outputs a case."""
-        dense = self._dense_seconds(outputs, part)
-        values, vectors = torch.linalg.eigh(dense)
-        smallest = float(values.min())
-        if smallest < -1e-4 * float(values.abs().max()):
-            raise ValueError(
-                f"loss: L'' has the negative eigenvalue {smallest:.2g}, so that it has no square "
-                "root; a loss that is convex in the outputs has one"
-            )
-        S = vectors * values.clamp_min(0).sqrt().unsqueeze(1)
+        S = symmetric_root(self._dense_seconds(outputs, part))
 
         def apply(w: Tensor) -> Tensor:
             moved = w.movedim(self.dim, 0)
@@ -256,7 +256,7 @@ def second_of(loss: Tensor, outputs: Tensor) -> LinearMap:
 def split_loss(loss: Loss | MeanLoss, dim: int) -> SplitLoss:
     """The loss of batches. Raises TypeError for something that is neither kind of loss."""
     if isinstance(loss, Loss):
-        return MatchingLoss(loss, dim)
+        return PackageLoss(loss, dim)
     if not callable(loss):
         raise TypeError(
             f"loss: got {type(loss).__name__}, need a loss of hf.losses or a callable "

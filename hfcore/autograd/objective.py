@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ class ModuleObjective:
             batch_dim if isinstance(batch_dim, tuple) else (batch_dim, batch_dim)
         )
         self.loss_function = None if loss is None else split_loss(loss, self.case_dim)
-        self._loss_kind = loss.kind if isinstance(loss, Loss) else None
+        self._loss = loss if isinstance(loss, Loss) else None
         self.l2 = l2
         self.terms = structural_terms(self.module, structural)
         self.evaluator = Evaluator(
@@ -143,7 +144,7 @@ class ModuleObjective:
             like=self.parameters.tensors[0],
             input_dim=self._input_dim,
             target_dim=self.case_dim,
-            loss_kind=self._loss_kind,
+            loss=self._loss,
         )
 
     def minibatches(self, data: ModuleData) -> int:
@@ -157,16 +158,30 @@ class ModuleObjective:
         return float(own(data[0].inputs))
 
     def pieces(self, data: ModuleData) -> Iterator[tuple[Closure | BatchPart, float]]:
-        """What is evaluated at once, with its share of the cases."""
+        """What is evaluated at once, with the share that its mean has in that of all."""
         if callable(data):
             if self.chunk_size is not None:
                 raise ValueError("chunk_size: a closure cannot be cut; give batches")
             yield data, 1.0
             return
-        cases = sum(part.count for part in data)
+        loss = self.loss_function
+        assert loss is not None
+        total = loss.total(loss.counted(part) for part in data)
         for part in data:
             for chunk in part.chunks(self.chunk_size or part.count):
-                yield chunk, chunk.count / cases
+                share = chunk.count / total
+                if loss.counts_cases:
+                    yield chunk, share
+                else:
+                    yield replace(chunk, fisher_cases=share * self._fisher_cases(data)), share
+
+    def _fisher_cases(self, data: Sequence[BatchPart]) -> float:
+        """What Σ ∇Lᵢ∇Lᵢᵀ over all cases is divided by: f is the mean of n·scale·Lᵢ."""
+        loss, cases = self.loss_function, sum(part.count for part in data)
+        assert loss is not None
+        if loss.counts_cases:
+            return cases
+        return loss.total(loss.counted(part) for part in data) ** 2 / (cases * loss.factor**2)
 
     def tell(self, message: str) -> None:
         """Log what the user should know; the next curvature holds it in ``messages``."""
@@ -223,7 +238,6 @@ class ModuleObjective:
             what,
             part,
             self.evaluate,
-            self.pieces,  # type: ignore[arg-type]
             chunk_size=self.chunk_size,
             case_dim=self.case_dim,
         )
@@ -274,7 +288,12 @@ class ModuleObjective:
             for part in data:
                 for chunk in part.chunks(self.chunk_size or part.count):
                     total += sums(squares, chunk)
-        return total / sum(part.count for part in data)
+        if name == "squared_gradients":
+            return total / self._fisher_cases(data)
+        loss = self.loss_function
+        if loss.counts_cases:
+            return total / sum(part.count for part in data)
+        return total * (loss.factor / loss.total(loss.counted(part) for part in data))
 
     def curvature(self, data: ModuleData, theta: Tensor, kind: str = "ggn") -> ModuleCurvature:
         """The curvature at θ: ``"ggn"``, ``"hessian"`` or (batches only) ``"fisher"``.

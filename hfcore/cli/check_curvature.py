@@ -11,23 +11,18 @@ import click
 import torch
 from torch import Tensor
 
-from hfcore import losses
+from hfcore.losses import NAMED
 from hfcore.models.mlp import MLP
 from hfcore.models.rnn import RNN
 from hfcore.verify import check_curvature
 
-LOSSES = {
-    "squared": losses.SquaredError,
-    "logistic": losses.LogisticCrossEntropy,
-    "softmax": losses.SoftmaxCrossEntropy,
-}
 # Sizes of the models that come with the command: inputs, hidden units, outputs, cases, time steps.
 INPUTS, HIDDEN, OUTPUTS, CASES, STEPS = 3, 7, 4, 5, 6
 
 
 @click.command("check-curvature")
 @click.argument("model", metavar="MODEL")
-@click.option("--loss", type=click.Choice(sorted(LOSSES)), default="squared", help="rnn, mlp.")
+@click.option("--loss", type=click.Choice(sorted(NAMED)), default="squared", help="rnn, mlp.")
 @click.option(
     "--nonlinearity",
     type=click.Choice(["tanh", "logistic", "relu"]),
@@ -75,18 +70,18 @@ def check_command(
 
 def _rnn(loss: str, nonlinearity: str, generator: torch.Generator) -> tuple[Any, ...]:
     model = RNN(INPUTS, HIDDEN, OUTPUTS, nonlinearity=nonlinearity, generator=generator)
-    return model, LOSSES[loss](), *_data((STEPS, CASES), loss, generator)
+    return model, NAMED[loss](), *_data((STEPS, CASES), loss, generator)
 
 
 def _mlp(loss: str, nonlinearity: str, generator: torch.Generator) -> tuple[Any, ...]:
     sizes = (INPUTS, HIDDEN, HIDDEN, OUTPUTS)
     model = MLP(sizes, (nonlinearity, nonlinearity, "linear"), generator=generator)
-    return model, LOSSES[loss](), *_data((CASES,), loss, generator)
+    return model, NAMED[loss](), *_data((CASES,), loss, generator)
 
 
 def _data(lead: tuple[int, ...], loss: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     x = torch.randn(*lead, INPUTS, generator=generator)
-    if loss == "softmax":
+    if NAMED[loss].takes_classes:
         return x, torch.randint(OUTPUTS, lead, generator=generator)
     return x, torch.rand(*lead, OUTPUTS, generator=generator)
 

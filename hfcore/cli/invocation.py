@@ -59,6 +59,8 @@ class Invocation:
         self.options = options
         self.device = device_of(options["device"])
         self.folder: Path = options["run_dir"] or new_run_dir(name)
+        if options["resume"] and not self.folder.is_dir():
+            raise click.ClickException(f"{self.folder}: there is no run folder to resume")
 
     @contextmanager
     def errors_shown(self, *more: type[Exception]) -> Iterator[None]:

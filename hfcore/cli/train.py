@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from click.core import ParameterSource
 
 from hfcore import presets
@@ -22,13 +20,14 @@ from hfcore.cli.build import (
     problem_of,
     start_of,
 )
-from hfcore.cli.options import INTERRUPTED, check_resume, folder_option, new_run_dir
+from hfcore.cli.invocation import Invocation, run_options
+from hfcore.cli.options import folder_option
 from hfcore.data import DataFileError
 from hfcore.minibatches import FullGradient
 from hfcore.problems import Problem, Reconstruction, ZeroOne
 from hfcore.schedules import Final
 from hfcore.sweeps.settings import SCHEDULES
-from hfcore.training import Callback, Limits, RunFolderError, Scheduled, TrainResult, train
+from hfcore.training import Callback, Limits, Scheduled, TrainResult, train
 from hfcore.training.steps import COST_UNIT
 
 DEFAULT_MOMENTUM = 0.9
@@ -48,7 +47,6 @@ PROBLEM_OPTIONS = ("length", "target", "scored", "centre", "images", "folder")
 @click.option("--hidden", type=click.IntRange(1), default=100, help="Hidden units.")
 @click.option("--nonlinearity", type=click.Choice(["tanh", "logistic", "relu"]), default="tanh")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32")
-@click.option("--device", default="cpu", metavar="NAME", help="cpu, cuda, or cuda:1 and so on.")
 @click.option(
     "--init",
     "init_name",
@@ -115,10 +113,9 @@ PROBLEM_OPTIONS = ("length", "target", "scored", "centre", "images", "folder")
 @click.option(
     "--checkpoint-every", type=click.IntRange(1), help="Iterations.  [default: hf 1, else 100]"
 )
-@click.option("--run-dir", type=click.Path(path_type=Path), help="[default: a new one in runs/]")
-@click.option("--resume", is_flag=True, help="Continue the run in --run-dir, bit for bit.")
-@click.option("--threads", type=click.IntRange(1), help="Compute threads.  [default: torch's]")
-@click.option("--quiet", is_flag=True, help="No progress, only the result.")
+@run_options(
+    resume="Continue the run in --run-dir, bit for bit.", quiet="No progress, only the result."
+)
 @click.option("--require-solved", is_flag=True, help="Exit with 1 unless solved.")
 @click.pass_context
 def train_command(
@@ -126,10 +123,6 @@ def train_command(
     /,
     problem: str,
     optimizer: str,
-    run_dir: Path | None,
-    resume: bool,
-    threads: int | None,
-    quiet: bool,
     require_solved: bool,
     **options: Any,
 ) -> None:
@@ -138,11 +131,10 @@ def train_command(
     PROBLEM is addition, multiplication, memorization-5bit, memorization-20bit, curves, mnist or
     faces.
     """
-    check_resume(resume, run_dir)
-    if threads is not None:
-        torch.set_num_threads(threads)
     given = {key: options[key] for key in PROBLEM_OPTIONS if options[key] is not None}
     task = problem_of(problem, **given)
+    length = f"-T{task.length}" if hasattr(task, "length") else ""
+    invocation = Invocation(f"{problem}{length}-{optimizer}-seed{options['seed']}", options)
     if options["batch_size"] is None:
         options["batch_size"] = context.params["batch_size"] = _batch_size(task, optimizer)
     start = start_of(context, task)
@@ -151,10 +143,7 @@ def train_command(
     callbacks: list[Callback] = []
     if optimizer in MOMENTUM:
         callbacks.append(Scheduled(momentum=_momentum(options)))
-    if run_dir is None:
-        length = f"-T{task.length}" if hasattr(task, "length") else ""
-        run_dir = new_run_dir(f"{problem}{length}-{optimizer}-seed{options['seed']}")
-    try:
+    with invocation.errors_shown():
         result = train(
             model,
             task,
@@ -166,25 +155,14 @@ def train_command(
             test_every=options["test_every"],
             checkpoint_every=options["checkpoint_every"],
             seed=options["seed"],
-            run_dir=run_dir,
-            resume=resume,
-            progress=not quiet,
+            run_dir=invocation.folder,
+            resume=options["resume"],
+            progress=not options["quiet"],
             callbacks=callbacks,
             notes=_notes(options, start),
         )
-    except (
-        DataFileError,
-        RunFolderError,
-        ValueError,
-    ) as error:  # ValueError: another config, a loss of NaN
-        raise click.ClickException(str(error)) from error
-    except KeyboardInterrupt:
-        click.echo(f"aborted; the last checkpoint is in {run_dir}", err=True)
-        context.exit(INTERRUPTED)
     _report(result, shares=isinstance(task, ZeroOne))
-    if result.reason == "interrupted":
-        click.echo(f"continue with the same command and: --run-dir {run_dir} --resume")
-        context.exit(INTERRUPTED)
+    invocation.end(context, interrupted=result.reason == "interrupted")
     if require_solved and not result.solved:
         context.exit(1)
 

@@ -1,12 +1,13 @@
-"""Trace, diagonal and largest eigenvalues of a symmetric matrix known by its products alone."""
+"""Trace and diagonal of a square matrix known by its products alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from hfcore.arguments import count
 
 Matmat = Callable[[Tensor], Tensor]
 
@@ -15,9 +16,9 @@ BLOCK = 32
 
 
 def check_probes(probes: int | None) -> None:
-    """Raise ValueError for a number of probes below 1."""
-    if probes is not None and probes < 1:
-        raise ValueError(f"probes: got {probes}, need at least 1, or None for the exact value")
+    """Raise TypeError or ValueError for what is no number of probes: an integer of at least 1."""
+    if probes is not None:
+        count("probes", probes)
 
 
 def trace(
@@ -58,28 +59,3 @@ def _blocks(
             bits = torch.randint(2, (width, N), generator=generator, device=device)
             V = (2 * bits - 1).to(like.device, like.dtype).mT
         yield V
-
-
-def eigenvalues(operator: Any, k: int, which: str, tolerance: float) -> Tensor:
-    """The k largest eigenvalues, descending, by SciPy's Lanczos; dense where k is all but one.
-
-    ``operator`` is a LinearOperator; ``which`` is ``"LA"`` (algebraically), ``"SA"`` (the k
-    smallest, ascending) or ``"LM"`` (in magnitude).
-    """
-    import numpy as np
-    from scipy.sparse.linalg import eigsh
-
-    N = operator.shape[0]
-    if not 1 <= k <= N:
-        raise ValueError(f"k: got {k}, need 1 to {N}")
-    if which not in ("LA", "SA", "LM"):
-        raise ValueError(f"which: got {which!r}, need 'LA', 'SA' or 'LM'")
-    if k >= N - 1:
-        values = np.linalg.eigvalsh(operator @ np.eye(N, dtype=operator.dtype))
-    else:
-        start = np.random.default_rng(0).standard_normal(N).astype(operator.dtype)
-        values = eigsh(
-            operator, k=k, which=which, v0=start, tol=tolerance, return_eigenvectors=False
-        )
-    order = {"LA": -values, "SA": values, "LM": -np.abs(values)}[which]
-    return torch.from_numpy(np.ascontiguousarray(values[np.argsort(order)][:k]))

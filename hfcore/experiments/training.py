@@ -191,7 +191,7 @@ def errors(model: torch.nn.Module, loss: hf.losses.Loss, images: Tensor) -> tupl
     squares = total = 0.0
     for part in images.split(ROWS):
         s = model(part)
-        y = torch.sigmoid(s) if isinstance(loss, hf.losses.LogisticCrossEntropy) else s
+        y = loss.link(s)
         squares += float((y - part).square_().sum(dtype=torch.float64))
         total += loss.value(s, part)
     return squares / len(images), total / len(images)

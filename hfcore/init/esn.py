@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hfcore.draws import check_scale
 from hfcore.init.common import check_model, is_recurrent, normal, zero_biases
-from hfcore.losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy
+from hfcore.losses import Loss
 from hfcore.models.rnn import RNN
 from hfcore.spectral import esn_recurrence
 
@@ -75,12 +75,7 @@ def _output_bias(mean_target: float | Tensor, loss: Loss | None, k: int) -> Tens
         raise ValueError(f"mean_target: got shape {list(mean.shape)}, need a number or [{k}]")
     if not bool(mean.isfinite().all()):
         raise ValueError(f"mean_target: got {mean.tolist()}, need finite numbers")
-    if isinstance(loss, SoftmaxCrossEntropy | LogisticCrossEntropy) and not bool(
-        ((mean >= 0) & (mean <= 1)).all()
-    ):
-        raise ValueError(f"mean_target: got {mean.tolist()}, need frequencies in [0, 1]")
-    if isinstance(loss, SoftmaxCrossEntropy):
-        mean = mean.clamp_min(_LEAST_FREQUENCY).log()
-    elif isinstance(loss, LogisticCrossEntropy):
-        mean = mean.logit(eps=_LEAST_FREQUENCY)
+    if loss is not None:
+        loss.check_mean("mean_target", mean)
+        mean = loss.best_constant(mean.expand(k), _LEAST_FREQUENCY)
     return mean.expand(k)

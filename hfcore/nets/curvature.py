@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hfcore.bindings.checks import check_choice, check_out, check_positive, check_tensor
 from hfcore.bindings.threads import among_kernels
+from hfcore.losses import OutputHessian
 from hfcore.nets.net import Data, Into, Pass, Tangent, Uncached, blocks, random_signs
 from hfcore.objective import CurvatureKind
 
@@ -30,13 +31,13 @@ COPIES = {"ggn": 1, "fisher": 1, "hessian": 3}
 class Linearisation:
     """What a product needs of one chunk of data.
 
-    ``at`` uncached: the net's op recomputes the pass. ``c`` is the diagonal of L'' (None: L'' = I);
-    for "hessian" and "fisher" ``gs`` = ∂L/∂s ``[1,T_out,B,k]`` and ``adjoint``, what the net takes
+    ``at`` uncached: the net's op recomputes the pass. ``second`` is L'' (None for "fisher"); for
+    "hessian" and "fisher" ``gs`` = ∂L/∂s ``[1,T_out,B,k]`` and ``adjoint``, what the net takes
     of the gradient's own pass back.
     """
 
     at: Pass | Uncached
-    c: Tensor | None
+    second: OutputHessian | None
     gs: Tensor | None = None
     adjoint: Any = None
 
@@ -60,7 +61,8 @@ class FusedCurvature:
         self._theta = theta.clone()  # the caller may write on before the products end
         self._scale = objective.scale(data)
         self._case_scale = objective.case_scale(data)
-        self._by_op = kind == "ggn" and net.walks_cases
+        fused = all(net.loss.is_fused(part.mask) for part in data)
+        self._by_op = kind == "ggn" and net.walks_cases and fused
         self._chunks = list(objective.chunks(data, whole=self._by_op))
         self._cached: list[Linearisation] = []
         self.memory = objective.memory
@@ -118,10 +120,11 @@ class FusedCurvature:
                 return self._by_passes(v, damping, structural, out, stop)
             into = Into(out, self._scale, stop=stop)
             for i, lin in enumerate(self._cached):
+                assert lin.second is not None
                 net.gauss_newton(
                     lin.at,
                     v,
-                    lin.c,
+                    lin.second,
                     into,
                     structural=structural,
                     damping=0.0 if i else damping,
@@ -161,14 +164,15 @@ class FusedCurvature:
         if structural:
             into = into._replace(add=net.structural_term(at, R, structural))
         if kind == "hessian":
-            net.rbackward(at, lin.adjoint, R, net.curved(lin.c, R.s), v, into)
+            assert lin.second is not None
+            net.rbackward(at, lin.adjoint, R, lin.second.product(R.s), v, into)
         else:
             net.backward(at, self._curved(lin, R), into)
 
     def _curved(self, lin: Linearisation, R: Tangent) -> Tensor:
         """L''Rs, or g_i (g_iᵀ v) of each case ("fisher"), in Rs's place."""
-        if self._kind == "ggn":
-            return self._net.curved(lin.c, R.s, out=R.s)
+        if lin.second is not None:
+            return lin.second.product(R.s, out=R.s)
         assert lin.gs is not None
         along = (lin.gs * R.s).sum((1, 3), keepdim=True).mul_(self._case_scale)
         return torch.mul(lin.gs, along, out=R.s)
@@ -207,6 +211,7 @@ class FusedCurvature:
         """One chunk's part of the diagonal: (Jᵀ S u)² of its cases, summed over the probes u."""
         net, at, like = self._net, lin.at, self._theta
         assert isinstance(at, Pass)
+        assert lin.second is not None
         _, T_out, B, k = at.s.shape
         count = T_out * k if probes is None else probes
         scale = self._scale if probes is None else self._scale / probes
@@ -218,7 +223,7 @@ class FusedCurvature:
             else:
                 u = random_signs((rows.stop - rows.start, T_out, B, k), like, generator)
             squares = net.work.take("squares", like, len(u), len(like))
-            total += net.squares(at, net.root(lin.c, u), Into(squares, scale)).sum(0)
+            total += net.squares(at, lin.second.root(u), Into(squares, scale)).sum(0)
         return total
 
     # ---- linearisation
@@ -232,15 +237,17 @@ class FusedCurvature:
         """A chunk's pass and what the kind needs beside it, and its outputs."""
         net = self._net
         at = net.forward(self._theta[None], part, fresh=fresh)
-        c = None if self._kind == "fisher" else net.second(part, at.s)
+        exact = self._kind == "hessian"
+        second = None if self._kind == "fisher" else net.second(part, at.s, exact=exact)
         if self._by_op:  # which reads states; from here on s is asked for its shape alone
-            assert c is not None
-            return Linearisation(replace(at, s=c), c), at.s
+            assert second is not None
+            assert second.kernel_form is not None
+            return Linearisation(replace(at, s=second.kernel_form[0]), second), at.s
         if self._kind == "ggn":
-            return Linearisation(at, c), at.s
-        gs, exact = net.slope(part, at.s, fresh=True), self._kind == "hessian"
+            return Linearisation(at, second), at.s
+        gs = net.slope(part, at.s, fresh=True)
         adjoint = net.adjoint(at, gs, bends=exact) if exact or net.has_fisher else None
-        return Linearisation(at, c, gs, adjoint), at.s
+        return Linearisation(at, second, gs, adjoint), at.s
 
     def _rows_at_once(self) -> int:
         """Tangents that share a pass: their buffers stay within ``GROUP_BYTES``, or it is one."""

@@ -46,10 +46,11 @@ class GroupedGradient:
     def gradient(self, theta: Tensor, data: Any, out: Tensor) -> Tensor:
         """Mean losses ``[G]`` float64 of the nets ``theta [G,N]``; gradients go to ``out [G,N]``.
 
-        Both are means over the cases (sequences), a sequence counting the sum over its outputs.
+        Both are the loss's mean, by default over the cases (sequences), a sequence counting the sum
+        over its outputs.
         """
         net, data = self._net, _beside(data, theta)
-        scale = 1.0 / data.count
+        scale = net.loss.scale([net.counted(data)])
         whole = net.whole_gradient(theta, data, Into(out, scale))
         if whole is not None:
             return whole
@@ -93,7 +94,8 @@ class GroupedGradient:
         whole = self._net.whole_update(update)
         if whole is not None:
             return whole
-        return self._replayed(update) if served_by_cuda(theta) else self._updated(update)
+        recorded = served_by_cuda(theta) and self._net.loss.is_recordable
+        return self._replayed(update) if recorded else self._updated(update)
 
     def _updated(self, update: Update) -> Tensor:
         (theta, velocity, data, step, active, out), work = update, self._net.work
@@ -110,7 +112,7 @@ class GroupedGradient:
     def _replayed(self, update: Update) -> Tensor:
         """The same from a CUDA graph: batch and coefficients go to places that stay."""
         (theta, velocity, data, step, active, out), net = update, self._net
-        net.check_classes(data)
+        net.check_values(data)
         key: list[object] = []
 
         def put(name: str, value: Tensor) -> Tensor:

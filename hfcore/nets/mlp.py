@@ -77,7 +77,9 @@ class MlpNet(FusedNet):
         self.damped = structural_layers(model, structural)
         self.raw = frozenset(l for l, d in self.damped.items() if d.distance != "matching")
         self._last = len(model.activations) - 1
-        self._net = Net(loss.kind, model.sizes, model.activations)
+        # None: the op on whole nets does not know the loss.
+        known = loss.net_kind
+        self._net = None if known is None else Net(known, model.sizes, model.activations)
         self._first = cast(nn.Linear, next(iter(model.layers)))
 
     # ---- data
@@ -212,14 +214,14 @@ class MlpNet(FusedNet):
     # ---- whole nets in one call
 
     def whole_gradient(self, theta: Tensor, part: Cases, into: Into) -> Tensor | None:
-        if not self._is_small(theta, part):
+        if self._net is None or not self._is_small(theta, part):
             return None
         scale, out = into.scale, into.out
         return net_gradient(self._net, part.x, part.y, theta, scale=scale, out=out)[0]
 
     def whole_update(self, update: Update) -> Tensor | None:
         theta, velocity, part, step, active, out = update
-        if not self._is_small(theta, part):
+        if self._net is None or not self._is_small(theta, part):
             return None
         return net_update(
             self._net,
@@ -236,7 +238,8 @@ class MlpNet(FusedNet):
 
     def _is_small(self, theta: Tensor, part: Cases) -> bool:
         fits = sum(self.sizes) * part.count * theta.element_size() <= WHOLE_BYTES
-        return theta.device.type == "cpu" and part.count <= MINIBATCH and fits
+        plain = theta.device.type == "cpu" and part.mask is None
+        return plain and part.count <= MINIBATCH and fits
 
     # ---- pieces of the passes
 

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from hfcore.batches import Batch
-from hfcore.bindings import loss as loss_ops
 from hfcore.bindings.dense import Scratch
 from hfcore.bindings.momentum import Step
-from hfcore.losses import Loss
+from hfcore.losses import Loss, OutputHessian
 from hfcore.objective import DAMPING_START
 
 Memory = Literal["auto", "cached", "recompute"]
@@ -29,7 +28,7 @@ Memory = Literal["auto", "cached", "recompute"]
 class Data(Protocol):
     """A checked batch of B cases, arrays with a group axis of length 1.
 
-    ``targets`` and ``mask`` as the loss ops take them; ``outputs`` counts the unmasked ones.
+    ``targets`` and ``mask`` as losses take them; ``outputs`` is the sum of the mask's weights.
     """
 
     @property
@@ -42,7 +41,7 @@ class Data(Protocol):
     def mask(self) -> Tensor | None: ...
 
     @property
-    def outputs(self) -> int: ...
+    def outputs(self) -> float: ...
 
     @property
     def count(self) -> int:
@@ -248,7 +247,7 @@ class FusedNet(ABC):
         self,
         at: Pass | Uncached,
         v: Tensor,
-        c: Tensor | None,
+        second: OutputHessian,
         into: Into,
         *,
         structural: float,
@@ -278,37 +277,24 @@ class FusedNet(ABC):
 
     def value(self, part: Data, s: Tensor, scale: float) -> Tensor:
         """scale·Σ of the losses, ``[G]`` float64."""
-        return loss_ops.loss_value(self.loss.kind, s, part.targets, part.mask, scale=scale)
+        return self.loss.values(s, part.targets, part.mask, scale=scale)
 
     def slope(self, part: Data, s: Tensor, *, scale: float = 1.0, fresh: bool = False) -> Tensor:
         """scale·∂L/∂s, in memory of its own (``fresh``) or until the next call."""
         out = None if fresh else self.work.take("gs", s, *s.shape)
-        return loss_ops.loss_gradient(
-            self.loss.kind, s, part.targets, part.mask, scale=scale, out=out
-        )
+        return self.loss.gradient(s, part.targets, part.mask, scale=scale, out=out)
 
-    def second(self, part: Data, s: Tensor) -> Tensor | None:
-        """The diagonal c of L'' (softmax: L'' = diag(c) − c cᵀ); None where L'' is the identity."""
-        if self.loss.kind == "squared" and part.mask is None:
-            return None
-        return loss_ops.loss_curvature(self.loss.kind, s, part.targets, part.mask)
+    def second(self, part: Data, s: Tensor, *, exact: bool = False) -> OutputHessian:
+        """L'' of the sum of the losses, or its stand-in; ``exact``: whatever its signs."""
+        return self.loss.hessian(s, part.targets, part.mask, exact=exact)
 
-    def curved(self, c: Tensor | None, Rs: Tensor, *, out: Tensor | None = None) -> Tensor:
-        """L''Rs."""
-        if c is None:
-            return Rs
-        return loss_ops.loss_hessian_product(c, Rs, rank_one=self.loss.rank_one, out=out)
+    def counted(self, part: Data) -> float:
+        """What a batch counts in the loss's mean over several."""
+        return self.loss.counted(part.targets, part.mask, self.output_size, part.count)
 
-    def root(self, c: Tensor | None, u: Tensor) -> Tensor:
-        """S u with S Sᵀ = L'': √c ⊙ u, for softmax √c ⊙ u − c (√cᵀ u)."""
-        if c is None:
-            return u.clone(memory_format=torch.contiguous_format)
-        rooted = c.sqrt() * u
-        return rooted - c * rooted.sum(-1, keepdim=True) if self.loss.rank_one else rooted
-
-    def check_classes(self, part: Data) -> None:
+    def check_values(self, part: Data) -> None:
         """Check what the loss ops find in the values and cannot look at while being recorded."""
-        loss_ops.check_values(self.loss.kind, self.output_size, part.targets, part.mask)
+        self.loss.check_ops(self.output_size, part.targets, part.mask)
 
 
 def blocks(rows: int, size: int) -> Iterator[slice]:

@@ -32,9 +32,9 @@ class FusedObjective:
     Args:
         net: the net; one objective serves one thread at a time, as its buffers stay.
         l2: weight decay, biases included.
-        normalize: ``"sequences"``: sums over a case's unmasked outputs, averaged over cases
-            (Martens & Sutskever 2011); ``"outputs"``: averaged over unmasked outputs, as the
-            original release does.
+        normalize: ``"sequences"``: the loss's own mean, by default sums over a case's unmasked
+            outputs, averaged over cases (Martens & Sutskever 2011); ``"outputs"``: averaged over
+            unmasked outputs by their weights, as the original release does.
         memory: ``"cached"`` keeps a curvature's activations, ``"recompute"`` recomputes them in
             every product, ``"auto"`` caches up to ``CACHE_BYTES``; results are the same bits. None:
             as the net says.
@@ -56,6 +56,11 @@ class FusedObjective:
         check_choice("normalize", normalize, ("sequences", "outputs"))
         memory = net.memory if memory is None else memory
         check_choice("memory", memory, ("auto", "cached", "recompute"))
+        if normalize == "outputs" and (net.loss.mean != "cases" or net.loss.has_weights):
+            raise ValueError(
+                f"normalize: 'outputs' counts no weights of {net.loss!r}, need 'sequences' and the "
+                "loss's own mean='weights'"
+            )
         self.net = net
         self.supports_structural = net.supports_structural
         self.l2 = l2
@@ -79,12 +84,12 @@ class FusedObjective:
     def scale(self, data: list[Data]) -> float:
         """What a sum over all cases and outputs is multiplied by."""
         if self.normalize == "sequences":
-            return 1.0 / sum(part.count for part in data)
+            return self.net.loss.scale(self.net.counted(part) for part in data)
         return 1.0 / sum(part.outputs for part in data)
 
     def case_scale(self, data: list[Data]) -> float:
         """What the summed loss of one case is multiplied by: f is the mean of those over cases."""
-        if self.normalize == "sequences":
+        if self.normalize == "sequences" and self.net.loss.means_cases:
             return 1.0
         return self.scale(data) * sum(part.count for part in data)
 

@@ -1,61 +1,55 @@
-"""What passes through an RNN need of W_hh, in each form of it: a matrix, or its entries.
+"""What passes through recurrent nets need of W_hh, in each form of it: a matrix, or its entries.
 
 Arrays are ``[G,T,B,·]``; an axis G of length 1 is shared.
 """
 
 from __future__ import annotations
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings import sparse as sparse_ops
-from hfcore.bindings.recurrence import RnnShape, RnnWeights, split_flat
+from hfcore.bindings.recurrence import RnnWeights
 from hfcore.bindings.sparse import EllPattern
 from hfcore.models.rnn import RNN
-from hfcore.nets.sequences import Sequences
 from hfcore.nets.through_time import at_outputs, case_squares, outer, times
 
 
 class Recurrence:
-    """W_hh as a matrix; ``pattern`` belongs to the forms below, None asks the model for its own."""
+    """W_hh as a matrix."""
 
     # Whether the fused ops of bindings/recurrence.py serve this form,
     has_ops = True
     # and have another θ than the net: one with zeros for the entries that W_hh does not have.
     is_spread = False
 
-    def __init__(self, model: RNN, pattern: EllPattern | None = None) -> None:
-        self.model = model
-        self.shape: RnnShape = model.shape
-        self._pattern = pattern
+    def pinned(self) -> Self:
+        """The same, also where the model's pattern changes."""
+        return self
 
-    @property
-    def pattern(self) -> EllPattern:
-        return self.model.pattern if self._pattern is None else self._pattern
+    def weight(self, W: Tensor) -> Tensor:
+        """W_hh as the passes take it, from what θ holds ``[G,H,·]``."""
+        return W
 
-    def pinned(self) -> Recurrence:
-        """The same with the present pattern, also where the model's changes."""
-        return type(self)(self.model, self.pattern) if self.model.sparse else self
-
-    def spread(self, v: Tensor) -> Tensor:
-        """The fused ops' Pv ``[G,N_dense]`` from ``v [G,N]``."""
-        return v
-
-    def restricted(self, g: Tensor) -> Tensor:
-        """Pᵀg ``[G,N]`` of the fused ops' ``g [G,N_dense]``."""
-        return g
-
-    def split(self, theta: Tensor) -> RnnWeights:
-        """``theta [G,N]`` as parameters with a group axis."""
-        return split_flat(theta, self.shape)
+    def gathered(self, W: Tensor) -> Tensor:
+        """Its adjoint: what θ holds, of a gradient by the ops' W_hh ``[G,H,H]``."""
+        return W
 
     def forward(
-        self, part: Sequences, w: RnnWeights, *, states: bool, out: Tensor | None = None
+        self,
+        x: Tensor,
+        w: RnnWeights,
+        nonlinearity: str,
+        steps: Tensor | None,
+        *,
+        states: bool,
+        out: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor]:
         """h ``[G,T,B,H]``, in ``out`` if given, None unless ``states``; s ``[G,T_out,B,k]``."""
-        e = self.model.nonlinearity
-        return ops.rnn_forward(part.x, w, nonlinearity=e, steps=part.steps, states=states, out=out)
+        return ops.rnn_forward(x, w, nonlinearity=nonlinearity, steps=steps, states=states, out=out)
 
     def carried(self, h: Tensor, W: Tensor) -> Tensor:
         """``h [G,T,B,H]`` times Wᵀ at every step."""
@@ -74,7 +68,7 @@ class Recurrence:
         return ops.linear_scan(u, d, W, a, reverse=True)
 
     def outer(self, g: Tensor, h: Tensor) -> Tensor:
-        """gᵀh over time and cases where W has entries, ``[G,·]``."""
+        """gᵀh over time and cases where θ has a weight, ``[G,·]``."""
         return outer(g, h)
 
     def squares(self, g: Tensor, h: Tensor) -> Tensor:
@@ -83,21 +77,37 @@ class Recurrence:
 
 
 class Entries(Recurrence):
-    """A sparse W_hh: θ holds the values ``[H,K]`` of its entries, and the ops run on them."""
+    """A sparse W_hh: θ holds the values ``[H,K]`` of its entries, and the ops run on them.
+
+    ``pattern`` says where they are; None asks the model each time.
+    """
 
     has_ops = False
 
-    def split(self, theta: Tensor) -> RnnWeights:
-        return split_entries(theta, self.shape, self.pattern.K)
+    def __init__(self, model: RNN, pattern: EllPattern | None = None) -> None:
+        self.model, self._pattern = model, pattern
+
+    @property
+    def pattern(self) -> EllPattern:
+        return self.model.pattern if self._pattern is None else self._pattern
+
+    def pinned(self) -> Self:
+        return type(self)(self.model, self.pattern)
 
     def forward(
-        self, part: Sequences, w: RnnWeights, *, states: bool, out: Tensor | None = None
+        self,
+        x: Tensor,
+        w: RnnWeights,
+        nonlinearity: str,
+        steps: Tensor | None,
+        *,
+        states: bool,
+        out: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor]:
-        u = times(part.x, w.W_hx.mT) + w.b_h[:, None, None]
+        u = times(x, w.W_hx.mT) + w.b_h[:, None, None]
         u[:, 0] += w.b_init.unsqueeze(1)
-        e = self.model.nonlinearity
-        h = sparse_ops.ell_hidden(u, w.W_hh, self.pattern, nonlinearity=e, out=out)
-        return h, times(at_outputs(h, part.steps), w.W_yh.mT) + w.b_y[:, None, None]
+        h = sparse_ops.ell_hidden(u, w.W_hh, self.pattern, nonlinearity=nonlinearity, out=out)
+        return h, times(at_outputs(h, steps), w.W_yh.mT) + w.b_y[:, None, None]
 
     def carried(self, h: Tensor, W: Tensor) -> Tensor:
         if h.shape[1] == 0:
@@ -136,39 +146,28 @@ class EntriesAsMatrix(Recurrence):
 
     is_spread = True
 
-    def split(self, theta: Tensor) -> RnnWeights:
-        w = split_entries(theta, self.shape, self.pattern.K)
-        return w._replace(W_hh=sparse_ops.ell_dense(w.W_hh, self.pattern))
+    def __init__(self, model: RNN, pattern: EllPattern | None = None) -> None:
+        self.entries = Entries(model, pattern)
+
+    def pinned(self) -> Self:
+        return type(self)(self.entries.model, self.entries.pattern)
+
+    def weight(self, W: Tensor) -> Tensor:
+        return sparse_ops.ell_dense(W, self.entries.pattern)
+
+    def gathered(self, W: Tensor) -> Tensor:
+        return sparse_ops.ell_gather(W, self.entries.pattern)
 
     def outer(self, g: Tensor, h: Tensor) -> Tensor:
-        return self._gathered(super().outer(g, h))
+        H = g.shape[-1]
+        return self.gathered(super().outer(g, h).view(-1, H, H)).flatten(1)
 
     def squares(self, g: Tensor, h: Tensor) -> Tensor:
-        return self._gathered(super().squares(g, h)).flatten()
-
-    def spread(self, v: Tensor) -> Tensor:
-        return torch.cat([p.flatten(1) for p in self.split(v)], 1)
-
-    def restricted(self, g: Tensor) -> Tensor:
-        w = split_flat(g, self.shape)
-        w = w._replace(W_hh=sparse_ops.ell_gather(w.W_hh, self.pattern))
-        return torch.cat([p.flatten(1) for p in w], 1)
-
-    def _gathered(self, W: Tensor) -> Tensor:
-        H = self.shape.H
-        return sparse_ops.ell_gather(W.view(-1, H, H), self.pattern).flatten(1)
+        return self.gathered(case_squares(g, h).unsqueeze(0)).flatten()
 
 
 def recurrence_of(model: RNN) -> Recurrence:
     """The form in which the model's W_hh is fastest, by shape and device."""
     if not model.sparse:
-        return Recurrence(model)
+        return Recurrence()
     return Entries(model) if model.runs_sparse else EntriesAsMatrix(model)
-
-
-def split_entries(theta: Tensor, shape: RnnShape, K: int) -> RnnWeights:
-    """Views of ``theta [G,N]`` as parameters, in W_hh's place the values ``[G,H,K]``."""
-    W_hx, _, *others = shape.shapes
-    shapes = (W_hx, (shape.H, K), *others)
-    parts = theta.split([torch.Size(s).numel() for s in shapes], dim=1)
-    return RnnWeights(*(p.view(len(theta), *s) for p, s in zip(parts, shapes, strict=True)))

@@ -12,6 +12,7 @@ from torch import Tensor
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_tensor
 from hfcore.losses import Loss
+from hfcore.losses.weights import checked_weights
 from hfcore.nets.values import all_finite
 
 
@@ -20,14 +21,14 @@ class Sequences:
     """A checked batch: only the steps that have outputs are kept in targets and mask.
 
     ``x [1,T,B,n]``; ``steps`` int64 ``[T_out]`` or None for all; ``targets [1,T_out,B,…]``;
-    ``mask [1,T_out,B]`` or None; ``outputs`` counts the unmasked ones.
+    ``mask [1,T_out,B]`` bool, weights or None; ``outputs`` is the sum of its weights.
     """
 
     x: Tensor
     steps: Tensor | None
     targets: Tensor
     mask: Tensor | None
-    outputs: int
+    outputs: float
 
     @property
     def count(self) -> int:
@@ -91,17 +92,18 @@ def check_sequences(
     if not all_finite(x):
         raise ValueError("inputs: holds NaN or Inf, need finite values")
     mask = _checked_mask(batch, T, B)
-    steps, targets, outputs = None, batch.targets, T * B
+    steps, targets, outputs = None, batch.targets, float(T * B)
     if mask is not None:
         steps, targets, mask, outputs = _cut_to_outputs(targets, mask, every_step)
-    _check_target_values(loss, targets, mask)
+    if loss.bounded or not (targets.is_floating_point() and all_finite(targets)):
+        loss.check_values(targets, mask)
     x = x.unsqueeze(0).contiguous()
     grouped_mask = None if mask is None else mask.unsqueeze(0).contiguous()
     return Sequences(x, steps, targets.unsqueeze(0).contiguous(), grouped_mask, outputs)
 
 
 def _checked_mask(batch: Batch, T: int, B: int) -> Tensor | None:
-    """The mask as bool ``[T,B]``."""
+    """The mask ``[T,B]``: bool, or weights in the dtype of the inputs."""
     if batch.mask is None:
         return None
     mask = check_tensor("mask", batch.mask, [T, B])
@@ -111,15 +113,13 @@ def _checked_mask(batch: Batch, T: int, B: int) -> Tensor | None:
         return mask
     if mask.dtype != batch.inputs.dtype:
         raise TypeError(f"mask: got {mask.dtype}, need torch.bool or {batch.inputs.dtype}")
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError("mask: holds values other than 0 and 1")
-    return mask.bool()
+    return checked_weights(mask)
 
 
 def _cut_to_outputs(
     targets: Tensor, mask: Tensor, every_step: bool
-) -> tuple[Tensor | None, Tensor, Tensor | None, int]:
-    """(steps, targets, mask, unmasked outputs); steps and mask are None if nothing is masked."""
+) -> tuple[Tensor | None, Tensor, Tensor | None, float]:
+    """(steps, targets, mask, outputs by weight); steps and mask are None if nothing is masked."""
     T = len(mask)
     seen = mask.numpy(force=True)  # looked at once, wherever it lies
     outputs = int(np.count_nonzero(seen))
@@ -133,17 +133,6 @@ def _cut_to_outputs(
         # One run of steps, above all the last one alone, is a view and not a gather.
         where = slice(first, last + 1) if last - first + 1 == len(present) else steps
         targets, mask = targets[where], mask[where]
+    if mask.dtype != torch.bool:
+        return steps, targets, mask, float(mask.sum(dtype=torch.float64))
     return steps, targets, None if outputs == mask.numel() else mask, outputs
-
-
-def _check_target_values(loss: Loss, targets: Tensor, mask: Tensor | None) -> None:
-    if not targets.is_floating_point() or (loss.kind != "logistic" and all_finite(targets)):
-        return
-    bad = ~torch.isfinite(targets)
-    if loss.kind == "logistic":
-        bad |= (targets < 0) | (targets > 1)
-    if mask is not None:
-        bad &= mask.unsqueeze(-1)
-    if bool(bad.any()):
-        need = "values in [0,1]" if loss.kind == "logistic" else "finite values"
-        raise ValueError(f"targets: an unmasked target is {targets[bad][0].item()}, need {need}")

@@ -14,10 +14,10 @@ from hfcore.solvers.conjugate_gradient import NONFINITE, Solution
 Backtracking = Literal["best", "walk", "last"]
 BACKTRACKING = ("best", "walk", "last")
 
-Schedule = int | Literal["geometric"]
+EvaluateEvery = int | Literal["geometric"]
 
 
-def evaluation_points(schedule: Schedule, iterations: int) -> Sequence[int]:
+def evaluation_points(schedule: EvaluateEvery, iterations: int) -> Sequence[int]:
     """The iterations up to ``iterations`` whose iterate may be chosen, the last one apart.
 
     An int k: every k-th. ``"geometric"``: ⌈5·1.3^j⌉, j = 0, 1, … (Martens 2010).

@@ -25,7 +25,7 @@ from hfcore.nets.objective import Normalize
 from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import Curvature, CurvatureKind, Objective
 from hfcore.objective_factory import curvature_of
-from hfcore.optimisers.backtracking import Backtracking, Schedule
+from hfcore.optimisers.backtracking import Backtracking, EvaluateEvery
 from hfcore.optimisers.hessian_free_state import packed, unpacked
 from hfcore.optimisers.newton_step import NewtonStep
 from hfcore.optimisers.options import Options, by_rule, names
@@ -130,7 +130,7 @@ class HessianFree(torch.optim.Optimizer):
         cg_residual: float = 1e-10,
         cg_decay: float = 0.95,
         cg_restart: bool = True,
-        cg_evaluate_every: Schedule = 10,
+        cg_evaluate_every: EvaluateEvery = 10,
         cg_backtracking: Backtracking = "best",
         cg_loss_increase_after: int | None = None,
         preconditioner: DiagonalSource | Preconditioner | None = None,

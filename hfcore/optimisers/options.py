@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from hfcore.arguments import choice, count, flag, nonnegative, number, positive
 from hfcore.objective import CURVATURE_KINDS, CurvatureKind
-from hfcore.optimisers.backtracking import BACKTRACKING, Backtracking, Schedule
+from hfcore.optimisers.backtracking import BACKTRACKING, Backtracking, EvaluateEvery
 from hfcore.optimisers.damping import DAMPING_RULES, RHO_CONVENTIONS, LevenbergMarquardt
 from hfcore.optimisers.line_search import FixedStep, LineSearch, NoStep
 from hfcore.optimisers.preconditioner import (
@@ -144,7 +144,7 @@ class ConjugateGradient(Checked):
     cg_residual: Annotated[float, nonnegative]
     cg_decay: Annotated[float, nonnegative]
     cg_restart: Annotated[bool, flag]
-    cg_evaluate_every: Annotated[Schedule, unless("geometric", count)]
+    cg_evaluate_every: Annotated[EvaluateEvery, unless("geometric", count)]
     cg_backtracking: Annotated[Backtracking, one_of(BACKTRACKING)]
     cg_loss_increase_after: Annotated[int | None, optional(partial(count, least=0))]
 

@@ -128,7 +128,7 @@ class Reconstruction:
         shape = list(batch.targets.shape)
         if list(s.shape[-2:]) != shape or s.ndim > 3:
             raise ValueError(f"s: got shape {list(s.shape)}, need {shape} like the images")
-        y = torch.sigmoid(s) if isinstance(self.loss, LogisticCrossEntropy) else s
+        y = self.loss.link(s)
         return (y - batch.targets).square_().sum(-1, dtype=torch.float64)
 
     def config(self) -> dict[str, Any]:

@@ -19,9 +19,18 @@ from hfcore.bindings import conjugate_gradient as ops
 from hfcore.bindings.checks import check_choice, check_tensor
 from hfcore.solvers import preconditioners
 from hfcore.solvers.columns import CgColumn, Column
-from hfcore.solvers.conjugate_gradient import MAX_ITERATIONS, NONFINITE, NONPOSITIVE, RESIDUAL
+from hfcore.solvers.conjugate_gradient import (
+    MAX_ITERATIONS,
+    NONFINITE,
+    NONPOSITIVE,
+    PROGRESS,
+    RESIDUAL,
+    Solution,
+    StopRule,
+)
+from hfcore.solvers.device_conjugate_gradient import device_conjugate_gradient, serves
 from hfcore.solvers.minres import LEAST_SQUARES, MinresColumn
-from hfcore.solvers.preconditioners import Preconditioner
+from hfcore.solvers.preconditioners import DiagonalPreconditioner, Preconditioner
 
 Method = Literal["auto", "cg", "minres"]
 METHODS = ("auto", "cg", "minres")
@@ -34,7 +43,7 @@ ITERATIONS_PER_ROW, MOST_ITERATIONS = 10, 10_000
 # The recurrence aims a little below the tolerance, so that the true residual meets it too.
 AIM = 0.9
 # A round that leaves more than this of the residual has met the limit of the arithmetic.
-PROGRESS = 0.5
+LEAVES = 0.5
 
 
 class SolveInfo(NamedTuple):
@@ -235,13 +244,12 @@ class _Rounds:
     def run(self) -> None:
         """One round of those that are open."""
         open_ = self.open()
-        columns = [self._column(i) for i in open_]
-        reasons = drive(self._products, columns)
-        corrected = self.X[open_] + torch.stack([column.x for column in columns])
+        ends = self._corrections(open_)
+        corrected = self.X[open_] + torch.stack([end.x for end in ends])
         residuals = self._B[open_] - self._products(corrected)
-        for j, (i, column, reason) in enumerate(zip(open_, columns, reasons, strict=True)):
-            s = self._solves[i]
-            s.iterations += column.iterations
+        for j, (i, end) in enumerate(zip(open_, ends, strict=True)):
+            s, reason = self._solves[i], end.stop
+            s.iterations += end.iterations
             before, after = s.residual, _norm(residuals[j])
             # A round that was not meant to end is no use where it ends further away.
             if math.isfinite(after) and (after < before or reason == MAX_ITERATIONS):
@@ -256,18 +264,45 @@ class _Rounds:
             s.method = "minres"
         elif reason not in (RESIDUAL, LEAST_SQUARES):
             s.stop = reason
-        elif not after < PROGRESS * before:
+        elif not after < LEAVES * before:
             s.stop = ROUNDING if reason == RESIDUAL else reason
         if s.stop is None and s.iterations >= self._max_iter:
             s.stop = MAX_ITERATIONS
 
-    def _column(self, i: int) -> Column:
-        s = self._solves[i]
-        kind = MinresColumn if s.method == "minres" else CgColumn
-        r = self._R[i].clone()
+    def _corrections(self, open_: list[int]) -> list[Solution]:
+        """How A d = r ends for each of them, in one pass over the data per iteration."""
+        if len(open_) == 1 and self._solves[open_[0]].method == "cg" and serves(self._B[0]):
+            return [self._on_device(*self._task(open_[0]))]
+        columns = [self._column(i) for i in open_]
+        reasons = drive(self._products, columns)
+        ends = zip(columns, reasons, strict=True)
+        return [Solution(column.x, reason, column.iterations) for column, reason in ends]
+
+    def _task(self, i: int) -> tuple[Tensor, float, int]:
+        """The residual, the norm that it is to have, and the iterations that are left for it."""
+        s, r = self._solves[i], self._R[i].clone()
         # No arithmetic takes more than its digits off a residual in one round.
         target = max(AIM * s.target, torch.finfo(r.dtype).eps * s.residual)
-        return kind(r, target, self._max_iter - s.iterations, self._M)
+        return r, target, self._max_iter - s.iterations
+
+    def _column(self, i: int) -> Column:
+        kind = MinresColumn if self._solves[i].method == "minres" else CgColumn
+        return kind(*self._task(i), self._M)
+
+    def _on_device(self, r: Tensor, target: float, limit: int) -> Solution:
+        """One right-hand side by CG that does not wait for the host in every iteration."""
+
+        def product(v: Tensor, out: Tensor, stop: Tensor) -> Tensor:
+            return out.copy_(self._products(v.unsqueeze(0))[0])
+
+        rule = StopRule(max_iterations=limit, tolerance=0.0, residual=target)
+        M = self._M.vector if isinstance(self._M, DiagonalPreconditioner) else self._M
+        solution, _ = device_conjugate_gradient(
+            product, r, torch.zeros_like(r), rule=rule, preconditioner=M
+        )
+        if solution.stop == PROGRESS:  # φ rises: nothing is left but rounding
+            solution.stop = RESIDUAL
+        return solution
 
     def info(self) -> SolveInfo:
         return SolveInfo(

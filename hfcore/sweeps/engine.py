@@ -23,6 +23,7 @@ from hfcore.flat import FlatParameters
 from hfcore.nets.grouped import BATCHES_ON, GroupedGradient, grouped_gradient
 from hfcore.problems import Problem, create
 from hfcore.sweeps.cohort import Cohort, Cohorts
+from hfcore.sweeps.extension import before_last_phase
 from hfcore.sweeps.grid import Grid, RunSettings, expand
 from hfcore.sweeps.measured import Tests, measure
 from hfcore.sweeps.outcome import Test, constant_output
@@ -86,7 +87,8 @@ def sweep(
         max_bytes: of parameters and their companions trained at once; larger sweeps are cut into
             cohorts.
         run_dir, resume: a folder for settings, history and checkpoints; continue the one there.
-            ``updates`` may differ then (not with ``final_updates``), as may ``test_every``.
+            ``updates`` and ``test_every`` may differ then. With ``final_updates`` a sweep that is
+            in its last ones goes back to where they began, if there was a test.
         checkpoint_seconds: time between checkpoints.
         progress: one progress bar on stderr.
 
@@ -134,6 +136,8 @@ class SweepCounters(Counters):
     """What is counted of a sweep besides its cohorts' updates; part of every checkpoint."""
 
     seconds: float = 0.0
+    updates: int = 0
+    """Of every run: where the last phase ends, for which μ was scheduled."""
 
 
 class SweepLoop:
@@ -145,7 +149,7 @@ class SweepLoop:
         self.settings = settings
         self.folder = folder
         self.display = display
-        self.at = SweepCounters()
+        self.at = SweepCounters(updates=settings.updates)
         self.tests = Tests(len(settings.runs))
         self.passes = self._passes()
         self.cohorts = Cohorts(self._cohort(indices) for indices in settings.cohorts())
@@ -194,7 +198,10 @@ class SweepLoop:
 
     def run(self) -> SweepResult:
         """Train to the end, or until interrupted."""
+        if self.folder is not None:
+            before_last_phase(self.folder.checkpoints, self.settings, len(self.cohorts))
         self.stored.begin_or_resume()
+        self.at.updates = self.settings.updates
         began = time.perf_counter() - self.at.seconds
         saved = time.perf_counter()
         reason: Reason = "updates"
@@ -205,7 +212,9 @@ class SweepLoop:
                 while (cohort := self._next()) is not None and not interrupted():
                     self._advance(cohort, interrupted)
                     self.at.seconds = time.perf_counter() - began
-                    if time.perf_counter() - saved > self.settings.checkpoint_seconds:
+                    begins = {cohort.done for cohort in self.cohorts} == {self.settings.last_phase}
+                    late = time.perf_counter() - saved > self.settings.checkpoint_seconds
+                    if late or begins:
                         self.stored.save()
                         saved = time.perf_counter()
             finally:

@@ -19,6 +19,8 @@ from hfcore.sweeps.outcome import Test, case_count
 class Tests:
     """The tests of every run so far, a part of a sweep's checkpoints."""
 
+    __test__ = False  # pytest would collect a class of this name
+
     def __init__(self, runs: int) -> None:
         self.of: list[list[Test]] = [[] for _ in range(runs)]
 

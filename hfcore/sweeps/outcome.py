@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hfcore.batches import Batch
-from hfcore.losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy
+from hfcore.losses import Loss
 from hfcore.problems import Problem
 
 Outcome = Literal["diverged", "solved", "escaped", "collapsed", "plateau"]
@@ -99,17 +99,7 @@ def _best_constant(loss: Loss, batches: Sequence[Batch], outputs: int) -> Tensor
     total = torch.zeros(outputs, dtype=torch.float64, device=device)
     count = 0
     for batch in batches:
-        targets = batch.targets if batch.mask is None else batch.targets[batch.mask.bool()]
-        if isinstance(loss, SoftmaxCrossEntropy):
-            total += torch.bincount(targets.reshape(-1), minlength=outputs)
-            count += targets.numel()
-        else:
-            total += targets.reshape(-1, outputs).double().sum(0)
-            count += targets.numel() // outputs
-    mean = total / count
-    tiny = 1e-9  # keeps the logarithms of what never occurs finite
-    if isinstance(loss, SoftmaxCrossEntropy):
-        return mean.clamp(min=tiny).log()
-    if isinstance(loss, LogisticCrossEntropy):
-        return torch.logit(mean.clamp(tiny, 1 - tiny))
-    return mean
+        targets, cases = loss.mean_target(batch.targets, batch.mask, outputs)
+        total += targets
+        count += cases
+    return loss.best_constant(total / count)

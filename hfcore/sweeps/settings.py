@@ -52,6 +52,11 @@ class SweepSettings:
             return schedule
         return Final(schedule, self.updates, updates=self.final_updates)
 
+    @property
+    def last_phase(self) -> int | None:
+        """Updates before the final ones with μ ≤ 0.9; None where there are no such."""
+        return self.updates - self.final_updates if self.final_updates else None
+
     def cohorts(self) -> Iterator[list[int]]:
         """Runs trained together: of one seed, and as many as ``max_bytes`` allow."""
         numel = FlatParameters(self.build(0)).numel
@@ -76,7 +81,7 @@ class SweepSettings:
             "max_bytes": self.max_bytes,
         }
         if self.final_updates:
-            training |= {"final_updates": self.final_updates, "updates": self.updates}
+            training["final_updates"] = self.final_updates
         return {
             "sweep": {str(i): run.row() for i, run in enumerate(self.runs)},
             "problem": self.problem.config(),

@@ -58,6 +58,8 @@ class Checkpoints:
         self.folder = folder
         self.fingerprint = fingerprint
         self.keep = keep
+        self.lasting: int | None = None
+        """An iteration whose checkpoint stays beside the newest ones."""
 
     def save(self, iteration: int, state: Mapping[str, object]) -> Path:
         """Write one checkpoint and drop old ones; returns the JSON's path.
@@ -127,6 +129,16 @@ class Checkpoints:
             raise CheckpointError(f"no good checkpoint: {'; '.join(damage)}")
         return None
 
+    def rewind(self, iteration: int) -> None:
+        """Drop what is newer than the checkpoint of ``iteration``.
+
+        Raises :class:`CheckpointError` if that is not there or damaged; then nothing is dropped.
+        """
+        self.load(iteration)
+        for path in self._committed():
+            if int(path.stem) > iteration:
+                _drop(path)
+
     def clean(self) -> None:
         """Remove what a kill inside :meth:`save` left behind."""
         remove_temporary(self.folder)
@@ -148,8 +160,9 @@ class Checkpoints:
         """Drop those that are older than the ``keep`` last ones up to the one just written."""
         older = [path for path in self._committed() if int(path.stem) <= newest]
         for path in older[self.keep :]:
-            path.unlink(missing_ok=True)  # the JSON first: without it the checkpoint is gone
-            path.with_suffix(".safetensors").unlink(missing_ok=True)
+            if int(path.stem) == self.lasting:
+                continue
+            _drop(path)
 
     def _read(self, path: Path) -> Checkpoint:
         body = _unseal(path)
@@ -173,6 +186,12 @@ class Checkpoints:
         if not isinstance(state, dict):
             raise _Damaged(f"{path}: holds no state, but {type(state).__name__}")
         return Checkpoint(body["iteration"], state)
+
+
+def _drop(path: Path) -> None:
+    """Remove a checkpoint, by the path of its JSON: that first, without it the rest is nothing."""
+    path.unlink(missing_ok=True)
+    path.with_suffix(".safetensors").unlink(missing_ok=True)
 
 
 def _read_bytes(path: Path, most: int, exactly: bool = True) -> bytes:

@@ -109,9 +109,10 @@ class AutogradBackpropagation:
         s = self._model(batch.inputs)
         if not isinstance(self._loss, Loss):
             return self._through(s, batch)
+        loss, outputs = self._loss, s.detach()
         cases = self._count if isinstance(self._count, int) else self._count(batch)
-        outputs, scale = s.detach(), 1.0 / cases
-        value = self._loss.value(outputs, batch.targets, batch.mask, scale=scale)
+        scale = loss.scale([loss.counted(batch.targets, batch.mask, s.shape[-1], cases)])
+        value = loss.value(outputs, batch.targets, batch.mask, scale=scale)
         s.backward(gradient=self._loss.gradient(outputs, batch.targets, batch.mask, scale=scale))
         return value
 

@@ -19,8 +19,8 @@ Metric = Callable[..., Any]
 
 Where it has a parameter called ``mask`` it is given that too, or None; masked data need it."""
 
-Judge = Callable[[Tensor, Batch], tuple[float, int]]
-"""Sum over the cases of a batch and their number, from the model's outputs."""
+Judge = Callable[[Tensor, Batch], tuple[float, float]]
+"""Sum over the cases of a batch and what they count, from the model's outputs."""
 
 
 def of_problem(problem: Problem) -> Judge:
@@ -66,12 +66,13 @@ def of_metric(metric: Metric, count: Count) -> Judge:
 
 
 def of_loss(loss: Loss | Callable[..., Tensor], count: Count) -> Judge:
-    """The mean loss over cases."""
+    """The loss's own mean, by default that over cases."""
 
-    def judged(outputs: Tensor, batch: Batch) -> tuple[float, int]:
+    def judged(outputs: Tensor, batch: Batch) -> tuple[float, float]:
         cases = count(batch)
         if isinstance(loss, Loss):
-            return loss.value(outputs, batch.targets, batch.mask), cases
+            counted = loss.counted(batch.targets, batch.mask, outputs.shape[-1], cases)
+            return loss.value(outputs, batch.targets, batch.mask, scale=loss.factor), counted
         if batch.mask is not None:
             raise ValueError("mask: needs a loss of hf.losses, or metric=")
         return float(loss(outputs, batch.targets)) * cases, cases
@@ -84,7 +85,7 @@ def measured(model: torch.nn.Module, judge: Judge, batches: Iterable[Batch]) -> 
     """Mean over all cases, the model in eval mode meanwhile."""
     was_training = model.training
     model.eval()
-    total, cases = 0.0, 0
+    total, cases = 0.0, 0.0
     try:
         for batch in batches:
             found, count = judge(model(batch.inputs), batch)
@@ -98,7 +99,8 @@ def measured(model: torch.nn.Module, judge: Judge, batches: Iterable[Batch]) -> 
 
 def _takes_mask(metric: Metric) -> bool:
     try:
-        parameters = inspect.signature(metric).parameters.values()
+        called = metric.forward if isinstance(metric, torch.nn.Module) else metric
+        parameters = inspect.signature(called).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         return False
-    return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return "mask" in parameters

@@ -18,6 +18,7 @@ from torch.utils.data import Dataset as TorchDataset
 from hfcore.batches import Batch
 from hfcore.cases import ArrayCases, Cases, SequenceCases
 from hfcore.data.dataset import Dataset
+from hfcore.losses.weights import checked_weights
 from hfcore.problems.base import TEST_BATCH, Problem
 from hfcore.training.describe import describe_array
 
@@ -146,9 +147,14 @@ def _numpy(dtype: torch.dtype) -> Any:
 
 
 def _checked_mask(name: str, mask: Any, dtype: torch.dtype) -> Tensor:
-    """Bool, from bool or from 0 and 1."""
+    """Bool, from bool or from 0 and 1, or floating weights."""
     t = _tensor(name, mask, dtype)
-    if t.dtype != torch.bool:
+    if t.is_floating_point():
+        try:
+            t = checked_weights(t)
+        except ValueError as error:
+            raise ValueError(f"{name.removesuffix('mask')}{error}") from None
+    elif t.dtype != torch.bool:
         if not bool(((t == 0) | (t == 1)).all()):
             raise ValueError(f"{name}: holds values other than 0 and 1")
         t = t.bool()

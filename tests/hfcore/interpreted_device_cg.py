@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from dense_operator import Dense as DenseOperator
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -19,6 +20,7 @@ from hfcore.bindings.device_conjugate_gradient import DeviceSolve
 from hfcore.kernels.conjugate_gradient import gpu_triton
 from hfcore.optimisers.newton_step import device as hook
 from hfcore.solvers import conjugate_gradient as host
+from hfcore.solvers import linear
 from hfcore.solvers.conjugate_gradient import Solution, StopRule, conjugate_gradient
 from hfcore.solvers.device_conjugate_gradient import device_conjugate_gradient, lookback
 
@@ -561,3 +563,37 @@ def test_hessian_free_takes_the_same_steps(
         if increase_after is None:
             assert ours.products == theirs.products
             assert ours.objective_evaluations == theirs.objective_evaluations
+
+
+# ---------------------------------------------------------------------------- public linear solves
+
+
+@pytest.mark.parametrize("preconditioner", [None, "diagonal", "operator"])
+@pytest.mark.parametrize("N", [1, 2, 31])
+def test_a_linear_solve_runs_on_the_device(monkeypatch, N: int, preconditioner) -> None:
+    A, b = spd(N)
+    A = (A + A.T) / 2
+    M = {
+        None: None,
+        "diagonal": A.diagonal().clone(),
+        "operator": hf.NystromPreconditioner(DenseOperator(A), rank=3),
+    }[preconditioner]
+    want, known = hf.cg(DenseOperator(A), b, rtol=1e-10, preconditioner=M)
+    monkeypatch.setattr(linear, "serves", lambda v: True)
+    x, info = hf.cg(DenseOperator(A), b, rtol=1e-10, preconditioner=M)
+    assert info.converged
+    # Dots are added in another order, so that the last iteration may be another one.
+    assert abs(info.iterations[0] - known.iterations[0]) <= 1
+    torch.testing.assert_close(x, want, rtol=0, atol=2e-10 * float(b.norm()))
+    indefinite = DenseOperator(A - 1.5 * torch.eye(N, dtype=torch.float64))
+    x, info = indefinite.solve(b, 1e-10)
+    assert info.converged
+    torch.testing.assert_close(indefinite @ x, b, rtol=0, atol=1e-9 * float(b.norm()))
+    for limit in (1, 3):
+        x, info = hf.cg(DenseOperator(A), b, rtol=1e-12, max_iter=limit)
+        if limit < N:
+            assert info.iterations == (limit,)
+            assert info.stop == (host.MAX_ITERATIONS,)
+    single, right = DenseOperator(A.float()), b.float()
+    assert single.solve(right, 1e-4)[1].converged
+    assert not single.solve(right, 1e-14)[1].converged or N <= 2

@@ -260,7 +260,7 @@ BAD_MASKS = {
     "nothing": (torch.zeros(5, 4, dtype=torch.bool), "masks every output"),
     "shape": (torch.ones(4, 5, dtype=torch.bool), "mask: got shape"),
     "dtype": (torch.ones(5, 4, dtype=torch.int32), "mask: got torch.int32"),
-    "values": (torch.full((5, 4), 0.5, dtype=torch.float64), "other than 0 and 1"),
+    "values": (torch.full((5, 4), -0.5, dtype=torch.float64), "mask: holds -0.5, need 0 and 1, or"),
 }
 
 

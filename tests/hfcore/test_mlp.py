@@ -196,8 +196,15 @@ def test_values_written_between_two_steps_are_checked_again() -> None:
     p.x[0, 0] = 0.0
     objective.prepare(batch)
     objective_for(p.model, LOSSES[0]).prepare(hf.Batch(p.x, p.y * 3))
-    with pytest.raises(ValueError, match="mask: got one, need None"):
-        objective.prepare(hf.Batch(p.x, p.y, torch.ones(5)))
+    B, dtype = len(p.x), p.x.dtype
+    for mask, error, text in (
+        (torch.ones(B + 1), ValueError, r"mask: got shape"),
+        (torch.ones(B, dtype=torch.int32), TypeError, "mask: got torch.int32, need torch.bool or"),
+        (-torch.ones(B, dtype=dtype), ValueError, "mask: holds -1, need"),
+        (torch.zeros(B, dtype=torch.bool), ValueError, "mask: masks every case"),
+    ):
+        with pytest.raises(error, match=text):
+            objective.prepare(hf.Batch(p.x, p.y, mask))
     with pytest.raises(ValueError, match="data: got no batch"):
         objective.prepare([])
 

@@ -143,6 +143,31 @@ def test_the_least_objective_is_minimised() -> None:
     assert float(dense(flat(model))[1].norm()) <= 1e-6
 
 
+def test_autograd_may_be_used_inside() -> None:
+    """Rosenbrock's function by torch.func, from (−1.2, 1) as everywhere."""
+
+    class Rosenbrock(hf.Objective):
+        def loss(self, data, theta):
+            return (1 - theta[0]) ** 2 + data * (theta[1] - theta[0] ** 2) ** 2
+
+        def gradient(self, data, theta):
+            return self.loss(data, theta), torch.func.grad(lambda t: self.loss(data, t))(theta)
+
+        def curvature(self, data, theta):
+            return Matrix(torch.func.hessian(lambda t: self.loss(data, t))(theta))
+
+    point = nn.Parameter(torch.tensor([-1.2, 1.0], dtype=D))
+    opt = hf.HessianFree([point], objective=Rosenbrock(), damping=1e-3)
+    for _ in range(60):
+        stats = opt.step(100.0)
+        if stats.converged:
+            break
+    torch.testing.assert_close(point.detach(), torch.ones(2, dtype=D), rtol=1e-6, atol=1e-6)
+    H = hf.GaussNewton(objective=Rosenbrock(), inputs=100.0, theta=torch.ones(2, dtype=D))
+    want = torch.tensor([[802.0, -400.0], [-400.0, 200.0]], dtype=D)
+    torch.testing.assert_close(H @ torch.eye(2, dtype=D), want)
+
+
 def test_the_whole_interface_is_used() -> None:
     for options, structural in (({}, 0.0), ({"structural": 0.7}, 0.7)):
         model = Quantity()

@@ -55,6 +55,8 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, published in list(hf.presets.autoencoders.items()):
         preset = AutoencoderPreset((784, 6, 3), published.loss, 3, published.optimiser)
         monkeypatch.setitem(hf.presets.autoencoders, name, preset)
+        images = reconstruction.Images(preset.encoder_sizes, preset.loss)
+        monkeypatch.setitem(reconstruction.DATASETS, name, images)
     monkeypatch.setattr(reconstruction, "_training_images", tiny_images)
     monkeypatch.setattr(command_module, "load", tiny_data)
 
@@ -125,6 +127,17 @@ def test_before_and_after_come_from_one_run(tmp_path: Path) -> None:
         errors = [float(x["error"]) for x in before if x["update"] == "8"]
         assert here["before"] == pytest.approx(sum(errors) / 2)
     assert invoke(*arguments, "--run-dir", folder, "--resume").output == result.output
+
+
+def test_a_table_is_extended(tmp_path: Path) -> None:
+    """Resumed with more updates, it is the table that has so many from the beginning."""
+    arguments = ["table2", *SMALL, "--datasets", "mnist", "--search-updates"]
+    longer = ["20", "--updates", "28"]
+    whole = invoke(*arguments, *longer, "--run-dir", tmp_path / "whole")
+    assert invoke(*arguments, "8", "--run-dir", tmp_path / "run").exit_code == 0
+    extended = invoke(*arguments, *longer, "--run-dir", tmp_path / "run", "--resume")
+    assert extended.exit_code == 0, extended.output
+    assert tables_of(extended.output) == tables_of(whole.output)
 
 
 def test_table_2_needs_a_test_where_the_last_phase_begins(tmp_path: Path) -> None:

@@ -217,6 +217,14 @@ def test_a_folder_with_another_run(tmp_path: Path) -> None:
     assert_another_run_is_refused(arguments, "--seed", "1")
 
 
+@pytest.mark.parametrize("arguments", [LOG, [*TABLE, "mnist"], ["reproduce", "table5"]])
+def test_a_folder_that_is_not_there(arguments: list[str], tmp_path: Path) -> None:
+    result = invoke(*arguments, "--run-dir", tmp_path / "rum", "--resume")
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'rum'}: there is no run folder to resume" in result.output
+    assert not (tmp_path / "rum").exists()
+
+
 def test_data_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     result = invoke(*TABLE, "mnist", "--folder", tmp_path, "--run-dir", tmp_path / "run")

@@ -12,7 +12,7 @@ from torch import Tensor
 import hfcore as hf
 from hfcore.bindings import recurrence
 from hfcore.nets import curvature as fused
-from hfcore.nets import rnn as passes
+from hfcore.nets import recurrent as passes
 from hfcore.nets import through_time
 from hfcore.objective_factory import objective_for
 from oracles import rnn

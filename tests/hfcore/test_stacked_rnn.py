@@ -126,7 +126,7 @@ class Problem:
 
 
 def close(got: Tensor, want: Tensor, rtol: float = 1e-11) -> None:
-    torch.testing.assert_close(got, want, rtol=rtol, atol=rtol * float(want.abs().max()))
+    torch.testing.assert_close(got, want, rtol=rtol, atol=rtol * float(want.detach().abs().max()))
 
 
 def eye(p: Problem) -> Tensor:

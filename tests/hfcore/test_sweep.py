@@ -186,6 +186,52 @@ def test_a_finished_sweep_goes_on_with_more_updates(tmp_path: Path) -> None:
     assert_same(longer, run(seeds=1, updates=20), [(i, i) for i in range(len(longer.runs))])
 
 
+FALLING: dict[str, Any] = {"seeds": 2, "final_updates": 10, "schedule": "constant"}
+
+
+@pytest.mark.parametrize("lost", [0, 7, 25])
+def test_a_sweep_in_its_last_phase_is_extended_from_where_that_began(
+    tmp_path: Path, lost: int
+) -> None:
+    """Finished, or stopped in the last phase and resumed with other updates."""
+    through = run(updates=40, **FALLING)
+    folder = tmp_path / "s"
+    if lost:
+        with interrupted_sweeps(2 * 30 - lost):  # two cohorts, and a question an update
+            stopped = run(updates=30, run_dir=folder, **FALLING)
+        assert stopped.reason == "interrupted"
+    else:
+        run(updates=30, run_dir=folder, **FALLING)
+    longer = run(updates=40, run_dir=folder, resume=True, **FALLING)
+    assert_same(through, longer, [(i, i) for i in range(len(through.runs))])
+    assert longer.history() == through.history()
+    again = run(updates=60, run_dir=folder, resume=True, **FALLING)  # and once more
+    assert_same(run(updates=60, **FALLING), again, [(i, i) for i in range(len(again.runs))])
+
+
+def test_runs_that_diverge_in_the_last_phase_come_back(tmp_path: Path) -> None:
+    grid = {"learning_rate": [0.05, 1.0], "momentum": [0.999]}
+    options = {**FALLING, "seeds": 1, "final_updates": 20}
+    short = run(grid, updates=40, run_dir=tmp_path / "s", **options)
+    through = run(grid, updates=60, **options)
+    longer = run(grid, updates=60, run_dir=tmp_path / "s", resume=True, **options)
+    assert longer.diverged_at == through.diverged_at
+    assert longer.history() == through.history()
+    assert [at >= 20 for at in short.diverged_at.values()] == [True]
+
+
+def test_an_end_that_cannot_be_moved(tmp_path: Path) -> None:
+    run(updates=30, run_dir=tmp_path / "s", **FALLING)
+    with pytest.raises(ConfigMismatchError, match=r"updates: got 25, .* cannot end earlier"):
+        run(updates=25, run_dir=tmp_path / "s", resume=True, **FALLING)
+    untested = {**FALLING, "test_every": 7}
+    run(updates=30, run_dir=tmp_path / "t", **untested)
+    with pytest.raises(ConfigMismatchError, match="one stays where test_every divides"):
+        run(updates=40, run_dir=tmp_path / "t", resume=True, **untested)
+    same = run(updates=30, run_dir=tmp_path / "t", resume=True, **untested)
+    assert same.updates == 30
+
+
 def test_folders_of_other_sweeps_are_refused(tmp_path: Path) -> None:
     grid = {"learning_rate": [0.01]}
     run(grid, updates=5, run_dir=tmp_path / "s")

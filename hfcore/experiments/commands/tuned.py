@@ -44,7 +44,10 @@ def tuned_options(
         click.option("--seeds", default=seeds, metavar="N|A,B,…", help="How many, or which."),
         click.option("--batch-size", type=click.IntRange(1), default=batch_size),
         click.option("--test-every", type=click.IntRange(1), default=test_every, help="Updates."),
-        run_options(resume="Continue the runs in --run-dir.", quiet="Only the table at the end."),
+        run_options(
+            resume="Continue the runs in --run-dir, to more --updates perhaps.",
+            quiet="Only the table at the end.",
+        ),
     ]
     return decorated_by(options)
 

@@ -1,0 +1,335 @@
+"""What a loss is: a formula by output, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from hfcore.bindings.checks import check_choice
+from hfcore.losses.hessian import (
+    DenseHessian,
+    DiagonalHessian,
+    FormulaHessian,
+    OutputHessian,
+    semidefinite,
+)
+
+Mean = Literal["cases", "weights", "elements", "sum"]
+StandIn = Literal["gauss_newton", "positive", "absolute"]
+
+MEANS = ("cases", "weights", "elements", "sum")
+STAND_INS = ("gauss_newton", "positive", "absolute")
+
+# Negative entries of a diagonal L'' up to this share of the largest are rounding.
+ROUNDING = 64
+
+
+class Loss(ABC):
+    """A loss on outputs ``s [T,B,k]``, also ``[B,k]``, or with a leading group axis.
+
+    ``mask [T,B]`` says what outputs count: bool, or weights ≥ 0 in s's dtype, None for all 1. An
+    output of weight 0 never counts, whatever it and its target hold.
+
+    A subclass brings :meth:`per_output`. Value, gradient and L'' then come from autograd; the
+    attributes say what cannot be seen from a formula.
+
+    Args:
+        mean: what its mean is over, see :mod:`hfcore.losses`.
+        stand_in: what takes the place of L'' in the Gauss-Newton matrix where the loss is not
+            convex in s, since G = JᵀL''J is indefinite then (Martens & Sutskever 2012, section
+            6.3). ``"positive"``: L'' without its negative eigenvalues; ``"absolute"``: with their
+            absolute values; ``"gauss_newton"``: as :meth:`gauss_newton_diagonal` says. None:
+            negative curvature is a ValueError. The exact Hessian has no stand-in.
+    """
+
+    # Admissible values of floating targets, which must be finite too, and how to say so.
+    target_range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    target_need: ClassVar[str] = "finite values"
+    # The same of predictions ŷ and their means.
+    prediction_range: tuple[float, float] = (-math.inf, math.inf)
+    prediction_need: str = "finite numbers"
+    # Its name among the ops, and whether L'' has a rank-one part there; "": it has no kernels.
+    kind: ClassVar[str] = ""
+    rank_one: ClassVar[bool] = False
+    # Whether targets are class indices, one an output.
+    takes_classes: ClassVar[bool] = False
+    # Whether it is a sum over the k outputs, so that L'' is diagonal.
+    separable: ClassVar[bool] = False
+    # Whether it is convex in s for certain; False: L'' has to be looked at.
+    convex: ClassVar[bool] = False
+    # What the value is multiplied by in a mean.
+    factor: float = 1.0
+    mean: Mean = "cases"
+    stand_in: StandIn | None = None
+
+    def __init__(self, *, mean: Mean = "cases", stand_in: StandIn | None = None) -> None:
+        check_choice("mean", mean, MEANS)
+        if stand_in is not None:
+            check_choice("stand_in", stand_in, STAND_INS)
+        self.mean = mean
+        self.stand_in = stand_in
+
+    # ---- what a subclass says
+
+    @abstractmethod
+    def per_output(self, s: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each output ``[…]`` of ``s […,k]``: differentiable torch ops.
+
+        Class weights are in it, masks and sample weights are not. ``targets`` as the loss takes
+        them, in s's dtype where they are floating.
+        """
+
+    def link(self, s: Tensor) -> Tensor:
+        """Predictions ŷ from outputs s, of the same shape."""
+        return s
+
+    def best_constant(self, mean: Tensor, least: float = 1e-9) -> Tensor:
+        """The outputs s at which ŷ is the mean target, ``least`` in place of what has no link."""
+        return mean
+
+    @property
+    def likelihood(self) -> bool:
+        """Whether it is a distribution's negative log-likelihood, up to a constant."""
+        return False
+
+    def gauss_newton_diagonal(self, s: Tensor, targets: Tensor) -> Tensor:
+        """The diagonal of what ``stand_in="gauss_newton"`` takes for L''."""
+        raise ValueError(f"stand_in: {self!r} has no 'gauss_newton', need 'positive' or 'absolute'")
+
+    # ---- targets
+
+    def check_targets(self, s_shape: torch.Size, targets: Tensor, dtype: torch.dtype) -> None:
+        """Raise if ``targets`` cannot belong to outputs of shape ``[…,k]``."""
+        if targets.shape != s_shape:
+            raise ValueError(
+                f"targets: got shape {list(targets.shape)}, need {list(s_shape)} like the outputs"
+            )
+        if targets.dtype != dtype:
+            raise TypeError(f"targets: got {targets.dtype}, need {dtype} like the model")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether finite targets may be out of range."""
+        return self.target_range != (-math.inf, math.inf)
+
+    def check_values(self, targets: Tensor, mask: Tensor | None = None) -> None:
+        """Raise ValueError for a floating target that counts and is not admissible."""
+        if not targets.is_floating_point():
+            return
+        low, high = self.target_range
+        bad = ~torch.isfinite(targets)
+        if self.bounded:
+            bad |= (targets < low) | (targets > high)
+        if mask is not None:
+            bad &= (mask != 0).reshape(mask.shape + (1,) * (targets.ndim - mask.ndim))
+        if bool(bad.any()):
+            raise ValueError(
+                f"targets: an unmasked target is {targets[bad][0].item()}, need {self.target_need}"
+            )
+
+    def check_range(self, low: float, high: float) -> None:
+        """The same from the least and the largest of finite targets."""
+        least, largest = self.target_range
+        if low < least or high > largest:
+            bad = low if low < least else high
+            raise ValueError(f"targets: a target is {bad}, need {self.target_need}")
+
+    def check_ops(self, outputs: int, targets: Tensor, mask: Tensor | None) -> None:
+        """Raise ValueError for what ops find in grouped values and cannot look at in a graph."""
+        return
+
+    def check_mean(self, name: str, mean: Tensor) -> None:
+        """Raise ValueError for what cannot be a mean of predictions."""
+        low, high = self.prediction_range
+        if not bool(mean.isfinite().all()) or not bool(((mean >= low) & (mean <= high)).all()):
+            raise ValueError(f"{name}: got {mean.tolist()}, need {self.prediction_need}")
+
+    # ---- means
+
+    def counted(self, targets: Tensor, mask: Tensor | None, outputs: int, cases: int) -> float:
+        """What a batch of ``cases`` with ``outputs`` = k counts in the mean of several."""
+        if self.mean in ("cases", "sum"):
+            return float(cases)
+        lead = targets.shape if self.takes_classes else targets.shape[:-1]
+        weight = float(lead.numel()) if mask is None else float(mask.sum(dtype=torch.float64))
+        if self.mean == "elements" and not self.takes_classes:
+            return weight * outputs
+        return weight
+
+    def scale(self, counted: Iterable[float]) -> float:
+        """What sums over all batches are multiplied by, from what each is :meth:`counted`.
+
+        Raises ValueError where nothing counts.
+        """
+        total = 1.0 if self.mean == "sum" else sum(counted)
+        if total == 0:
+            raise ValueError("targets: no output counts, need at least one")
+        return self.factor / total
+
+    def mean_target(self, targets: Tensor, mask: Tensor | None, outputs: int) -> tuple[Tensor, int]:
+        """Sum of the targets that count, float64 ``[k]``, and how many outputs they are of."""
+        kept = targets if mask is None else targets[mask != 0]
+        return kept.reshape(-1, outputs).double().sum(0), kept.numel() // outputs
+
+    # ---- value and derivatives, on arrays with or without axes of group and time
+
+    def value(
+        self, s: Tensor, targets: Tensor, mask: Tensor | None = None, *, scale: float = 1.0
+    ) -> float:
+        """scale·Σ loss by the outputs' weights, accumulated in float64."""
+        return float(self.values(*grouped(s, targets, mask), scale=scale).sum())
+
+    def values(
+        self, s: Tensor, targets: Tensor, mask: Tensor | None = None, *, scale: float = 1.0
+    ) -> Tensor:
+        """The same for each net of ``s [G,T,B,k]``: ``[G]`` float64."""
+        with torch.no_grad():
+            per = self._weighted_per_output(s.double(), _widened(targets), mask)
+        return scale * per.sum((1, 2))
+
+    def gradient(
+        self,
+        s: Tensor,
+        targets: Tensor,
+        mask: Tensor | None = None,
+        *,
+        scale: float = 1.0,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """∂L/∂s, of s's shape and dtype, into ``out`` if it is given."""
+        with torch.enable_grad():
+            leaf = s.detach().requires_grad_()
+            total = self._weighted_per_output(leaf, targets, mask).sum()
+            (g,) = torch.autograd.grad(total, leaf)
+        g = g.mul_(scale)
+        return g if out is None else out.copy_(g)
+
+    def hessian(
+        self, s: Tensor, targets: Tensor, mask: Tensor | None = None, *, exact: bool = False
+    ) -> OutputHessian:
+        """The unscaled L'' at s, or its stand-in; ``exact``: L'' whatever its signs.
+
+        Raises ValueError for negative curvature without a stand-in.
+        """
+        if self.stand_in == "gauss_newton" and not exact:
+            c = self.gauss_newton_diagonal(s.detach(), targets)
+            return DiagonalHessian(weighted(c, _per_element(mask, c)))
+        with torch.enable_grad():
+            leaf = s.detach().requires_grad_()
+            total = self._weighted_per_output(leaf, targets, mask).sum()
+            (g,) = torch.autograd.grad(total, leaf, create_graph=True)
+            formula = FormulaHessian(g, leaf)
+            if self.separable:
+                return DiagonalHessian(self._signed(formula.apply(torch.ones_like(leaf)), exact))
+        if exact or self.convex:
+            return formula
+        if self.stand_in is not None:
+            return DenseHessian(semidefinite(formula.dense(), self.stand_in))
+        self._refuse(formula.most_negative())
+        return formula
+
+    @property
+    def net_kind(self) -> str | None:
+        """Its name among the ops on whole nets; None: they do not know it."""
+        return None
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether it weighs classes, elements or targets itself."""
+        return False
+
+    @property
+    def means_cases(self) -> bool:
+        """Whether its mean is the plain one over cases."""
+        return self.mean == "cases" and self.factor == 1
+
+    @property
+    def is_recordable(self) -> bool:
+        """Whether its sums, their scale among it, can be recorded as a CUDA graph."""
+        return False
+
+    def is_fused(self, mask: Tensor | None) -> bool:
+        """Whether L'' is diag(c) or diag(c) − c cᵀ, as ops on whole nets take it."""
+        return self.separable
+
+    def _signed(self, c: Tensor, exact: bool) -> Tensor:
+        """A diagonal without negative entries."""
+        if exact or self.convex:
+            return c
+        if self.stand_in == "absolute":
+            return c.abs()
+        if self.stand_in is None:
+            least = float(c.min())
+            size = float(c.abs().max())
+            self._refuse(least if least < -ROUNDING * torch.finfo(c.dtype).eps * size else 0.0)
+        return c.clamp_min(0)
+
+    def _refuse(self, negative: float) -> None:
+        if negative < 0:
+            raise ValueError(
+                f"loss: {self!r} is not convex in the outputs: L'' has negative curvature "
+                f"({negative:.3g}) here; choose stand_in='positive', 'absolute' or one that it "
+                "offers, or the exact Hessian"
+            )
+
+    def weighted_per_output(self, s: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
+        """The loss of each output times its weight ``[…]``, differentiable; zero where masked."""
+        return weighted(self.per_output(s, targets), mask)
+
+    def _weighted_per_output(self, s: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
+        """The same with what is masked cut off before the formula sees it, NaN among it."""
+        lead = torch.broadcast_shapes(
+            s.shape[:1], targets.shape[:1], *(() if mask is None else (mask.shape[:1],))
+        )
+        if s.ndim == 4:  # a group axis that is shared
+            s, targets = s.expand(*lead, *s.shape[1:]), targets.expand(*lead, *targets.shape[1:])
+            mask = None if mask is None else mask.expand(*lead, *mask.shape[1:])
+        if mask is not None:
+            keep = mask != 0
+            s = torch.where(keep.unsqueeze(-1), s, 0)
+            targets = torch.where(_per_element(keep, targets), targets, 0)
+        return self.weighted_per_output(s, targets, mask)
+
+    def _options(self) -> dict[str, object]:
+        """What is not at its default, for ``repr``."""
+        options: dict[str, object] = {} if self.mean == "cases" else {"mean": self.mean}
+        if self.factor != 1:
+            options["factor"] = self.factor
+        return options if self.stand_in is None else {**options, "stand_in": self.stand_in}
+
+    def __repr__(self) -> str:
+        options = ", ".join(f"{name}={value!r}" for name, value in self._options().items())
+        return f"{type(self).__name__}({options})"
+
+
+def weighted(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Values times their weights, zero where those are, NaN among them."""
+    if mask is None:
+        return values
+    if mask.dtype == torch.bool:
+        return torch.where(mask, values, torch.zeros_like(values))
+    return torch.where(mask != 0, values * mask, torch.zeros_like(values))
+
+
+def _per_element(mask: Tensor | None, like: Tensor) -> Tensor:
+    """A mask of outputs with the axes of ``like``."""
+    if mask is None:
+        return like.new_ones((), dtype=torch.bool)
+    return mask.reshape(mask.shape + (1,) * (like.ndim - mask.ndim))
+
+
+def _widened(targets: Tensor) -> Tensor:
+    return targets.double() if targets.is_floating_point() else targets
+
+
+def grouped(
+    s: Tensor, targets: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Add the axes of group and time that the ops want, where s has none."""
+    missing = (None,) * (4 - s.ndim)
+    return s[missing], targets[missing], None if mask is None else mask[missing]

@@ -1,0 +1,298 @@
+"""Passes through recurrent nets of one or several layers, for any form of their W_hh.
+
+Layer l = 0 .. L-1 takes ``ys[l] [G,T,B,n]`` to the states h = ``ys[l+1] [G,T,B,H]``; ``ys[0]`` are
+the inputs. t are its pre-activations, h = e(t), gt = ∂L/∂t. An axis G of length 1 is shared.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from hfcore.batches import Batch
+from hfcore.bindings.recurrence import RnnWeights, activation_derivative
+from hfcore.losses import Loss
+from hfcore.nets.net import FusedNet, Into, Pass, Tangent
+from hfcore.nets.recurrence import Recurrence
+from hfcore.nets.sequences import Sequences, check_sequences
+from hfcore.nets.through_time import (
+    activation_bend,
+    at_outputs,
+    case_slices,
+    case_squares,
+    outer,
+    scattered,
+    times,
+)
+
+# Sequences whose states are held at once while a gradient is accumulated.
+SEQUENCES_AT_ONCE = 1024
+
+
+class Layer(NamedTuple):
+    """Parameters of one layer, or what belongs to each, with a group axis."""
+
+    W_hx: Tensor
+    W_hh: Tensor
+    b_h: Tensor
+    b_init: Tensor
+
+
+class Weights(NamedTuple):
+    """Those of the read-out, and of every layer."""
+
+    W_yh: Tensor
+    b_y: Tensor
+    layers: list[Layer]
+
+
+@dataclass(frozen=True)
+class RecurrentStates:
+    """Weights and states of a pass."""
+
+    w: Weights
+    ys: list[Tensor]
+
+
+class Adjoint(NamedTuple):
+    """∂L/∂s, gt of every layer, and ∂L/∂h ⊙ e''/e' of those where e'' is not 0."""
+
+    gs: Tensor
+    gts: list[Tensor]
+    bends: dict[int, Tensor]
+
+
+class RecurrentNet(FusedNet):
+    """The passes; a subclass says where parameters stand in θ.
+
+    Args:
+        model: with ``input_size``, ``output_size``, ``nonlinearity``.
+        loss, numel: see :class:`FusedNet`.
+        hidden_sizes: units of every layer.
+        forms: its W_hh.
+        damped: factor of structural damping of every layer that has it, D'' = e'(t).
+    """
+
+    timed = True
+    supports_structural = True
+    has_fisher = True
+
+    def __init__(
+        self,
+        model: Any,
+        loss: Loss,
+        *,
+        numel: int,
+        hidden_sizes: Sequence[int],
+        forms: list[Recurrence],
+        damped: dict[int, float],
+    ) -> None:
+        super().__init__(model, loss, numel=numel, output_size=model.output_size)
+        self.sizes = (model.input_size, model.output_size)
+        self.nonlinearity = model.nonlinearity
+        self.hidden_sizes, self.forms, self.damped = tuple(hidden_sizes), forms, damped
+
+    @abstractmethod
+    def split(self, theta: Tensor) -> Weights:
+        """``theta [G,N]`` as parameters, W_hh as its form takes it."""
+
+    @abstractmethod
+    def joined(self, g: Weights) -> Tensor:
+        """The flat ``[G,N]`` of what belongs to each parameter, ``[G,·]`` or ``[1,·]``."""
+
+    def apart(self) -> Self:
+        other = super().apart()
+        other.forms = [form.pinned() for form in self.forms]
+        return other
+
+    # ---- data
+
+    def check(self, batch: Batch, dtype: torch.dtype | None = None) -> Sequences:
+        like = next(self.model.parameters()) if dtype is None else None
+        return check_sequences(batch, self.loss, self.sizes, like=like, dtype=dtype)
+
+    def check_tested(self, batch: Batch, dtype: torch.dtype) -> Sequences:
+        return check_sequences(batch, self.loss, self.sizes, dtype=dtype, every_step=True)
+
+    def bytes_per_case(self, part: Sequences) -> int:
+        return part.x.shape[1] * sum(self.hidden_sizes) * part.x.element_size()
+
+    def chunk_size(self, part: Sequences) -> int:
+        return SEQUENCES_AT_ONCE
+
+    # ---- passes
+
+    def outputs(self, theta: Tensor, part: Sequences) -> Tensor:
+        return self._forward(theta, part, fresh=False, states=False).s
+
+    def forward(self, theta: Tensor, part: Sequences, *, fresh: bool) -> Pass:
+        return self._forward(theta, part, fresh=fresh, states=True)
+
+    def _forward(self, theta: Tensor, part: Sequences, *, fresh: bool, states: bool) -> Pass:
+        """A pass; without ``states`` those of the last layer are not made."""
+        w, ys = self.split(theta), [part.x]
+        for l, (form, layer, H) in enumerate(
+            zip(self.forms, w.layers, self.hidden_sizes, strict=True)
+        ):
+            is_last, out = l == len(self.forms) - 1, None
+            if not fresh and (states or not is_last):  # fresh pages cost as much as the arithmetic
+                out = self.work.take(f"states{l}", theta, len(theta), *part.x.shape[1:3], H)
+            # Below the last layer nobody reads: one output of weight zero.
+            read = (w.W_yh, w.b_y) if is_last else (theta.new_zeros(1, 1, H), theta.new_zeros(1, 1))
+            arrays = RnnWeights(layer.W_hx, layer.W_hh, read[0], layer.b_h, layer.b_init, read[1])
+            h, s = form.forward(
+                ys[-1], arrays, self.nonlinearity, part.steps, states=states or not is_last, out=out
+            )
+            if h is not None:
+                ys.append(h)
+        return Pass(part, s, RecurrentStates(w, ys))
+
+    def tangent(self, at: Pass, v: Tensor, *, keep: bool, stop: Tensor | None = None) -> Tangent:
+        """Rh of every layer and Rs (M&S 2011, Algorithm 1); ``stop`` is not looked at."""
+        w, ys, V = at.states.w, at.states.ys, self.split(v)
+        Rhs: list[Tensor] = []
+        for l, form in enumerate(self.forms):
+            u = self._direct(at, V, l)
+            if l:
+                u += times(Rhs[-1], w.layers[l].W_hx.mT)
+            Rhs.append(form.scan(u, self._slope(ys[l + 1]), w.layers[l].W_hh))
+        Rs = times(at_outputs(Rhs[-1], at.part.steps), w.W_yh.mT) + self._read(at, V)
+        return Tangent(Rs, Rhs)
+
+    def backward(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
+        gts = self._through_time(at, gs, into.add or {})
+        return into.out.copy_(self._gradient(at, gts, gs).mul_(into.scale))
+
+    def structural_term(self, at: Pass, R: Tangent, structural: float) -> dict[int, Tensor]:
+        # D'' = e' makes D''Rt = Rh.
+        return {l: factor * structural * R.states[l] for l, factor in self.damped.items()}
+
+    def adjoint(self, at: Pass, gs: Tensor, *, bends: bool) -> Adjoint:
+        w, ys, gts = at.states.w, at.states.ys, self._through_time(at, gs, {})
+        bent: dict[int, Tensor] = {}
+        gh = self._at_states(at, times(gs, w.W_yh)) if bends else gs
+        for l in reversed(range(len(gts))) if bends else ():
+            bend = activation_bend(ys[l + 1], self.nonlinearity)
+            if bend is not None:
+                gh[:, :-1] += self.forms[l].returned(gts[l][:, 1:], w.layers[l].W_hh)
+                bent[l] = bend.mul_(gh)
+            if l:
+                gh = times(gts[l], w.layers[l].W_hx)
+        return Adjoint(gs, gts, bent)
+
+    def rbackward(
+        self, at: Pass, adjoint: Any, R: Tangent, Rgs: Tensor, v: Tensor, into: Into
+    ) -> Tensor:
+        """Rgt_t = e' ⊙ (Rgt_{t+1} W_hh + gt_{t+1} V_hh + R(what comes from above)) + bend + add."""
+        (gs, gts, bends), w, V, Rhs = adjoint, at.states.w, self.split(v), R.states
+        add, Rgts = dict(into.add or {}), list(gts)
+        for l, bend in bends.items():
+            add[l] = add[l].addcmul_(bend, Rhs[l]) if l in add else bend * Rhs[l]
+        u = self._at_states(at, times(Rgs, w.W_yh) + times(gs, V.W_yh))
+        for l, form in reversed(list(enumerate(self.forms))):
+            layer, R_layer = w.layers[l], V.layers[l]
+            u[:, :-1] += form.returned(gts[l][:, 1:], R_layer.W_hh)
+            Rgts[l] = form.scan_back(u, self._slope(at.states.ys[l + 1]), layer.W_hh, add.get(l))
+            if l:
+                u = times(Rgts[l], layer.W_hx) + times(gts[l], R_layer.W_hx)
+        curved = self._gradient(at, Rgts, Rgs)
+        # The same with Rh in h's place; inputs and ones have no tangent.
+        cross = self._gradient(at, gts, gs, Rhs)
+        return torch.add(curved, cross, out=into.out).mul_(into.scale)
+
+    def squares(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
+        ys, gts = at.states.ys, self._through_time(at, gs, {})
+        read = at_outputs(ys[-1], at.part.steps)[0]
+        widest = max(*self.sizes, *self.hidden_sizes) * max(self.hidden_sizes)
+        for net, total in enumerate(into.out.zero_()):
+            for b in case_slices(gs.shape[2], widest, gs):
+                o, layers = gs[net, :, b], []
+                for l, gt in enumerate(gts):
+                    g, x, before = gt[net, :, b], ys[l][0, :, b], ys[l + 1][0, :-1, b]
+                    W_hx, W_hh = case_squares(g, x), self.forms[l].squares(g[1:], before)
+                    b_h, b_init = g.sum(0).square().sum(0), g[0].square().sum(0)
+                    layers.append(Layer(*(_row(p) for p in (W_hx, W_hh, b_h, b_init))))
+                W_yh, b_y = case_squares(o, read[:, b]), o.sum(0).square().sum(0)
+                total += self.joined(Weights(_row(W_yh), _row(b_y), layers))[0]
+        return into.out.mul_(into.scale)
+
+    def fisher(self, at: Pass, adjoint: Any, v: Tensor, into: Into) -> Tensor:
+        """From ⟨g_i, v⟩ ``[G,B]``, the sum of gt·(direct tangent of t) and gs·(of s): no scan."""
+        (gs, gts, _), V = adjoint, self.split(v)
+        along = sum((gt * self._direct(at, V, l)).sum((1, 3)) for l, gt in enumerate(gts))
+        weight = (along + (gs * self._read(at, V)).sum((1, 3)))[:, None, :, None]
+        g = self._gradient(at, [weight * gt for gt in gts], weight * gs)
+        return into.out.copy_(g.mul_(into.scale))
+
+    # ---- pieces of the passes
+
+    def _slope(self, h: Tensor) -> Tensor:
+        """e'(t)."""
+        return activation_derivative(h, self.nonlinearity)
+
+    def _at_states(self, at: Pass, g: Tensor) -> Tensor:
+        """``g [G,T_out,B,H]`` at every step, zeros where there is no output."""
+        return scattered(g, at.part.steps, at.part.x.shape[1])
+
+    def _direct(self, at: Pass, V: Weights, l: int) -> Tensor:
+        """Rt ``[G,T,B,H]`` of layer l where no state has a tangent: what V does at every step."""
+        ys, layer = at.states.ys, V.layers[l]
+        u = times(ys[l], layer.W_hx.mT) + layer.b_h[:, None, None]
+        u[:, 1:] += self.forms[l].carried(ys[l + 1][:, :-1], layer.W_hh)
+        u[:, 0] += layer.b_init.unsqueeze(1)
+        return u
+
+    def _read(self, at: Pass, V: Weights) -> Tensor:
+        """Rs ``[G,T_out,B,k]`` where h has no tangent."""
+        return times(at_outputs(at.states.ys[-1], at.part.steps), V.W_yh.mT) + V.b_y[:, None, None]
+
+    def _through_time(self, at: Pass, gs: Tensor, add: Mapping[int, Tensor]) -> list[Tensor]:
+        """BPTT: gt ``[G,T,B,H]`` of every layer from ``gs``; ``add[l]`` joins every step."""
+        w, ys = at.states.w, at.states.ys
+        gts: list[Tensor] = []
+        u = self._at_states(at, times(gs, w.W_yh))
+        for l, form in reversed(list(enumerate(self.forms))):
+            slope = self._slope(ys[l + 1])
+            gts.insert(0, form.scan_back(u, slope, w.layers[l].W_hh, add.get(l)))
+            if l:
+                u = times(gts[0], w.layers[l].W_hx)
+        return gts
+
+    def _gradient(
+        self, at: Pass, gts: list[Tensor], gs: Tensor, Rhs: list[Tensor] | None = None
+    ) -> Tensor:
+        """gsᵀ·[h, 1] and gtᵀ·[x, h_{t-1}, 1] of every layer over time and cases, ``[G,N]``.
+
+        With ``Rhs`` those stand for the states, and there is nothing for inputs and ones.
+        """
+        hs, ones = at.states.ys[1:] if Rhs is None else Rhs, Rhs is None
+        layers = []
+        for l, gt in enumerate(gts):
+            if l or ones:
+                W_hx = outer(gt, hs[l - 1] if l else at.part.x)
+            else:
+                W_hx = gt.new_zeros(1, gt.shape[-1] * at.part.x.shape[-1])
+            W_hh = self.forms[l].outer(gt[:, 1:], hs[l][:, :-1])
+            layers.append(Layer(W_hx, W_hh, _sum(gt, ones), _sum(gt[:, :1], ones)))
+        W_yh = outer(gs, at_outputs(hs[-1], at.part.steps))
+        return self.joined(Weights(W_yh, _sum(gs, ones), layers))
+
+
+def concatenated(pieces: Sequence[Tensor]) -> Tensor:
+    """``[G,N]`` from pieces ``[G,·]`` or ``[1,·]``."""
+    G = max(map(len, pieces))
+    return torch.cat([p.expand(G, -1) for p in pieces], dim=1)
+
+
+def _sum(g: Tensor, there: bool) -> Tensor:
+    """Σ over time and cases ``[G,·]``, or zeros ``[1,·]``."""
+    return g.sum((1, 2)) if there else g.new_zeros(1, g.shape[-1])
+
+
+def _row(piece: Tensor) -> Tensor:
+    return piece.reshape(1, -1)
