@@ -16,7 +16,7 @@ def check_tensor(
     like: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """Check rank and shape (letters stand for any length), dtype and device of one argument.
+    """Check rank and shape (``["G", "T", 3]``: letters are any length), dtype, device of a value.
 
     Raises TypeError for something that is not a tensor or has the wrong dtype,
     ValueError for shape or device.
@@ -63,14 +63,14 @@ def check_positive(**sizes: int) -> None:
 
 
 def dense(t: Tensor) -> Tensor:
-    """Detached and C-contiguous; a group axis expanded from one net is cut back to length 1."""
+    """``t [G,...]`` detached and C-contiguous; one expanded from a single net is ``[1,...]``."""
     if t.ndim > 0 and t.shape[0] > 1 and t.stride(0) == 0:
         t = t[:1]
     return plain(t)
 
 
 def plain(t: Tensor) -> Tensor:
-    """Detached and C-contiguous."""
+    """``t [...]`` detached and C-contiguous."""
     if t.is_contiguous() and not (t.requires_grad or t.is_neg()):
         return t  # as most are: torch's ops cost a microsecond each, more with cold caches
     # A lazily negated view (such as z.conj().imag) holds the opposite sign in memory.
@@ -86,7 +86,7 @@ def nets(t: Tensor) -> Tensor:
 
 
 def check_group(**arrays: Tensor | None) -> int:
-    """The group size G of arrays whose first axis is 1 or G; ValueError names a stranger."""
+    """The group size G of arrays ``[1 or G,...]``; ValueError names a stranger."""
     G = 1
     for name, array in arrays.items():
         if array is None or array.shape[0] == 1:
@@ -100,7 +100,7 @@ def check_group(**arrays: Tensor | None) -> int:
 
 
 def check_out(out: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
-    """A new output tensor, or the caller's if of this shape, like's dtype, and contiguous."""
+    """A new output ``[*shape]``, or the caller's if of this shape, like's dtype, and contiguous."""
     if out is None:
         return torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
     check_tensor("out", out, shape, like=like)
@@ -112,7 +112,7 @@ def check_out(out: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
 
 
 def overlap(a: Tensor, b: Tensor) -> bool:
-    """Whether any byte between the first and last element of both is common."""
+    """Whether any byte between first and last element of two tensors ``[...]`` is common."""
     (from_a, to_a), (from_b, to_b) = _span(a), _span(b)
     return from_a < to_b and from_b < to_a
 

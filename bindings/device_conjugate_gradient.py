@@ -29,7 +29,7 @@ OP = "conjugate_gradient.cg_update"
 
 
 def serves(b: Tensor) -> bool:
-    """Whether CG on vectors like ``b`` is to run with its scalars on the device."""
+    """Whether CG on vectors like ``b [N]`` is to run with its scalars on the device."""
     return choose(OP, b) == "cuda"
 
 
@@ -149,7 +149,7 @@ class DeviceSolve:
             yield
 
     def begin(self, product: StoppableProduct, b: Tensor, x0: Tensor) -> None:
-        """Enqueue r = b − A x₀ and what follows from it; a zero x₀ raises the product's flag."""
+        """Enqueue r = b − A x₀ ``[N]`` and what follows; a zero x₀ raises the product's flag."""
         N, w = self._N, self._w
         with self._updating():
             w.b[:N].copy_(b)

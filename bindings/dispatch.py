@@ -151,7 +151,7 @@ def _family(op: str) -> str:
 
 
 def choose(op: str, tensor: torch.Tensor) -> Backend:
-    """The backend that serves ``op`` on data like ``tensor``."""
+    """The backend that serves ``op`` on data like ``tensor [...]``, by its device and dtype."""
     forced = _forced.get()
     if forced is not None:
         reason = _why_declined(forced, op, tensor.device, tensor.dtype)

@@ -48,7 +48,7 @@ class Graphs:
         self._pool: Any = None
 
     def put(self, name: str, value: Tensor, device: torch.device) -> Tensor:
-        """The value in the place of this name, shape and dtype on ``device``, without waiting."""
+        """``value [...]`` in the place of its name, shape and dtype on ``device``; no wait."""
         key = name, value.shape, value.dtype, device
         place = self._places.get(key)
         if place is None:
@@ -125,5 +125,5 @@ def _record(work: Callable[[], T], pool: Any, device: torch.device) -> tuple[Cal
 
 
 def recording(tensor: Tensor) -> bool:
-    """Whether what is enqueued on the tensor's device is being recorded: values cannot be seen."""
+    """Whether what is enqueued on the device of ``tensor [...]`` is recorded: no values to see."""
     return tensor.device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -1,4 +1,4 @@
-"""Loss ops: shape checks, allocation, choice of implementation.
+"""Loss ops: checks of arguments, choice of implementation (``forms/loss``).
 
 Shapes: ``s [G,T,B,k]``; ``targets [G,T,B,k]``, for ``"softmax"`` int64 classes ``[G,T,B]``;
 ``mask [G,T,B]`` bool, or weights ≥ 0 in s's dtype (0/1 among them), or None. A group axis of length
@@ -9,7 +9,6 @@ Shapes: ``s [G,T,B,k]``; ``targets [G,T,B,k]``, for ``"softmax"`` int64 classes 
 from __future__ import annotations
 
 import math
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -20,22 +19,25 @@ from hfcore.bindings.checks import (
     check_out,
     check_positive,
     check_tensor,
-    dense,
 )
-from hfcore.bindings.dispatch import choose, native
-from hfcore.bindings.graphs import recording
-from hfcore.bindings.threads import kernel_threads
-from hfcore.bindings.triton_backend import serving
+from hfcore.bindings.dispatch import choose
+from hfcore.bindings.forms.loss import form
+from hfcore.bindings.forms.loss.values import check_values
 from hfcore.kernels.loss import reference
-from hfcore.kernels.loss.reference import RANK_ONE, RankOne
+from hfcore.kernels.loss.reference import KINDS, RANK_ONE, RankOne
 
-KINDS = (
-    reference.SQUARED,
-    reference.LOGISTIC,
-    reference.SOFTMAX,
-    reference.HUBER,
-    reference.POISSON,
-)
+__all__ = [
+    "KINDS",
+    "NET_KINDS",
+    "RANK_ONE",
+    "RankOne",
+    "check_values",
+    "loss_curvature",
+    "loss_gradient",
+    "loss_hessian_product",
+    "loss_value",
+]
+
 # Those that the ops on whole nets know.
 NET_KINDS = KINDS[:3]
 
@@ -56,26 +58,8 @@ def loss_value(
     """
     _check(kind, s, mask, delta)
     G = _check_targets(kind, s, targets, mask)
-    backend = choose("loss.loss_value", s)
-    if backend != "cpu":
-        check_values(kind, s.shape[-1], targets, mask)
-    if backend == "reference":
-        return reference.loss_value(kind, s, targets, mask, scale, delta).expand(G)
-    if backend == "cuda":
-        with serving("loss.loss_value", s.device):
-            return _triton().loss_value(kind, s, targets, mask, scale, delta).expand(G)  # type: ignore[no-any-return]
-    value = torch.empty(G, dtype=torch.float64)
-    native().loss_value(
-        KINDS.index(kind),
-        dense(s),
-        dense(targets),
-        None if mask is None else dense(mask),
-        scale,
-        value,
-        kernel_threads(),
-        delta,
-    )
-    return value
+    serving = form(choose("loss.loss_value", s))
+    return serving.loss_value(kind, s, targets, mask, scale, delta, G)
 
 
 def loss_gradient(
@@ -94,31 +78,10 @@ def loss_gradient(
     """
     _check(kind, s, mask, delta)
     G = _check_targets(kind, s, targets, mask)
-    shape = (G, *s.shape[1:])
-    backend = choose("loss.loss_gradient", s)
-    if backend != "cpu":
-        check_values(kind, s.shape[-1], targets, mask)
-    if backend == "reference":
-        g = reference.loss_gradient(kind, s, targets, mask, scale, delta)
-        return g if out is None else check_out(out, shape, s).copy_(g)
-    out = check_out(out, shape, s)
-    if backend == "cuda":
-        with serving("loss.loss_gradient", s.device):
-            g = _triton().loss_gradient(
-                kind, s, targets, mask, scale, delta, _buffer(out, s, targets, mask)
-            )
-            return _filled(out, g)
-    native().loss_gradient(
-        KINDS.index(kind),
-        dense(s),
-        dense(targets),
-        None if mask is None else dense(mask),
-        scale,
-        out,
-        kernel_threads(),
-        delta,
-    )
-    return out
+    if out is not None:
+        check_out(out, (G, *s.shape[1:]), s)
+    serving = form(choose("loss.loss_gradient", s))
+    return serving.loss_gradient(kind, s, targets, mask, scale, delta, G, out)
 
 
 def loss_curvature(
@@ -141,29 +104,11 @@ def loss_curvature(
         if targets is None:
             raise ValueError("targets: got None, need those of the outputs for 'huber'")
         G = _check_targets(kind, s, targets, mask)
-    shape = (G, *s.shape[1:])
-    backend = choose("loss.loss_curvature", s)
-    if backend != "cpu":
-        check_values(kind, s.shape[-1], None, mask)
-    if backend == "reference":
-        c = reference.loss_curvature(kind, s, targets, mask, delta)
-        return c if out is None else check_out(out, shape, s).copy_(c)
-    out = check_out(out, shape, s)
+    if out is not None:
+        check_out(out, (G, *s.shape[1:]), s)
     read = targets if kind == reference.HUBER else None
-    if backend == "cuda":
-        with serving("loss.loss_curvature", s.device):
-            c = _triton().loss_curvature(kind, s, read, mask, delta, _buffer(out, s, read, mask))
-            return _filled(out, c)
-    native().loss_curvature(
-        KINDS.index(kind),
-        dense(s),
-        None if mask is None else dense(mask),
-        out,
-        kernel_threads(),
-        None if read is None else dense(read),
-        delta,
-    )
-    return out
+    serving = form(choose("loss.loss_curvature", s))
+    return serving.loss_curvature(kind, s, read, mask, delta, G, out)
 
 
 def loss_hessian_product(
@@ -185,35 +130,11 @@ def loss_hessian_product(
     _, T, B, k = c.shape
     check_positive(T=T, B=B, k=k)
     check_tensor("Rs", Rs, ["G", T, B, k], like=c)
-    shape = (check_group(c=c, Rs=Rs), T, B, k)
-    backend = choose("loss.loss_hessian_product", c)
-    if backend == "reference":
-        g = reference.loss_hessian_product(c, Rs, rank_one, scale)
-        return g if out is None else check_out(out, shape, c).copy_(g)
-    out = check_out(out, shape, c)
-    if backend == "cuda":
-        with serving("loss.loss_hessian_product", c.device):
-            g = _triton().loss_hessian_product(c, Rs, rank_one, scale, _buffer(out, c, Rs))
-            return _filled(out, g)
-    form = RANK_ONE.index(rank_one)
-    native().loss_hessian_product(dense(c), dense(Rs), form, scale, out, kernel_threads())
-    return out
-
-
-def _triton() -> ModuleType:
-    from hfcore.kernels.loss import gpu_triton  # needs Triton, which only CUDA data asks for
-
-    return gpu_triton
-
-
-def _buffer(out: Tensor, *arrays: Tensor | None) -> Tensor | None:
-    """``out`` if a kernel can fill it: not where one net is expanded to G and computed once."""
-    distinct = max(1 if a.stride(0) == 0 else a.shape[0] for a in arrays if a is not None)
-    return out if distinct == out.shape[0] else None
-
-
-def _filled(out: Tensor, value: Tensor) -> Tensor:
-    return out if value is out else out.copy_(value)
+    G = check_group(c=c, Rs=Rs)
+    if out is not None:
+        check_out(out, (G, T, B, k), c)
+    serving = form(choose("loss.loss_hessian_product", c))
+    return serving.loss_hessian_product(c, Rs, rank_one, scale, G, out)
 
 
 def _check(kind: str, s: Tensor, mask: Tensor | None, delta: float) -> int:
@@ -246,22 +167,3 @@ def _check_targets(kind: str, s: Tensor, targets: Tensor, mask: Tensor | None) -
 def _check_device(name: str, tensor: Tensor, s: Tensor) -> None:
     if tensor.device != s.device:
         raise ValueError(f"{name}: is on {tensor.device}, need {s.device} like s")
-
-
-def check_values(kind: str, k: int, targets: Tensor | None, mask: Tensor | None) -> None:
-    """What the compiled module checks while it reads: weights, classes below k where they count.
-
-    Whoever records a CUDA graph looks before: while it is recorded there are no values.
-    """
-    given = targets if mask is None else mask
-    if given is None or recording(given):
-        return
-    if mask is not None and mask.dtype != torch.bool:
-        strange = mask[~((mask >= 0) & mask.isfinite())]
-        if strange.numel() > 0:
-            raise ValueError(f"mask: got {float(strange[0]):f}, need finite weights of at least 0")
-    if kind == reference.SOFTMAX and targets is not None:
-        counted = targets if mask is None else torch.where(mask.bool(), targets, 0)
-        strange = counted[(counted < 0) | (counted >= k)]
-        if strange.numel() > 0:
-            raise ValueError(f"targets: got class {int(strange[0])}, need 0..{k - 1}")

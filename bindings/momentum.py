@@ -17,6 +17,8 @@ from hfcore.bindings.dispatch import choose
 from hfcore.bindings.forms.momentum import form
 
 Coefficient = Tensor | float
+# Learning rate, momentum, lookahead and l2 of a step, each [G] float64.
+Rates = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 class Step(NamedTuple):
@@ -159,7 +161,7 @@ def check_active(active: Tensor | None, G: int, theta: Tensor) -> Tensor | None:
     return _near("active", check_tensor("active", active, [G], dtype=torch.bool), theta)
 
 
-def check_step(step: Step, G: int, theta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def check_step(step: Step, G: int, theta: Tensor) -> Rates:
     """All coefficients, ``[G]`` float64 on the data's device."""
     return (
         _coefficient("learning_rate", step.learning_rate, G, theta),
@@ -177,7 +179,7 @@ def stacked(step: Step, theta: Tensor) -> Tensor:
 
 
 def served_by_cuda(theta: Tensor) -> bool:
-    """Whether updates of ``theta`` are CUDA kernels."""
+    """Whether updates of ``theta [G,N]`` are CUDA kernels."""
     return choose("momentum.momentum_update", theta) == "cuda"
 
 

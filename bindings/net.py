@@ -3,7 +3,7 @@
 They are what the dense and loss ops give layer by layer, up to rounding: a logistic loss has its
 exponential in the data's dtype here and is summed in float64. The CPU form does all of it in one
 call, without packing whole weight matrices, which is what a minibatch of some hundred cases needs;
-the CUDA form is those ops. Formulas: ``kernels/dense/reference.py``.
+the CUDA form is those ops (``forms/net``). Formulas: ``kernels/dense/reference.py``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from itertools import chain, combinations, pairwise, product
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # not in its __all__
 
 from hfcore.bindings.checks import (
     check_choice,
@@ -21,29 +20,13 @@ from hfcore.bindings.checks import (
     check_out,
     check_positive,
     check_tensor,
-    dense,
     overlap,
 )
-from hfcore.bindings.dense import (
-    ACTIVATIONS,
-    activation_derivative,
-    check_factor,
-    dense_backward,
-    dense_forward,
-    dense_gradient,
-    split_layers,
-)
-from hfcore.bindings.dispatch import choose, native
-from hfcore.bindings.loss import NET_KINDS, check_values, loss_gradient, loss_value
-from hfcore.bindings.momentum import (
-    Step,
-    check_active,
-    check_arrays,
-    check_step,
-    update_through,
-)
-from hfcore.bindings.threads import kernel_threads
-from hfcore.kernels.dense import reference
+from hfcore.bindings.dense import ACTIVATIONS, check_factor
+from hfcore.bindings.dispatch import choose
+from hfcore.bindings.forms.net import form
+from hfcore.bindings.loss import NET_KINDS
+from hfcore.bindings.momentum import Step, check_active, check_arrays, check_step
 
 
 class Net:
@@ -102,30 +85,8 @@ def net_gradient(
     G = check_group(x=x, targets=targets, theta=theta)
     out = check_out(out, (G, theta.shape[1]), x)
     _check_apart({"out": out}, x=x, targets=targets, theta=theta)
-    backend = choose("dense.net_gradient", x)
-    if backend == "cpu":
-        losses = torch.empty(G, dtype=torch.float64)
-        native().net_gradient(
-            net.kind_code,
-            to_dlpack(dense(x)),
-            to_dlpack(dense(targets)),
-            to_dlpack(dense(theta)),
-            net.sizes,
-            net.activation_codes,
-            scale,
-            to_dlpack(out),
-            to_dlpack(losses),
-            kernel_threads(),
-        )
-        return losses, out
-    x, theta = x.detach(), theta.detach()
-    if backend == "cuda":
-        return layer_by_layer(net, x, targets, theta, scale=scale, out=out).expand(G), out
-    check_values(net.kind, net.sizes[-1], targets, None)
-    losses, gradient = reference.net_gradient(
-        net.kind, x, targets, theta, net.sizes, net.activations, scale
-    )
-    return losses.expand(G), out.copy_(gradient)
+    serving = form(choose("dense.net_gradient", x))
+    return serving.net_gradient(net, x, targets, theta, scale, out), out
 
 
 def net_update(
@@ -163,55 +124,8 @@ def net_update(
     G = len(theta)
     rates = check_step(step, G, theta)
     active = check_active(active, G, theta)
-    if choose("dense.net_update", x) == "cpu":
-        losses = torch.empty(G, dtype=torch.float64)
-        native().net_update(
-            net.kind_code,
-            to_dlpack(dense(x)),
-            to_dlpack(dense(targets)),
-            to_dlpack(theta),
-            to_dlpack(velocity),
-            net.sizes,
-            net.activation_codes,
-            scale,
-            *(None if rate is None else to_dlpack(rate) for rate in rates),
-            None if active is None else to_dlpack(active),
-            None if out is None else to_dlpack(out),
-            to_dlpack(losses),
-            kernel_threads(),
-        )
-        return losses
-
-    def gradient(point: Tensor, out: Tensor) -> Tensor:
-        return net_gradient(net, x, targets, point, scale=scale, out=out)[0]
-
-    return update_through(gradient, theta, velocity, step, active=active, out=out)
-
-
-def layer_by_layer(
-    net: Net,
-    x: Tensor,
-    targets: Tensor,
-    theta: Tensor,
-    *,
-    scale: float,
-    out: Tensor,
-) -> Tensor:
-    """The same on the dense and loss ops; gives the losses, the gradient goes to ``out``."""
-    layers, gradients = split_layers(theta, net.sizes), split_layers(out, net.sizes)
-    ys = [x]
-    for (W, b), activation in zip(layers, net.activations, strict=True):
-        ys.append(dense_forward(ys[-1], W, b, activation=activation))
-    s, y = ys[-1].unsqueeze(1), targets.unsqueeze(1)
-    losses = loss_value(net.kind, s, y, None, scale=scale)
-    delta = loss_gradient(net.kind, s, y, None)[:, 0]
-    if net.activations[-1] != "linear":
-        delta = delta * activation_derivative(net.activations[-1], ys[-1])
-    for l in reversed(range(len(layers))):
-        dense_gradient(delta, ys[l], scale=scale, out=gradients[l])
-        if l:
-            delta = dense_backward(delta, layers[l][0], ys[l], activation=net.activations[l - 1])
-    return losses
+    serving = form(choose("dense.net_update", x))
+    return serving.net_update(net, x, targets, theta, velocity, step, rates, scale, active, out)
 
 
 def _check_data(net: Net, x: Tensor, targets: Tensor, theta: Tensor) -> None:

@@ -236,16 +236,10 @@ def rnn_gauss_newton(
 
 
 def _by_chunks(
-    serving: RecurrenceForm,
-    at: ForwardPass,
-    v: Tensor,
-    curvature: Curvature,
-    size: tuple[int, int],
-    out: Tensor | None,
-    accumulate: bool,
-    stop: Tensor | None,
+    serving: RecurrenceForm, at: ForwardPass, v: Tensor, curvature: Curvature,
+    size: tuple[int, int], out: Tensor | None, accumulate: bool, stop: Tensor | None,
     scratch: Scratch | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """:func:`rnn_gauss_newton` on chunks of sequences whose states are made and dropped."""
     x, _, w, nonlinearity, steps = at
     nets, H = check_group(x=x, **w._asdict()), w.W_hh.shape[1]

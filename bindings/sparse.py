@@ -87,7 +87,7 @@ def ell_pattern(index: Tensor, n: int) -> EllPattern:
 def current_pattern(
     known: tuple[object, EllPattern] | None, index: Tensor, n: int
 ) -> tuple[object, EllPattern]:
-    """A buffer's state and the pattern that it holds: the ``known`` one where nothing changed.
+    """State and pattern of a buffer ``index [m,K]``: the ``known`` ones where nothing changed.
 
     The pattern is of a copy: one that others keep does not change with the buffer.
     """

@@ -50,7 +50,7 @@ def torch_on_one_thread() -> Iterator[None]:
 
 
 def among_kernels(like: Tensor) -> AbstractContextManager[None]:
-    """:func:`torch_on_one_thread` where compiled kernels serve data like this, else nothing."""
+    """:func:`torch_on_one_thread` where compiled kernels serve ``like [...]``, else nothing."""
     served = choose("conjugate_gradient.cg_update", like) == "cpu"
     return torch_on_one_thread() if served else nullcontext()
 

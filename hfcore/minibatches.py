@@ -22,10 +22,13 @@ from typing import Any, Self, overload
 import torch
 from torch import Tensor
 
+from hfcore.arguments import count, number
 from hfcore.batches import Batch, Batches
-from hfcore.bindings.checks import check_positive
 from hfcore.cases import ArrayCases, Cases
 from hfcore.schedules import Phase
+
+# A generator's 64 bits hold a seed and the number of a pass.
+MAX_SEED = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,8 @@ class Fresh:
     size: int = 1000
 
     def __post_init__(self) -> None:
-        check_positive(count=self.count, size=self.size)
+        object.__setattr__(self, "count", count("count", self.count))
+        object.__setattr__(self, "size", count("size", self.size))
 
 
 class Policy:
@@ -127,26 +131,24 @@ class FullGradient(Policy):
         seed: int | None = 0,
         batch_dim: int = 0,
     ) -> None:
-        if curvature_batches < 1:
-            raise ValueError(f"curvature_batches: got {curvature_batches}, need at least 1")
-        if not 1 <= growth < math.inf:
+        if not 1 <= number("growth", growth) < math.inf:
             raise ValueError(f"growth: got {growth}, need at least 1 and finite")
-        self.curvature_batches = curvature_batches
-        self.growth = growth
-        self.seed = seed
+        self.curvature_batches = count("curvature_batches", curvature_batches)
+        self.growth = float(growth)
+        self.seed = None if seed is None else count("seed", seed, least=0)
         super().__init__(inputs, targets, mask, batch_dim)
 
     def _put_on(self, cases: Cases) -> None:
-        count = len(cases)
-        if self.curvature_batches > count:
+        found = len(cases)
+        if self.curvature_batches > found:
             raise ValueError(
-                f"curvature_batches: got {self.curvature_batches}, need 1 to {count} cases"
+                f"curvature_batches: got {self.curvature_batches}, need 1 to {found} cases"
             )
         if self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed)
-            cases = cases.permuted(torch.randperm(count, generator=generator))
+            cases = cases.permuted(torch.randperm(found, generator=generator))
         self._cases = cases
-        self.everything = cases.parts(0, count)
+        self.everything = cases.parts(0, found)
 
     def __call__(self, step: int) -> Batches:
         """The batches of step number ``step``."""
@@ -201,10 +203,8 @@ class SmallBatches(Policy):
         seed: int = 0,
         batch_dim: int = 0,
     ) -> None:
-        if size < 1:
-            raise ValueError(f"size: got {size}, need at least 1")
-        self.size = size
-        self.seed = seed
+        self.size = count("size", size)
+        self.seed = count("seed", seed, least=0, most=MAX_SEED)
         super().__init__(inputs, targets, mask, batch_dim)
 
     def _put_on(self, cases: Cases) -> None:
@@ -310,8 +310,8 @@ class PhaseBatches(Policy):
         if phase.gradient < 1:
             size = max(1, round(self.cases * phase.gradient))
             return SmallBatches(size=size, seed=self.seed).on(self._data)
-        count = min(self.cases, round(1 / phase.curvature))
-        return FullGradient(curvature_batches=count, seed=self.seed).on(self._data)
+        batches = min(self.cases, round(1 / phase.curvature))
+        return FullGradient(curvature_batches=batches, seed=self.seed).on(self._data)
 
     def config(self) -> dict[str, Any]:
         return {"name": type(self).__name__, "seed": self.seed}

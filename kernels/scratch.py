@@ -16,7 +16,7 @@ class Scratch:
         self._kept: dict[str, Tensor] = {}
 
     def take(self, name: str, like: Tensor, *shape: int) -> Tensor:
-        """A tensor of ``shape`` on like's device, of its dtype; holds whatever it held."""
+        """A tensor ``[*shape]`` on like's device, of its dtype; holds whatever it held."""
         size = math.prod(shape)
         kept = self._kept.get(name)
         fits = kept is not None and kept.numel() >= size

@@ -13,3 +13,9 @@ def filled(out: Tensor | None, value: Tensor, G: int, accumulate: bool = False) 
     if out is None:
         return value
     return out.add_(value) if accumulate else out.copy_(value)
+
+
+def whole(out: Tensor | None, G: int, *arrays: Tensor | None) -> Tensor | None:
+    """``out [G,...]`` if a kernel can fill it: not where one net stands for all G."""
+    distinct = max(1 if a.stride(0) == 0 else a.shape[0] for a in arrays if a is not None)
+    return out if distinct == G else None

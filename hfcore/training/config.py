@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from hfcore.bindings.checks import check_positive
+from hfcore.arguments import count, number
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.training.describe import describe
 from hfcore.training.environment import describe_environment
@@ -37,16 +37,11 @@ class Settings:
     seed: int
 
     def __post_init__(self) -> None:
-        check_positive(
-            test_size=self.test_size,
-            test_every=self.test_every,
-            checkpoint_every=self.checkpoint_every,
-            keep_checkpoints=self.keep_checkpoints,
-        )
-        if not 0.0 <= self.solved_below <= 1.0:
+        for name in ("test_size", "test_every", "checkpoint_every", "keep_checkpoints"):
+            object.__setattr__(self, name, count(name, getattr(self, name)))
+        object.__setattr__(self, "seed", count("seed", self.seed, least=0))
+        if not 0.0 <= number("solved_below", self.solved_below) <= 1.0:
             raise ValueError(f"solved_below: got {self.solved_below}, need a share in [0, 1]")
-        if self.seed < 0:
-            raise ValueError(f"seed: got {self.seed}, need at least 0")
 
 
 def limits_of(stop: Limits | None, minibatches: float | None) -> Limits:
@@ -90,7 +85,7 @@ def run_config(
         "metric": metric,
         "data": dict(data),
         "callbacks": dict(callbacks),
-        "notes": dict(notes),
+        "notes": describe(notes),
         "run": {
             **settings.limits.config(),
             "solved_below": settings.solved_below,

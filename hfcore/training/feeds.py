@@ -173,7 +173,7 @@ def _placed_roles(work: Batches, device: torch.device) -> Batches:
 
 def _seeded(seed: int) -> dict[str, Any]:
     with random_kept():
-        torch.manual_seed(seed)
+        torch.manual_seed(seed % 2**63)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (what a dataset may draw from)
         random.seed(seed)
         return _get_random()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+from hfcore.arguments import count, positive
 
 
 @dataclass(frozen=True)
@@ -26,13 +28,10 @@ class Limits:
     seconds: float | None = None
 
     def __post_init__(self) -> None:
-        if self.iterations is not None and (
-            isinstance(self.iterations, bool) or not isinstance(self.iterations, int)
-        ):
-            raise TypeError(f"iterations: got {self.iterations!r}, need an int or None")
         for name, value in vars(self).items():
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}: got {value}, need a positive finite number")
+            if value is not None:
+                check: Callable[[str, Any], float] = count if name == "iterations" else positive
+                object.__setattr__(self, name, check(name, value))
 
     def reached(self, iteration: int, minibatches: float, seconds: float) -> str | None:
         """The name of the limit that is met: ``"budget"`` (of minibatches), ``"iterations"`` or

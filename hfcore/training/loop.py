@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hfcore.arguments import flag
 from hfcore.batches import Batches
 from hfcore.training import setup
 from hfcore.training.callbacks import Callback, CallbackStates, StopRequest, TrainState
@@ -124,6 +125,7 @@ def train(
     :class:`RunFolderError` for a folder that cannot be used or written, :class:`CheckpointError` if
     no checkpoint is good, and :class:`ConfigMismatchError` if the folder belongs to another config.
     """
+    setup.check_kinds(model, optimizer, run_dir, notes)
     if next(model.parameters(), None) is None:
         raise ValueError("model: has no parameters, nothing to train")
     every = default_every(optimizer)
@@ -136,7 +138,8 @@ def train(
         keep_checkpoints=keep_checkpoints,
         seed=seed,
     )
-    if resume and run_dir is None:
+    flag("test_untrained", test_untrained)
+    if flag("resume", resume) and run_dir is None:
         raise ValueError("resume: got True without run_dir, need the run folder to resume")
     parts = setup.data_of(
         model, optimizer, data, validation=validation, test=test, batch_dim=batch_dim
@@ -169,7 +172,8 @@ def train(
         [*hooks, ProgressDisplay()] if progress else hooks,
     )
     if run_dir is None:
-        return run.to_the_end(test_untrained)
+        run.begin(test_untrained)
+        return run.result(run.loop())
     config = run_config(
         model,
         optimizer,
@@ -183,7 +187,8 @@ def train(
     )
     opened = RunFolder.resume if resume else RunFolder.create
     with opened(Path(run_dir), config, keep=keep_checkpoints) as run.folder:
-        return run.to_the_end(test_untrained)
+        run.begin(test_untrained)
+        return run.result(run.loop())
 
 
 class _Run:
@@ -212,8 +217,8 @@ class _Run:
         self.at = Progress()
         self.metrics: dict[str, Any] = {}
 
-    def to_the_end(self, test_untrained: bool) -> TrainResult:
-        """Begin or resume, iterate, sum up."""
+    def begin(self, test_untrained: bool) -> None:
+        """Begin, or take up the last checkpoint."""
         self.stored = Resumable(
             self.folder,
             {
@@ -237,11 +242,10 @@ class _Run:
                 self.folder.lines,
                 self.at.iteration,
             )
-        return self._result(self._loop())
 
     # ---- the loop
 
-    def _loop(self) -> str:
+    def loop(self) -> str:
         """Iterate until there is a reason to stop."""
         session = time.perf_counter() - self.at.seconds
         with stop_on_signal() as interrupted, self._hooked() as asked:
@@ -255,7 +259,7 @@ class _Run:
             self.stored.save()
         return reason
 
-    def _result(self, reason: str) -> TrainResult:
+    def result(self, reason: str) -> TrainResult:
         """Draw the plots and sum up."""
         if self.at.tested_at < 0:
             self._test()
@@ -302,7 +306,10 @@ class _Run:
         work = self.feed(self.at.iteration)
         drawn = time.perf_counter()
         rows = [work] if isinstance(work, Batches) else work
-        done = combined([self.stepper.step(row) for row in rows])
+        steps = []
+        for row in rows:  # no comprehension: that is a frame more above every product
+            steps.append(self.stepper.step(row))
+        done = combined(steps)
         stepped = time.perf_counter()
         self.at.iteration += 1
         self.at.sequences += done.sequences

@@ -99,7 +99,8 @@ def measured(model: torch.nn.Module, judge: Judge, batches: Iterable[Batch]) -> 
 
 def _takes_mask(metric: Metric) -> bool:
     try:
-        parameters = inspect.signature(metric).parameters.values()
+        called = metric.forward if isinstance(metric, torch.nn.Module) else metric
+        parameters = inspect.signature(called).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         return False
-    return any(p.name == "mask" or p.kind is p.VAR_KEYWORD for p in parameters)
+    return "mask" in parameters

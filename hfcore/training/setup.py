@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
+from hfcore.arguments import count
 from hfcore.batches import Batch
 from hfcore.cases import Cases
 from hfcore.data.dataset import Dataset
@@ -41,6 +43,18 @@ class Data:
     @property
     def problem(self) -> Problem | None:
         return self.train.problem
+
+
+def check_kinds(model: Any, optimizer: Any, run_dir: Any, notes: Any) -> None:
+    """Raise TypeError naming the argument that is of another kind."""
+    for name, value, kinds, need in (
+        ("model", model, torch.nn.Module, "a torch.nn.Module"),
+        ("optimizer", optimizer, torch.optim.Optimizer, "a torch optimiser"),
+        ("run_dir", run_dir, (str, os.PathLike, type(None)), "a path or None"),
+        ("notes", notes, (Mapping, type(None)), "a mapping or None"),
+    ):
+        if not isinstance(value, kinds):
+            raise TypeError(f"{name}: got {type(value).__name__}, need {need}")
 
 
 def data_of(
@@ -80,7 +94,9 @@ def _form(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch_dim: i
         dim = optimizer.param_groups[0].get("batch_dim")
     if dim is None:
         dim = getattr(model, "batch_dim", 0)
-    first, second = dim if isinstance(dim, tuple) else (dim, dim)
+    first, second = dim if isinstance(dim, tuple) and len(dim) == 2 else (dim, dim)
+    for axis in (first, second):
+        count("batch_dim", axis, least=0, most=64)
     return Form(first, second, next(model.parameters()).dtype)
 
 
@@ -128,9 +144,10 @@ def policy_of(
     Raises TypeError or ValueError for one that does not go with the data.
     """
     for name, value in (("batch_size", batch_size), ("gradient_batches", gradient_batches)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: got {value}, need at least 1")
-        if value is not None and given is not None:
+        if value is None:
+            continue
+        count(name, value)
+        if given is not None:
             raise ValueError(f"{name}: got {value} beside batches=, whose policy decides it")
     if given is None:
         given = _default_policy(data, optimizer, batch_size, gradient_batches, seed)
@@ -161,14 +178,14 @@ def _default_policy(
 ) -> Fresh | Policy:
     hessian_free = isinstance(optimizer, HessianFree)
     if data.train.cases is None:
-        count = gradient_batches or GRADIENT_BATCHES
+        batches = gradient_batches or GRADIENT_BATCHES
         loader = data.train.loader
         if loader is not None:
             if batch_size is not None:
                 raise ValueError(f"batch_size: got {batch_size}, but the DataLoader has its own")
             if gradient_batches is None and hasattr(loader.dataset, "__len__"):
-                count = min(count, max(1, len(loader)))
-        return Fresh(count if hessian_free else 1, batch_size or BATCH_SIZE)
+                batches = min(batches, max(1, len(loader)))
+        return Fresh(batches if hessian_free else 1, batch_size or BATCH_SIZE)
     if gradient_batches is not None:
         raise ValueError(
             f"gradient_batches: got {gradient_batches}, but cases at hand are drawn by a policy, "
@@ -227,7 +244,7 @@ class Measured:
         settings: Settings,
     ) -> None:
         self._model = model
-        count = count_along(data.form.input_dim)
+        cases = count_along(data.form.input_dim)
         self.shares = metric is None and isinstance(data.problem, ZeroOne)
         """The error is a share of wrong cases: the problem can be solved."""
         self.name = "loss" if data.problem is None else "problem"
@@ -237,11 +254,11 @@ class Measured:
                 raise TypeError(
                     f"metric: got {type(metric).__name__}, need a function (outputs, targets)"
                 )
-            self.name, self._judge = name_of(metric), metrics.of_metric(metric, count)
+            self.name, self._judge = name_of(metric), metrics.of_metric(metric, cases)
         elif data.problem is not None:
             self._judge = metrics.of_problem(data.problem)
         elif loss is not None:
-            self._judge = metrics.of_loss(loss, count)
+            self._judge = metrics.of_loss(loss, cases)
         device = device_of(model)
         self._parts: dict[str, Callable[[], Iterable[Batch]]] = {}
         for name, part in (("validation", data.validation), ("test", data.test)):
@@ -302,6 +319,8 @@ def data_config(data: Data, policy: Any, settings: Settings) -> dict[str, Any]:
 
 def hooks_of(policy: Any, callbacks: Iterable[Callback]) -> list[Callback]:
     """All callbacks; a policy may be one. Raises TypeError for something else."""
+    if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks: got {type(callbacks).__name__}, need a list of hf.Callback")
     hooks = [*callbacks]
     for hook in hooks:
         if not isinstance(hook, Callback):

@@ -325,7 +325,7 @@ def blocks_of(N: int) -> tuple[int, int]:
 
 
 def dot(a: Tensor, b: Tensor) -> float:
-    """aᵀb in float64; waits for the device."""
+    """aᵀb of vectors ``[N]`` in float64; waits for the device."""
     partial, out = _scratch(a, 4, BLOCKS), _scratch(a, 1)
     blocks = _dot_partials(a, b, partial, None)
     cg_totals_kernel[(1,)](partial, out, blocks, **OPTIONS)
@@ -342,7 +342,7 @@ def cg_update(
     rz: float,
     preconditioner: Tensor | None,
 ) -> tuple[float, float, float]:
-    """One CG step in place; gives (pᵀAp, new rᵀz, φ(x)); waits for the device."""
+    """One CG step in place on ``[N]``; gives (pᵀAp, new rᵀz, φ(x)); waits for the device."""
     partial, totals = _scratch(x, 4, BLOCKS), _scratch(x, 4)
     scalars = _scratch(x, SCALARS).fill_(rz)
     blocks = _dot_partials(p, Ap, partial, None)
@@ -355,7 +355,7 @@ def cg_update(
 
 
 def cg_direction(p: Tensor, z: Tensor, beta: float) -> None:
-    """p = z + β p, in place."""
+    """p = z + β p, in place on vectors ``[N]``."""
     scalars = _scratch(p, SCALARS).fill_(beta)
     blocks, per_block = blocks_of(p.numel())
     cg_direction_kernel[(blocks,)](

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def dot(a: Tensor, b: Tensor) -> float:
-    """aᵀb."""
+    """aᵀb of vectors ``[N]``."""
     return float((a.double() * b.double()).sum())
 
 
@@ -23,7 +23,7 @@ def cg_update(
     rz: float,
     preconditioner: Tensor | None,
 ) -> tuple[float, float, float]:
-    """x += α p, r −= α A p, z = r / M in place, with α = rᵀz / pᵀAp.
+    """x += α p, r −= α A p, z = r / M, all ``[N]``, in place, with α = rᵀz / pᵀAp.
 
     Returns (pᵀAp, new rᵀz, φ(x)) with φ(x) = ½xᵀAx − bᵀx = −½ xᵀ(r + b).
     When pᵀAp is not a positive finite number nothing is changed and (pᵀAp, rz, nan) returned.
@@ -39,5 +39,5 @@ def cg_update(
 
 
 def cg_direction(p: Tensor, z: Tensor, beta: float) -> None:
-    """p = z + β p, in place."""
+    """p = z + β p, in place on vectors ``[N]``."""
     p.mul_(beta).add_(z)

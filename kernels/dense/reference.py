@@ -18,7 +18,7 @@ ACTIVATIONS = LINEAR, LOGISTIC, TANH, RELU = "linear", "logistic", "tanh", "relu
 
 
 def activate(activation: str, z: Tensor) -> Tensor:
-    """φ(z)."""
+    """φ(z) ``[...]`` of any shape."""
     if activation == LOGISTIC:
         return torch.sigmoid(z)
     if activation == TANH:
@@ -29,7 +29,7 @@ def activate(activation: str, z: Tensor) -> Tensor:
 
 
 def activation_derivative(activation: str, y: Tensor) -> Tensor:
-    """φ'(z) from y = φ(z); 0 at the kink of relu."""
+    """φ'(z) from y = φ(z) ``[...]`` of any shape; 0 at the kink of relu."""
     if activation == LOGISTIC:
         return y * (1 - y)
     if activation == TANH:

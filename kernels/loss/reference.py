@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import huber_loss, softplus
 
 SQUARED, LOGISTIC, SOFTMAX, HUBER, POISSON = "squared", "logistic", "softmax", "huber", "poisson"
+# In the order of loss/elementwise.h.
+KINDS = (SQUARED, LOGISTIC, SOFTMAX, HUBER, POISSON)
 
 # What is subtracted of diag(c): nothing, c cᵀ, or c cᵀ / Σc (that of weighted distributions).
 RankOne = bool | Literal["weighted"]
@@ -63,7 +65,7 @@ def loss_value(
 def loss_gradient(
     kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale: float, delta: float = 1.0
 ) -> Tensor:
-    """∂L/∂s = scale·mask·(ŷ − y), Huber's cut at ±delta, of s's shape and dtype."""
+    """∂L/∂s = scale·mask·(ŷ − y) ``[G,T,B,k]``, Huber's cut at ±delta, in s's dtype."""
     if kind == SQUARED:
         g = s - targets.to(s.dtype)
     elif kind == LOGISTIC:
@@ -80,7 +82,7 @@ def loss_gradient(
 def loss_curvature(
     kind: str, s: Tensor, targets: Tensor | None, mask: Tensor | None, delta: float = 1.0
 ) -> Tensor:
-    """The diagonal c of L'' (unscaled), of s's shape; Huber's alone depends on the targets.
+    """The diagonal c ``[G,T,B,k]`` of L'' (unscaled); Huber's alone depends on the targets.
 
     L''v = c ⊙ v, for softmax c ⊙ v − c (cᵀv), or with weights c ⊙ v − c (cᵀv) / Σc.
     """
@@ -101,7 +103,7 @@ def loss_curvature(
 
 
 def loss_hessian_product(c: Tensor, Rs: Tensor, rank_one: RankOne, scale: float) -> Tensor:
-    """scale·L''Rs from the curvature diagonal c, of Rs's shape."""
+    """scale·L''Rs from the curvature diagonal c, all ``[G,T,B,k]``."""
     g = c * Rs
     if rank_one:
         dot = g.sum(-1, keepdim=True)

@@ -109,7 +109,7 @@ def momentum_update(
 def lookahead_point(
     theta: Tensor, velocity: Tensor, momentum: Tensor, out: Tensor, active: Tensor | None
 ) -> None:
-    """out = θ + μ v; arrays contiguous, ``momentum`` on the data's device."""
+    """out = θ + μ v ``[G,N]``; arrays contiguous, ``momentum`` on the data's device."""
     G, N = theta.shape
     blocks = triton.cdiv(N, BLOCK)
     lookahead_point_kernel[(G * blocks,)](

@@ -45,7 +45,7 @@ def momentum_update(
 def lookahead_point(
     theta: Tensor, velocity: Tensor, momentum: Tensor, out: Tensor, active: Tensor | None
 ) -> None:
-    """out = θ + μ v: with the bits of ``ahead`` from an update with this μ as ``lookahead``."""
+    """out = θ + μ v ``[G,N]``: the bits of ``ahead`` from an update whose ``lookahead`` is μ."""
     wide = torch.promote_types(theta.dtype, torch.float32)
     for g in range(theta.shape[0]):
         if active is None or bool(active[g]):

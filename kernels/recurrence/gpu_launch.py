@@ -35,18 +35,18 @@ def distinct(
     factor: Tensor | None = None,
     structural: Tensor | None = None,
 ) -> int:
-    """Bit mask of the arrays that have a group axis of their own, in the order of gpu_scan.cuh."""
+    """Bit mask of the arrays ``[G,...]`` with G > 1, in the order of gpu_scan.cuh."""
     order = (carry, hidden, input_weights, bias, initial_bias, input, added, factor, structural)
     return sum(1 << bit for bit, a in enumerate(order) if a is not None and a.shape[0] > 1)
 
 
 def group_of(*arrays: Tensor | None) -> int:
-    """Nets in the group: the longest first axis."""
+    """Nets in the group: the longest first axis of arrays ``[1 or G,...]``."""
     return max(a.shape[0] for a in arrays if a is not None)
 
 
 def dense(a: Tensor) -> Tensor:
-    """Detached, C-contiguous, float32; an axis expanded from one net is cut back to length 1."""
+    """``a [G,...]`` float32, detached, C-contiguous; one expanded from one net is ``[1,...]``."""
     if a.dtype not in (torch.float32, torch.int64):
         raise TypeError(f"the CUDA recurrence kernels got {a.dtype}, need torch.float32")
     a = a.detach()
@@ -56,6 +56,7 @@ def dense(a: Tensor) -> Tensor:
 
 
 def optional(a: Tensor | None) -> Tensor | None:
+    """:func:`dense` of an array ``[G,...]`` that may be absent."""
     return None if a is None else dense(a)
 
 

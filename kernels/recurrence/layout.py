@@ -65,7 +65,7 @@ class ForwardPass(NamedTuple):
 
     @property
     def states(self) -> Tensor:
-        """h, which must be there."""
+        """h ``[G,T,B,H]``; ValueError where it is None."""
         if self.h is None:
             raise ValueError("h: got None, need the states of the forward pass")
         return self.h

@@ -19,7 +19,7 @@ from hfcore.kernels.recurrence.layout import (
 
 
 def activation(t: Tensor, nonlinearity: str) -> Tensor:
-    """h = e(t)."""
+    """h = e(t) ``[...]`` of any shape."""
     if nonlinearity == "tanh":
         return torch.tanh(t)
     if nonlinearity == "logistic":
@@ -28,7 +28,7 @@ def activation(t: Tensor, nonlinearity: str) -> Tensor:
 
 
 def activation_derivative(h: Tensor, nonlinearity: str) -> Tensor:
-    """d = e'(t), recomputed from h = e(t)."""
+    """d = e'(t), recomputed from h = e(t) ``[...]`` of any shape; 0 at the kink of relu."""
     if nonlinearity == "tanh":
         return 1 - h * h
     if nonlinearity == "logistic":
@@ -72,7 +72,10 @@ def _shared_like(u: Tensor, W: Tensor) -> Tensor:
 def rnn_forward(
     x: Tensor, w: RnnWeights, nonlinearity: str, steps: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """h_t = e(W_hx x_t + W_hh h_{t-1} + b_h), s_t = W_yh h_t + b_y; b_init replaces W_hh h_0."""
+    """h_t = e(W_hx x_t + W_hh h_{t-1} + b_h) ``[G,T,B,H]``, s_t = W_yh h_t + b_y ``[G,T_out,B,k]``.
+
+    At the first step b_init stands for W_hh h_{t-1}. ``x [G,T,B,n]``, ``steps`` int64 ``[T_out]``.
+    """
     u = _shared_like(_times(x, w.W_hx.mT) + _bias(w.b_h), w.W_hh)
     h: list[Tensor] = []
     for t in range(x.shape[1]):
@@ -83,7 +86,10 @@ def rnn_forward(
 
 
 def linear_scan(u: Tensor, d: Tensor, W: Tensor, a: Tensor | None, reverse: bool) -> Tensor:
-    """y_t = d_t * (y_{t-1} W + u_t) + a_t, or with y_{t+1} when ``reverse``."""
+    """y_t = d_t * (y_{t-1} W + u_t) + a_t ``[G,T,B,H]``, or with y_{t+1} when ``reverse``.
+
+    ``u, d, a [G,T,B,H]``, ``W [G,H,H]``.
+    """
     T = u.shape[1]
     u = _shared_like(u, W)
     y: list[Tensor] = [u.new_empty(0)] * T
@@ -133,7 +139,10 @@ def rnn_backward(at: ForwardPass, gs: Tensor) -> Tensor:
 def rnn_tangent(
     x: Tensor, h: Tensor, w: RnnWeights, v: RnnWeights, nonlinearity: str, steps: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """R-op (Algorithm 1 of Martens & Sutskever 2011, forward half): Rh and Rs of the tangent v."""
+    """R-op (Algorithm 1 of Martens & Sutskever 2011, forward half) of the tangent v.
+
+    Rh ``[G,T,B,H]`` and Rs ``[G,T_out,B,k]`` from ``x [G,T,B,n]``, ``h [G,T,B,H]``.
+    """
     u = _times(x, v.W_hx.mT) + _times(_previous(h), v.W_hh.mT) + _bias(v.b_h)
     first = torch.zeros_like(u)
     first[:, 0] = v.b_init.unsqueeze(1)

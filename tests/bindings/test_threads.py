@@ -14,6 +14,7 @@ import hfcore as hf
 from hfcore.bindings import threads
 from hfcore.bindings.dispatch import use_backend
 from hfcore.bindings.threads import among_kernels, kernel_threads, torch_on_one_thread
+from hfcore.optimisers.newton_step import NewtonStep
 
 
 @pytest.fixture(autouse=True)
@@ -85,13 +86,13 @@ def test_a_hessian_free_step_leaves_the_cores_to_the_kernels(
     module: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    step = hf.HessianFree._step
+    run = NewtonStep.run
 
     def watched(*given: object) -> object:
         found.append(numbers())
-        return step(*given)  # type: ignore[arg-type]
+        return run(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(hf.HessianFree, "_step", watched)
+    monkeypatch.setattr(NewtonStep, "run", watched)
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 2) if module else hf.MLP([3, 2], ["linear"])
     opt = hf.HessianFree(model, hf.losses.SquaredError())

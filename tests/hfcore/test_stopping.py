@@ -121,8 +121,8 @@ def test_seconds_are_those_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "kind", "message"),
     [
-        ({"iterations": 0}, ValueError, "iterations: got 0, need a positive"),
-        ({"iterations": 2.5}, TypeError, r"iterations: got 2\.5, need an int"),
+        ({"iterations": 0}, ValueError, "iterations: got 0, need at least 1"),
+        ({"iterations": 2.5}, TypeError, "iterations: got float, need an integer"),
         ({"iterations": True}, TypeError, "iterations: got True"),
         ({"minibatches": -1}, ValueError, "minibatches: got -1"),
         ({"seconds": math.nan}, ValueError, "seconds: got nan"),

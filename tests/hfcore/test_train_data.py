@@ -16,7 +16,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import hfcore as hf
 from hfcore.cases import ArrayCases, SequenceCases
-from hfcore.training import ConfigMismatchError, Limits, RunFolderError
+from hfcore.training import (
+    Callback,
+    ConfigMismatchError,
+    EarlyStopping,
+    Limits,
+    RunFolderError,
+)
 
 SQUARED = hf.losses.SquaredError()
 FullGradient, SmallBatches = hf.minibatches.FullGradient, hf.minibatches.SmallBatches
@@ -782,3 +788,51 @@ def test_sparse_nets_in_double_resume_to_the_bit(tmp_path: Path, name: str, cut:
     whole = run("whole", 8)
     run("parts", cut)
     assert torch.equal(run("parts", 8, resume=True), whole)
+
+
+NONSENSE: list[Any] = [True, "x", b"x", 0, -1, 2.5, np.nan, np.inf, 10**30, 1j, object(), [], {}]
+COUNTS = ("batch_size", "gradient_batches", "test_size", "test_every", "checkpoint_every")
+ARGUMENTS: dict[str, tuple[Any, ...]] = {
+    **{name: tuple(v for v in NONSENSE if v != 10**30) for name in COUNTS},
+    "keep_checkpoints": tuple(v for v in NONSENSE if v != 10**30),
+    "seed": (True, "x", -1, 2.5, 1j, object(), []),
+    "minibatches": (True, "x", 0, -1, np.nan, np.inf, 1j, object(), []),
+    "solved_below": (True, "x", -1, 2.5, np.nan, 1j, object()),
+    "batch_dim": (True, "x", -1, 2.5, 10**30, object(), (0,), (0, 1, 2)),
+    "batches": (True, "x", 0, 2.5, [], {}),
+    "stop": (True, "x", 0, {}),
+    "callbacks": (True, 0, "x", [3], EarlyStopping(3), Callback),
+    "loss": (True, "x", 0, [], {}),
+    "metric": (True, "x", 0, [], {}),
+    "validation": (True, "x", 0, {}, object()),
+    "test": (True, "x", 0, {}, object()),
+    "run_dir": (True, 0, 2.5, [], object()),
+    "notes": (True, 0, "x", [], object()),
+    "resume": ("x", 0, None, []),
+    "test_untrained": ("x", 0, None, []),
+}
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_nonsense_is_named(name: str) -> None:
+    """A TypeError or ValueError that begins with the argument's name, before any step is taken."""
+    for value in ARGUMENTS[name]:
+        model = mlp()
+        before = flat(model)
+        options: dict[str, Any] = {"loss": SQUARED, "stop": Limits(iterations=1), name: value}
+        if name == "minibatches":
+            options.pop("stop")
+        data: Any = DataLoader(TensorDataset(*arrays())) if name == "gradient_batches" else arrays()
+        with pytest.raises((TypeError, ValueError), match=f"^{name}"):
+            hf.train(model, data, hessian_free(model), progress=False, **options)
+        assert torch.equal(flat(model), before)
+
+
+def test_what_is_no_model_or_optimiser_is_named() -> None:
+    for value in (None, 3, "x", [], nn.Linear):
+        with pytest.raises(TypeError, match=r"^model: got \w+, need a torch\.nn\.Module"):
+            train(value, arrays(), descent(mlp()))  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"^optimizer: got \w+, need a torch optimiser"):
+            train(mlp(), arrays(), value)
+    with pytest.raises(ValueError, match=r"^model: has no parameters"):
+        train(nn.Tanh(), arrays(), descent(mlp()))

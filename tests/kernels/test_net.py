@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from hfcore.bindings.dispatch import native, use_backend
+from hfcore.bindings.forms.net.cuda import layer_by_layer
 from hfcore.bindings.loss import NET_KINDS
 from hfcore.bindings.momentum import Step, lookahead_point, momentum_update
-from hfcore.bindings.net import Net, layer_by_layer, net_gradient, net_update
+from hfcore.bindings.net import Net, net_gradient, net_update
 from oracles.cases.net import CASES, NETS, Case, check, oracle
 
 

@@ -14,23 +14,16 @@ class ConjugateGradientForm(Protocol):
     """Formulas: ``kernels/conjugate_gradient/reference.py``; all vectors are ``[N]``."""
 
     def cg_update(
-        self,
-        x: Tensor,
-        r: Tensor,
-        z: Tensor,
-        p: Tensor,
-        Ap: Tensor,
-        b: Tensor,
-        rz: float,
+        self, x: Tensor, r: Tensor, z: Tensor, p: Tensor, Ap: Tensor, b: Tensor, rz: float,
         preconditioner: Tensor | None,
-    ) -> tuple[float, float, float]:
-        """x, r and z in place; (pᵀAp, new rᵀz, φ(x))."""
+    ) -> tuple[float, float, float]:  # fmt: skip
+        """x, r and z ``[N]`` in place; (pᵀAp, new rᵀz, φ(x))."""
 
     def cg_direction(self, p: Tensor, z: Tensor, beta: float) -> None:
-        """p = z + β p in place."""
+        """p = z + β p in place, ``[N]``."""
 
     def dot(self, a: Tensor, b: Tensor) -> float:
-        """aᵀb."""
+        """aᵀb of ``[N]``."""
 
 
 @cache

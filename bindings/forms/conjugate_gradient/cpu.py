@@ -1,6 +1,8 @@
 """The CG updates of the compiled module: CPU, float32 and float64.
 
 Vectors go in as capsules: importing a tensor through its __dlpack__ method costs nanobind 2 µs.
+
+Signatures and shapes: ``ConjugateGradientForm``.
 """
 
 from __future__ import annotations
@@ -13,15 +15,9 @@ from hfcore.bindings.threads import kernel_threads
 
 
 def cg_update(
-    x: Tensor,
-    r: Tensor,
-    z: Tensor,
-    p: Tensor,
-    Ap: Tensor,
-    b: Tensor,
-    rz: float,
+    x: Tensor, r: Tensor, z: Tensor, p: Tensor, Ap: Tensor, b: Tensor, rz: float,
     preconditioner: Tensor | None,
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float]:  # fmt: skip
     pAp, new_rz, phi = _native.cg_update(
         to_dlpack(x),
         to_dlpack(r),

@@ -1,4 +1,7 @@
-"""The CG updates on Triton kernels, float32 and float64; a result waits for the device."""
+"""The CG updates on Triton kernels, float32 and float64; a result waits for the device.
+
+Signatures and shapes: ``ConjugateGradientForm``.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,9 @@ from hfcore.kernels.conjugate_gradient import gpu_triton
 
 
 def cg_update(
-    x: Tensor,
-    r: Tensor,
-    z: Tensor,
-    p: Tensor,
-    Ap: Tensor,
-    b: Tensor,
-    rz: float,
+    x: Tensor, r: Tensor, z: Tensor, p: Tensor, Ap: Tensor, b: Tensor, rz: float,
     preconditioner: Tensor | None,
-) -> tuple[float, float, float]:
+) -> tuple[float, float, float]:  # fmt: skip
     with serving("conjugate_gradient.cg_update", x.device):
         return gpu_triton.cg_update(x, r, z, p, Ap, b, rz, preconditioner)
 

@@ -1,4 +1,7 @@
-"""The CG updates in plain torch: any device, any floating dtype."""
+"""The CG updates in plain torch: any device, any floating dtype.
+
+Signatures and shapes: ``ConjugateGradientForm``.
+"""
 
 from hfcore.kernels.conjugate_gradient.reference import cg_direction, cg_update, dot
 

@@ -24,41 +24,21 @@ class DenseForm(Protocol):
         """y ``[G,B,m]`` from ``a [G,B,n]``, ``W [G,m,n]``, ``b [G,m]``."""
 
     def dense_rforward(
-        self,
-        a: Tensor,
-        Ra: Tensor | None,
-        W: Tensor,
-        V: Tensor,
-        v_b: Tensor,
-        y: Tensor,
-        activation: str,
-        out: Tensor,
-        stop: Tensor | None,
-    ) -> Tensor:
+        self, a: Tensor, Ra: Tensor | None, W: Tensor, V: Tensor, v_b: Tensor, y: Tensor,
+        activation: str, out: Tensor, stop: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """Ry ``[G,B,m]`` from ``a, Ra [G,B,n]``, ``W, V [G,m,n]``, ``v_b [G,m]``, ``y [G,B,m]``."""
 
     def dense_backward(
-        self,
-        delta: Tensor,
-        W: Tensor,
-        y: Tensor,
-        activation: str,
-        add: Tensor | None,
-        out: Tensor,
-        stop: Tensor | None,
-    ) -> Tensor:
+        self, delta: Tensor, W: Tensor, y: Tensor, activation: str, add: Tensor | None,
+        out: Tensor, stop: Tensor | None,
+    ) -> Tensor:  # fmt: skip
         """``[G,B,n]`` from ``delta [G,B,m]``, ``W [G,m,n]``, ``y, add [G,B,n]``."""
 
     def dense_gradient(
-        self,
-        delta: Tensor,
-        a: Tensor,
-        scale: float,
-        squared: bool,
-        out: tuple[Tensor, Tensor],
-        stop: Tensor | None,
-        scratch: Scratch | None,
-    ) -> tuple[Tensor, Tensor]:
+        self, delta: Tensor, a: Tensor, scale: float, squared: bool, out: tuple[Tensor, Tensor],
+        stop: Tensor | None, scratch: Scratch | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """gW ``[G,m,n]`` and gb ``[G,m]`` from ``delta [G,B,m]``, ``a [G,B,n]``."""
 
 

@@ -1,4 +1,7 @@
-"""The dense ops of the compiled module: CPU, float32 and float64."""
+"""The dense ops of the compiled module: CPU, float32 and float64.
+
+Signatures and shapes: ``DenseForm``.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,9 @@ def dense_forward(a: Tensor, W: Tensor, b: Tensor, activation: str, out: Tensor)
 
 
 def dense_rforward(
-    a: Tensor,
-    Ra: Tensor | None,
-    W: Tensor,
-    V: Tensor,
-    v_b: Tensor,
-    y: Tensor,
-    activation: str,
-    out: Tensor,
-    stop: Tensor | None,
-) -> Tensor:
+    a: Tensor, Ra: Tensor | None, W: Tensor, V: Tensor, v_b: Tensor, y: Tensor, activation: str,
+    out: Tensor, stop: Tensor | None,
+) -> Tensor:  # fmt: skip
     _native.dense_rforward(
         nets(a),
         None if Ra is None else nets(Ra),
@@ -44,14 +40,9 @@ def dense_rforward(
 
 
 def dense_backward(
-    delta: Tensor,
-    W: Tensor,
-    y: Tensor,
-    activation: str,
-    add: Tensor | None,
-    out: Tensor,
+    delta: Tensor, W: Tensor, y: Tensor, activation: str, add: Tensor | None, out: Tensor,
     stop: Tensor | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     _native.dense_backward(
         nets(delta),
         nets(W),
@@ -65,13 +56,8 @@ def dense_backward(
 
 
 def dense_gradient(
-    delta: Tensor,
-    a: Tensor,
-    scale: float,
-    squared: bool,
-    out: tuple[Tensor, Tensor],
-    stop: Tensor | None,
-    scratch: Scratch | None,
-) -> tuple[Tensor, Tensor]:
+    delta: Tensor, a: Tensor, scale: float, squared: bool, out: tuple[Tensor, Tensor],
+    stop: Tensor | None, scratch: Scratch | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     _native.dense_gradient(nets(delta), nets(a), scale, squared, *out, kernel_threads())
     return out

@@ -3,6 +3,8 @@
 Float32 under ``set_matmul_precision("ieee")``, the default, is CUDA C++ (``gpu.cu``) where its
 binary loads, in groups that its grid holds (65,535 nets); all else is Triton: float64, TF32, an
 install without nvcc.
+
+Signatures and shapes: ``DenseForm``.
 """
 
 from __future__ import annotations
@@ -28,16 +30,9 @@ def dense_forward(a: Tensor, W: Tensor, b: Tensor, activation: str, out: Tensor)
 
 
 def dense_rforward(
-    a: Tensor,
-    Ra: Tensor | None,
-    W: Tensor,
-    V: Tensor,
-    v_b: Tensor,
-    y: Tensor,
-    activation: str,
-    out: Tensor,
-    stop: Tensor | None,
-) -> Tensor:
+    a: Tensor, Ra: Tensor | None, W: Tensor, V: Tensor, v_b: Tensor, y: Tensor, activation: str,
+    out: Tensor, stop: Tensor | None,
+) -> Tensor:  # fmt: skip
     with _kernels("dense_rforward", out) as run:
         moved = None if Ra is None else nets(Ra)
         run(nets(a), moved, nets(W), nets(V), nets(v_b), nets(y), activation, out, stop)
@@ -45,14 +40,9 @@ def dense_rforward(
 
 
 def dense_backward(
-    delta: Tensor,
-    W: Tensor,
-    y: Tensor,
-    activation: str,
-    add: Tensor | None,
-    out: Tensor,
+    delta: Tensor, W: Tensor, y: Tensor, activation: str, add: Tensor | None, out: Tensor,
     stop: Tensor | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     with _kernels("dense_backward", out) as run:
         more = None if add is None else nets(add)
         run(nets(delta), nets(W), nets(y), activation, more, out, stop)
@@ -60,14 +50,9 @@ def dense_backward(
 
 
 def dense_gradient(
-    delta: Tensor,
-    a: Tensor,
-    scale: float,
-    squared: bool,
-    out: tuple[Tensor, Tensor],
-    stop: Tensor | None,
-    scratch: Scratch | None,
-) -> tuple[Tensor, Tensor]:
+    delta: Tensor, a: Tensor, scale: float, squared: bool, out: tuple[Tensor, Tensor],
+    stop: Tensor | None, scratch: Scratch | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     take = None if scratch is None else partial(scratch.take, "dense_gradient", delta)
     with _kernels("dense_gradient", out[0]) as run:
         run(nets(delta), nets(a), scale, squared, *out, stop, take=take)

@@ -17,27 +17,16 @@ class MomentumForm(Protocol):
     """
 
     def momentum_update(
-        self,
-        theta: Tensor,
-        velocity: Tensor,
-        gradient: Tensor,
-        learning_rate: Tensor,
-        momentum: Tensor,
-        lookahead: Tensor,
-        l2: Tensor | None,
-        ahead: Tensor | None,
+        self, theta: Tensor, velocity: Tensor, gradient: Tensor, learning_rate: Tensor,
+        momentum: Tensor, lookahead: Tensor, l2: Tensor | None, ahead: Tensor | None,
         active: Tensor | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """theta, velocity and ahead in place; ``gradient [1 or G,N]``."""
 
     def lookahead_point(
-        self,
-        theta: Tensor,
-        velocity: Tensor,
-        momentum: Tensor,
-        out: Tensor,
+        self, theta: Tensor, velocity: Tensor, momentum: Tensor, out: Tensor,
         active: Tensor | None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """θ + μ v to ``out [G,N]``."""
 
 

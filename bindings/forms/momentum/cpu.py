@@ -1,6 +1,8 @@
 """The momentum ops of the compiled module: CPU, float32 and float64.
 
 Arrays go in as capsules: importing a tensor through its __dlpack__ method costs nanobind 2 µs.
+
+Signatures and shapes: ``MomentumForm``.
 """
 
 from __future__ import annotations
@@ -14,16 +16,9 @@ from hfcore.bindings.threads import kernel_threads
 
 
 def momentum_update(
-    theta: Tensor,
-    velocity: Tensor,
-    gradient: Tensor,
-    learning_rate: Tensor,
-    momentum: Tensor,
-    lookahead: Tensor,
-    l2: Tensor | None,
-    ahead: Tensor | None,
-    active: Tensor | None,
-) -> None:
+    theta: Tensor, velocity: Tensor, gradient: Tensor, learning_rate: Tensor, momentum: Tensor,
+    lookahead: Tensor, l2: Tensor | None, ahead: Tensor | None, active: Tensor | None,
+) -> None:  # fmt: skip
     _native.momentum_update(
         to_dlpack(theta),
         to_dlpack(velocity),

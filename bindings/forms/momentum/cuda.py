@@ -1,4 +1,7 @@
-"""The momentum ops on Triton kernels, float32 and float64."""
+"""The momentum ops on Triton kernels, float32 and float64.
+
+Signatures and shapes: ``MomentumForm``.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,9 @@ from hfcore.kernels.momentum import gpu_triton
 
 
 def momentum_update(
-    theta: Tensor,
-    velocity: Tensor,
-    gradient: Tensor,
-    learning_rate: Tensor,
-    momentum: Tensor,
-    lookahead: Tensor,
-    l2: Tensor | None,
-    ahead: Tensor | None,
-    active: Tensor | None,
-) -> None:
+    theta: Tensor, velocity: Tensor, gradient: Tensor, learning_rate: Tensor, momentum: Tensor,
+    lookahead: Tensor, l2: Tensor | None, ahead: Tensor | None, active: Tensor | None,
+) -> None:  # fmt: skip
     rates = learning_rate, momentum, lookahead, l2
     gradient = dense(gradient)
     with serving("momentum.momentum_update", theta.device):

@@ -23,29 +23,15 @@ class RecurrenceForm(Protocol):
     def RECOMPUTES_STATES(self) -> bool: ...
 
     def rnn_forward(
-        self,
-        x: Tensor,
-        w: RnnWeights,
-        nonlinearity: str,
-        steps: Tensor | None,
-        G: int,
-        *,
-        states: bool,
-        out: Tensor | None,
-    ) -> tuple[Tensor | None, Tensor]:
+        self, x: Tensor, w: RnnWeights, nonlinearity: str, steps: Tensor | None, G: int, *,
+        states: bool, out: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor]:  # fmt: skip
         """h ``[G,T,B,H]``, None unless ``states``, and s ``[G,T_out,B,k]``."""
 
     def linear_scan(
-        self,
-        u: Tensor,
-        d: Tensor,
-        W: Tensor,
-        a: Tensor | None,
-        reverse: bool,
-        G: int,
-        *,
+        self, u: Tensor, d: Tensor, W: Tensor, a: Tensor | None, reverse: bool, G: int, *,
         out: Tensor | None,
-    ) -> Tensor:
+    ) -> Tensor:  # fmt: skip
         """y ``[G,T,B,H]``."""
 
     def rnn_backward(
@@ -54,17 +40,9 @@ class RecurrenceForm(Protocol):
         """``[G,N]``, which is ``size``, from ``gs [G,T_out,B,k]``."""
 
     def rnn_gauss_newton(
-        self,
-        at: ForwardPass,
-        v: Tensor,
-        curvature: Curvature,
-        size: tuple[int, int],
-        *,
-        out: Tensor | None,
-        accumulate: bool,
-        stop: Tensor | None,
-        scratch: Scratch | None,
-    ) -> Tensor:
+        self, at: ForwardPass, v: Tensor, curvature: Curvature, size: tuple[int, int], *,
+        out: Tensor | None, accumulate: bool, stop: Tensor | None, scratch: Scratch | None,
+    ) -> Tensor:  # fmt: skip
         """``[G,N]``, which is ``size``, from ``v [1 or G,N]``; ``accumulate`` adds to ``out``."""
 
 

@@ -1,4 +1,7 @@
-"""The recurrence ops of the compiled module: CPU, float32 and float64."""
+"""The recurrence ops of the compiled module: CPU, float32 and float64.
+
+Signatures and shapes: ``RecurrenceForm``.
+"""
 
 from __future__ import annotations
 
@@ -15,15 +18,9 @@ RECOMPUTES_STATES = True
 
 
 def rnn_forward(
-    x: Tensor,
-    w: RnnWeights,
-    nonlinearity: str,
-    steps: Tensor | None,
-    G: int,
-    *,
-    states: bool,
+    x: Tensor, w: RnnWeights, nonlinearity: str, steps: Tensor | None, G: int, *, states: bool,
     out: Tensor | None,
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor | None, Tensor]:  # fmt: skip
     T, B = x.shape[1:3]
     k, H = w.W_yh.shape[1:]
     h = (x.new_empty(G, T, B, H) if out is None else out) if states else None
@@ -41,15 +38,9 @@ def rnn_forward(
 
 
 def linear_scan(
-    u: Tensor,
-    d: Tensor,
-    W: Tensor,
-    a: Tensor | None,
-    reverse: bool,
-    G: int,
-    *,
+    u: Tensor, d: Tensor, W: Tensor, a: Tensor | None, reverse: bool, G: int, *,
     out: Tensor | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     y = u.new_empty(G, *u.shape[1:]) if out is None else out
     _native.linear_scan(
         dense(u),
@@ -83,16 +74,9 @@ def rnn_backward(
 
 
 def rnn_gauss_newton(
-    at: ForwardPass,
-    v: Tensor,
-    curvature: Curvature,
-    size: tuple[int, int],
-    *,
-    out: Tensor | None,
-    accumulate: bool,
-    stop: Tensor | None,
-    scratch: Scratch | None,
-) -> Tensor:
+    at: ForwardPass, v: Tensor, curvature: Curvature, size: tuple[int, int], *,
+    out: Tensor | None, accumulate: bool, stop: Tensor | None, scratch: Scratch | None,
+) -> Tensor:  # fmt: skip
     x, h, w, nonlinearity, steps = at
     c, rank_one, scale, structural, damping = curvature
     product = x.new_empty(size) if out is None or accumulate else out

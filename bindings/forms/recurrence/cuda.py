@@ -1,4 +1,7 @@
-"""The recurrence ops on CUDA C++ kernels, float32."""
+"""The recurrence ops on CUDA C++ kernels, float32.
+
+Signatures and shapes: ``RecurrenceForm``.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from hfcore.bindings import cuda
-from hfcore.bindings.forms.results import filled
+from hfcore.bindings.forms.results import filled, whole
 from hfcore.bindings.nvtx import annotate
 from hfcore.bindings.triton_backend import torch_matmul
 from hfcore.kernels.recurrence import Curvature, ForwardPass, RnnWeights, gpu
@@ -18,15 +21,9 @@ RECOMPUTES_STATES = False
 
 
 def rnn_forward(
-    x: Tensor,
-    w: RnnWeights,
-    nonlinearity: str,
-    steps: Tensor | None,
-    G: int,
-    *,
-    states: bool,
+    x: Tensor, w: RnnWeights, nonlinearity: str, steps: Tensor | None, G: int, *, states: bool,
     out: Tensor | None,
-) -> tuple[Tensor | None, Tensor]:
+) -> tuple[Tensor | None, Tensor]:  # fmt: skip
     with _serving("recurrence.rnn_forward", x) as launch, annotate("forward"):
         h, s = gpu.rnn_forward(
             launch,
@@ -35,26 +32,20 @@ def rnn_forward(
             nonlinearity,
             steps,
             states=states,
-            out=_whole(out, G, x, *w),
+            out=whole(out, G, x, *w),
             shared_limit=launch.shared_limit,
         )
         return None if h is None else filled(out, h, G), filled(None, s, G)
 
 
 def linear_scan(
-    u: Tensor,
-    d: Tensor,
-    W: Tensor,
-    a: Tensor | None,
-    reverse: bool,
-    G: int,
-    *,
+    u: Tensor, d: Tensor, W: Tensor, a: Tensor | None, reverse: bool, G: int, *,
     out: Tensor | None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     with _serving("recurrence.linear_scan", u) as launch:
-        whole = _whole(out, G, u, d, W, a)
+        buffer = whole(out, G, u, d, W, a)
         limit = launch.shared_limit
-        y = gpu.linear_scan(launch, u, d, W, a, reverse, out=whole, shared_limit=limit)
+        y = gpu.linear_scan(launch, u, d, W, a, reverse, out=buffer, shared_limit=limit)
         return filled(out, y, G)
 
 
@@ -66,7 +57,7 @@ def rnn_backward(
             launch,
             at,
             gs,
-            out=_whole(out, size[0], at.x, at.h, *at.w, gs),
+            out=whole(out, size[0], at.x, at.h, *at.w, gs),
             shared_limit=launch.shared_limit,
             annotate=annotate,
         )
@@ -74,25 +65,18 @@ def rnn_backward(
 
 
 def rnn_gauss_newton(
-    at: ForwardPass,
-    v: Tensor,
-    curvature: Curvature,
-    size: tuple[int, int],
-    *,
-    out: Tensor | None,
-    accumulate: bool,
-    stop: Tensor | None,
-    scratch: Scratch | None,
-) -> Tensor:
-    whole = _whole(out, size[0], at.x, at.h, *at.w, v, curvature.c)
+    at: ForwardPass, v: Tensor, curvature: Curvature, size: tuple[int, int], *,
+    out: Tensor | None, accumulate: bool, stop: Tensor | None, scratch: Scratch | None,
+) -> Tensor:  # fmt: skip
+    buffer = whole(out, size[0], at.x, at.h, *at.w, v, curvature.c)
     with _serving("recurrence.rnn_gauss_newton", at.x) as launch:
         product = gpu.rnn_gauss_newton(
             launch,
             at,
             v,
             curvature,
-            out=whole,
-            accumulate=accumulate and whole is not None,
+            out=buffer,
+            accumulate=accumulate and buffer is not None,
             stop=stop,
             scratch=scratch,
             shared_limit=launch.shared_limit,
@@ -106,9 +90,3 @@ def _serving(op: str, x: Tensor) -> Iterator[cuda.Launcher]:
     """The launcher for ``x``'s device; torch's large products inside obey the precision policy."""
     with cuda.serving(op, "recurrence", x.device) as launch, torch_matmul():
         yield launch
-
-
-def _whole(out: Tensor | None, G: int, *arrays: Tensor | None) -> Tensor | None:
-    """``out`` if a kernel can fill it: not where one net is expanded to G and computed once."""
-    distinct = max(1 if a.stride(0) == 0 else a.shape[0] for a in arrays if a is not None)
-    return out if distinct == G else None

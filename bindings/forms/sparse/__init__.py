@@ -24,16 +24,9 @@ class SparseForm(Protocol):
         """gᵀx at the entries, ``[G,m,K]``, from ``g [G,B,m]``, ``x [G,B,n]``."""
 
     def ell_scan(
-        self,
-        u: Tensor,
-        d: Tensor,
-        value: Tensor,
-        pattern: EllPattern,
-        a: Tensor | None,
-        transposed: bool,
-        reverse: bool,
-        out: Tensor,
-    ) -> Tensor:
+        self, u: Tensor, d: Tensor, value: Tensor, pattern: EllPattern, a: Tensor | None,
+        transposed: bool, reverse: bool, out: Tensor,
+    ) -> Tensor:  # fmt: skip
         """y ``[G,T,B,H]`` from ``u, d, a [G,T,B,H]``, ``value [G,H,K]``."""
 
     def ell_hidden(

@@ -1,4 +1,7 @@
-"""The sparse ops of the compiled module: CPU, float32 and float64."""
+"""The sparse ops of the compiled module: CPU, float32 and float64.
+
+Signatures and shapes: ``SparseForm``.
+"""
 
 from __future__ import annotations
 
@@ -30,15 +33,9 @@ def ell_gradient(g: Tensor, x: Tensor, pattern: EllPattern, out: Tensor) -> Tens
 
 
 def ell_scan(
-    u: Tensor,
-    d: Tensor,
-    value: Tensor,
-    pattern: EllPattern,
-    a: Tensor | None,
-    transposed: bool,
-    reverse: bool,
-    out: Tensor,
-) -> Tensor:
+    u: Tensor, d: Tensor, value: Tensor, pattern: EllPattern, a: Tensor | None,
+    transposed: bool, reverse: bool, out: Tensor,
+) -> Tensor:  # fmt: skip
     _native.ell_scan(
         dense(u),
         dense(d),

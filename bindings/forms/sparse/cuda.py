@@ -1,4 +1,7 @@
-"""The sparse ops on Triton kernels, float32 and float64."""
+"""The sparse ops on Triton kernels, float32 and float64.
+
+Signatures and shapes: ``SparseForm``.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +30,9 @@ def ell_gradient(g: Tensor, x: Tensor, pattern: EllPattern, out: Tensor) -> Tens
 
 
 def ell_scan(
-    u: Tensor,
-    d: Tensor,
-    value: Tensor,
-    pattern: EllPattern,
-    a: Tensor | None,
-    transposed: bool,
-    reverse: bool,
-    out: Tensor,
-) -> Tensor:
+    u: Tensor, d: Tensor, value: Tensor, pattern: EllPattern, a: Tensor | None,
+    transposed: bool, reverse: bool, out: Tensor,
+) -> Tensor:  # fmt: skip
     rows = pattern.transposed if transposed else pattern.rows
     more = None if a is None else dense(a)
     with serving("sparse.ell_scan", u.device):

@@ -1,4 +1,7 @@
-"""The sparse ops in plain torch: any device, any floating dtype."""
+"""The sparse ops in plain torch: any device, any floating dtype.
+
+Signatures and shapes: ``SparseForm``.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +23,9 @@ def ell_gradient(g: Tensor, x: Tensor, pattern: EllPattern, out: Tensor) -> Tens
 
 
 def ell_scan(
-    u: Tensor,
-    d: Tensor,
-    value: Tensor,
-    pattern: EllPattern,
-    a: Tensor | None,
-    transposed: bool,
-    reverse: bool,
-    out: Tensor,
-) -> Tensor:
+    u: Tensor, d: Tensor, value: Tensor, pattern: EllPattern, a: Tensor | None,
+    transposed: bool, reverse: bool, out: Tensor,
+) -> Tensor:  # fmt: skip
     more = None if a is None else a.detach()
     arrays = u.detach(), d.detach(), value.detach()
     return out.copy_(reference.ell_scan(*arrays, pattern, more, transposed, reverse))
