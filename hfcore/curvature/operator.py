@@ -77,6 +77,10 @@ class CurvatureOperator(LinearOperator):
         if "l2" in options:
             options["l2"] = nonnegative("l2", options["l2"])
         if model is not None and not isinstance(model, nn.Module):
+            if isinstance(model, Tensor) or not isinstance(model, Iterable):
+                raise TypeError(
+                    f"model: got {type(model).__name__}, need a torch.nn.Module or parameters"
+                )
             model = list(model)
         self._objective: Objective
         if objective is not None:
