@@ -84,6 +84,12 @@ def choice(name: str, value: Any, choices: Iterable[str]) -> str:
     return value
 
 
+def generator(value: Any) -> None:
+    """A torch.Generator, or None."""
+    if value is not None and not isinstance(value, torch.Generator):
+        raise TypeError(f"generator: got {_shown(value)}, need a torch.Generator or None")
+
+
 def unknown_option(name: str, known: Iterable[str]) -> TypeError:
     """The error for a keyword that nothing takes, with the known one it may have been meant for."""
     known = sorted(set(known))

@@ -11,19 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfcore.arguments import number
 from hfcore.bindings.checks import check_positive
 from hfcore.curvature.linear_operator import LinearOperator
 
 
 def is_number(c: object) -> bool:
-    """Whether ``c`` can scale an operator; ValueError for one that is not finite."""
-    if isinstance(c, Tensor) and c.ndim == 0:
-        c = c.item()
-    if isinstance(c, bool) or not isinstance(c, Real):
-        return False
-    if not math.isfinite(c):
-        raise ValueError(f"c: got {c}, need a finite number")
-    return True
+    """Whether ``c`` can scale an operator: a real number, or a tensor without axes."""
+    if isinstance(c, Tensor):
+        return c.ndim == 0 and not c.is_complex() and c.dtype != torch.bool and not c.is_meta
+    return isinstance(c, Real) and not isinstance(c, bool)
 
 
 class Identity(LinearOperator):
@@ -91,10 +88,12 @@ class _Made(LinearOperator):
 
 
 class Scaled(_Made):
-    """c·A."""
+    """c·A; ValueError for a number that is not finite."""
 
     def __init__(self, c: float, A: LinearOperator) -> None:
-        self._c: float = float(c)
+        self._c: float = number("c", c)
+        if not math.isfinite(self._c):
+            raise ValueError(f"c: got {self._c}, need a finite number")
         self._base = A
         if isinstance(A, Scaled):
             self._c, self._base = self._c * A._c, A._base

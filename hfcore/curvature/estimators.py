@@ -7,18 +7,21 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from hfcore.arguments import count
+from hfcore import arguments
 
 Matmat = Callable[[Tensor], Tensor]
 
 # Columns of one product with many vectors.
 BLOCK = 32
+# The exact values cost one product for each parameter.
+MOST_PROBES = 100_000
 
 
-def check_probes(probes: int | None) -> None:
+def check_probes(probes: int | None, generator: torch.Generator | None) -> None:
     """Raise TypeError or ValueError for what is no number of probes: an integer of at least 1."""
     if probes is not None:
-        count("probes", probes)
+        arguments.count("probes", probes, most=MOST_PROBES)
+    arguments.generator(generator)
 
 
 def trace(

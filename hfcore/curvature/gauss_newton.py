@@ -85,7 +85,7 @@ class GaussNewton(CurvatureOperator):
         Without structural damping from that many backward passes a case (Martens & Sutskever 2012,
         section 20.11.4), one per output where exact; with it, or from a closure, from products.
         """
-        estimators.check_probes(probes)
+        estimators.check_probes(probes, generator)
         served = getattr(self._curvature, "has_diagonal", not callable(self._data))
         if self.damping * self._mu or not served:
             return super().diagonal(probes, generator)

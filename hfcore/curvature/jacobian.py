@@ -200,7 +200,7 @@ class _GraphPasses:
         evaluator = Evaluator(module, parameters, None, [], 0)
 
         def outputs() -> tuple[Tensor, Tensor]:
-            s = module(inputs)
+            s = _called(module, inputs)
             if not isinstance(s, Tensor):
                 raise TypeError(f"outputs: the model returned {type(s).__name__}, need one tensor")
             return s.sum(), s
@@ -247,11 +247,21 @@ def _given(result: Tensor, out: Tensor | None) -> Tensor:
     return result if out is None else out.copy_(result)
 
 
+def _called(module: nn.Module, inputs: Any) -> Any:
+    """module(inputs); ValueError with what it raised for inputs that it does not take."""
+    try:
+        return module(inputs)
+    except Exception as error:
+        raise ValueError(f"inputs: the model raised {type(error).__name__}: {error}") from error
+
+
 def _check_inputs(inputs: Any, like: Tensor) -> None:
     leaves = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
     if not leaves:
         raise TypeError(f"inputs: got {type(inputs).__name__}, need a tensor or a tuple of tensors")
     for t in leaves:
+        if t.layout != torch.strided:
+            raise TypeError(f"inputs: got layout {t.layout}, need a dense (strided) tensor")
         if t.device != like.device:
             raise ValueError(f"inputs: is on {t.device}, need {like.device} like the model")
         if t.is_floating_point() and not bool(torch.isfinite(t).all()):

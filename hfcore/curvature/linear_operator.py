@@ -7,12 +7,13 @@ subclasses that say what one product is.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
+from hfcore.arguments import number
 from hfcore.bindings.checks import check_out, check_tensor, overlap
 from hfcore.curvature import estimators
 from hfcore.solvers import lanczos, linear
@@ -115,11 +116,11 @@ class LinearOperator(ABC):
 
     def shifted(self, c: float) -> LinearOperator:
         """A + c·I."""
-        from hfcore.curvature.algebra import Identity
+        from hfcore.curvature.algebra import Identity, Scaled
 
-        return self + c * Identity(self)
+        return self + Scaled(number("c", c), Identity(self))
 
-    def block(self, names: str | Sequence[str]) -> LinearOperator:
+    def block(self, names: str | Iterable[str]) -> LinearOperator:
         """The rows and columns of some parameters, in the order of the whole.
 
         ``names``: a shell pattern over parameter names (``"encoder.*"``), or several. A product is
@@ -128,7 +129,9 @@ class LinearOperator(ABC):
         """
         from hfcore.curvature.algebra import block
 
-        return block(self, [names] if isinstance(names, str) else names)
+        if not isinstance(names, Iterable):
+            raise TypeError(f"names: got {type(names).__name__}, need a pattern or several")
+        return block(self, [names] if isinstance(names, str) else list(names))
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
         if not isinstance(other, LinearOperator):
@@ -156,7 +159,7 @@ class LinearOperator(ABC):
             return NotImplemented
         if c == 0:
             raise ValueError("c: got 0, need a divisor that is not zero")
-        return Scaled(1 / c, self)
+        return Scaled(1 / number("c", c), self)
 
     def __neg__(self) -> LinearOperator:
         return -1.0 * self
@@ -209,7 +212,7 @@ class LinearOperator(ABC):
         """tr A: exact for ``probes`` None (N products), else Hutchinson's unbiased estimate from
         that many."""
         self._check_square("trace")
-        estimators.check_probes(probes)
+        estimators.check_probes(probes, generator)
         return estimators.trace(self.matmat, self._like(self.shape[1]), probes, generator)
 
     def diagonal(
@@ -217,7 +220,7 @@ class LinearOperator(ABC):
     ) -> Tensor:
         """diag A ``[N]``: exact for ``probes`` None (N products), else an unbiased estimate."""
         self._check_square("diagonal")
-        estimators.check_probes(probes)
+        estimators.check_probes(probes, generator)
         return estimators.diagonal(self.matmat, self._like(self.shape[1]), probes, generator)
 
     def eigsh(

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from hfcore.bindings.checks import check_choice, check_positive
+from hfcore import arguments
 
 logger = logging.getLogger("hfcore")
 
@@ -57,21 +57,22 @@ def eigsh(
 ) -> Eigenpairs:
     """See :meth:`hfcore.curvature.linear_operator.LinearOperator.eigsh`."""
     N = A.shape[0]
-    if isinstance(k, bool) or not isinstance(k, int):
-        raise TypeError(f"k: got {type(k).__name__}, need int")
-    if not 1 <= k <= N:
+    k = arguments.count("k", k)
+    if k > N:
         raise ValueError(f"k: got {k}, need 1 to {N}")
-    check_choice("which", which, WHICH)
+    arguments.choice("which", which, WHICH)
+    seed = arguments.count("seed", seed, 0)
+    tolerance = arguments.number("tolerance", tolerance)
     if not (math.isfinite(tolerance) and 0 <= tolerance < 1):
         raise ValueError(f"tolerance: got {tolerance}, need 0 (the default) to below 1")
     if A.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"A: products are {A.dtype}, need torch.float32 or torch.float64")
-    if max_products is not None:
-        check_positive(max_products=max_products)
     eps = torch.finfo(A.dtype).eps
     tolerance = max(tolerance, 10 * eps) if tolerance else eps ** (2 / 3)
     size = min(N, 2 * k + EXTRA_VECTORS)
-    return _Search(A, k, which, tolerance, seed, size, max_products or MOST_BASES * size).run()
+    most = MOST_BASES * size if max_products is None else max_products
+    most = arguments.count("max_products", most)
+    return _Search(A, k, which, tolerance, seed, size, most).run()
 
 
 class _Basis:

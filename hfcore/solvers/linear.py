@@ -15,8 +15,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from hfcore import arguments
 from hfcore.bindings import conjugate_gradient as ops
-from hfcore.bindings.checks import check_choice, check_tensor
+from hfcore.bindings.checks import check_tensor
 from hfcore.solvers import preconditioners
 from hfcore.solvers.columns import CgColumn, Column
 from hfcore.solvers.conjugate_gradient import (
@@ -118,9 +119,9 @@ def solve(
     method: Method,
 ) -> tuple[Tensor, SolveInfo]:
     """See :meth:`hfcore.curvature.linear_operator.LinearOperator.solve`."""
-    check_choice("method", method, METHODS)
+    arguments.choice("method", method, METHODS)
     if isinstance(preconditioner, str):
-        check_choice("preconditioner", preconditioner, ("jacobi", "nystrom"))
+        arguments.choice("preconditioner", preconditioner, ("jacobi", "nystrom"))
         _check_b(b, A)
         make = preconditioners.jacobi
         M: object = (
@@ -151,16 +152,16 @@ def _solve(
     x0: Tensor | None,
     max_iter: int | None,
 ) -> tuple[Tensor, SolveInfo]:
+    if _is_operator(product) and not product.symmetric:
+        raise ValueError(f"product: {product!r} is not known to be symmetric, need A = Aᵀ")
     _check_b(b, product)
-    if isinstance(rtol, bool) or not (isinstance(rtol, (int, float)) and 0 < rtol < 1):
-        raise ValueError(f"rtol: got {rtol!r}, need a number between 0 and 1")
+    rtol = arguments.number("rtol", rtol)
+    if not 0 < rtol < 1:
+        raise ValueError(f"rtol: got {rtol}, need a number between 0 and 1")
     N = b.shape[0]
     if max_iter is None:
         max_iter = min(ITERATIONS_PER_ROW * N, MOST_ITERATIONS)
-    elif isinstance(max_iter, bool) or not isinstance(max_iter, int):
-        raise TypeError(f"max_iter: got {type(max_iter).__name__}, need int or None")
-    elif max_iter < 1:
-        raise ValueError(f"max_iter: got {max_iter}, need at least 1")
+    max_iter = arguments.count("max_iter", max_iter)
     B = _rows(b)
     M = preconditioners.checked(preconditioner, B.new_empty(N))
     X = torch.zeros_like(B)
@@ -179,7 +180,7 @@ class _Products:
     """Products of rows with a caller's operator or function; counts them and checks the results."""
 
     def __init__(self, product: Any, ndim: int) -> None:
-        self._operator = hasattr(product, "products") and hasattr(product, "matvec")
+        self._operator = _is_operator(product)
         if not self._operator and not callable(product):
             raise TypeError(
                 f"product: got {type(product).__name__}, need an operator or a function v ↦ A v"
@@ -335,11 +336,16 @@ def _rows(b: Tensor) -> Tensor:
     return rows.clone(memory_format=torch.contiguous_format)
 
 
+def _is_operator(product: Any) -> bool:
+    """Whether it is a linear operator, or else a function."""
+    return all(hasattr(product, name) for name in ("products", "matvec", "symmetric", "shape"))
+
+
 def _check_b(b: Tensor, A: Any) -> None:
     """``[N]`` or ``[N,m]`` that an operator takes, or any for a function."""
     if not isinstance(b, Tensor):
         raise TypeError(f"b: got {type(b).__name__}, need a torch.Tensor")
-    operator = hasattr(A, "products")
+    operator = _is_operator(A)
     N = A.shape[1] if operator else "N"
     check_tensor("b", b, [N] if b.ndim == 1 else [N, "m"])
     if b.dtype not in (torch.float32, torch.float64):
@@ -352,5 +358,7 @@ def _check_b(b: Tensor, A: Any) -> None:
 
 
 def _check_finite(name: str, v: Tensor) -> None:
+    if v.is_meta:
+        raise ValueError(f"{name}: is on meta, which holds no values")
     if not bool(torch.isfinite(v).all()):
         raise ValueError(f"{name}: holds NaN or Inf, need finite values")

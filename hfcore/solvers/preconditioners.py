@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hfcore.bindings.checks import check_positive, check_tensor
+from hfcore import arguments
+from hfcore.bindings.checks import check_tensor
 
 # Products that "nystrom" spends, and eigenvalues that it then knows.
 RANK = 32
@@ -79,7 +80,9 @@ class NystromPreconditioner:
     """
 
     def __init__(self, A: Matrix, rank: int = RANK, seed: int = 0) -> None:
-        check_positive(rank=rank)
+        rank, seed = arguments.count("rank", rank), arguments.count("seed", seed, 0)
+        if not hasattr(A, "products"):
+            raise TypeError(f"A: got {type(A).__name__}, need an operator")
         N = A.shape[1]
         mu = max(A.identity_part, 0.0)
         generator = torch.Generator().manual_seed(seed)
@@ -120,9 +123,12 @@ def checked(M: object, like: Tensor) -> Preconditioner | None:
         return DiagonalPreconditioner(M)
     if isinstance(M, DiagonalPreconditioner):
         check_tensor("preconditioner", M.vector, [len(like)], like=like)
-    if M is None or isinstance(M, Preconditioner):
-        return M
-    raise TypeError(
-        f"preconditioner: got {type(M).__name__}, need None, a diagonal [N] or an object with "
-        "apply(r, out)"
-    )
+    if M is None:
+        return None
+    # A module's apply() is something else.
+    if isinstance(M, nn.Module) or not isinstance(M, Preconditioner):
+        raise TypeError(
+            f"preconditioner: got {type(M).__name__}, need None, a diagonal [N] or an object with "
+            "apply(r, out)"
+        )
+    return M

@@ -15,13 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfcore.bindings.checks import check_positive, check_tensor
+from hfcore import arguments
+from hfcore.bindings.checks import check_tensor
 from hfcore.solvers.lanczos import NOTHING
 
 # Bytes of Lanczos vectors that probes worked on together may fill.
 BASIS_BYTES = 256 << 20
 # The Gaussians' width where none is given, of the range of the nodes; and grid points.
-WIDTH, POINTS = 0.01, 1000
+WIDTH, POINTS, MOST_POINTS = 0.01, 1000, 10_000_000
+MOST_PROBES = 100_000
 # The grid goes on beyond the nodes by this many widths.
 MARGIN = 4.0
 
@@ -49,6 +51,8 @@ class SpectralDensity:
         ``torch.log`` gives log det A of a positive definite A. Raises ValueError for a function
         that is not finite at the nodes.
         """
+        if not callable(function):
+            raise TypeError(f"function: got {type(function).__name__}, need a function of a tensor")
         values = function(self.nodes)
         if not isinstance(values, Tensor) or values.shape != self.nodes.shape:
             raise ValueError(f"function: need a tensor {list(self.nodes.shape)} for one like it")
@@ -69,14 +73,14 @@ def spectral_density(
     generator: torch.Generator | None,
 ) -> SpectralDensity:
     """See :meth:`hfcore.curvature.linear_operator.LinearOperator.spectral_density`."""
-    if probes < 2:
-        raise ValueError(f"probes: got {probes}, need at least 2 for an error")
-    check_positive(steps=steps)
+    probes = arguments.count("probes", probes, 2, MOST_PROBES)  # one has no standard error
+    steps = arguments.count("steps", steps)
     if A.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"A: products are {A.dtype}, need torch.float32 or torch.float64")
-    if width is not None and not (math.isfinite(width) and width > 0):
-        raise ValueError(f"width: got {width}, need a positive number")
+    if width is not None:
+        width = arguments.positive("width", width)
     _check_grid(grid)
+    arguments.generator(generator)
     N = A.shape[0]
     steps = min(steps, N)
     together = max(1, BASIS_BYTES // (steps * N * A.dtype.itemsize))
@@ -99,10 +103,12 @@ def spectral_density(
 def _check_grid(grid: int | Tensor | None) -> None:
     if isinstance(grid, Tensor):
         check_tensor("grid", grid, ["g"])
+        if not grid.is_floating_point():
+            raise TypeError(f"grid: got {grid.dtype}, need real floating point")
         if not bool(torch.isfinite(grid).all()):
             raise ValueError("grid: holds NaN or Inf, need finite values")
     elif grid is not None:
-        check_positive(grid=grid)
+        arguments.count("grid", grid, most=MOST_POINTS)
 
 
 def _signs(probes: int, A: Any, generator: torch.Generator | None) -> Tensor:

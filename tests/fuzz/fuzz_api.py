@@ -22,6 +22,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,87 @@ def operator(source: Source) -> Call:
     if isinstance(arguments["model"], hf.RNN | hf.MLP) and source.pick(True, False):
         arguments["structural"] = 0.1
     return Call(kind, arguments, use_operator)
+
+
+def some_operator(source: Source) -> Any:
+    """A curvature, or an operator made of some."""
+    A = operator(source)
+    for name in ("structural", "l2"):
+        A.arguments.pop(name, None)
+    G = A.function(**A.arguments)
+    first = next(iter(G.parameter_slices))
+    return source.pick(
+        lambda: G,
+        lambda: G + 2 * G,
+        lambda: G.shifted(0.5),
+        lambda: G.block(first),
+        lambda: G @ G,
+        lambda: hf.Identity(G) - G,
+    )()
+
+
+def linear_solve(source: Source) -> Call:
+    A = some_operator(source)
+    N = A.shape[0]
+    b = source.tensor(N) if source.pick(True, False) else source.tensor(N, source.pick(1, 2, 3))
+    arguments: dict[str, Any] = {"b": b, "rtol": 1e-3, "max_iter": source.pick(None, 1, 5)}
+    if source.pick(True, False):
+        arguments["x0"] = torch.randn(b.shape, generator=source.generator, dtype=source.dtype)
+    function = source.pick("solve", "solve", "cg", "minres")
+    if function == "solve":
+        if source.pick(True, False, False):
+            arguments["preconditioner"] = "jacobi"
+        arguments["method"] = source.pick("auto", "cg", "minres")
+        return Call(A.solve, arguments)
+    if source.pick(True, False, False):
+        arguments["preconditioner"] = torch.rand(N, generator=source.generator).to(source.dtype) + 1
+    product = source.pick(A, lambda v: A @ v)
+    return Call(partial(getattr(hf, function), product), arguments)
+
+
+def spectrum(source: Source) -> Call:
+    A = some_operator(source)
+    if source.pick(True, False):
+        k = source.random.randint(1, A.shape[0])
+        which = source.pick("LA", "SA", "LM")
+        return Call(A.eigsh, {"k": k, "which": which, "tolerance": 1e-3, "seed": 0})
+
+    def then(density: Any, source: Source) -> None:
+        density.trace(source.pick(torch.exp, 3, None))
+
+    arguments: dict[str, Any] = {"probes": 2, "steps": source.pick(1, 5), "grid": 7, "width": 0.1}
+    return Call(A.spectral_density, {**arguments, "generator": source.generator}, then)
+
+
+def algebra(source: Source) -> Call:
+    A, B = some_operator(source), some_operator(source)
+    name, arguments = source.pick(
+        ("shifted", {"c": 0.5}),
+        ("block", {"names": "*"}),
+        ("__add__", {"other": A.shifted(1.0)}),
+        ("__sub__", {"other": 2 * A}),
+        ("__mul__", {"c": 2.0}),
+        ("__truediv__", {"c": 2.0}),
+        ("__matmul__", {"v": A}),
+    )
+
+    def then(result: Any, source: Source) -> None:
+        if result is not NotImplemented and not isinstance(result, Tensor):
+            use_operator(result if source.random.random() < 0.9 else result + B, source)
+
+    return Call(getattr(A, name), arguments, then)
+
+
+def jacobian(source: Source) -> Call:
+    task = source.task()
+    arguments = {"model": task["model"], "inputs": task["inputs"]}
+
+    def then(J: Any, source: Source) -> None:
+        which = source.pick(J, J.mT, J.mT @ J)
+        v = source.tensor(which.shape[1])
+        which @ (v if source.random.random() < 0.5 else source.spoilt(v))
+
+    return Call(hf.Jacobian, arguments, then)
 
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
@@ -430,7 +512,7 @@ def checked(source: Source) -> Call:
 RECIPES: list[tuple[int, Recipe]] = [
     (6, operator), (8, hessian_free), (3, closure_step), (2, initialisation), (2, model), (2, draw),
     (1, make_problem), (2, policy), (2, loss_value), (1, schedule), (3, training), (1, sweep),
-    (1, checked),
+    (1, checked), (2, linear_solve), (2, spectrum), (2, algebra), (1, jacobian),
 ]  # fmt: skip
 FOLDER = tempfile.TemporaryDirectory(prefix="hfcore-fuzz-")
 

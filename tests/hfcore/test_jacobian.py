@@ -260,6 +260,11 @@ def test_bad_arguments_are_named() -> None:
             ValueError,
             "Dropout '1' draws a new mask",
         ),
+        (
+            lambda: hf.Jacobian(nn.Linear(3, 2).double(), x),
+            ValueError,
+            "inputs: the model raised RuntimeError: mat1",
+        ),
         (lambda: hf.Jacobian(model, x) @ normal(3), ValueError, r"v: got shape \[3\], need \[43\]"),
         (lambda: hf.Jacobian(model, x).solve(normal(21)), ValueError, "solve: the operator's"),
         (lambda: hf.Jacobian(model, x).eigsh(1), ValueError, "need a square one"),

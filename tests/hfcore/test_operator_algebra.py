@@ -119,6 +119,8 @@ def test_blocks_are_rows_and_columns_of_named_parameters() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             A.block(names)
+    with pytest.raises(TypeError, match="names: got int, need a pattern or several"):
+        A.block(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="names: got int, need patterns"):
         A.block([3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="vectors have no parameter names"):
@@ -171,6 +173,11 @@ def test_what_does_not_fit_is_named() -> None:
         (lambda: C.trace(), ValueError, r"trace: the operator's shape is \[7,5\]"),
         (lambda: C.diagonal(), ValueError, r"diagonal: the operator's shape is \[7,5\]"),
         (lambda: (A @ symmetric(1)).eigenvalues(1), ValueError, "not known to be symmetric"),
+        (lambda: A.shifted(True), TypeError, "c: got True, need a number"),
+        (lambda: A.shifted("1"), TypeError, "c: got '1', need a number"),
+        (lambda: A.trace(10**9), ValueError, "probes: got more than 100000"),
+        (lambda: A.trace(2.5), TypeError, "probes: got float, need an integer"),
+        (lambda: A.diagonal(2, 7), TypeError, "generator: got int, need a torch.Generator"),
         (lambda: hf.Identity(C), ValueError, r"like: the operator's shape is \[7,5\]"),
         (lambda: hf.Identity(7), TypeError, "like: got int, need an operator or a vector"),
         (lambda: hf.Identity(v[:0]), ValueError, "N: got 0, need at least 1"),

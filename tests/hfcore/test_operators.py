@@ -191,7 +191,7 @@ def test_bad_arguments_are_named() -> None:
         (lambda: hf.GaussNewton(model, loss, x, y, structural={"a": "tanh"}), "got a mapping"),
         (lambda: hf.Hessian(model, loss, x, y, method="forward"), "method: got 'forward'"),
         (lambda: hf.Hessian(model, loss, x, y, damping=-1.0), "damping: got -1.0"),
-        (lambda: hf.GaussNewton(model, loss, x, y).eigenvalues(0), "k: got 0, need 1 to"),
+        (lambda: hf.GaussNewton(model, loss, x, y).eigenvalues(0), "k: got 0, need at least 1"),
         (lambda: hf.GaussNewton(model, loss, x, y).eigenvalues(1, which="XX"), "which: got 'XX'"),
         (lambda: hf.GaussNewton(model, loss, x, y).trace(0), "probes: got 0"),
         (lambda: hf.GaussNewton(model, loss, x, y).diagonal(0), "probes: got 0"),
@@ -213,3 +213,16 @@ def test_an_indefinite_hessian_is_left_indefinite() -> None:
     H = hf.Hessian(model, loss, x, 5 * y)
     assert float(H.eigenvalues(1, which="SA")[0]) < -1e-3
     assert float(hf.GaussNewton(model, loss, x, 5 * y).eigenvalues(1, which="SA")[0]) >= -1e-12
+
+
+@pytest.mark.parametrize("name", ["rnn", "mlp"])
+def test_inputs_that_require_grad_leave_no_graph(name) -> None:
+    loss = hf.losses.SquaredError()
+    model, x, y, _ = make(name, loss)
+    for operator in OPERATORS.values():
+        want = operator(model, loss, x, y)
+        A = operator(model, loss, x.clone().requires_grad_(), y.clone().requires_grad_())
+        V = torch.sin(torch.arange(2.0 * A.shape[0], dtype=torch.float64)).view(-1, 2)
+        for got, right in ((A @ V, want @ V), (A.diagonal(), want.diagonal())):
+            assert not got.requires_grad
+            assert torch.equal(got, right)
