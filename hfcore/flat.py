@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from threading import RLock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
