@@ -10,7 +10,8 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """Cases with their targets, and a mask of the outputs that count, or None for all.
+    """Cases with their targets, and a mask of the outputs that count: bool, or weights ≥ 0 in the
+    dtype of the inputs; None for all.
 
     hf.RNN: sequences of one length, ``inputs [T,B,n]``, ``targets [T,B,k]`` (classes ``[T,B]``),
     ``mask [T,B]``. hf.MLP: ``inputs [B,n]``, ``targets [B,k]`` (classes ``[B]``). Any other

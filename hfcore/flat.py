@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from threading import RLock
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -159,6 +160,15 @@ def _check_alike(named: list[tuple[str, nn.Parameter]]) -> None:
                 f"model: parameter {name} is {p.dtype} on {p.device}, "
                 f"need {first.dtype} on {first.device} like {named[0][0]}"
             )
+
+
+def listed(name: str, given: Any) -> list[Any]:
+    """Parameters, or groups of them, as a list. Raises TypeError for what is no iterable of any."""
+    if isinstance(given, Tensor | str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise TypeError(
+            f"{name}: got {type(given).__name__}, need a torch.nn.Module or its parameters"
+        )
+    return list(given)
 
 
 def _named(module: nn.Module | Iterable[nn.Parameter]) -> list[tuple[str, nn.Parameter]]:

@@ -108,6 +108,8 @@ def check_curvature(
         return CurvatureReport(_Checker(own, data, at, seed).run(coordinates, directions))
     if model is None or loss is None:
         raise TypeError("model, loss: got None, need both, or objective=")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}, need a torch.nn.Module")
     wide = copy.deepcopy(model).double()
     options = {"l2": l2, "structural": structural, **options}
     objective = objective_for(wide, loss, **options)

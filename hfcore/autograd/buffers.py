@@ -25,7 +25,7 @@ class SteadyBuffers:
 
     def __init__(self, module: nn.Module | None) -> None:
         self._module = module
-        self._written: dict[str, Tensor] = {}
+        self._written: dict[tuple[int, str], Tensor] = {}
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -33,29 +33,38 @@ class SteadyBuffers:
         if self._module is None:
             yield
             return
-        before = {name: (b, b._version) for name, b in self._real()}
+        before = [(b, b._version) for _, _, b in self._real()]
         yield
         if torch._C._functorch.maybe_current_level() is not None:  # within a jvp or vmap
             return
-        for name, b in self._real():
-            old, version = before.get(name, (None, 0))
-            if old is not b or version != b._version:
-                self._check(name, b)
+        after = list(self._real())
+        if len(after) == len(before) and all(
+            b is old and b._version == version
+            for (_, _, b), (old, version) in zip(after, before, strict=True)
+        ):
+            return
+        known = {id(b): version for b, version in before}
+        for part, name, b in after:
+            if known.get(id(b)) != b._version:
+                self._check(part, name, b)
 
-    def _real(self) -> Iterator[tuple[str, Tensor]]:
+    def _real(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
         assert self._module is not None
-        return ((n, b) for n, b in self._module.named_buffers() if b.is_floating_point())
+        for part in self._module.modules():
+            for name, b in part._buffers.items():
+                if b is not None and b.is_floating_point():
+                    yield part, name, b
 
-    def _check(self, name: str, buffer: Tensor) -> None:
-        last = self._written.get(name)
-        self._written[name] = buffer.detach().clone()
+    def _check(self, part: nn.Module, name: str, buffer: Tensor) -> None:
+        last = self._written.get((id(part), name))
+        self._written[id(part), name] = buffer.detach().clone()
         if last is not None and not (
             last.shape == buffer.shape and torch.equal(last.to(buffer), buffer)
         ):
             raise ValueError(
-                f"model: buffer {name!r} moves in every evaluation, so that loss, gradient and "
-                "curvature products would not belong to one function; call .eval() on its module, "
-                "or keep it fixed during a step"
+                f"model: buffer {name!r} of {type(part).__name__} moves in every evaluation, so "
+                "that loss, gradient and curvature products would not belong to one function; call "
+                ".eval() on its module, or keep it fixed during a step"
             )
 
 

@@ -24,6 +24,8 @@ BATCH = (
     "train mode every evaluation moves its running statistics"
 )
 
+_EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+
 DISTRIBUTED = ("DistributedDataParallel", "FullyShardedDataParallel")
 
 
@@ -42,31 +44,28 @@ def check_one_process(module: nn.Module | None) -> None:
         )
 
 
-def check_repeatable(module: nn.Module) -> None:
+def check_repeatable(module: nn.Module, *, differentiable: bool = False) -> None:
     """Raise ValueError naming a submodule whose evaluations are not one function of θ per case.
 
     Refused: dropout and its kin and spectral normalisation in train mode, batch normalisation by
     the statistics of the batch. Randomness in a forward of one's own cannot be seen here
-    (``hf.check_curvature`` does).
+    (``hf.check_curvature`` does). Where gradients are to be ``differentiable``, embeddings with
+    sparse ones, too.
     """
-    for name, part in module.named_modules():
+    for part in module.modules():
         reason = _why_not(part)
         if reason is not None:
-            where = _named(part, name)
+            where = _named(part, module)
             raise ValueError(f"model: {where} {reason}; call .eval() on it or on the model")
-
-
-def check_differentiable(module: nn.Module) -> None:
-    """Raise ValueError naming an embedding with sparse gradients, which have no derivative."""
-    for name, part in module.named_modules():
-        if isinstance(part, nn.Embedding | nn.EmbeddingBag) and part.sparse:
+        if differentiable and isinstance(part, _EMBEDDINGS) and part.sparse:
             raise ValueError(
-                f"model: {_named(part, name)} has sparse=True, whose gradients cannot be "
+                f"model: {_named(part, module)} has sparse=True, whose gradients cannot be "
                 "differentiated once more; need sparse=False"
             )
 
 
-def _named(part: nn.Module, name: str) -> str:
+def _named(part: nn.Module, module: nn.Module) -> str:
+    name = next(name for name, m in module.named_modules() if m is part)
     return f"{type(part).__name__} {name!r}" if name else type(part).__name__
 
 

@@ -12,9 +12,9 @@ from torch.func import functional_call
 
 from hfcore.autograd.autocast import fresh_casts
 from hfcore.autograd.buffers import SteadyBuffers
-from hfcore.autograd.checks import check_differentiable, check_repeatable, differentiable_kernels
+from hfcore.autograd.checks import check_repeatable, differentiable_kernels
 from hfcore.autograd.data import BatchPart, Closure, call_closure
-from hfcore.autograd.losses import SplitLoss
+from hfcore.autograd.losses import CallableLoss, SplitLoss
 from hfcore.autograd.strategies import Gradients, Parts
 from hfcore.autograd.structural import Held, Term
 from hfcore.flat import FlatParameters
@@ -102,8 +102,7 @@ class Evaluator:
     def _settings(self) -> Iterator[None]:
         self.parameters.refresh()
         if self.module is not None:
-            check_repeatable(self.module)
-            check_differentiable(self.module)
+            check_repeatable(self.module, differentiable=True)
         with differentiable_kernels(self.module), fresh_casts(), self._buffers.watched():
             yield
 
@@ -115,7 +114,7 @@ class Evaluator:
 
     def value(self, piece: Closure | BatchPart, evaluation: Evaluation) -> float:
         """The mean loss of a piece as a float."""
-        if callable(piece) or self.loss is None:
+        if callable(piece) or isinstance(self.loss, CallableLoss) or self.loss is None:
             return float(evaluation.loss.detach())
         assert evaluation.outputs is not None
         with torch.no_grad():

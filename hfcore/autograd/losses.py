@@ -142,7 +142,7 @@ class CallableLoss:
 
     def __init__(self, loss: MeanLoss, dim: int) -> None:
         reduction = getattr(loss, "reduction", "mean")
-        if isinstance(loss, nn.Module) and reduction != "mean":
+        if isinstance(loss, nn.Module) and reduction not in ("mean", "batchmean"):
             raise ValueError(
                 f"loss: {type(loss).__name__} has reduction={reduction!r}, need 'mean': batches "
                 "are averaged by their number of cases"
@@ -262,4 +262,6 @@ def split_loss(loss: Loss | MeanLoss, dim: int) -> SplitLoss:
             f"loss: got {type(loss).__name__}, need a loss of hf.losses or a callable "
             "(outputs, targets) → mean loss"
         )
-    return CallableLoss(loss, dim)
+    from hfcore.autograd.torch_losses import recognised  # which is made of the classes here
+
+    return recognised(loss, dim) or CallableLoss(loss, dim)

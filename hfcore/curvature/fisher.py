@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from hfcore.curvature import estimators
 from hfcore.curvature.operator import AnyLoss, AnyModel, CurvatureOperator
 
 
@@ -44,3 +46,19 @@ class EmpiricalFisher(CurvatureOperator):
             structural=structural,
             **options,
         )
+        # An objective of one's own need not have the squares of its cases' gradients.
+        self._has_squares = objective is None
+
+    def diagonal(
+        self, probes: int | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """diag A ``[N]``: exact for ``probes`` None, else an unbiased estimate.
+
+        Exact without structural damping from the squared gradients of the cases; else, and where
+        the objective is one of your own, from products.
+        """
+        estimators.check_probes(probes, generator)
+        if probes is not None or self.damping * self._mu or not self._has_squares:
+            return super().diagonal(probes, generator)
+        squares = self._objective.squared_gradients(self._data, self._theta)
+        return squares + (self.damping + self._objective.l2)

@@ -1,7 +1,9 @@
 """Initialisations of nets, from an explicit ``torch.Generator``.
 
-They serve :class:`hfcore.RNN`, :class:`hfcore.MLP` and any module with ``torch.nn.Linear`` layers
-(whose other parameters stay as they are); ``esn_`` is for :class:`hfcore.RNN` alone. Every draw is
+They serve models that name their weights (``matrices()``, ``biases()``, recurrent ones also
+``input_matrices()``: :class:`hfcore.RNN`, :class:`hfcore.StackedRNN`, :class:`hfcore.MLP`) and any
+module with ``torch.nn.Linear`` layers (whose other parameters stay as they are); ``esn_`` is for
+:class:`hfcore.RNN` alone. Every draw is
 made in float64, so one seed gives the same net in every dtype up to rounding.
 """
 

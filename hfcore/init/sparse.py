@@ -49,9 +49,9 @@ def sparse_(
     well. hf.MLP knows its units; other modules are told by ``activations``, one name a Linear
     layer, or by an ``nn.Tanh`` that follows a layer.
 
-    hf.RNN (Martens & Sutskever 2011): W_hh and W_yh from N(0, 1)·scale/√fan_in. W_hx is dense
-    N(0, 1)·scale·input_scale/√fan_in (None: 0.25), or as sparse as the rest with
-    ``sparse_inputs``.
+    hf.RNN, hf.StackedRNN (Martens & Sutskever 2011): all weights that the inputs do not meet from
+    N(0, 1)·scale/√fan_in. Those that they meet are dense N(0, 1)·scale·input_scale/√fan_in
+    (None: 0.25), or as sparse as the rest with ``sparse_inputs``.
 
     Notes where this departs from the authors' released code:
 

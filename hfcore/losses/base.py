@@ -53,9 +53,8 @@ class Loss(ABC):
     # The same of predictions ŷ and their means.
     prediction_range: tuple[float, float] = (-math.inf, math.inf)
     prediction_need: str = "finite numbers"
-    # Its name among the ops, and whether L'' has a rank-one part there; "": it has no kernels.
+    # Its name among the ops; "": it has no kernels.
     kind: ClassVar[str] = ""
-    rank_one: ClassVar[bool] = False
     # Whether targets are class indices, one an output.
     takes_classes: ClassVar[bool] = False
     # Whether it is a sum over the k outputs, so that L'' is diagonal.

@@ -110,7 +110,6 @@ class SoftmaxCrossEntropy(KernelLoss):
     """
 
     kind = "softmax"
-    rank_one = True
     takes_classes = True
     prediction_range = (0.0, 1.0)
     prediction_need = "frequencies in [0, 1]"

@@ -72,7 +72,8 @@ class RecurrentNet(FusedNet):
 
     Args:
         model: with ``input_size``, ``output_size``, ``nonlinearity``.
-        loss, numel: see :class:`FusedNet`.
+        loss: see :class:`FusedNet`.
+        shapes: those of the parameters, as they stand in θ.
         hidden_sizes: units of every layer.
         forms: its W_hh.
         damped: factor of structural damping of every layer that has it, D'' = e'(t).
@@ -87,15 +88,21 @@ class RecurrentNet(FusedNet):
         model: Any,
         loss: Loss,
         *,
-        numel: int,
+        shapes: Sequence[tuple[int, ...]],
         hidden_sizes: Sequence[int],
         forms: list[Recurrence],
         damped: dict[int, float],
     ) -> None:
-        super().__init__(model, loss, numel=numel, output_size=model.output_size)
+        self.shapes, self._numels = shapes, [torch.Size(shape).numel() for shape in shapes]
+        super().__init__(model, loss, numel=sum(self._numels), output_size=model.output_size)
         self.sizes = (model.input_size, model.output_size)
         self.nonlinearity = model.nonlinearity
         self.hidden_sizes, self.forms, self.damped = tuple(hidden_sizes), forms, damped
+
+    def views(self, theta: Tensor) -> list[Tensor]:
+        """Every parameter of ``theta [G,N]``, with a group axis."""
+        parts = theta.split(self._numels, dim=1)
+        return [p.view(-1, *shape) for p, shape in zip(parts, self.shapes, strict=True)]
 
     @abstractmethod
     def split(self, theta: Tensor) -> Weights:

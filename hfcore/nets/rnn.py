@@ -52,18 +52,15 @@ class RnnNet(RecurrentNet):
                 "structural: got a mapping; the hidden state of an hf.RNN is damped by a number μ"
             )
         self.shape = n, H, k = model.shape
-        self.shapes = ((H, n), (H, model.fan_in), (k, H), (H,), (H,), (k,))
+        shapes = [(H, n), (H, model.fan_in), (k, H), (H,), (H,), (k,)]
         self.factor, form = STRUCTURAL_FACTOR[structural_distance], recurrence_of(model)
-        numel = sum(torch.Size(shape).numel() for shape in self.shapes)
         damped = {0: self.factor}
-        super().__init__(model, loss, numel=numel, hidden_sizes=[H], forms=[form], damped=damped)
+        super().__init__(model, loss, shapes=shapes, hidden_sizes=[H], forms=[form], damped=damped)
         self.walks_cases = form.has_ops
         self.supports_groups = not model.sparse
 
     def split(self, theta: Tensor) -> Weights:
-        parts = theta.split([torch.Size(shape).numel() for shape in self.shapes], dim=1)
-        views = (p.view(-1, *shape) for p, shape in zip(parts, self.shapes, strict=True))
-        W_hx, W_hh, W_yh, b_h, b_init, b_y = views
+        W_hx, W_hh, W_yh, b_h, b_init, b_y = self.views(theta)
         return Weights(W_yh, b_y, [Layer(W_hx, self.forms[0].weight(W_hh), b_h, b_init)])
 
     def joined(self, g: Weights) -> Tensor:

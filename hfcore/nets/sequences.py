@@ -97,7 +97,7 @@ def check_sequences(
         steps, targets, mask, outputs = _cut_to_outputs(targets, mask, every_step)
     if loss.bounded or not (targets.is_floating_point() and all_finite(targets)):
         loss.check_values(targets, mask)
-    x = x.unsqueeze(0).contiguous()
+    x, targets = x.detach().unsqueeze(0).contiguous(), targets.detach()
     grouped_mask = None if mask is None else mask.unsqueeze(0).contiguous()
     return Sequences(x, steps, targets.unsqueeze(0).contiguous(), grouped_mask, outputs)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from hfcore.losses import Loss
@@ -28,22 +27,21 @@ class StackedRnnNet(RecurrentNet):
         self, model: StackedRNN, loss: Loss, *, structural: float | Mapping[str, Any] = 0.0
     ) -> None:
         k, below = model.output_size, model.input_size
-        self.shapes: list[tuple[int, ...]] = [(k, model.hidden_sizes[-1]), (k,)]
+        shapes: list[tuple[int, ...]] = [(k, model.hidden_sizes[-1]), (k,)]
         for H in model.hidden_sizes:
-            self.shapes += [(H, below), (H, H), (H,), (H,)]
+            shapes += [(H, below), (H, H), (H,), (H,)]
             below = H
         super().__init__(
             model,
             loss,
-            numel=sum(torch.Size(shape).numel() for shape in self.shapes),
+            shapes=shapes,
             hidden_sizes=model.hidden_sizes,
             forms=[Recurrence() for _ in model.hidden_sizes],
             damped=damped_layers(model, structural),
         )
 
     def split(self, theta: Tensor) -> Weights:
-        parts = theta.split([torch.Size(shape).numel() for shape in self.shapes], dim=1)
-        views = [p.view(-1, *shape) for p, shape in zip(parts, self.shapes, strict=True)]
+        views = self.views(theta)
         layers = [Layer(*views[at : at + 4]) for at in range(2, len(views), 4)]
         return Weights(views[0], views[1], layers)
 

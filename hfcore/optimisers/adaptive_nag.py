@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import number, positive
 from hfcore.bindings.conjugate_gradient import dot
-from hfcore.flat import FlatParameters
+from hfcore.flat import FlatParameters, listed
 from hfcore.momentum_schedules import next_a
 
 MAX_HALVINGS = 60
@@ -48,9 +49,9 @@ class AdaptiveNAG(torch.optim.Optimizer):
     """
 
     def __init__(self, params: nn.Module | Iterable[nn.Parameter], lr: float | None = None) -> None:
-        if lr is not None and not (math.isfinite(lr) and lr > 0):
-            raise ValueError(f"lr: got {lr}, need a positive finite number or None")
-        flat = FlatParameters(params if isinstance(params, nn.Module) else list(params))
+        if lr is not None:
+            lr = positive("lr", lr)
+        flat = FlatParameters(params if isinstance(params, nn.Module) else listed("params", params))
         super().__init__(flat.tensors, {"lr": lr})
 
     @property
@@ -74,6 +75,9 @@ class AdaptiveNAG(torch.optim.Optimizer):
         parameters in the module. Raises ValueError where f or its gradient is not finite at y_t;
         nothing has changed then.
         """
+        for name, function in (("closure", closure), ("loss", loss)):
+            if not callable(function) and not (name == "loss" and function is None):
+                raise TypeError(f"{name}: got {type(function).__name__}, need a function")
         state = self.state[self._parameters.tensors[0]]
         theta = self._parameters.read()
         a, t = state.get("a", 1.0), state.get("t", 0)
@@ -143,4 +147,4 @@ class AdaptiveNAG(torch.optim.Optimizer):
 
 
 def _number(value: Tensor | float) -> float:
-    return float(value.detach()) if isinstance(value, Tensor) else float(value)
+    return number("closure", value)

@@ -19,7 +19,7 @@ from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.threads import among_kernels
 from hfcore.checked_objective import checked_objective
 from hfcore.curvature.operator import check_alone
-from hfcore.flat import FlatParameters
+from hfcore.flat import FlatParameters, listed
 from hfcore.losses import Loss
 from hfcore.nets.objective import Normalize
 from hfcore.nets.rnn import StructuralDistance
@@ -162,7 +162,7 @@ class HessianFree(torch.optim.Optimizer):
             **options,
         }
         if not isinstance(model, nn.Module):
-            model = _parameters(model)
+            model = listed("model", model)
         if not (loss is None or callable(loss) or isinstance(loss, Loss)):
             raise TypeError(
                 f"loss: got {type(loss).__name__}, need a loss of hf.losses or a callable"
@@ -398,14 +398,6 @@ def _present_damping(objective: Objective, roles: Roles, options: Options) -> fl
         )
     given = options.damping.damping
     return objective.damping_start(roles.gradient) if isinstance(given, str) else given
-
-
-def _parameters(model: Any) -> list[nn.Parameter]:
-    if isinstance(model, Tensor | str) or not isinstance(model, Iterable):
-        raise TypeError(
-            f"model: got {type(model).__name__}, need a torch.nn.Module or its parameters"
-        )
-    return list(model)
 
 
 def _check_known(options: Mapping[str, Any]) -> None:

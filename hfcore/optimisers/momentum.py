@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcore.bindings.momentum import Step, momentum_update
+from hfcore.flat import listed
 from hfcore.optimisers.flat_state import Layout, Piece, are_same
 from hfcore.optimisers.watched_step import watched_step
 
@@ -74,6 +75,8 @@ class _Momentum(torch.optim.Optimizer):
     def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
         if isinstance(params, nn.Module):
             params = [p for p in params.parameters() if p.requires_grad]
+        else:
+            params = listed("params", params)
         self._forget()
         super().__init__(params, defaults)
 
@@ -181,6 +184,8 @@ class _Momentum(torch.optim.Optimizer):
         ``ahead``: the gradient is that of θ + μv.
         """
         if not isinstance(closure, UpdatingClosure) or len(self.param_groups) > 1:
+            if closure is not None and not callable(closure):
+                raise TypeError(f"step: got {type(closure).__name__}, need a closure or nothing")
             return None
         (group,) = self.param_groups
         lr, momentum, weight_decay = _options(group)

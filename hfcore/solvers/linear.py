@@ -152,6 +152,8 @@ def _solve(
     x0: Tensor | None,
     max_iter: int | None,
 ) -> tuple[Tensor, SolveInfo]:
+    if _is_operator(product) and not product.symmetric:
+        raise ValueError(f"product: {product!r} is not known to be symmetric, need A = Aᵀ")
     _check_b(b, product)
     rtol = arguments.number("rtol", rtol)
     if not 0 < rtol < 1:
@@ -178,7 +180,7 @@ class _Products:
     """Products of rows with a caller's operator or function; counts them and checks the results."""
 
     def __init__(self, product: Any, ndim: int) -> None:
-        self._operator = hasattr(product, "products") and hasattr(product, "matvec")
+        self._operator = _is_operator(product)
         if not self._operator and not callable(product):
             raise TypeError(
                 f"product: got {type(product).__name__}, need an operator or a function v ↦ A v"
@@ -334,11 +336,16 @@ def _rows(b: Tensor) -> Tensor:
     return rows.clone(memory_format=torch.contiguous_format)
 
 
+def _is_operator(product: Any) -> bool:
+    """Whether it is a linear operator, or else a function."""
+    return all(hasattr(product, name) for name in ("products", "matvec", "symmetric", "shape"))
+
+
 def _check_b(b: Tensor, A: Any) -> None:
     """``[N]`` or ``[N,m]`` that an operator takes, or any for a function."""
     if not isinstance(b, Tensor):
         raise TypeError(f"b: got {type(b).__name__}, need a torch.Tensor")
-    operator = hasattr(A, "products")
+    operator = _is_operator(A)
     N = A.shape[1] if operator else "N"
     check_tensor("b", b, [N] if b.ndim == 1 else [N, "m"])
     if b.dtype not in (torch.float32, torch.float64):

@@ -105,7 +105,7 @@ def _check_grid(grid: int | Tensor | None) -> None:
         check_tensor("grid", grid, ["g"])
         if not grid.is_floating_point():
             raise TypeError(f"grid: got {grid.dtype}, need real floating point")
-        if not bool(torch.isfinite(grid).all()):
+        if grid.is_meta or not bool(torch.isfinite(grid).all()):
             raise ValueError("grid: holds NaN or Inf, need finite values")
     elif grid is not None:
         arguments.count("grid", grid, most=MOST_POINTS)

@@ -77,8 +77,17 @@ def lock_folder(folder: Path) -> int | None:
 
 
 def unlock_folder(lock: int | None) -> None:
-    """Give back what :func:`lock_folder` gave."""
-    if lock is not None:
+    """Give back what :func:`lock_folder` gave, also from processes forked meanwhile.
+
+    A DataLoader's workers share the descriptor: closing it here would leave theirs locked.
+    """
+    if lock is None:
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    finally:
         os.close(lock)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from hfcore.arguments import count, number
 from hfcore.optimisers.hessian_free import HessianFree
-from hfcore.training.describe import describe
+from hfcore.training.describe import ADDRESS, describe
 from hfcore.training.environment import describe_environment
 from hfcore.training.limits import Limits
 from hfcore.training.rebuild import arguments_of
@@ -102,7 +102,7 @@ def model_config(model: torch.nn.Module) -> dict[str, Any]:
     config: dict[str, Any] = {"name": type(model).__name__}
     arguments = arguments_of(model)
     if arguments is None:
-        config["structure"] = describe(model)
+        config["structure"] = ADDRESS.sub("", repr(model))
     else:
         config["arguments"] = arguments
     config["parameters"] = {name: list(p.shape) for name, p in model.named_parameters()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,18 +20,25 @@ Work = Batches | Sequence[Batches]
 T = TypeVar("T")
 
 
-class Feed(Protocol):
+class Feed:
     """The batches of one iteration after the other: of one step, or of several in a row."""
 
     def __call__(self, iteration: int) -> Work:
         """Those of ``iteration``, from 0; called with rising numbers."""
+        raise NotImplementedError
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """What a resume needs; nothing, where the number of the iteration decides."""
+        return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken."""
+
+    def close(self) -> None:
+        """Training has ended."""
 
 
-class FreshFeed:
+class FreshFeed(Feed):
     """``count`` new batches of a problem each time."""
 
     def __init__(self, data: TrainingData, count: int, size: int) -> None:
@@ -47,7 +54,7 @@ class FreshFeed:
         self._data.load_state(dict(state))
 
 
-class PolicyFeed:
+class PolicyFeed(Feed):
     """What a policy says; it holds no state."""
 
     def __init__(self, policy: Callable[[int], Any], device: torch.device) -> None:
@@ -61,14 +68,8 @@ class PolicyFeed:
             return _placed_roles(work, self._device)
         return [_placed_roles(step, self._device) for step in work]
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        pass
-
-
-class LoaderFeed:
+class LoaderFeed(Feed):
     """``count`` batches of a DataLoader an iteration, pass after pass, resumable to the bit.
 
     The loader draws from random states of the feed's own (those of torch, NumPy and Python), so
@@ -117,6 +118,10 @@ class LoaderFeed:
                 return call()
             finally:
                 self._random = _get_random()
+
+    def close(self) -> None:
+        """Workers of the loader end with the iterator."""
+        self._iterator = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"begun": self._begun, "read": self._read, "random": self._random}

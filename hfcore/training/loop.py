@@ -248,7 +248,8 @@ class _Run:
     def loop(self) -> str:
         """Iterate until there is a reason to stop."""
         session = time.perf_counter() - self.at.seconds
-        with stop_on_signal() as interrupted, self._hooked() as asked:
+        closed = contextlib.closing(self.feed)
+        with stop_on_signal() as interrupted, closed, self._hooked() as asked:
             while (reason := self._reason_to_stop(interrupted, asked)) is None:
                 asked = self._iterate(session)
                 if asked is not None or self.at.iteration % self.settings.checkpoint_every == 0:

@@ -154,17 +154,19 @@ def loss_data(d: Sizes) -> Arguments:
 
 def loss_value(d: Sizes) -> Arguments:
     out = d.out(dtype=torch.float64)
-    return {**loss_data(d), "scale": 0.5, "delta": 0.5, "out": out, "threads": d.threads}
+    return {**loss_data(d), "scale": 0.5, "out": out, "threads": d.threads, "delta": 0.5}
 
 
 def loss_gradient(d: Sizes) -> Arguments:
     out = d.out(d.T, d.B, d.k)
-    return {**loss_data(d), "scale": 0.5, "delta": 0.5, "out": out, "threads": d.threads}
+    return {**loss_data(d), "scale": 0.5, "out": out, "threads": d.threads, "delta": 0.5}
 
 
 def loss_curvature(d: Sizes) -> Arguments:
     out = d.out(d.T, d.B, d.k)
-    return {**loss_data(d), "delta": 0.5, "out": out, "threads": d.threads}
+    data = loss_data(d)
+    targets = data.pop("targets")
+    return {**data, "out": out, "threads": d.threads, "targets": targets, "delta": 0.5}
 
 
 def loss_hessian_product(d: Sizes) -> Arguments:

@@ -31,6 +31,7 @@ from hfcore.kernels.momentum import reference as momentum_reference
 from hfcore.kernels.sparse import EllPattern
 from hfcore.kernels.sparse import gpu_triton as sparse
 from hfcore.kernels.sparse import reference as sparse_reference
+from oracles.cases.loss import DELTA, make_case
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -159,39 +160,6 @@ SHAPES = [(1, 1, 1), (3, 5, 2), (2, 7, 13), (1, 5, 16), (2, 2, 17), (5, 101, 19)
 SLOW_SHAPES = [(7, 331, 1), (1, 1, 1024), (1, 3, 1025), (13, 631, 5), (1, 2, 3000), (4, 64, 225)]
 ALL_SHAPES = [*SHAPES, *(pytest.param(s, marks=pytest.mark.slow) for s in SLOW_SHAPES)]
 MASKS = ("none", "bool", "float", "weights")
-DELTA = 0.7
-
-
-class Case(NamedTuple):
-    s: Tensor
-    targets: Tensor
-    mask: Tensor | None
-    Rs: Tensor
-
-
-def make_case(
-    kind: str,
-    dtype: torch.dtype,
-    shape: tuple[int, int, int],
-    mask: str = "none",
-    groups: tuple[int, int, int] = (1, 1, 1),
-) -> Case:
-    """Random outputs, targets and mask whose group axes have the lengths ``groups``."""
-    g = torch.Generator().manual_seed(sum(shape))
-    Gs, Gt, Gm = groups
-    T, B, k = shape
-    s = (2 * torch.randn(Gs, *shape, generator=g, dtype=torch.float64)).to(dtype)
-    if kind == "softmax":
-        targets = torch.randint(k, (Gt, T, B), generator=g)
-    else:
-        targets = torch.rand(Gt, *shape, generator=g, dtype=torch.float64).to(dtype)
-    keep = None if mask == "none" else torch.rand(Gm, T, B, generator=g) < 0.6
-    if keep is not None and mask in ("float", "weights"):
-        keep = keep.to(dtype)
-        if mask == "weights":
-            keep *= 3 * torch.rand(Gm, T, B, generator=g).to(dtype)
-    Rs = torch.randn(Gs, *shape, generator=g, dtype=torch.float64).to(dtype)
-    return Case(s, targets, keep, Rs)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=TORCH_TO_LABEL.get)

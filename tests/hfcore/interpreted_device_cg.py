@@ -569,7 +569,7 @@ def test_hessian_free_takes_the_same_steps(
 
 
 @pytest.mark.parametrize("preconditioner", [None, "diagonal", "operator"])
-@pytest.mark.parametrize("N", [1, 2, 31])
+@pytest.mark.parametrize("N", [2, 31])
 def test_a_linear_solve_runs_on_the_device(monkeypatch, N: int, preconditioner) -> None:
     A, b = spd(N)
     A = (A + A.T) / 2

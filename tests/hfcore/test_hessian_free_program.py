@@ -415,3 +415,28 @@ def test_problems_do_not_import_presets() -> None:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             names = [a.name for a in getattr(node, "names", [])] if hasattr(node, "names") else []
             assert "presets" not in f"{getattr(node, 'module', '')} {names}", file
+
+
+# --------------------------------------------------------------------- what is no model or closure
+
+
+@pytest.mark.parametrize("value", [3, 2.5, "net", torch.tensor(1.0), {"a": 1}, np.float32(1)])
+def test_what_is_no_model_is_named(value) -> None:
+    _, x, y = problem()
+    for call, name in (
+        (lambda: hf.HessianFree(value), "model"),
+        (lambda: hf.GaussNewton(value, LOSS, x, y), "model"),
+        (lambda: hf.check_curvature(value, LOSS, x, y), "model"),
+        (lambda: hf.SGD(value, 0.1), "params"),
+        (lambda: hf.NAG(value, 0.1), "params"),
+        (lambda: hf.AdaptiveNAG(value), "params"),
+        (lambda: hf.SGD(problem()[0], 0.1).step(value), "step"),
+        (lambda: hf.NAG(problem()[0], 0.1).step(value), "step"),
+        (lambda: hf.AdaptiveNAG(problem()[0]).step(value), "closure"),
+        (lambda: hf.AdaptiveNAG(problem()[0]).step(lambda: 1.0, value), "loss"),
+    ):
+        with pytest.raises(TypeError, match=f"{name}: got"):
+            call()
+    for bad in ("fast", [0.1], object()):
+        with pytest.raises(TypeError, match="lr: got"):
+            hf.AdaptiveNAG(problem()[0], lr=bad)

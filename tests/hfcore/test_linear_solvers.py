@@ -412,6 +412,7 @@ def test_bad_arguments_are_named() -> None:
         (lambda: hf.NystromPreconditioner(A, rank=0), ValueError, "rank: got 0"),
         (lambda: C.solve(b), ValueError, r"solve: the operator's shape is \[5,3\]"),
         (lambda: (A @ spd(5, seed=1)).solve(b), ValueError, "not known to be symmetric"),
+        (lambda: hf.cg(C, b[:3]), ValueError, "product: Dense.* is not known to be symmetric"),
         (lambda: hf.cg(3, b), TypeError, "product: got int, need an operator or a function"),
         (lambda: hf.cg(lambda v: v[:2], b), ValueError, "product's result: got shape"),
         (lambda: hf.cg(lambda v: None, b), TypeError, "product's result: got NoneType"),

@@ -319,3 +319,120 @@ def test_hessian_free_trains_on_every_loss() -> None:
         for _ in range(4):
             last = opt.step(p.batch).loss
         assert last < first, name
+
+
+# ---------------------------------------------------------------------------- torch's own losses
+
+
+class Reordered(nn.Module):
+    """Outputs ``[B,k,d]`` of a linear layer, classes along axis 1."""
+
+    def __init__(self, k: int, d: int) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.layer = nn.Linear(N_IN, k * d).double()
+        self.k = k
+
+    def forward(self, x: Tensor) -> Tensor:
+        s: Tensor = self.layer(x).tanh()
+        return s.view(len(x), self.k, -1)
+
+
+LAYOUTS = ("[B,k]", "[B,k,d]", "[B]")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("torchs", "kind"), MODULES.values(), ids=MODULES)
+def test_torchs_own_losses_keep_their_mean_in_chunks(
+    torchs: nn.Module, kind: str, layout: str
+) -> None:
+    if getattr(torchs, "reduction", "") == "sum":
+        with pytest.raises(ValueError, match="reduction='sum', need 'mean'"):
+            ModuleObjective(nn.Linear(1, 1), torchs)
+        return
+    classes = kind == "classes"
+    if layout == "[B]" and (classes or getattr(torchs, "weight", None) is not None):
+        pytest.skip("needs k outputs")
+    d = 3 if layout == "[B,k,d]" else 1
+    model: nn.Module = Reordered(K, d)
+    if layout != "[B,k,d]":
+        model = nn.Sequential(model, nn.Flatten(1)) if layout == "[B,k]" else Flat(Reordered(1, 1))
+    x = torch.randn(B, N_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    with torch.no_grad():
+        shape = model(x).shape
+    if classes:
+        y = draw(kind, (B, d) if layout == "[B,k,d]" else (B,))[1]
+        y[0] = getattr(torchs, "ignore_index", 0) if torchs.ignore_index >= 0 else -100  # type: ignore[operator]
+        if torchs.weight is not None:
+            torchs = nn.CrossEntropyLoss(
+                torchs.weight + 0.1,  # type: ignore[operator]
+                ignore_index=torchs.ignore_index,  # type: ignore[arg-type]
+                label_smoothing=torchs.label_smoothing,  # type: ignore[arg-type]
+            )
+    elif layout == "[B,k,d]":
+        y = draw(kind, (B, K), k=d)[1]
+    else:
+        y = draw(kind, (B,), k=shape[-1] if len(shape) > 1 else 1)[1].view(shape)
+    if layout == "[B,k,d]" and getattr(torchs, "pos_weight", None) is not None:
+        torchs = nn.BCEWithLogitsLoss(pos_weight=torch.tensor([3.0, 0.5, 1.0]).double())
+    theta = torch.cat([p.detach().flatten() for p in model.parameters()])
+    shapes = {n: p.shape for n, p in model.named_parameters()}
+
+    def outputs(theta: Tensor) -> Tensor:
+        parts = theta.split([s.numel() for s in shapes.values()])
+        named = {n: p.view(s) for (n, s), p in zip(shapes.items(), parts, strict=True)}
+        out: Tensor = functional_call(model, named, (x,))
+        return out
+
+    def f(theta: Tensor) -> Tensor:
+        value: Tensor = torchs(outputs(theta), y)
+        return value
+
+    J = torch.autograd.functional.jacobian(outputs, theta).reshape(-1, len(theta))
+    s = outputs(theta).detach()
+    L = torch.autograd.functional.hessian(lambda s: torchs(s, y), s).reshape(len(J), len(J))
+    G, n = J.T @ L @ J, len(theta)
+    summed = copy.copy(torchs)
+    summed.reduction = "sum"  # type: ignore[assignment]
+    weight = float(summed(s, y) / torchs(s, y))  # what the mean is over
+    rows = torch.autograd.functional.jacobian(
+        lambda t: torch.stack([summed(outputs(t)[i : i + 1], y[i : i + 1]) for i in range(B)]),
+        theta,
+    )
+    F = rows.T @ rows * B / weight**2
+    for size in (None, 1, 2):
+        objective = ModuleObjective(model, torchs, chunk_size=size, strategy="double_vjp")
+        data = objective.prepare([hf.Batch(x, y)])
+        value, gradient = objective.gradient(data, theta)
+        assert value == pytest.approx(float(f(theta)), rel=1e-12)
+        close(gradient, torch.autograd.functional.jacobian(f, theta))
+        ggn = objective.curvature(data, theta)
+        close(dense(ggn, n), G)
+        close(ggn.diagonal(), G.diagonal(), rounds=2e5)
+        exact = objective.curvature(data, theta, "hessian")
+        close(dense(exact, n), torch.autograd.functional.hessian(f, theta))
+        close(dense(objective.curvature(data, theta, "fisher"), n), F)
+        close(objective.squared_gradients(data, theta), F.diagonal())
+
+
+class Flat(nn.Module):
+    """Outputs ``[B]``."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        s: Tensor = self.inner(x)
+        return s.flatten()
+
+
+def test_classes_as_probabilities_go_through_autograd() -> None:
+    model, _ = module()
+    x = torch.randn(B, N_IN, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    y = torch.softmax(draw("real", (B,))[1], -1)
+    torchs = nn.CrossEntropyLoss()
+    objective = ModuleObjective(model, torchs, chunk_size=2)
+    theta = torch.cat([p.detach().flatten() for p in model.parameters()])
+    value, _ = objective.gradient(objective.prepare([hf.Batch(x, y)]), theta)
+    assert value == pytest.approx(torchs(model(x), y).item(), rel=1e-12)

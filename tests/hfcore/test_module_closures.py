@@ -549,7 +549,7 @@ class Moving(nn.Module):
 
 def test_buffers_that_evaluations_move_are_refused() -> None:
     x, y = normal(7, 3), normal(7, 2, seed=2)
-    with pytest.raises(ValueError, match="buffer 'scale' moves in every evaluation"):
+    with pytest.raises(ValueError, match="buffer 'scale' of Moving moves in every evaluation"):
         hf.HessianFree(Moving(moves=True).double(), nn.MSELoss()).step((x, y))
     stats = hf.HessianFree(Moving(moves=False).double(), nn.MSELoss()).step((x, y))
     assert stats.loss_after < stats.loss

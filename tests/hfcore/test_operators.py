@@ -213,3 +213,16 @@ def test_an_indefinite_hessian_is_left_indefinite() -> None:
     H = hf.Hessian(model, loss, x, 5 * y)
     assert float(H.eigenvalues(1, which="SA")[0]) < -1e-3
     assert float(hf.GaussNewton(model, loss, x, 5 * y).eigenvalues(1, which="SA")[0]) >= -1e-12
+
+
+@pytest.mark.parametrize("name", ["rnn", "mlp"])
+def test_inputs_that_require_grad_leave_no_graph(name) -> None:
+    loss = hf.losses.SquaredError()
+    model, x, y, _ = make(name, loss)
+    for operator in OPERATORS.values():
+        want = operator(model, loss, x, y)
+        A = operator(model, loss, x.clone().requires_grad_(), y.clone().requires_grad_())
+        V = torch.sin(torch.arange(2.0 * A.shape[0], dtype=torch.float64)).view(-1, 2)
+        for got, right in ((A @ V, want @ V), (A.diagonal(), want.diagonal())):
+            assert not got.requires_grad
+            assert torch.equal(got, right)

@@ -135,6 +135,12 @@ def test_bad_arguments_are_named() -> None:
             ValueError,
             "grid: holds NaN or Inf",
         ),
+        (
+            lambda: A.spectral_density(2, grid=torch.ones(3, device="meta")),
+            ValueError,
+            "grid: holds",
+        ),
+        (lambda: A.spectral_density(2, grid=torch.arange(3)), TypeError, "grid: got torch.int64"),
         (lambda: bad.spectral_density(2), ValueError, "A: a product is not finite"),
         (lambda: Dense(normal(3, 2)).spectral_density(2), ValueError, "need a square one"),
         (lambda: (A - A.shifted(1)).spectral_density(2).trace(torch.log), ValueError, "not finite"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -365,6 +367,7 @@ def loaders() -> dict[str, Callable[[], DataLoader[Any]]]:
         "in order": lambda: DataLoader(Drawn(), batch_size=3),
         "shuffled": lambda: DataLoader(Drawn(), batch_size=3, shuffle=True),
         "own generator": own,
+        "workers": lambda: DataLoader(Drawn(), batch_size=3, shuffle=True, num_workers=2),
         "rest dropped": lambda: DataLoader(Drawn(), batch_size=4, shuffle=True, drop_last=True),
     }
 
@@ -396,6 +399,31 @@ def test_a_loader_resumes_in_the_middle_of_a_pass_to_the_bit(
     np.random.seed(None)  # noqa: NPY002
     run("parts", 5, resume=True)
     assert torch.equal(run("parts", 9, resume=True), whole)
+
+
+def test_a_folder_is_free_although_a_forked_process_lives_on(tmp_path: Path) -> None:
+    """As a worker of a DataLoader may: it inherits the lock of the folder."""
+
+    class Forks(Callback):
+        child = 0
+
+        def on_step(self, state: Any) -> None:
+            if state.iteration == 1:
+                self.child = os.fork()
+                if self.child == 0:
+                    signal.pause()
+
+    forks = Forks()
+    options: dict[str, Any] = {"loss": SQUARED, "run_dir": tmp_path / "run"}
+    model = mlp()
+    try:
+        train(model, arrays(), descent(model), callbacks=[forks], **options)
+        again = mlp()
+        result = train(again, arrays(), descent(again), 2, resume=True, **options)
+    finally:
+        os.kill(forks.child, signal.SIGKILL)
+        os.waitpid(forks.child, 0)
+    assert result.iterations == 2
 
 
 def test_a_loader_leaves_the_programs_random_states_alone() -> None:
@@ -836,3 +864,26 @@ def test_what_is_no_model_or_optimiser_is_named() -> None:
             train(mlp(), arrays(), value)
     with pytest.raises(ValueError, match=r"^model: has no parameters"):
         train(nn.Tanh(), arrays(), descent(mlp()))
+
+
+def test_buffers_and_dropout_are_resumed_to_the_bit(tmp_path: Path) -> None:
+    """A module that was used before is no other run: buffers are state, not settings."""
+
+    def module() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Dropout(0.5), nn.Linear(6, 2)
+        ).double()
+
+    def run(folder: str, model: nn.Module, iterations: int, resume: bool = False) -> Tensor:
+        torch.manual_seed(1)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        options: dict[str, Any] = {"loss": SQUARED, "batch_size": 5, "checkpoint_every": 1}
+        folders = {"run_dir": tmp_path / folder, "resume": resume}
+        train(model, arrays(), optimizer, iterations, **options, **folders)
+        return torch.cat([t.flatten().double() for t in model.state_dict().values()])
+
+    whole = run("whole", module(), 7)
+    used = module()
+    run("parts", used, 3)
+    assert torch.equal(run("parts", used, 7, resume=True), whole)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch import Tensor
@@ -18,6 +16,7 @@ from hfcore.bindings.loss import (
     loss_hessian_product,
     loss_value,
 )
+from oracles.cases.loss import DELTA, Case, in_double, make_case, oracle_gradient, oracle_value
 
 # T, B, k: ones, primes, 16 lanes of a vector ± 1, several tiles, several blocks.
 SHAPES = (
@@ -36,92 +35,11 @@ SHAPES = (
 )
 SHAPE_IDS = [f"T{T}-B{B}-k{k}" for T, B, k in SHAPES]
 MASKS = ("none", "bool", "float", "sequence", "weights")
-# Not representable in float32, so that what is rounded where shows.
-DELTA = 0.7
-
-
-class Case(NamedTuple):
-    s: Tensor
-    targets: Tensor
-    mask: Tensor | None
-    Rs: Tensor
-
-
-def make_case(
-    kind: str,
-    dtype: torch.dtype,
-    shape: tuple[int, int, int],
-    mask: str = "none",
-    groups: tuple[int, int, int] = (1, 1, 1),
-    seed: int = 0,
-) -> Case:
-    """Random outputs, targets and mask whose group axes have the lengths ``groups``."""
-    generator = torch.Generator().manual_seed(seed)
-    T, B, k = shape
-    Gs, Gt, Gm = groups
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
-
-    s = 2 * normal(Gs, T, B, k)
-    if kind == "softmax":
-        targets = torch.randint(k, (Gt, T, B), generator=generator)
-    elif kind == "logistic":
-        targets = torch.rand(Gt, T, B, k, generator=generator, dtype=torch.float64).to(dtype)
-    elif kind == "poisson":
-        targets = torch.randint(4, (Gt, T, B, k), generator=generator).to(dtype)
-    else:
-        targets = normal(Gt, T, B, k)
-    keep: Tensor | None = None
-    if mask != "none":
-        keep = torch.rand(Gm, T, B, generator=generator) < 0.6
-        if mask == "sequence":
-            keep[:, :, 0] = False
-        keep = keep.to(dtype) if mask in ("float", "weights") else keep
-        if mask == "weights":
-            keep *= 3 * torch.rand(Gm, T, B, generator=generator).to(dtype)
-    return Case(s, targets, keep, normal(Gs, T, B, k))
-
-
-def oracle_value(kind: str, case: Case) -> Tensor:
-    """Loss of each net by torch's own functions, ``[G]``, differentiable in ``case.s``."""
-    G = max(t.shape[0] for t in case if t is not None)
-    s, y = case.s.expand(G, -1, -1, -1), case.targets.expand(G, *case.targets.shape[1:])
-    if kind == "squared":
-        per = 0.5 * functional.mse_loss(s, y.to(s.dtype), reduction="none").sum(-1)
-    elif kind == "logistic":
-        logits = functional.binary_cross_entropy_with_logits
-        per = logits(s, y.to(s.dtype), reduction="none").sum(-1)
-    elif kind == "huber":
-        per = functional.huber_loss(s, y.to(s.dtype), reduction="none", delta=DELTA).sum(-1)
-    elif kind == "poisson":
-        per = functional.poisson_nll_loss(s, y.to(s.dtype), reduction="none").sum(-1)
-    else:
-        flat = functional.cross_entropy(s.flatten(0, 2), y.flatten(), reduction="none")
-        per = flat.view(y.shape)
-    if case.mask is not None:
-        per = torch.where(case.mask.bool(), per * case.mask, 0.0)
-    return per.sum((1, 2))
-
-
-def in_double(kind: str, case: Case) -> Case:
-    targets = case.targets if kind == "softmax" else case.targets.double()
-    mask = case.mask
-    if mask is not None and mask.dtype != torch.bool:
-        mask = mask.double()
-    return Case(case.s.double(), targets, mask, case.Rs.double())
 
 
 def weights(case: Case) -> Tensor:
     """What each position counts, float64 ``[G,T,B,1]``."""
     return torch.ones(1, 1, 1, 1) if case.mask is None else case.mask.double().unsqueeze(-1)
-
-
-def oracle_gradient(kind: str, case: Case) -> Tensor:
-    G = max(t.shape[0] for t in case if t is not None)
-    wide = in_double(kind, case)
-    s = wide.s.expand(G, -1, -1, -1).clone().requires_grad_()
-    return torch.autograd.grad(oracle_value(kind, wide._replace(s=s)).sum(), s)[0]
 
 
 def one_hot(case: Case) -> Tensor:

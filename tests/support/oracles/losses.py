@@ -15,8 +15,12 @@ LOSSES = (
 )
 
 
-def per_output(kind: str, s: Tensor, y: Tensor) -> Tensor:
+def per_output(kind: str, s: Tensor, y: Tensor, delta: float = 1.0) -> Tensor:
     """Loss ``[...]`` of each output vector ``s [...,k]``; ``y`` is alike, or classes ``[...]``."""
+    if kind == "huber":
+        return F.huber_loss(s, y, reduction="none", delta=delta).sum(-1)
+    if kind == "poisson":
+        return F.poisson_nll_loss(s, y, reduction="none").sum(-1)
     if kind == "squared":
         return 0.5 * (s - y).square().sum(-1)
     if kind == "logistic":

@@ -1,0 +1,127 @@
+"""torch's own losses in their own layouts, with the analytic L'' and torch's own mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from hfcore.autograd.data import BatchPart
+from hfcore.autograd.losses import CallableLoss, LinearMap, PackageLoss
+from hfcore.losses import Loss, from_torch
+
+
+def recognised(loss: Any, dim: int) -> TorchLoss | None:
+    """``nn.CrossEntropyLoss`` and the like with their mean; None for everything else.
+
+    A cross-entropy's classes lie along axis 1, so that cases along another than the first are none
+    of this.
+    """
+    if not isinstance(loss, nn.Module) or getattr(loss, "reduction", None) != "mean":
+        return None
+    try:
+        served = from_torch(loss)
+    except (TypeError, ValueError):  # another loss, or an option that is not served
+        return None
+    return None if served.takes_classes and dim != 0 else TorchLoss(loss, served, dim)
+
+
+class TorchLoss(PackageLoss):
+    """A loss of :func:`hfcore.losses.from_torch`, cases as torch lays them out.
+
+    Cross-entropy: outputs ``[B,k,…]``, classes ``[B,…]``, a mean by the weights of what counts. The
+    others: outputs and targets of one shape, the mean over cases of a case's mean. What does not
+    fit (classes as probabilities, targets that are broadcast) goes through autograd.
+    """
+
+    def __init__(self, module: nn.Module, loss: Loss, dim: int) -> None:
+        super().__init__(loss, dim)
+        self.plain = CallableLoss(module, dim)
+        self.factor = 1.0
+        self.counts_cases = not loss.takes_classes
+
+    def counted(self, part: BatchPart) -> float:
+        if self.counts_cases or not _are_classes(part.targets):
+            return float(part.count)
+        return self.loss.counted(part.targets, None, 1, part.count)
+
+    def total(self, counted: Iterable[float]) -> float:
+        return 1.0 / self.loss.scale(counted) * self.loss.factor
+
+    def check(self, outputs: Tensor, part: BatchPart) -> None:
+        self.plain.check(outputs, part)
+
+    def cases(self, outputs: Tensor, part: BatchPart) -> Tensor:
+        if not self._fits(outputs, part):
+            return self.plain.cases(outputs, part)
+        s, y = self._arranged(outputs, part)
+        return super().cases(s, y) * self._share(outputs)
+
+    def case(self, outputs: Tensor, part: BatchPart) -> Tensor:
+        if not self._fits(outputs, part):
+            return self.plain.case(outputs, part)
+        return self.cases(outputs, part).sum()
+
+    def mean(self, outputs: Tensor, part: BatchPart) -> Tensor:
+        if not self._fits(outputs, part):
+            return self.plain.mean(outputs, part)
+        return self.cases(outputs, part).mean()
+
+    def value(self, outputs: Tensor, part: BatchPart) -> float:
+        if not self._fits(outputs, part):
+            return self.plain.value(outputs, part)
+        s, y = self._arranged(outputs, part)
+        return self.loss.value(*self._as_sequence(s, y), scale=self._share(outputs) / part.count)
+
+    def second(self, outputs: Tensor, part: BatchPart) -> LinearMap:
+        if not self._fits(outputs, part):
+            return self.plain.second(outputs, part)
+        s, targets, _ = self._as_sequence(*self._arranged(outputs, part))
+        apply = self.loss.hessian(s, targets).averaged(part.count / self._share(outputs))
+        return lambda R: self._back(apply(self._moved(R).reshape(s.shape)), outputs)
+
+    def root(self, outputs: Tensor, part: BatchPart) -> LinearMap:
+        if not self._fits(outputs, part):
+            return self.plain.root(outputs, part)
+        s, targets, _ = self._as_sequence(*self._arranged(outputs, part))
+        hessian, scale = self.loss.hessian(s, targets), self._share(outputs) ** 0.5
+        return lambda w: self._back(scale * hessian.root(self._moved(w).reshape(s.shape)), outputs)
+
+    # ---- layouts
+
+    def _fits(self, outputs: Tensor, part: BatchPart) -> bool:
+        """Whether outputs and targets lie as they do in torch's documentation."""
+        targets = part.targets
+        if not isinstance(targets, Tensor):
+            return False
+        if self.loss.takes_classes:
+            classes = outputs.shape[:1] + outputs.shape[2:]
+            return outputs.ndim >= 2 and _are_classes(targets) and targets.shape == classes
+        weighted = self.loss.has_weights and outputs.ndim < 2
+        return targets.shape == outputs.shape and targets.dtype == outputs.dtype and not weighted
+
+    def _share(self, outputs: Tensor) -> float:
+        """What Σ of a case's losses is multiplied by."""
+        if self.loss.takes_classes:
+            return 1.0
+        return self.loss.factor * outputs.shape[self.dim] / outputs.numel()
+
+    def _moved(self, s: Tensor) -> Tensor:
+        """The numbers of one output along the last axis."""
+        if self.loss.takes_classes:
+            return s.movedim(1, -1)
+        return s.unsqueeze(-1) if s.ndim == 1 else s
+
+    def _back(self, arranged: Tensor, like: Tensor) -> Tensor:
+        arranged = arranged.view(self._moved(like).shape)
+        return arranged.movedim(-1, 1) if self.loss.takes_classes else arranged.view(like.shape)
+
+    def _arranged(self, outputs: Tensor, part: BatchPart) -> tuple[Tensor, BatchPart]:
+        s, targets = self._moved(outputs), part.targets
+        y = targets if self.loss.takes_classes else self._moved(targets)
+        return s, BatchPart(part.inputs, y, None, part.count, part.input_dim, part.target_dim)
+
+
+def _are_classes(targets: Any) -> bool:
+    return isinstance(targets, Tensor) and not targets.is_floating_point()
