@@ -13,8 +13,7 @@ from torch import Tensor
 
 from bench.peers import torch_outputs
 from hfcore.kernels.recurrence import RnnShape, split_flat
-from hfcore.nets import FusedObjective
-from hfcore.nets.sequences import Sequences
+from hfcore.nets import Data, FusedObjective
 
 Weights = tuple[Tensor, ...]
 LinearMap = Callable[[Weights], Tensor]
@@ -25,11 +24,11 @@ class TorchObjective(FusedObjective):
 
     cached = True
 
-    def loss(self, data: list[Sequences], theta: Tensor) -> float:
+    def loss(self, data: list[Data], theta: Tensor) -> float:
         weights, scale = self._unflatten(theta), self.scale(data)
         return sum(float(_loss(part, weights, scale)) for part in data)
 
-    def gradient(self, data: list[Sequences], theta: Tensor) -> tuple[float, Tensor]:
+    def gradient(self, data: list[Data], theta: Tensor) -> tuple[float, Tensor]:
         scale, total, gradient = self.scale(data), 0.0, torch.zeros_like(theta)
         for part in data:
             with torch.enable_grad():
@@ -39,7 +38,7 @@ class TorchObjective(FusedObjective):
             total += float(loss.detach())
         return total, gradient
 
-    def curvature(self, data: list[Sequences], theta: Tensor) -> TorchCurvature:  # type: ignore[override]
+    def curvature(self, data: list[Data], theta: Tensor) -> TorchCurvature:  # type: ignore[override]
         (part,) = data
         return TorchCurvature(
             part,
@@ -63,7 +62,7 @@ class TorchCurvature:
     """JᵀJ products through torch.func on one batch."""
 
     def __init__(
-        self, part: Sequences, weights: Weights, shape: RnnShape, scale: float, cached: bool
+        self, part: Data, weights: Weights, shape: RnnShape, scale: float, cached: bool
     ) -> None:
         self.loss = float(_loss(part, weights, scale))
         self._shape, self._scale = shape, scale
@@ -105,7 +104,7 @@ class TorchCurvature:
         return result if out is None else out.copy_(result)
 
 
-def _loss(part: Sequences, weights: Weights, scale: float) -> Tensor:
+def _loss(part: Data, weights: Weights, scale: float) -> Tensor:
     s = torch_outputs(weights, part.x[0], last=True)
     return 0.5 * scale * (s - part.targets[0, -1]).square().sum()
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from hfcore.bindings.checks import check_choice, check_out, check_positive, check_tensor
 from hfcore.bindings.threads import among_kernels
 from hfcore.losses import OutputHessian
-from hfcore.nets.net import Data, Into, Pass, Tangent, Uncached, blocks, random_signs
+from hfcore.nets.data import Data
+from hfcore.nets.net import Into, Pass, Tangent, Uncached, blocks, random_signs
 from hfcore.objective import CurvatureKind
 
 if TYPE_CHECKING:
@@ -118,18 +119,11 @@ class FusedCurvature:
         with among_kernels(v):
             if not self._by_op:
                 return self._by_passes(v, damping, structural, out, stop)
-            into = Into(out, self._scale, stop=stop)
-            for i, lin in enumerate(self._cached):
+            into = Into(out, self._scale, None, stop, structural, damping)
+            for lin in self._cached:
                 assert lin.second is not None
-                net.gauss_newton(
-                    lin.at,
-                    v,
-                    lin.second,
-                    into,
-                    structural=structural,
-                    damping=0.0 if i else damping,
-                    accumulate=i > 0,
-                )
+                net.gauss_newton(lin.at, v, lin.second, into)
+                into = into._replace(damping=0.0, accumulate=True)
             return out
 
     def _by_passes(
@@ -196,13 +190,10 @@ class FusedCurvature:
         total = torch.zeros_like(self._theta)
         for i, part in enumerate(self._chunks):
             size = self._objective.chunk_size(part)
-            if self._by_op and (part.count > size or self.memory == "recompute"):
-                for piece in part.chunks(size):
-                    total += self._squares(
-                        self._linearise(piece, fresh=False)[0], probes, generator
-                    )
-            else:
-                total += self._squares(self._at(i, part), probes, generator)
+            whole = self.memory == "cached" and part.count <= size
+            for piece in [part] if whole else part.chunks(size):
+                lin = self._cached[i] if whole else self._linearise(piece, fresh=False)[0]
+                total += self._squares(lin, probes, generator)
         return total
 
     def _squares(

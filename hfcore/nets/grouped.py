@@ -7,17 +7,17 @@ is what sweeps and first-order training run on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hfcore.batches import Batch
-from hfcore.bindings.dense import Scratch
 from hfcore.bindings.graphs import Graphs
 from hfcore.bindings.momentum import Step, served_by_cuda, stacked, update_through
 from hfcore.losses import Loss
-from hfcore.nets.net import Data, FusedNet, Into, Update, blocks
+from hfcore.nets.data import Data
+from hfcore.nets.net import FusedNet, Into, Update, blocks
 from hfcore.nets.registry import net_of
 
 # Bytes of activations that nets worked on together fill: on the CPU what stays in the cache.
@@ -25,8 +25,6 @@ CPU_BYTES = 8 << 20
 CUDA_BYTES = 8 << 30
 # Where batches are best, wherever the nets are: there their values are checked without waiting.
 BATCHES_ON = torch.device("cpu")
-
-D = TypeVar("D", bound=Data)
 
 
 class GroupedGradient:
@@ -126,11 +124,7 @@ class GroupedGradient:
 
         def work() -> Tensor:
             # Buffers of its own: those of other shapes grow, and move.
-            present, net.work = net.work, Scratch()
-            try:
-                return self._updated(fixed)
-            finally:
-                net.work = present
+            return GroupedGradient(net.apart())._updated(fixed)
 
         # A copy: the next update writes its losses to the same place.
         return self._graphs.run(tuple(key), work, theta.device).clone()
@@ -154,7 +148,7 @@ def grouped_gradient(model: nn.Module, loss: Loss) -> GroupedGradient | None:
     return GroupedGradient(net) if net is not None and net.supports_groups else None
 
 
-def _beside(data: D, theta: Tensor) -> D:
+def _beside(data: Data, theta: Tensor) -> Data:
     """The batch on the nets' device."""
     if data.device == theta.device:
         return data

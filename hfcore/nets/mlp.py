@@ -26,7 +26,7 @@ from hfcore.bindings.dense import (
 from hfcore.bindings.net import Net, net_gradient, net_update
 from hfcore.losses import Loss
 from hfcore.models.mlp import MLP
-from hfcore.nets.cases import Cases, check_cases
+from hfcore.nets.data import Data, check_cases
 from hfcore.nets.mlp_structural import structural_layers, structural_product
 from hfcore.nets.net import FusedNet, Into, Pass, Tangent, Update
 from hfcore.nets.through_time import activation_bend
@@ -84,25 +84,25 @@ class MlpNet(FusedNet):
 
     # ---- data
 
-    def check(self, batch: Batch, dtype: torch.dtype | None = None) -> Cases:
+    def check(self, batch: Batch, dtype: torch.dtype | None = None) -> Data:
         # Not parameters(), which goes through all modules.
         like = self._first.weight if dtype is None else None
         sizes = (self.sizes[0], self.sizes[-1])
         return check_cases(batch, self.loss, sizes, like=like, dtype=dtype)
 
-    def bytes_per_case(self, part: Cases) -> int:
+    def bytes_per_case(self, part: Data) -> int:
         return sum(self.sizes[1:]) * part.x.element_size()
 
     # ---- passes
 
-    def outputs(self, theta: Tensor, part: Cases) -> Tensor:
+    def outputs(self, theta: Tensor, part: Data) -> Tensor:
         y = part.x
         for l, (W, b) in enumerate(split_layers(theta, self.sizes)):
             out = self._buffer(f"pass{l % 2}", len(theta), y, W.shape[1])
             y = dense_forward(y, W, b, activation=self.activations[l], out=out)
         return y.unsqueeze(1)
 
-    def forward(self, theta: Tensor, part: Cases, *, fresh: bool) -> Pass:
+    def forward(self, theta: Tensor, part: Data, *, fresh: bool) -> Pass:
         layers, ys = split_layers(theta, self.sizes), [part.x]
         for l, (W, b) in enumerate(layers):
             out = None if fresh else self._buffer(f"state{l}", len(theta), part.x, W.shape[1])
@@ -131,14 +131,11 @@ class MlpNet(FusedNet):
             Rys.append(Ry)
         return Tangent(Rys[-1].unsqueeze(1), MlpTangents(Rys, Rzs))
 
-    def backward(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
-        return self._backward(at, gs, into, squared=False)
-
     def squares(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
         """As (δ²)ᵀ(y²) per layer."""
-        return self._backward(at, gs, into, squared=True)
+        return self.backward(at, gs, into, squared=True)
 
-    def _backward(self, at: Pass, gs: Tensor, into: Into, *, squared: bool) -> Tensor:
+    def backward(self, at: Pass, gs: Tensor, into: Into, *, squared: bool = False) -> Tensor:
         ys, add = at.states.ys, into.add or {}
         delta, gradients = self._last_delta(at, gs, add), split_layers(into.out, self.sizes)
         for l in reversed(range(len(gradients))):
@@ -213,11 +210,13 @@ class MlpNet(FusedNet):
 
     # ---- whole nets in one call
 
-    def whole_gradient(self, theta: Tensor, part: Cases, into: Into) -> Tensor | None:
+    def whole_gradient(self, theta: Tensor, part: Data, into: Into) -> Tensor | None:
         if self._net is None or not self._is_small(theta, part):
             return None
         scale, out = into.scale, into.out
-        return net_gradient(self._net, part.x, part.y, theta, scale=scale, out=out)[0]
+        return net_gradient(
+            self._net, part.x, part.targets.squeeze(1), theta, scale=scale, out=out
+        )[0]
 
     def whole_update(self, update: Update) -> Tensor | None:
         theta, velocity, part, step, active, out = update
@@ -226,7 +225,7 @@ class MlpNet(FusedNet):
         return net_update(
             self._net,
             part.x,
-            part.y,
+            part.targets.squeeze(1),
             theta,
             velocity,
             step,
@@ -236,7 +235,7 @@ class MlpNet(FusedNet):
             checked=True,
         )
 
-    def _is_small(self, theta: Tensor, part: Cases) -> bool:
+    def _is_small(self, theta: Tensor, part: Data) -> bool:
         fits = sum(self.sizes) * part.count * theta.element_size() <= WHOLE_BYTES
         plain = theta.device.type == "cpu" and part.mask is None
         return plain and part.count <= MINIBATCH and fits

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self
+from typing import Any, ClassVar, Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,41 +20,10 @@ from hfcore.batches import Batch
 from hfcore.bindings.dense import Scratch
 from hfcore.bindings.momentum import Step
 from hfcore.losses import Loss, OutputHessian
+from hfcore.nets.data import Data
 from hfcore.objective import DAMPING_START
 
 Memory = Literal["auto", "cached", "recompute"]
-
-
-class Data(Protocol):
-    """A checked batch of B cases, arrays with a group axis of length 1.
-
-    ``targets`` and ``mask`` as losses take them; ``outputs`` is the sum of the mask's weights.
-    """
-
-    @property
-    def x(self) -> Tensor: ...
-
-    @property
-    def targets(self) -> Tensor: ...
-
-    @property
-    def mask(self) -> Tensor | None: ...
-
-    @property
-    def outputs(self) -> float: ...
-
-    @property
-    def count(self) -> int:
-        """B."""
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def chunks(self, size: int) -> Iterator[Self]:
-        """The same data in pieces of at most ``size`` cases."""
-
-    def placed(self, place: Callable[[str, Tensor], Tensor]) -> Self:
-        """The same data where ``place`` puts each array, by name."""
 
 
 @dataclass(frozen=True)
@@ -86,13 +55,17 @@ class Into(NamedTuple):
     """Where a pass back writes scale·its result.
 
     ``out [G,N]``; ``add`` (of :meth:`FusedNet.structural_term`) joins what flows back at hidden
-    units; where ``stop`` (int32 ``[1]``) is not zero nobody reads the result.
+    units; where ``stop`` (int32 ``[1]``) is not zero nobody reads the result. Of a curvature by one
+    op (:meth:`FusedNet.gauss_newton`) also λμ, a factor of v, and whether ``out`` is added to.
     """
 
     out: Tensor
     scale: float
     add: Any = None
     stop: Tensor | None = None
+    structural: float = 0.0
+    damping: float = 0.0
+    accumulate: bool = False
 
 
 class Update(NamedTuple):
@@ -244,15 +217,7 @@ class FusedNet(ABC):
         return self.backward(at, self.slope(at.part, at.s), into)
 
     def gauss_newton(
-        self,
-        at: Pass | Uncached,
-        v: Tensor,
-        second: OutputHessian,
-        into: Into,
-        *,
-        structural: float,
-        damping: float,
-        accumulate: bool,
+        self, at: Pass | Uncached, v: Tensor, second: OutputHessian, into: Into
     ) -> None:
         """JᵀL''J v + structural term + damping·v, or all of it added to ``into.out``.
 

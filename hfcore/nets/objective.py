@@ -12,7 +12,8 @@ from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.nets.curvature import FusedCurvature
-from hfcore.nets.net import Data, FusedNet, Into, Memory
+from hfcore.nets.data import Data
+from hfcore.nets.net import FusedNet, Into, Memory
 from hfcore.objective import CurvatureKind
 
 Normalize = Literal["sequences", "outputs"]

@@ -26,6 +26,9 @@ class Recurrence:
     # and have another θ than the net: one with zeros for the entries that W_hh does not have.
     is_spread = False
 
+    def __init__(self, nonlinearity: str) -> None:
+        self.nonlinearity = nonlinearity
+
     def pinned(self) -> Self:
         """The same, also where the model's pattern changes."""
         return self
@@ -39,17 +42,11 @@ class Recurrence:
         return W
 
     def forward(
-        self,
-        x: Tensor,
-        w: RnnWeights,
-        nonlinearity: str,
-        steps: Tensor | None,
-        *,
-        states: bool,
-        out: Tensor | None = None,
+        self, x: Tensor, w: RnnWeights, steps: Tensor | None, *, states: bool, out: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
         """h ``[G,T,B,H]``, in ``out`` if given, None unless ``states``; s ``[G,T_out,B,k]``."""
-        return ops.rnn_forward(x, w, nonlinearity=nonlinearity, steps=steps, states=states, out=out)
+        e = self.nonlinearity
+        return ops.rnn_forward(x, w, nonlinearity=e, steps=steps, states=states, out=out)
 
     def carried(self, h: Tensor, W: Tensor) -> Tensor:
         """``h [G,T,B,H]`` times Wᵀ at every step."""
@@ -76,15 +73,14 @@ class Recurrence:
         return case_squares(g, h).flatten()
 
 
-class Entries(Recurrence):
-    """A sparse W_hh: θ holds the values ``[H,K]`` of its entries, and the ops run on them.
+class SparseRecurrence(Recurrence):
+    """A sparse W_hh: θ holds the values ``[H,K]`` of its entries.
 
     ``pattern`` says where they are; None asks the model each time.
     """
 
-    has_ops = False
-
     def __init__(self, model: RNN, pattern: EllPattern | None = None) -> None:
+        super().__init__(model.nonlinearity)
         self.model, self._pattern = model, pattern
 
     @property
@@ -94,19 +90,19 @@ class Entries(Recurrence):
     def pinned(self) -> Self:
         return type(self)(self.model, self.pattern)
 
+
+class Entries(SparseRecurrence):
+    """A sparse W_hh whose entries the ops run on."""
+
+    has_ops = False
+
     def forward(
-        self,
-        x: Tensor,
-        w: RnnWeights,
-        nonlinearity: str,
-        steps: Tensor | None,
-        *,
-        states: bool,
-        out: Tensor | None = None,
+        self, x: Tensor, w: RnnWeights, steps: Tensor | None, *, states: bool, out: Tensor | None
     ) -> tuple[Tensor | None, Tensor]:
         u = times(x, w.W_hx.mT) + w.b_h[:, None, None]
         u[:, 0] += w.b_init.unsqueeze(1)
-        h = sparse_ops.ell_hidden(u, w.W_hh, self.pattern, nonlinearity=nonlinearity, out=out)
+        e = self.nonlinearity
+        h = sparse_ops.ell_hidden(u, w.W_hh, self.pattern, nonlinearity=e, out=out)
         return h, times(at_outputs(h, steps), w.W_yh.mT) + w.b_y[:, None, None]
 
     def carried(self, h: Tensor, W: Tensor) -> Tensor:
@@ -141,22 +137,16 @@ class Entries(Recurrence):
         return (entries if present is None else entries * present).flatten()
 
 
-class EntriesAsMatrix(Recurrence):
+class EntriesAsMatrix(SparseRecurrence):
     """A sparse W_hh that is made dense for the passes, where that is faster."""
 
     is_spread = True
 
-    def __init__(self, model: RNN, pattern: EllPattern | None = None) -> None:
-        self.entries = Entries(model, pattern)
-
-    def pinned(self) -> Self:
-        return type(self)(self.entries.model, self.entries.pattern)
-
     def weight(self, W: Tensor) -> Tensor:
-        return sparse_ops.ell_dense(W, self.entries.pattern)
+        return sparse_ops.ell_dense(W, self.pattern)
 
     def gathered(self, W: Tensor) -> Tensor:
-        return sparse_ops.ell_gather(W, self.entries.pattern)
+        return sparse_ops.ell_gather(W, self.pattern)
 
     def outer(self, g: Tensor, h: Tensor) -> Tensor:
         H = g.shape[-1]
@@ -169,5 +159,5 @@ class EntriesAsMatrix(Recurrence):
 def recurrence_of(model: RNN) -> Recurrence:
     """The form in which the model's W_hh is fastest, by shape and device."""
     if not model.sparse:
-        return Recurrence()
+        return Recurrence(model.nonlinearity)
     return Entries(model) if model.runs_sparse else EntriesAsMatrix(model)

@@ -17,13 +17,12 @@ from torch import Tensor
 from hfcore.batches import Batch
 from hfcore.bindings.recurrence import RnnWeights, activation_derivative
 from hfcore.losses import Loss
-from hfcore.nets.net import FusedNet, Into, Pass, Tangent
+from hfcore.nets.data import Data, check_sequences
+from hfcore.nets.net import FusedNet, Into, Pass, Tangent, blocks
 from hfcore.nets.recurrence import Recurrence
-from hfcore.nets.sequences import Sequences, check_sequences
 from hfcore.nets.through_time import (
     activation_bend,
     at_outputs,
-    case_slices,
     case_squares,
     outer,
     scattered,
@@ -32,6 +31,8 @@ from hfcore.nets.through_time import (
 
 # Sequences whose states are held at once while a gradient is accumulated.
 SEQUENCES_AT_ONCE = 1024
+# Bytes of single cases' weight gradients held at once.
+CASE_BYTES = 32 << 20
 
 
 class Layer(NamedTuple):
@@ -119,28 +120,25 @@ class RecurrentNet(FusedNet):
 
     # ---- data
 
-    def check(self, batch: Batch, dtype: torch.dtype | None = None) -> Sequences:
+    def check(self, batch: Batch, dtype: torch.dtype | None = None) -> Data:
         like = next(self.model.parameters()) if dtype is None else None
         return check_sequences(batch, self.loss, self.sizes, like=like, dtype=dtype)
 
-    def check_tested(self, batch: Batch, dtype: torch.dtype) -> Sequences:
+    def check_tested(self, batch: Batch, dtype: torch.dtype) -> Data:
         return check_sequences(batch, self.loss, self.sizes, dtype=dtype, every_step=True)
 
-    def bytes_per_case(self, part: Sequences) -> int:
+    def bytes_per_case(self, part: Data) -> int:
         return part.x.shape[1] * sum(self.hidden_sizes) * part.x.element_size()
 
-    def chunk_size(self, part: Sequences) -> int:
+    def chunk_size(self, part: Data) -> int:
         return SEQUENCES_AT_ONCE
 
     # ---- passes
 
-    def outputs(self, theta: Tensor, part: Sequences) -> Tensor:
-        return self._forward(theta, part, fresh=False, states=False).s
+    def outputs(self, theta: Tensor, part: Data) -> Tensor:
+        return self.forward(theta, part, fresh=False, states=False).s
 
-    def forward(self, theta: Tensor, part: Sequences, *, fresh: bool) -> Pass:
-        return self._forward(theta, part, fresh=fresh, states=True)
-
-    def _forward(self, theta: Tensor, part: Sequences, *, fresh: bool, states: bool) -> Pass:
+    def forward(self, theta: Tensor, part: Data, *, fresh: bool, states: bool = True) -> Pass:
         """A pass; without ``states`` those of the last layer are not made."""
         w, ys = self.split(theta), [part.x]
         for l, (form, layer, H) in enumerate(
@@ -152,9 +150,8 @@ class RecurrentNet(FusedNet):
             # Below the last layer nobody reads: one output of weight zero.
             read = (w.W_yh, w.b_y) if is_last else (theta.new_zeros(1, 1, H), theta.new_zeros(1, 1))
             arrays = RnnWeights(layer.W_hx, layer.W_hh, read[0], layer.b_h, layer.b_init, read[1])
-            h, s = form.forward(
-                ys[-1], arrays, self.nonlinearity, part.steps, states=states or not is_last, out=out
-            )
+            wanted = states or not is_last
+            h, s = form.forward(ys[-1], arrays, part.steps, states=wanted, out=out)
             if h is not None:
                 ys.append(h)
         return Pass(part, s, RecurrentStates(w, ys))
@@ -216,8 +213,9 @@ class RecurrentNet(FusedNet):
         ys, gts = at.states.ys, self._through_time(at, gs, {})
         read = at_outputs(ys[-1], at.part.steps)[0]
         widest = max(*self.sizes, *self.hidden_sizes) * max(self.hidden_sizes)
+        size = max(1, CASE_BYTES // (widest * gs.element_size()))
         for net, total in enumerate(into.out.zero_()):
-            for b in case_slices(gs.shape[2], widest, gs):
+            for b in blocks(gs.shape[2], size):
                 o, layers = gs[net, :, b], []
                 for l, gt in enumerate(gts):
                     g, x, before = gt[net, :, b], ys[l][0, :, b], ys[l + 1][0, :-1, b]

@@ -14,7 +14,8 @@ from hfcore.bindings.recurrence import RnnWeights
 from hfcore.losses import Loss, OutputHessian
 from hfcore.losses.hessian import DiagonalHessian, IdentityHessian
 from hfcore.models.rnn import RNN
-from hfcore.nets.net import Data, Into, Pass, Uncached
+from hfcore.nets.data import Data
+from hfcore.nets.net import Into, Pass, Uncached
 from hfcore.nets.recurrence import recurrence_of
 from hfcore.nets.recurrent import Layer, RecurrentNet, Weights, concatenated
 
@@ -91,20 +92,13 @@ class RnnNet(RecurrentNet):
         return g if g is into.out else into.out.copy_(self._restricted(g))
 
     def gauss_newton(
-        self,
-        at: Pass | Uncached,
-        v: Tensor,
-        second: OutputHessian,
-        into: Into,
-        *,
-        structural: float,
-        damping: float,
-        accumulate: bool,
+        self, at: Pass | Uncached, v: Tensor, second: OutputHessian, into: Into
     ) -> None:
         """One op; its buffers stay for CG alone: many tangents would hold as many times more."""
         assert second.kernel_form is not None  # see FusedCurvature
         c, rank_one = second.kernel_form
-        (out, scale, _, stop), spread = into, self.forms[0].is_spread
+        out, scale, _, stop, structural, damping, accumulate = into
+        spread = self.forms[0].is_spread
         if isinstance(at, Pass):
             h, w = at.states.ys[1], at.states.w
         else:

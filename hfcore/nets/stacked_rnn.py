@@ -36,7 +36,7 @@ class StackedRnnNet(RecurrentNet):
             loss,
             shapes=shapes,
             hidden_sizes=model.hidden_sizes,
-            forms=[Recurrence() for _ in model.hidden_sizes],
+            forms=[Recurrence(model.nonlinearity) for _ in model.hidden_sizes],
             damped=damped_layers(model, structural),
         )
 

@@ -8,9 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Bytes of single cases' weight gradients held at once.
-CASE_BYTES = 32 << 20
-
 
 def times(y: Tensor, W: Tensor) -> Tensor:
     """``y [G,T,B,i] @ W [G,i,j]`` at every step."""
@@ -30,12 +27,6 @@ def case_squares(left: Tensor, right: Tensor) -> Tensor:
     """
     one = torch.bmm(left.permute(1, 2, 0), right.transpose(0, 1))
     return one.square_().sum(0)
-
-
-def case_slices(count: int, elements: int, like: Tensor) -> list[slice]:
-    """Cases in pieces whose gradients, of so many ``elements`` each, fill ``CASE_BYTES``."""
-    size = max(1, CASE_BYTES // (elements * like.element_size()))
-    return [slice(at, min(at + size, count)) for at in range(0, count, size)]
 
 
 def at_outputs(y: Tensor, steps: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import hfcore as hf
-from hfcore.nets import cases as checked_cases
+from hfcore.nets import data as checked
 from hfcore.nets import objective as chunked
 from hfcore.objective_factory import objective_for
 from oracles.losses import LOSSES
@@ -223,10 +223,10 @@ def test_values_that_come_to_lie_where_others_were_are_checked() -> None:
 
 def test_fit_values_are_forgotten_with_their_tensor() -> None:
     p = problem(LOSSES[1], [3, 2], ["linear"], cases=5)
-    before = len(checked_cases._ranges)
+    before = len(checked._ranges)
     for _ in range(5):
         objective_for(p.model, p.loss).prepare(hf.Batch(p.x.clone(), p.y.clone()))
-    assert len(checked_cases._ranges) == before
+    assert len(checked._ranges) == before
 
 
 def test_classes_out_of_range_are_named() -> None:

@@ -13,7 +13,6 @@ import hfcore as hf
 from hfcore.bindings import recurrence
 from hfcore.nets import curvature as fused
 from hfcore.nets import recurrent as passes
-from hfcore.nets import through_time
 from hfcore.objective_factory import objective_for
 from oracles import rnn
 from oracles.losses import LOSSES
@@ -138,7 +137,7 @@ def test_chunks_equal_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
     want = everything()
     monkeypatch.setattr(fused, "GROUP_BYTES", 1)
-    monkeypatch.setattr(through_time, "CASE_BYTES", 4 * 16 * 8)
+    monkeypatch.setattr(passes, "CASE_BYTES", 4 * 16 * 8)
     for a, b in zip(everything(), want, strict=True):
         if a is not want[2]:
             close(a, b, rtol=1e-12)

@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, hessian, jacrev, vmap
 import hfcore as hf
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
-from hfcore.nets import through_time
+from hfcore.nets import recurrent
 from hfcore.nets.objective import FusedObjective
 from hfcore.objective_factory import objective_for
 
@@ -259,7 +259,7 @@ def test_loss_gradient_and_squares(normalize: Any, monkeypatch: pytest.MonkeyPat
     close(gradient, share * grad(p.mean_loss)(p.theta) + 0.3 * p.theta)
     squares = ((share * p.case_gradients()) ** 2).mean(0)
     close(objective.squared_gradients(data, p.theta), squares)
-    monkeypatch.setattr(through_time, "CASE_BYTES", 1)
+    monkeypatch.setattr(recurrent, "CASE_BYTES", 1)
     close(objective.squared_gradients(data, p.theta), squares)
     assert objective.damping_start(data) == pytest.approx(0.5)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import hfcore as hf
-from hfcore.nets import Cases, Into, Pass, Tangent, check_cases
+from hfcore.nets import Data, Into, Pass, Tangent, check_cases
 
 
 class Residual(nn.Module):
@@ -46,17 +46,17 @@ class ResidualNet(hf.nets.FusedNet):
             W.unflatten(1, (self.m, self.n)), b.unsqueeze(1), V.unflatten(1, (self.n, -1))
         )
 
-    def check(self, batch: hf.Batch, dtype: torch.dtype | None = None) -> Cases:
+    def check(self, batch: hf.Batch, dtype: torch.dtype | None = None) -> Data:
         like = next(self.model.parameters()) if dtype is None else None
         return check_cases(batch, self.loss, (self.n, self.n), like=like, dtype=dtype)
 
-    def bytes_per_case(self, part: Cases) -> int:
+    def bytes_per_case(self, part: Data) -> int:
         return (self.m + self.n) * part.x.element_size()
 
-    def outputs(self, theta: Tensor, part: Cases) -> Tensor:
+    def outputs(self, theta: Tensor, part: Data) -> Tensor:
         return self.forward(theta, part, fresh=True).s
 
-    def forward(self, theta: Tensor, part: Cases, *, fresh: bool) -> Pass:
+    def forward(self, theta: Tensor, part: Data, *, fresh: bool) -> Pass:
         w = self.split(theta)
         h = torch.tanh(part.x @ w.W.mT + w.b)
         return Pass(part, (part.x + h @ w.V.mT).unsqueeze(1), (w, h))

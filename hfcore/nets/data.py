@@ -1,0 +1,194 @@
+"""A batch, checked once and brought to the form that the fused ops take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from hfcore.batches import Batch
+from hfcore.bindings.checks import check_tensor, plain
+from hfcore.losses import Loss
+from hfcore.losses.weights import checked_weights
+from hfcore.nets.values import all_finite, range_of
+
+# Version, least and largest value of tensors that were looked at: full data comes back every step.
+_ranges: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Data:
+    """A checked batch of B cases, arrays with a group axis of length 1.
+
+    ``x [1,B,n]``, or ``[1,T,B,n]`` of sequences, where ``steps`` (int64 ``[T_out]``, None for all)
+    have outputs; ``targets [1,T_out,B,…]`` and ``mask [1,T_out,B]`` (bool, weights or None) are
+    those of such steps, as losses take them. ``outputs`` is the sum of the whole mask's weights.
+    """
+
+    x: Tensor
+    targets: Tensor
+    mask: Tensor | None
+    outputs: float
+    steps: Tensor | None = None
+
+    @property
+    def count(self) -> int:
+        """B."""
+        return self.x.shape[-2]
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    def placed(self, place: Callable[[str, Tensor], Tensor]) -> Data:
+        """The same data where ``place`` puts each array, by name; inputs that are targets once."""
+        x = place("x", self.x)
+        reconstructs = self.targets.is_set_to(self.x.unsqueeze(1))
+        return Data(
+            x,
+            x.unsqueeze(1) if reconstructs else place("targets", self.targets),
+            None if self.mask is None else place("mask", self.mask),
+            self.outputs,
+            None if self.steps is None else place("steps", self.steps),
+        )
+
+    def chunks(self, size: int) -> Iterator[Data]:
+        """The same data in pieces of ``size`` sequences, or of nearly equal numbers of cases."""
+        B = self.count
+        if size >= B:
+            yield self
+            return
+        pieces = math.ceil(B / size)
+        timed = self.x.ndim == 4
+        ends = [min(i * size, B) if timed else B * i // pieces for i in range(pieces + 1)]
+        for b in map(slice, ends, ends[1:]):
+            mask = None if self.mask is None else self.mask[:, :, b]
+            yield replace(self, x=self.x[..., b, :], targets=self.targets[:, :, b], mask=mask)
+
+
+def check_cases(
+    batch: Batch,
+    loss: Loss,
+    sizes: tuple[int, int],
+    *,
+    like: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Data:
+    """Check one batch of cases without time, of ``sizes`` (n inputs, k outputs).
+
+    ``like`` has the dtype and device that its values must have, or ``dtype`` says it alone.
+
+    Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, no
+    cases, a mask of nothing, NaN or Inf in inputs or in targets that count.
+    """
+    x, targets, mask = _checked_arrays(batch, loss, sizes, {"B": "case"}, like, dtype)
+    low, high = _finite_range("inputs", x)
+    outputs: float = len(x)
+    if mask is not None:
+        if not bool(mask.any()):
+            raise ValueError("mask: masks every case, need at least one that counts")
+        loss.check_values(targets, mask)
+        mask, outputs = plain(mask)[None, None], float(mask.sum(dtype=torch.float64))
+    elif targets.is_floating_point():  # classes are checked where they are used
+        if targets is not x:
+            low, high = _finite_range("targets", targets)
+        loss.check_range(low, high)
+    reconstructs, x = targets is x, plain(x).unsqueeze(0)
+    targets = x if reconstructs else plain(targets).unsqueeze(0)
+    return Data(x, targets.unsqueeze(1), mask, outputs)
+
+
+def check_sequences(
+    batch: Batch,
+    loss: Loss,
+    sizes: tuple[int, int],
+    *,
+    like: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    every_step: bool = False,
+) -> Data:
+    """The same for sequences, cut to the steps with outputs: with ``every_step`` nothing is cut.
+
+    Raises TypeError or ValueError as :func:`check_cases`, also for no time steps.
+    """
+    axes = {"T": "of its time steps", "B": "of its sequences"}
+    x, targets, mask = _checked_arrays(batch, loss, sizes, axes, like, dtype)
+    if not all_finite(x):
+        raise ValueError("inputs: holds NaN or Inf, need finite values")
+    steps, outputs = None, float(x.shape[0] * x.shape[1])
+    if mask is not None:
+        steps, targets, mask, outputs = _cut_to_outputs(targets, mask, every_step)
+    if loss.bounded or not (targets.is_floating_point() and all_finite(targets)):
+        loss.check_values(targets, mask)
+    mask = None if mask is None else plain(mask).unsqueeze(0)
+    return Data(plain(x).unsqueeze(0), plain(targets).unsqueeze(0), mask, outputs, steps)
+
+
+def _checked_arrays(
+    batch: Batch,
+    loss: Loss,
+    sizes: tuple[int, int],
+    axes: dict[str, str],
+    like: Tensor | None,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Inputs, targets and mask ``[*axes]`` (bool, or weights in the dtype of the inputs)."""
+    n, k = sizes
+    x = check_tensor("inputs", batch.inputs, [*axes, n], like=like, dtype=dtype)
+    lead, targets, mask = x.shape[:-1], batch.targets, batch.mask
+    if 0 in lead:
+        one = list(axes.values())[lead.index(0)]
+        raise ValueError(f"inputs: got shape {list(x.shape)}, need at least one {one}")
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"targets: got {type(targets).__name__}, need a torch.Tensor")
+    loss.check_targets(torch.Size([*lead, k]), targets, x.dtype)
+    if targets.device != x.device:
+        raise ValueError(f"targets: is on {targets.device}, need {x.device}")
+    if mask is None:
+        return x, targets, None
+    check_tensor("mask", mask, list(lead))
+    if mask.device != x.device:
+        raise ValueError(f"mask: is on {mask.device}, need {x.device}")
+    if mask.dtype not in (torch.bool, x.dtype):
+        raise TypeError(f"mask: got {mask.dtype}, need torch.bool or {x.dtype}")
+    return x, targets, mask if mask.dtype == torch.bool else checked_weights(mask)
+
+
+def _cut_to_outputs(
+    targets: Tensor, mask: Tensor, every_step: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None, float]:
+    """(steps, targets, mask, outputs by weight); steps and mask are None if nothing is masked."""
+    T = len(mask)
+    seen = mask.numpy(force=True)  # looked at once, wherever it lies
+    outputs = int(np.count_nonzero(seen))
+    if outputs == 0:
+        raise ValueError("mask: masks every output, need at least one that counts")
+    present = np.flatnonzero(seen.any(axis=1))
+    steps: Tensor | None = None
+    if len(present) < T and not every_step:
+        steps = torch.from_numpy(present).to(mask.device)
+        first, last = int(present[0]), int(present[-1])
+        # One run of steps, above all the last one alone, is a view and not a gather.
+        where = slice(first, last + 1) if last - first + 1 == len(present) else steps
+        targets, mask = targets[where], mask[where]
+    if mask.dtype != torch.bool:
+        return steps, targets, mask, float(mask.sum(dtype=torch.float64))
+    return steps, targets, None if outputs == mask.numel() else mask, outputs
+
+
+def _finite_range(name: str, values: Tensor) -> tuple[float, float]:
+    """Least and largest, looked at once for each version of a tensor; ValueError unless finite."""
+    version = None if values.is_inference() else values._version
+    known, low, high = _ranges.get(values, (None, 0.0, 0.0))
+    if version is None or known != version:
+        low, high = range_of(values)
+        if version is not None:
+            _ranges[values] = version, low, high
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name}: holds NaN or Inf, need finite values")
+    return low, high
