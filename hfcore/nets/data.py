@@ -17,6 +17,10 @@ from hfcore.losses import Loss
 from hfcore.losses.weights import checked_weights
 from hfcore.nets.values import all_finite, range_of
 
+# What there is at least one of.
+CASES = {"B": "case"}
+SEQUENCES = {"T": "of its time steps", "B": "of its sequences"}
+
 # Version, least and largest value of tensors that were looked at: full data comes back every step.
 _ranges: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -25,16 +29,26 @@ _ranges: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 class Data:
     """A checked batch of B cases, arrays with a group axis of length 1.
 
-    ``x [1,B,n]``, or ``[1,T,B,n]`` of sequences, where ``steps`` (int64 ``[T_out]``, None for all)
-    have outputs; ``targets [1,T_out,B,…]`` and ``mask [1,T_out,B]`` (bool, weights or None) are
-    those of such steps, as losses take them. ``outputs`` is the sum of the whole mask's weights.
+    ``x [1,B,n]``, targets ``y [1,B,k]`` (classes ``[1,B]``), weights ``w [1,B]`` (bool: what
+    counts) or None. Sequences have a time axis before B: T in x, in y and w T_out, of the ``steps``
+    (int64 ``[T_out]``, None for all) with outputs. ``outputs`` is the sum of the whole mask.
     """
 
     x: Tensor
-    targets: Tensor
-    mask: Tensor | None
+    y: Tensor
+    w: Tensor | None
     outputs: float
     steps: Tensor | None = None
+
+    @property
+    def targets(self) -> Tensor:
+        """y as losses take it: ``[1,T_out,B,…]``, without time T_out = 1."""
+        return self.y if self.x.ndim == 4 else self.y.unsqueeze(1)
+
+    @property
+    def mask(self) -> Tensor | None:
+        """w as :attr:`targets`: ``[1,T_out,B]``."""
+        return self.w if self.w is None or self.x.ndim == 4 else self.w.unsqueeze(1)
 
     @property
     def count(self) -> int:
@@ -48,11 +62,10 @@ class Data:
     def placed(self, place: Callable[[str, Tensor], Tensor]) -> Data:
         """The same data where ``place`` puts each array, by name; inputs that are targets once."""
         x = place("x", self.x)
-        reconstructs = self.targets.is_set_to(self.x.unsqueeze(1))
         return Data(
             x,
-            x.unsqueeze(1) if reconstructs else place("targets", self.targets),
-            None if self.mask is None else place("mask", self.mask),
+            x if self.y is self.x else place("targets", self.y),
+            None if self.w is None else place("mask", self.w),
             self.outputs,
             None if self.steps is None else place("steps", self.steps),
         )
@@ -67,8 +80,9 @@ class Data:
         timed = self.x.ndim == 4
         ends = [min(i * size, B) if timed else B * i // pieces for i in range(pieces + 1)]
         for b in map(slice, ends, ends[1:]):
-            mask = None if self.mask is None else self.mask[:, :, b]
-            yield replace(self, x=self.x[..., b, :], targets=self.targets[:, :, b], mask=mask)
+            at = (slice(None),) * (1 + timed) + (b,)
+            w = None if self.w is None else self.w[at]
+            yield replace(self, x=self.x[at], y=self.y[at], w=w)
 
 
 def check_cases(
@@ -86,21 +100,20 @@ def check_cases(
     Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, no
     cases, a mask of nothing, NaN or Inf in inputs or in targets that count.
     """
-    x, targets, mask = _checked_arrays(batch, loss, sizes, {"B": "case"}, like, dtype)
+    x, targets, mask = _checked_arrays(batch, loss, sizes, CASES, like, dtype)
     low, high = _finite_range("inputs", x)
     outputs: float = len(x)
     if mask is not None:
         if not bool(mask.any()):
             raise ValueError("mask: masks every case, need at least one that counts")
         loss.check_values(targets, mask)
-        mask, outputs = plain(mask)[None, None], float(mask.sum(dtype=torch.float64))
+        mask, outputs = plain(mask).unsqueeze(0), float(mask.sum(dtype=torch.float64))
     elif targets.is_floating_point():  # classes are checked where they are used
         if targets is not x:
             low, high = _finite_range("targets", targets)
         loss.check_range(low, high)
     reconstructs, x = targets is x, plain(x).unsqueeze(0)
-    targets = x if reconstructs else plain(targets).unsqueeze(0)
-    return Data(x, targets.unsqueeze(1), mask, outputs)
+    return Data(x, x if reconstructs else plain(targets).unsqueeze(0), mask, outputs)
 
 
 def check_sequences(
@@ -116,8 +129,7 @@ def check_sequences(
 
     Raises TypeError or ValueError as :func:`check_cases`, also for no time steps.
     """
-    axes = {"T": "of its time steps", "B": "of its sequences"}
-    x, targets, mask = _checked_arrays(batch, loss, sizes, axes, like, dtype)
+    x, targets, mask = _checked_arrays(batch, loss, sizes, SEQUENCES, like, dtype)
     if not all_finite(x):
         raise ValueError("inputs: holds NaN or Inf, need finite values")
     steps, outputs = None, float(x.shape[0] * x.shape[1])

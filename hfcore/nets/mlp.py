@@ -214,9 +214,7 @@ class MlpNet(FusedNet):
         if self._net is None or not self._is_small(theta, part):
             return None
         scale, out = into.scale, into.out
-        return net_gradient(
-            self._net, part.x, part.targets.squeeze(1), theta, scale=scale, out=out
-        )[0]
+        return net_gradient(self._net, part.x, part.y, theta, scale=scale, out=out)[0]
 
     def whole_update(self, update: Update) -> Tensor | None:
         theta, velocity, part, step, active, out = update
@@ -225,7 +223,7 @@ class MlpNet(FusedNet):
         return net_update(
             self._net,
             part.x,
-            part.targets.squeeze(1),
+            part.y,
             theta,
             velocity,
             step,
@@ -237,7 +235,7 @@ class MlpNet(FusedNet):
 
     def _is_small(self, theta: Tensor, part: Data) -> bool:
         fits = sum(self.sizes) * part.count * theta.element_size() <= WHOLE_BYTES
-        plain = theta.device.type == "cpu" and part.mask is None
+        plain = theta.device.type == "cpu" and part.w is None
         return plain and part.count <= MINIBATCH and fits
 
     # ---- pieces of the passes
