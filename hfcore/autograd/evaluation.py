@@ -14,7 +14,8 @@ from hfcore.autograd.autocast import fresh_casts
 from hfcore.autograd.buffers import SteadyBuffers
 from hfcore.autograd.checks import check_repeatable, differentiable_kernels
 from hfcore.autograd.data import BatchPart, Closure, call_closure
-from hfcore.autograd.losses import CallableLoss, SplitLoss
+from hfcore.autograd.links import check_link
+from hfcore.autograd.losses import CallableLoss, PackageLoss, SplitLoss
 from hfcore.autograd.strategies import Gradients, Parts
 from hfcore.autograd.structural import Held, Term
 from hfcore.flat import FlatParameters
@@ -87,6 +88,8 @@ class Evaluator:
         if torch.is_autocast_enabled(outputs.device.type):  # losses are computed as torch's are
             outputs = outputs.to(self.parameters.dtype)
         loss.check(outputs, part)
+        if isinstance(loss, PackageLoss):
+            check_link(outputs, loss.loss)
         return outputs
 
     def _call(self, function: Callable[[], Any], parameters: Parts | None) -> Any:

@@ -15,7 +15,7 @@ from hfcore.bindings.checks import check_tensor
 from hfcore.checked_objective import checked_objective
 from hfcore.curvature.guarded import GuardedCurvature
 from hfcore.curvature.linear_operator import LinearOperator
-from hfcore.flat import FlatParameters, listed
+from hfcore.flat import FlatParameters, each_listed
 from hfcore.losses import Loss
 from hfcore.objective import CurvatureKind, Objective
 from hfcore.objective_factory import curvature_of, objective_for
@@ -81,7 +81,7 @@ class CurvatureOperator(LinearOperator):
                 raise TypeError(
                     f"model: got {type(model).__name__}, need a torch.nn.Module or parameters"
                 )
-            model = listed("model", model)
+            model = each_listed("model", model)
         self._objective: Objective
         if objective is not None:
             check_alone(loss=loss, structural=structural, **options)

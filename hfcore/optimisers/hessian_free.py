@@ -19,7 +19,7 @@ from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.threads import among_kernels
 from hfcore.checked_objective import checked_objective
 from hfcore.curvature.operator import check_alone
-from hfcore.flat import FlatParameters, listed
+from hfcore.flat import FlatParameters, each_listed
 from hfcore.losses import Loss
 from hfcore.nets.objective import Normalize
 from hfcore.nets.rnn import StructuralDistance
@@ -163,7 +163,7 @@ class HessianFree(torch.optim.Optimizer):
             **options,
         }
         if not isinstance(model, nn.Module):
-            model = listed("model", model)
+            model = each_listed("model", model)
         if not (loss is None or callable(loss) or isinstance(loss, Loss)):
             raise TypeError(
                 f"loss: got {type(loss).__name__}, need a loss of hf.losses or a callable"
