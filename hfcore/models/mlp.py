@@ -75,7 +75,7 @@ class MLP(nn.Module):
         return [cast(nn.Parameter, layer.weight) for layer in self.layers]
 
     def biases(self) -> list[nn.Parameter]:
-        """b_1, b_2 …"""
+        """The biases b_1, b_2 and so on, ``[H]`` for a layer of H units."""
         return [cast(nn.Parameter, layer.bias) for layer in self.layers]
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
