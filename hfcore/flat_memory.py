@@ -107,7 +107,7 @@ def cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def seen_elsewhere(t: Tensor) -> bool:
-    """Whether views, arrays or graphs hold the memory of ``t […]``, which moving it would part.
+    """Whether views, arrays or graphs hold the memory of ``t […]``; moving it would part them.
 
     False where torch does not say.
     """

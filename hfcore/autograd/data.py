@@ -180,9 +180,10 @@ def _is_pair(result: object) -> TypeGuard[tuple[Tensor, Tensor]]:
 
 
 def call_closure(closure: Closure) -> tuple[Tensor, Tensor | None]:
-    """Call the closure: (loss ``[]``, outputs), where it gives the loss alone (loss ``[]``, None).
+    """Call the closure; gives its (loss ``[]``, outputs), None for outputs that it does not give.
 
-    Raises TypeError for anything else, ValueError for a loss of more than one number.
+    Raises TypeError for anything but a pair of tensors or a loss, ValueError for a loss of more
+    than one number.
     """
     result: Any = closure()
     if not isinstance(result, Tensor) and not _is_pair(result):

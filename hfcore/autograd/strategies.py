@@ -127,7 +127,7 @@ class Graph:
     def seconds(self, tangents: Gradients, structural: Tensor | None) -> Parts:
         """H times the tangent ``[…]`` at every split.
 
-        That of structural damping is multiplied by ``structural []``, None: there is none.
+        That of structural damping is multiplied by ``structural []``; None leaves it out.
         """
         products = []
         for i, (split, R) in enumerate(

@@ -221,7 +221,7 @@ def symmetric_root(H: Tensor) -> Tensor:
 def semidefinite(H: Tensor, how: str) -> Tensor:
     """``H […,k,k]`` without its negative eigenvalues.
 
-    ``how`` is ``"absolute"``, which takes their absolute values, or anything else for zeros.
+    ``how`` sets them to zero (``"positive"``) or takes their absolute values (``"absolute"``).
     """
     values, vectors = torch.linalg.eigh(H)
     values = values.abs() if how == "absolute" else values.clamp_min(0)

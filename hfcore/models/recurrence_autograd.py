@@ -224,7 +224,7 @@ def fold_into_group(
 ) -> tuple[Tensor, int]:
     """``op`` on arrays ``[G,…]`` of which some have a vmapped dimension of length V.
 
-    The op sees the group V·G, and its result is given as ``[V,G,…]`` with the place 0 of V. Arrays
+    The op sees a group of V·G nets. Gives its result as ``[V,G,…]`` and 0, the axis of V. Arrays
     without that dimension stay shared unless they have a group of their own.
     """
     dims = in_dims[: len(arrays)]
