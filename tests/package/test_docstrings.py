@@ -16,6 +16,10 @@ FOLDERS = ("hfcore", "bindings", "kernels")
 # [T,B,k], [P], [], [*, n, n]: brackets that hold sizes and no types of Python's or torch's.
 BRACKETS = re.compile(r"\[([^\[\]\n=:\"']*)\]")
 TYPES = re.compile(r"\b(Tensor|int|float|str|bool|None|Any|object)\b")
+ARRAYS = ("Tensor", "torch.Tensor", "np.ndarray")
+# What takes parameters takes those of any model; what gives them knows its own.
+PARAMETERS = ("nn.Parameter", "torch.nn.Parameter")
+
 # Words that name this workplace or its tools; a stranger can do nothing with them.
 WORKPLACE = re.compile(r"/work/|\bfarm-|\bhelpers?\b|\bissue #?\d", re.IGNORECASE)
 SUFFIXES = {".py", ".pyi", ".md", ".cpp", ".cu", ".h", ".cuh", ".hpp", ".toml", ".txt"}
@@ -110,14 +114,17 @@ class Function:
 
     def has_tensors(self) -> bool:
         """Whether it takes or gives one; those of a function that it is handed are not its own."""
-        annotations = [arg.annotation for arg in self.arguments] + [self.node.returns]
-        return any(names_tensor(a) for a in annotations if a is not None)
+        annotations = [arg.annotation for arg in self.arguments]
+        returns = self.node.returns
+        return any(names_tensor(a) for a in annotations if a is not None) or (
+            returns is not None and names_tensor(returns, (*ARRAYS, *PARAMETERS))
+        )
 
     def is_overload(self) -> bool:
         return any(ast.unparse(d).endswith("overload") for d in self.node.decorator_list)
 
 
-def names_tensor(annotation: ast.AST) -> bool:
+def names_tensor(annotation: ast.AST, types: tuple[str, ...] = ARRAYS) -> bool:
     """Whether it names one outside of ``Callable[...]``."""
     if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) in (
         "Callable",
@@ -125,10 +132,10 @@ def names_tensor(annotation: ast.AST) -> bool:
     ):
         return False
     if isinstance(annotation, ast.Constant) and isinstance(annotation.value, str):
-        return names_tensor(ast.parse(annotation.value))
+        return names_tensor(ast.parse(annotation.value), types)
     if isinstance(annotation, ast.Name | ast.Attribute):
-        return ast.unparse(annotation) in ("Tensor", "torch.Tensor")
-    return any(map(names_tensor, ast.iter_child_nodes(annotation)))
+        return ast.unparse(annotation) in types
+    return any(names_tensor(node, types) for node in ast.iter_child_nodes(annotation))
 
 
 def names_a_shape(docstring: str) -> bool:
