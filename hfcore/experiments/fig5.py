@@ -55,7 +55,7 @@ def quadratic_of(experiment: Experiment, training: Training, iteration: int) -> 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of NAG: ε as a multiple of 1/L, μ by name, and φ after 0, 1, … updates."""
+    """One setting of NAG: ε as a multiple of 1/L, μ by name, ``phi [m+1]`` after 0 to m updates."""
 
     multiple: float
     momentum: str
