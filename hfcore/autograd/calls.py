@@ -40,9 +40,9 @@ def check_select(select: Any) -> None:
 
 
 def selected(result: Any, select: Select | None) -> Tensor:
-    """The outputs among what a module returned. Raises TypeError or ValueError if there are none.
+    """The outputs ``[B,…]`` among what a module returned; ``select`` None: it is one tensor.
 
-    None: it returns one tensor.
+    Raises TypeError or ValueError if there are none.
     """
     found = result if select is None else _item(result, select)
     if isinstance(found, Tensor):

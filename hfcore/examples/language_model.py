@@ -39,6 +39,8 @@ class CausalModel(nn.Module):
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> ModelOutput:
+        """Scores of the next symbol for ``input_ids [B,T]``; ``attention_mask [B,T]`` is 0 where a
+        sequence has ended, ``labels [B,T]`` give the loss."""
         T = input_ids.shape[1]
         causal = nn.Transformer.generate_square_subsequent_mask(T)
         padding = None if attention_mask is None else (attention_mask == 0).float() * -1e9

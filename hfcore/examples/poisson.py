@@ -31,7 +31,7 @@ def points(inside: int, side: int, generator: torch.Generator) -> tuple[Tensor, 
 
 
 def residuals(model: nn.Module, within: Tensor, boundary: Tensor) -> Tensor:
-    """−Δu − f inside and u on the boundary, weighted alike, ``[B,1]``."""
+    """−Δu − f at ``within [m,2]`` and 10·u at ``boundary [n,2]``, ``[m+n,1]``."""
     x = within.requires_grad_()
     u = model(x)
     (slope,) = torch.autograd.grad(u.sum(), x, create_graph=True)

@@ -33,6 +33,7 @@ class Classifier(lightning.LightningModule):  # type: ignore[misc, unused-ignore
         return hf.HessianFree(self.net, damping=1.0, cg_max_iter=20)
 
     def training_step(self, batch: list[Tensor], index: int) -> Tensor | None:
+        """The loss of images ``[B,1,SIZE,SIZE]`` and classes ``[B]``, or a step on them."""
         x, y = batch
 
         def closure() -> tuple[Tensor, Tensor]:

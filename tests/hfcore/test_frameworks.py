@@ -9,12 +9,12 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    ("package", "name", "options", "steps"),
+    ("package", "name", "options", "factor"),
     [
-        ("ignite", "with_ignite", {}, 8),
-        ("accelerate", "with_accelerate", {}, 8),
-        ("lightning", "with_lightning", {}, 8),
-        ("lightning", "with_lightning", {"automatic": True}, 8),
+        ("ignite", "with_ignite", {}, 0.5),
+        ("accelerate", "with_accelerate", {}, 0.5),
+        ("lightning", "with_lightning", {}, 0.5),
+        ("lightning", "with_lightning", {"automatic": True}, 0.8),
     ],
     ids=["ignite", "accelerate", "lightning-manual", "lightning-automatic"],
 )
@@ -22,12 +22,12 @@ def test_losses_fall(
     package: str,
     name: str,
     options: dict[str, bool],
-    steps: int,
+    factor: float,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pytest.importorskip(package, reason=f"{package} comes with the extra frameworks")
     main = partial(import_module(f"hfcore.examples.{name}").main, **options)
     losses = main(4)
-    assert len(losses) == steps
-    assert losses[-1] < 0.7 * losses[0]
+    assert len(losses) == 8
+    assert losses[-1] < factor * losses[0]
     assert f"loss {losses[0]:.4f}" in capsys.readouterr().out
