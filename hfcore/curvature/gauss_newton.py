@@ -45,6 +45,8 @@ class GaussNewton(CurvatureOperator):
     or an option.
     """
 
+    kind = "ggn"
+
     def __init__(
         self,
         model: AnyModel | None = None,
@@ -62,12 +64,11 @@ class GaussNewton(CurvatureOperator):
         **options: Any,
     ) -> None:
         super().__init__(
-            "ggn",
             model,
             loss,
             inputs,
             targets,
-            mask,
+            mask=mask,
             objective=objective,
             theta=theta,
             damping=damping,
