@@ -17,6 +17,8 @@ from hfcore.curvature.guarded import GuardedCurvature
 from hfcore.curvature.linear_operator import OperatorAtParameters
 from hfcore.flat import FlatParameters, each_listed
 from hfcore.losses import Loss
+from hfcore.nets.objective import Normalize
+from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import CurvatureKind, Objective
 from hfcore.objective_factory import curvature_of, objective_for
 
@@ -67,8 +69,11 @@ class CurvatureOperator(OperatorAtParameters):
         theta: Tensor | None = None,
         damping: float = 0.0,
         structural: float | Mapping[str, Any] = 0.0,
+        normalize: Normalize = "sequences",
+        structural_distance: StructuralDistance = "matching",
         **options: Any,
     ) -> None:
+        options |= {"normalize": normalize, "structural_distance": structural_distance}
         self.damping = nonnegative("damping", damping)
         self.structural = structural
         # With named submodules every μ is in the objective.
