@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hfcore.autograd.losses import PROBABILITIES
 from hfcore.losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy
 
 # Ops that move numbers and do not change them.
@@ -26,10 +27,7 @@ def check_link(outputs: Tensor, loss: Loss) -> None:
             "the outputs before it"
         )
     if name == "Softmax" and isinstance(loss, SoftmaxCrossEntropy):
-        raise ValueError(
-            "outputs: come from a softmax, which the softmax cross-entropy applies itself; need "
-            "the outputs before it"
-        )
+        raise ValueError(PROBABILITIES)
 
 
 def _last_op(outputs: Tensor) -> str:
