@@ -15,10 +15,10 @@ MOVES = (
 
 
 def check_link(outputs: Tensor, loss: Loss) -> None:
-    """Raise ValueError where the graph of the outputs ends in a sigmoid before a logistic
-    cross-entropy, or in a softmax before a softmax cross-entropy.
+    """Raise ValueError where ``outputs […,k]`` come from the nonlinearity that the loss applies.
 
-    Both would be applied twice: the loss takes the outputs before them.
+    That is a sigmoid before a logistic cross-entropy, or a softmax before a softmax
+    cross-entropy, as the outputs' graph shows it: it would be applied twice.
     """
     name = _last_op(outputs)
     if name == "Sigmoid" and isinstance(loss, LogisticCrossEntropy):

@@ -63,9 +63,7 @@ class KernelLoss(Loss):
         linear = self._linear_gradient(result, targets, mask)
         return result if linear is None else result.add_(linear, alpha=scale)
 
-    def _linear_gradient(
-        self, like: Tensor, targets: Tensor, mask: Tensor | None
-    ) -> Tensor | None:
+    def _linear_gradient(self, like: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor | None:
         """The unscaled gradient of what the loss has beside the op's: a part linear in s."""
         return None
 
