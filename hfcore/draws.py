@@ -107,8 +107,8 @@ def check_scale(name: str, value: float) -> None:
 
 
 def check_outputs(s: Tensor, shape: Sequence[int], like: str, targets: Tensor) -> None:
-    """Raise unless ``s`` is real, on the targets' device and of this shape, apart from a leading
-    group axis."""
+    """Raise TypeError unless ``s`` is real, ValueError unless it is on the targets' device and has
+    this shape, or ``[G,*shape]`` with a group axis."""
     if not isinstance(s, Tensor):
         raise TypeError(f"s: got {type(s).__name__}, need a torch.Tensor")
     if not s.is_floating_point() or s.layout != torch.strided:

@@ -35,7 +35,8 @@ def _lock_of(owner: object) -> RLock:
 class FlatParameters:
     """The trainable parameters of a module as one vector, in the order of ``parameters()``.
 
-    An iterable of parameters serves in the module's place. Tied parameters appear once. Values are
+    An iterable of parameters, or of groups of them without options, serves in the module's place.
+    Tied parameters appear once. Values are
     not cached: ``.to()`` and ``load_state_dict`` between two calls are seen; :meth:`refresh` looks
     whether the parameters are still the same ones.
 
@@ -45,7 +46,7 @@ class FlatParameters:
 
     def __init__(self, module: nn.Module | Iterable[nn.Parameter]) -> None:
         self._source: nn.Module | list[nn.Parameter] = (
-            module if isinstance(module, nn.Module) else list(module)
+            module if isinstance(module, nn.Module) else list(_one_by_one(module))
         )
         with _lock_of(module) if isinstance(module, nn.Module) else nullcontext():
             named = [(name, p) for name, p in _named(self._source) if p.requires_grad]
@@ -143,7 +144,7 @@ class FlatParameters:
         return found
 
     def first_bad(self, theta: Tensor) -> str | None:
-        """Name of the first parameter that holds NaN or Inf, or None."""
+        """Name of the first parameter in ``theta [N]`` that holds NaN or Inf, or None."""
         for name, part in zip(self.names, self.split(theta), strict=True):
             if not bool(torch.isfinite(part).all()):
                 return name
@@ -169,6 +170,32 @@ def listed(name: str, given: Any) -> list[Any]:
             f"{name}: got {type(given).__name__}, need a torch.nn.Module or its parameters"
         )
     return list(given)
+
+
+def each_listed(name: str, given: Any) -> list[Any]:
+    """The same for one matrix over all of them: parameters alone, whatever they came in."""
+    return list(_one_by_one(listed(name, given)))
+
+
+def _one_by_one(items: Iterable[Any]) -> Iterator[Any]:
+    """Parameters as torch's optimisers take them: one by one, with names, or in groups.
+
+    Raises ValueError for a group with options, since all parameters share one curvature matrix.
+    """
+    for item in items:
+        if isinstance(item, Mapping):
+            options = sorted(set(item) - {"params", "param_names"})
+            if options:
+                raise ValueError(
+                    f"model: a group of parameters sets {', '.join(options)}, need groups without "
+                    "options: all parameters share one curvature matrix"
+                )
+            params = item.get("params", ())
+            yield from _one_by_one([params] if isinstance(params, Tensor) else params)
+        elif isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str):
+            yield item[1]
+        else:
+            yield item
 
 
 def _named(module: nn.Module | Iterable[nn.Parameter]) -> list[tuple[str, nn.Parameter]]:

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
 from hfcore.autograd.strategies import (
     RECOMPUTING,
@@ -206,7 +205,10 @@ class _Counter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        from torch.utils.flop_counter import flop_registry  # imports Triton, which is slow
+
         self.flops = 0.0
+        self._formulas = flop_registry
 
     def __torch_dispatch__(
         self,
@@ -220,7 +222,7 @@ class _Counter(TorchDispatchMode):
         if not func.is_view:
             numbers = sum(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor))
             self.flops += OP_FLOPS + NUMBER_FLOPS * numbers
-            count = flop_registry.get(func._overloadpacket)
+            count = self._formulas.get(func._overloadpacket)
             if count is not None:
                 self.flops += count(*args, **kwargs, out_val=result)
         return result

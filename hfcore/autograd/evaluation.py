@@ -16,7 +16,8 @@ from hfcore.autograd.autocast import fresh_casts
 from hfcore.autograd.buffers import SteadyBuffers
 from hfcore.autograd.checks import check_repeatable, differentiable_kernels
 from hfcore.autograd.data import BatchPart, Closure, call_closure
-from hfcore.autograd.losses import CallableLoss, SplitLoss
+from hfcore.autograd.links import check_link
+from hfcore.autograd.losses import CallableLoss, PackageLoss, SplitLoss
 from hfcore.autograd.strategies import Gradients, Parts
 from hfcore.autograd.structural import Held, Term
 from hfcore.flat import FlatParameters
@@ -29,8 +30,11 @@ MISFIT = re.compile(
 
 
 class Evaluation(NamedTuple):
-    """The model at some parameters: mean loss (a scalar), outputs (None: a closure gave the loss
-    alone), outputs of held submodules and the structural term of each."""
+    """The model at some parameters.
+
+    ``loss []`` is the mean, ``outputs […]`` are the model's (None: a closure gave the loss alone),
+    ``held`` the outputs ``[…]`` of held submodules and ``terms`` the structural term of each.
+    """
 
     loss: Tensor
     outputs: Tensor | None
@@ -77,7 +81,11 @@ class Evaluator:
         return Evaluation(loss, outputs, held.tensors(), held.terms())
 
     def outputs(self, part: BatchPart, parameters: Parts | None = None) -> Tensor:
-        """The model's outputs on a batch, checked against the targets."""
+        """The model's outputs ``[…]`` on a batch, checked against the targets.
+
+        Raises TypeError or ValueError where the model gives no tensor, or one that does not fit the
+        targets.
+        """
         module, loss = self.module, self.loss
         assert module is not None
         assert loss is not None
@@ -102,6 +110,8 @@ class Evaluator:
         if torch.is_autocast_enabled(outputs.device.type):  # losses are computed as torch's are
             outputs = outputs.to(self.parameters.dtype)
         loss.check(outputs, part)
+        if isinstance(loss, PackageLoss):
+            check_link(outputs, loss.loss)
         return outputs
 
     def _call(self, function: Callable[[], Any], parameters: Parts | None) -> Any:
@@ -158,7 +168,7 @@ def _shown(inputs: Any) -> str:
 
 
 def flatten(grads: Gradients, like: Sequence[Tensor]) -> Tensor:
-    """Gradients as one vector; None (a parameter that did not take part) counts as zero."""
+    """Gradients as one vector ``[N]``; None (a parameter that did not take part) counts as zero."""
     return torch.cat(
         [
             torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)

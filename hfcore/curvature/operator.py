@@ -15,7 +15,7 @@ from hfcore.bindings.checks import check_tensor
 from hfcore.checked_objective import checked_objective
 from hfcore.curvature.guarded import GuardedCurvature
 from hfcore.curvature.linear_operator import LinearOperator
-from hfcore.flat import FlatParameters, listed
+from hfcore.flat import FlatParameters, each_listed
 from hfcore.losses import Loss
 from hfcore.objective import CurvatureKind, Objective
 from hfcore.objective_factory import curvature_of, objective_for
@@ -81,7 +81,7 @@ class CurvatureOperator(LinearOperator):
                 raise TypeError(
                     f"model: got {type(model).__name__}, need a torch.nn.Module or parameters"
                 )
-            model = listed("model", model)
+            model = each_listed("model", model)
         self._objective: Objective
         if objective is not None:
             check_alone(loss=loss, structural=structural, **options)
@@ -169,8 +169,11 @@ def flat_parameters(model: AnyModel | None, theta: Tensor | None) -> Tensor:
 
 
 def operator_data(inputs: Any, targets: Any, mask: Tensor | None, *, any_data: bool) -> Any:
-    """Inputs with targets are one batch; alone they are a list of batches, or a closure, or what an
-    objective of one's own takes."""
+    """Inputs with targets as one :class:`hfcore.Batch`, inputs alone as they are.
+
+    ``mask […]`` goes with the targets; alone the inputs are a list of batches, or a closure, or
+    what an objective of one's own takes. Raises ValueError for a mask without targets.
+    """
     if targets is not None or (isinstance(inputs, Tensor) and not any_data):
         return Batch(inputs, targets, mask)
     if mask is not None:

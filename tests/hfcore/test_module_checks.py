@@ -316,3 +316,36 @@ def test_auto_goes_by_structure(caplog) -> None:
         assert choice.work[choice.name] == min(choice.work.values())
         counted.append(choice)
     assert counted[0] == counted[1]
+
+
+# ------------------------------------------------------------- nonlinearities applied twice
+
+
+class Reshaped(nn.Module):
+    def forward(self, s: Tensor) -> Tensor:
+        return torch.sigmoid(s).reshape(-1, 1, 2).squeeze(1)
+
+
+@pytest.mark.parametrize("loss", [hf.losses.LogisticCrossEntropy(), nn.BCEWithLogitsLoss()])
+@pytest.mark.parametrize("last", [nn.Sigmoid(), Reshaped()])
+def test_a_sigmoid_before_a_logistic_cross_entropy_is_noticed(last, loss) -> None:
+    model, y = net(torch.tanh), torch.rand(7, 2, dtype=torch.float64)
+    hf.GaussNewton(model, loss, X, y)
+    model.append(last)
+    for call in (
+        lambda: hf.GaussNewton(model, loss, X, y),
+        lambda: hf.HessianFree(model, loss).step((X, y)),
+    ):
+        with pytest.raises(ValueError, match="outputs: come from a sigmoid, which the logistic"):
+            call()
+    hf.GaussNewton(model, hf.losses.SquaredError(), X, y)  # there it belongs to the model
+    hf.GaussNewton(model.append(nn.Linear(2, 2).double()), loss, X, y)
+
+
+def test_a_softmax_before_a_softmax_cross_entropy_is_noticed() -> None:
+    """By the graph also for a single case, where rows that sum to 1 may be chance."""
+    model, y = net(torch.tanh).append(nn.Softmax(1)), torch.arange(7) % 2
+    loss = hf.losses.SoftmaxCrossEntropy()
+    for cases in (1, 7):
+        with pytest.raises(ValueError, match="as if a softmax had been applied"):
+            hf.GaussNewton(model, loss, X[:cases], y[:cases])

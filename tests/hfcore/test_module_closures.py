@@ -450,6 +450,28 @@ def test_parameters_that_change_after_the_optimiser_was_built() -> None:
         assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
 
 
+def test_parameters_as_torchs_optimisers_take_them() -> None:
+    """One by one, with names, in groups: the same step; groups with options of their own: no."""
+    paths = []
+    for form in (
+        lambda m: m,
+        lambda m: m.parameters(),
+        lambda m: m.named_parameters(),
+        lambda m: [{"params": m[0].parameters()}, {"params": [*m[2].parameters()]}],
+        lambda m: [{"params": m[0].weight}, {"params": [m[0].bias, *m[2].parameters()]}],
+    ):
+        model, loss = regression()
+        optimiser = hf.HessianFree(form(model), curvature="hessian_fd")
+        paths.append([optimiser.step(loss).loss_after for _ in range(3)])
+    assert all(path == pytest.approx(paths[0], rel=1e-9) for path in paths)
+    model, _ = regression()
+    groups = [{"params": model[0].parameters()}, {"params": model[2].parameters(), "lr": 0.1}]
+    with pytest.raises(ValueError, match="a group of parameters sets lr, need groups without"):
+        hf.HessianFree(groups)
+    with pytest.raises(TypeError, match="item 0 is str, need"):
+        hf.HessianFree([{"params": ["a"]}])
+
+
 def test_frozen_after_construction_in_fused_nets_is_refused() -> None:
     for model, lead in ((hf.MLP([3, 4, 2], ["tanh", "linear"]), (5,)), (hf.RNN(3, 4, 2), (4, 5))):
         optimiser = hf.HessianFree(model, hf.losses.SquaredError())

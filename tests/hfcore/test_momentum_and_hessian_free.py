@@ -28,6 +28,8 @@ F64 = torch.float64
 ONE_STEP = {
     "cg_max_iter": 1,
     "damping": 0.0,
+    "damping_up": 1.0,  # λ stays 0, also where the momentum overshoots and f rises
+    "damping_down": 1.0,
     "step_size": 1.0,
     "cg_backtracking": "last",
     "preconditioner": None,

@@ -75,7 +75,7 @@ def test_readme_example_runs(tmp_path, monkeypatch) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
     code = blocks[0].replace("length=30", "length=5")
     code = code.replace("hf.train(model,", "hf.train(minibatches=40, progress=False, model=model,")
-    code = code.replace("model=model, task, opt", "model=model, problem=task, optimizer=opt")
+    code = code.replace("model=model, task, opt", "model=model, data=task, optimizer=opt")
     namespace: dict[str, object] = {}
     exec(code, namespace)
     assert namespace["result"].iterations > 0  # type: ignore[attr-defined]
