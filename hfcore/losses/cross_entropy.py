@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from hfcore.arguments import MOST, count, number
 from hfcore.bindings import loss as ops
 from hfcore.losses.base import Mean, weighted
 from hfcore.losses.kernel_loss import KernelLoss
@@ -123,10 +124,12 @@ class SoftmaxCrossEntropy(KernelLoss):
         mean: Mean = "cases",
     ) -> None:
         super().__init__(mean=mean)
-        if not 0.0 <= label_smoothing <= 1.0:
+        if not 0.0 <= number("label_smoothing", label_smoothing) <= 1.0:
             raise ValueError(f"label_smoothing: got {label_smoothing}, need a number in [0, 1]")
         self.weight = None if weight is None else FixedWeights("weight", weight)
-        self.ignore_index = ignore_index
+        self.ignore_index = (
+            None if ignore_index is None else count("ignore_index", ignore_index, -MOST)
+        )
         self.label_smoothing = float(label_smoothing)
 
     @property

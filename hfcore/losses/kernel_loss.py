@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hfcore.bindings import loss as ops
-from hfcore.losses.base import Loss, grouped
+from hfcore.losses.base import Loss
 from hfcore.losses.hessian import (
     DiagonalHessian,
     IdentityHessian,
@@ -56,7 +56,7 @@ class KernelLoss(Loss):
         scale: float = 1.0,
         out: Tensor | None = None,
     ) -> Tensor:
-        x, y, w = self.prepared(*grouped(s, targets, mask))
+        x, y, w = self.prepared(*self.grouped(s, targets, mask))
         buffer = None if out is None else out.view(-1, *x.shape[1:])
         g = ops.loss_gradient(self.kind, x, y, w, scale=scale, delta=self.delta, out=buffer)
         result = _like(g, s) if out is None else out
@@ -70,7 +70,7 @@ class KernelLoss(Loss):
     def hessian(
         self, s: Tensor, targets: Tensor, mask: Tensor | None = None, *, exact: bool = False
     ) -> OutputHessian:
-        x, y, w = self.prepared(*grouped(s, targets, mask))
+        x, y, w = self.prepared(*self.grouped(s, targets, mask))
         if self.kind == "squared" and w is None:
             return IdentityHessian()
         c = ops.loss_curvature(self.kind, x, y, w, delta=self.delta)
