@@ -55,7 +55,7 @@ class CausalModel(nn.Module):
 def sequences(count: int, generator: torch.Generator) -> dict[str, Tensor]:
     """Numbers that rise by one or two modulo SYMBOLS; the label of a symbol is the next one.
 
-    Every sequence ends at a length of its own.
+    Every sequence ends at a length of its own. All three are ``[count,LENGTH]``.
     """
     start = torch.randint(SYMBOLS, (count, 1), generator=generator)
     rise = torch.randint(1, 3, (count, 1), generator=generator)
