@@ -40,7 +40,7 @@ class Cases(Protocol):
         """The same cases on a device."""
 
     def batched(self, order: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        """``order`` arranged so that batches of ``size`` in turn need little padding."""
+        """``order``, int64 ``[N]``, arranged so that batches of ``size`` need little padding."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,10 @@ class SequenceCases:
         return SequenceCases(moved, self.batch_dim, self.masked)
 
     def batched(self, order: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        """Sorted by length among ``POOL`` batches each, the batches then in a new order."""
+        """``order [N]`` sorted by length among ``POOL`` batches each.
+
+        The batches then come in a new order.
+        """
         lengths = self.lengths
         pools = order.split(POOL * size)
         sorted_ = torch.cat([pool[lengths[pool].argsort(stable=True)] for pool in pools])

@@ -115,7 +115,10 @@ class CheckedObjective:
 
 
 class CheckedCurvature:
-    """The whole of :class:`hfcore.objective.Curvature`, on one that may know products alone."""
+    """The whole of :class:`hfcore.objective.Curvature`, on one that may know products alone.
+
+    ``theta [N]`` is where it was asked for; ``loss_at`` gives the objective at a ``[N]``.
+    """
 
     def __init__(self, curvature: Any, theta: Tensor, loss_at: Callable[[Tensor], float]) -> None:
         self.given = curvature
@@ -182,7 +185,7 @@ def takes(function: Callable[..., Any], name: str) -> bool:
 
 
 class reading:
-    """Around a method that must leave θ as it is: ValueError where it wrote to it."""
+    """Around a method that must leave ``theta [N]`` as it is: ValueError where it wrote to it."""
 
     def __init__(self, method: str, theta: Tensor) -> None:
         self._method, self._theta = method, theta
@@ -217,7 +220,10 @@ def number(method: str, value: Any) -> float:
 
 
 def vector(method: str, value: Any, like: Tensor) -> Tensor:
-    """A dense tensor of the shape, dtype and device of ``like``, contiguous, without autograd."""
+    """``value`` as a dense tensor ``[N]`` or ``[m,N]`` like ``like``, without autograd.
+
+    Raises TypeError or ValueError naming the method where shape, dtype or device are others.
+    """
     if not isinstance(value, Tensor):
         raise TypeError(f"objective.{method}: gave {type(value).__name__}, need a torch.Tensor")
     if value.shape != like.shape:

@@ -100,7 +100,7 @@ def check_scale(name: str, value: float) -> None:
 
 
 def check_outputs(s: Tensor, shape: Sequence[int], like: str) -> None:
-    """Raise unless ``s`` has this shape, apart from a leading group axis."""
+    """Raise ValueError unless ``s`` has this shape, or ``[G,*shape]`` with a group axis."""
     if list(s.shape[-3:]) != list(shape) or s.ndim > 4:
         raise ValueError(f"s: got shape {list(s.shape)}, need {list(shape)} {like}")
 

@@ -48,7 +48,11 @@ class Fresh:
 
 
 class Policy:
-    """What the policies over cases at hand share: the data they are on."""
+    """What the policies over cases at hand share: the data they are on.
+
+    ``inputs`` and ``targets`` have the cases along ``batch_dim``: ``[B,…]``, ``[T,B,…]`` for 1.
+    ``mask`` has the leading axes of the targets. Raises ValueError naming what is missing.
+    """
 
     def __init__(
         self,
@@ -110,7 +114,7 @@ class FullGradient(Policy):
 
     Parameters
     ----------
-    inputs, targets : tensors with the cases along ``batch_dim``; None: see the module
+    inputs, targets : ``[B,…]``, or with the cases along ``batch_dim``; None: see the module
     mask : of the outputs that count, over the leading axes of ``targets``; None: all
     batch_dim : axis of the cases
     curvature_batches : at least 1, at most the number of cases
@@ -189,8 +193,9 @@ class SmallBatches(Policy):
     """The same small batch for gradient, curvature and search, in turns (Sutskever et al. 2013).
 
     Every pass over the data is a new permutation. A rest smaller than ``size`` is left out of its
-    pass. Sequences of unequal length are batched with others of about their length. Further
-    parameters as for :class:`FullGradient`. Raises ValueError naming what is wrong.
+    pass. Sequences of unequal length are batched with others of about their length. Inputs and
+    targets ``[B,…]`` and further parameters are as for :class:`FullGradient`. Raises ValueError
+    naming what is wrong.
     """
 
     def __init__(
@@ -274,8 +279,9 @@ class PhaseBatches(Policy):
     >>> stats = opt.step(batches(phases.present, phases.t))
 
     Equal shares below 1 are :class:`SmallBatches`, a share of the curvature alone is
-    :class:`FullGradient`. Parameters as there. Raises ValueError naming what is wrong, also for a
-    phase whose gradient sees other cases than its curvature but not all.
+    :class:`FullGradient`. Inputs and targets ``[B,…]`` and further parameters are as there. Raises
+    ValueError naming what is wrong, also for a phase whose gradient sees other cases than its
+    curvature but not all.
     """
 
     def __init__(

@@ -102,7 +102,7 @@ class Objective(Protocol):
 
     @abstractmethod
     def loss(self, data: Any, theta: Tensor) -> float:
-        """f(θ) on the data."""
+        """f(θ) on the data, for ``theta [N]``."""
 
     @abstractmethod
     def gradient(self, data: Any, theta: Tensor) -> tuple[float, Tensor]:
@@ -110,10 +110,11 @@ class Objective(Protocol):
 
     @abstractmethod
     def curvature(self, data: Any, theta: Tensor, kind: CurvatureKind = "ggn") -> Curvature:
-        """The curvature at θ on the data, activations cached; it keeps what it needs of θ.
+        """The curvature at ``theta [N]`` on the data, activations cached.
 
-        Without the argument ``kind`` it serves ``"ggn"`` alone. Raises ValueError with the reason
-        for a kind that is not served; ``"hessian_fd"`` is never asked for.
+        It keeps what it needs of θ. Without the argument ``kind`` it serves ``"ggn"`` alone;
+        ``"hessian_fd"`` is never asked for. Raises ValueError with the reason for a kind that is
+        not served.
         """
 
     def squared_gradients(self, data: Any, theta: Tensor) -> Tensor:

@@ -43,7 +43,10 @@ logger = logging.getLogger("hfcore")
 
 
 class Graphs:
-    """Builds the graphs of a curvature at θ. Holds none, so that they die with their strategy."""
+    """Builds the graphs of a curvature at ``theta [N]``.
+
+    Holds none, so that they die with their strategy.
+    """
 
     def __init__(self, objective: ModuleObjective, theta: Tensor, kind: str) -> None:
         self._objective = objective
@@ -170,7 +173,7 @@ def _moved(outputs: Tensor | None) -> Tensor | None:
 
 
 class ModuleCurvature:
-    """A curvature matrix of a module at fixed parameters and data.
+    """A curvature matrix of a module at fixed parameters ``theta [N]`` and data.
 
     ``strategy`` names how its products are computed; ``messages`` are for the user.
     """

@@ -39,8 +39,9 @@ class BatchPart:
     """A checked batch of ``count`` cases, which lie along ``input_dim`` and ``target_dim``.
 
     ``inputs`` goes to the model as it is: a tensor, or a tuple, list or dict of tensors.
-    ``mask`` is bool, or weights ≥ 0, or None. ``fisher_cases``: what a sum over squared gradients
-    of the cases is divided by, None: their number.
+    ``mask`` has the targets' leading axes ``[…]`` and is bool, or weights ≥ 0, or None.
+    ``fisher_cases``: what a sum over squared gradients of the cases is divided by, None: their
+    number.
     """
 
     inputs: Any
@@ -179,7 +180,11 @@ def _is_pair(result: object) -> TypeGuard[tuple[Tensor, Tensor]]:
 
 
 def call_closure(closure: Closure) -> tuple[Tensor, Tensor | None]:
-    """Call the closure and check that it gives (scalar loss, outputs), or the scalar loss alone."""
+    """Call the closure; gives its (loss ``[]``, outputs), None for outputs that it does not give.
+
+    Raises TypeError for anything but a pair of tensors or a loss, ValueError for a loss of more
+    than one number.
+    """
     result: Any = closure()
     if not isinstance(result, Tensor) and not _is_pair(result):
         raise TypeError(

@@ -22,8 +22,11 @@ from hfcore.flat import FlatParameters
 
 
 class Evaluation(NamedTuple):
-    """The model at some parameters: mean loss (a scalar), outputs (None: a closure gave the loss
-    alone), outputs of held submodules and the structural term of each."""
+    """The model at some parameters.
+
+    ``loss []`` is the mean, ``outputs […]`` are the model's (None: a closure gave the loss alone),
+    ``held`` the outputs ``[…]`` of held submodules and ``terms`` the structural term of each.
+    """
 
     loss: Tensor
     outputs: Tensor | None
@@ -70,7 +73,11 @@ class Evaluator:
         return Evaluation(loss, outputs, held.tensors(), held.terms())
 
     def outputs(self, part: BatchPart, parameters: Parts | None = None) -> Tensor:
-        """The model's outputs on a batch, checked against the targets."""
+        """The model's outputs ``[…]`` on a batch, checked against the targets.
+
+        Raises TypeError or ValueError where the model gives no tensor, or one that does not fit the
+        targets.
+        """
         module, loss = self.module, self.loss
         assert module is not None
         assert loss is not None
@@ -140,7 +147,7 @@ class _Caller(nn.Module):
 
 
 def flatten(grads: Gradients, like: Sequence[Tensor]) -> Tensor:
-    """Gradients as one vector; None (a parameter that did not take part) counts as zero."""
+    """Gradients as one vector ``[N]``; None (a parameter that did not take part) counts as zero."""
     return torch.cat(
         [
             torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)

@@ -200,6 +200,7 @@ class ModuleObjective:
         return self.evaluator.evaluate(piece, parameters)
 
     def regulariser(self, theta: Tensor) -> float:
+        """½ l2 ‖θ‖² of ``theta [N]``."""
         return 0.5 * self.l2 * dot(theta, theta) if self.l2 else 0.0
 
     def loss(self, data: ModuleData, theta: Tensor) -> float:
@@ -296,7 +297,7 @@ class ModuleObjective:
         return total * (loss.factor / loss.total(loss.counted(part) for part in data))
 
     def curvature(self, data: ModuleData, theta: Tensor, kind: str = "ggn") -> ModuleCurvature:
-        """The curvature at θ: ``"ggn"``, ``"hessian"`` or (batches only) ``"fisher"``.
+        """The curvature at ``theta [N]``: ``"ggn"``, ``"hessian"`` or (batches only) ``"fisher"``.
 
         ``"hessian"`` is content with a closure that returns the loss alone.
 

@@ -76,7 +76,7 @@ class Program:
         return ordered
 
     def constants(self) -> list[Tensor]:
-        """The tensors that the ops read and no op gives, each once."""
+        """The tensors ``[…]`` that the ops read and no op gives, each once."""
         found: dict[int, Tensor] = {}
         values: list[Any] = [*self.outputs]
         for node in self.order():
@@ -93,7 +93,7 @@ class Program:
 def trace(
     function: Callable[[list[Tensor]], Sequence[Tensor | None]], inputs: Sequence[Tensor]
 ) -> Program:
-    """The program of ``function`` at ``inputs``. Raises :class:`NotTraceable`."""
+    """The program of ``function`` at ``inputs``, tensors ``[…]``. Raises :class:`NotTraceable`."""
     recorder = _Recorder(inputs)
     with recorder:
         results = function(list(inputs))

@@ -13,10 +13,11 @@ from hfcore.curvature.operator import AnyLoss, AnyModel, CurvatureOperator
 
 
 class EmpiricalFisher(CurvatureOperator):
-    """A = mean over cases of g gᵀ + damping·(I + structural·G_S), g the gradient of a case's loss.
+    """A ``[N,N]`` = mean over cases of g gᵀ + damping·(I + structural·G_S).
 
-    Not centred, and with the given targets (Martens & Sutskever 2012, section 20.11.3, take its
-    diagonal). The arguments are those of :class:`hfcore.GaussNewton`; a closure has no cases.
+    g is the gradient of a case's loss, not centred, and with the given targets (Martens &
+    Sutskever 2012, section 20.11.3, take its diagonal). The arguments are those of
+    :class:`hfcore.GaussNewton`; a closure has no cases.
     """
 
     def __init__(

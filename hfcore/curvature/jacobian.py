@@ -25,7 +25,7 @@ ROWS = 16
 
 
 class Passes(Protocol):
-    """A model at fixed parameters and inputs: ``outputs`` as it gives them, and J both ways."""
+    """A model at fixed parameters and inputs: ``outputs […]`` as it gives them, and J both ways."""
 
     outputs: Tensor
 
@@ -74,7 +74,7 @@ class Jacobian(LinearOperator):
 
     @property
     def outputs(self) -> Tensor:
-        """The model's outputs there, in their own shape."""
+        """The model's outputs there, in their own shape ``[…]``."""
         return self._passes.outputs
 
     def _check_products(self) -> None:

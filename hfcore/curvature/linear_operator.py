@@ -104,6 +104,7 @@ class LinearOperator(ABC):
     def __matmul__(self, v: LinearOperator) -> LinearOperator: ...
 
     def __matmul__(self, v: Tensor | LinearOperator) -> Tensor | LinearOperator:
+        """A v ``[M]`` for ``v [N]``, A V ``[M,m]`` for ``V [N,m]``, or A B for another operator."""
         if isinstance(v, LinearOperator):
             from hfcore.curvature.algebra import chain
 

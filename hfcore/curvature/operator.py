@@ -169,8 +169,11 @@ def flat_parameters(model: AnyModel | None, theta: Tensor | None) -> Tensor:
 
 
 def operator_data(inputs: Any, targets: Any, mask: Tensor | None, *, any_data: bool) -> Any:
-    """Inputs with targets are one batch; alone they are a list of batches, or a closure, or what an
-    objective of one's own takes."""
+    """Inputs with targets as one :class:`hfcore.Batch`, inputs alone as they are.
+
+    ``mask […]`` goes with the targets; alone the inputs are a list of batches, or a closure, or
+    what an objective of one's own takes. Raises ValueError for a mask without targets.
+    """
     if targets is not None or (isinstance(inputs, Tensor) and not any_data):
         return Batch(inputs, targets, mask)
     if mask is not None:

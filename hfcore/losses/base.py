@@ -84,11 +84,14 @@ class Loss(ABC):
         """
 
     def link(self, s: Tensor) -> Tensor:
-        """Predictions ŷ from outputs s, of the same shape."""
+        """Predictions ŷ ``[…,k]`` from outputs ``s […,k]``."""
         return s
 
     def best_constant(self, mean: Tensor, least: float = 1e-9) -> Tensor:
-        """The outputs s at which ŷ is the mean target, ``least`` in place of what has no link."""
+        """The outputs s ``[k]`` at which ŷ is the mean target ``mean [k]``.
+
+        ``least`` takes the place of a mean that has no link, such as a frequency of 0.
+        """
         return mean
 
     @property
@@ -97,7 +100,10 @@ class Loss(ABC):
         return False
 
     def gauss_newton_diagonal(self, s: Tensor, targets: Tensor) -> Tensor:
-        """The diagonal of what ``stand_in="gauss_newton"`` takes for L''."""
+        """The diagonal ``[…,k]`` of what ``stand_in="gauss_newton"`` takes for L'' at ``s […,k]``.
+
+        Raises ValueError where the loss has no such stand-in.
+        """
         raise ValueError(f"stand_in: {self!r} has no 'gauss_newton', need 'positive' or 'absolute'")
 
     # ---- targets
@@ -117,7 +123,10 @@ class Loss(ABC):
         return self.target_range != (-math.inf, math.inf)
 
     def check_values(self, targets: Tensor, mask: Tensor | None = None) -> None:
-        """Raise ValueError for a floating target that counts and is not admissible."""
+        """Raise ValueError for a floating target that counts and is not admissible.
+
+        ``targets […,k]``, or classes ``[…]``, which pass; ``mask […]``, None: every output counts.
+        """
         if not targets.is_floating_point():
             return
         low, high = self.target_range
@@ -139,11 +148,14 @@ class Loss(ABC):
             raise ValueError(f"targets: a target is {bad}, need {self.target_need}")
 
     def check_ops(self, outputs: int, targets: Tensor, mask: Tensor | None) -> None:
-        """Raise ValueError for what ops find in grouped values and cannot look at in a graph."""
+        """Raise ValueError for what ops find in grouped values and cannot look at in a graph.
+
+        ``outputs`` is k; targets ``[G,T,B,k]``, or classes ``[G,T,B]``; ``mask [G,T,B]`` or None.
+        """
         return
 
     def check_mean(self, name: str, mean: Tensor) -> None:
-        """Raise ValueError for what cannot be a mean of predictions."""
+        """Raise ValueError naming ``name`` for what cannot be a mean of predictions ``[k]``."""
         low, high = self.prediction_range
         if not bool(mean.isfinite().all()) or not bool(((mean >= low) & (mean <= high)).all()):
             raise ValueError(f"{name}: got {mean.tolist()}, need {self.prediction_need}")
@@ -151,7 +163,10 @@ class Loss(ABC):
     # ---- means
 
     def counted(self, targets: Tensor, mask: Tensor | None, outputs: int, cases: int) -> float:
-        """What a batch of ``cases`` with ``outputs`` = k counts in the mean of several."""
+        """What a batch of ``cases`` with ``outputs`` = k counts in the mean of several.
+
+        ``targets […,k]``, or classes ``[…]``; ``mask […]`` or None.
+        """
         if self.mean in ("cases", "sum"):
             return float(cases)
         lead = targets.shape if self.takes_classes else targets.shape[:-1]
@@ -180,7 +195,7 @@ class Loss(ABC):
     def value(
         self, s: Tensor, targets: Tensor, mask: Tensor | None = None, *, scale: float = 1.0
     ) -> float:
-        """scale·Σ loss by the outputs' weights, accumulated in float64."""
+        """scale·Σ of the losses of ``s […,k]`` times their weights, accumulated in float64."""
         return float(self.values(*grouped(s, targets, mask), scale=scale).sum())
 
     def values(
@@ -200,7 +215,7 @@ class Loss(ABC):
         scale: float = 1.0,
         out: Tensor | None = None,
     ) -> Tensor:
-        """∂L/∂s, of s's shape and dtype, into ``out`` if it is given."""
+        """scale·∂L/∂s ``[…,k]``, of s's shape and dtype, into ``out`` if it is given."""
         with torch.enable_grad():
             leaf = s.detach().requires_grad_()
             total = self._weighted_per_output(leaf, targets, mask).sum()
@@ -211,7 +226,7 @@ class Loss(ABC):
     def hessian(
         self, s: Tensor, targets: Tensor, mask: Tensor | None = None, *, exact: bool = False
     ) -> OutputHessian:
-        """The unscaled L'' at s, or its stand-in; ``exact``: L'' whatever its signs.
+        """The unscaled L'' at ``s […,k]``, or its stand-in; ``exact``: L'' whatever its signs.
 
         Raises ValueError for negative curvature without a stand-in.
         """
@@ -253,7 +268,10 @@ class Loss(ABC):
         return False
 
     def is_fused(self, mask: Tensor | None) -> bool:
-        """Whether L'' is diag(c) or diag(c) − c cᵀ, as ops on whole nets take it."""
+        """Whether L'' is diag(c) or diag(c) − c cᵀ, as ops on whole nets take it.
+
+        ``mask […]``; None: every output counts.
+        """
         return self.separable
 
     def _signed(self, c: Tensor, exact: bool) -> Tensor:
@@ -307,7 +325,7 @@ class Loss(ABC):
 
 
 def weighted(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Values times their weights, zero where those are, NaN among them."""
+    """``values […]`` times the weights ``mask […]``, zero where those are, even for a NaN."""
     if mask is None:
         return values
     if mask.dtype == torch.bool:
@@ -329,6 +347,9 @@ def _widened(targets: Tensor) -> Tensor:
 def grouped(
     s: Tensor, targets: Tensor, mask: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Add the axes of group and time that the ops want, where s has none."""
+    """Add the axes of group and time that the ops want, where ``s [B,k]`` or ``[T,B,k]`` has none.
+
+    Gives ``s [G,T,B,k]``, targets and mask with the same leading axes.
+    """
     missing = (None,) * (4 - s.ndim)
     return s[missing], targets[missing], None if mask is None else mask[missing]

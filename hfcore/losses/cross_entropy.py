@@ -57,7 +57,7 @@ class LogisticCrossEntropy(KernelLoss):
         return torch.sigmoid(s)
 
     def best_constant(self, mean: Tensor, least: float = 1e-9) -> Tensor:
-        """For ``pos_weight`` p the logit of p ȳ / (p ȳ + 1 − ȳ)."""
+        """The logit of the mean ȳ ``[k]``; for ``pos_weight`` p that of p ȳ / (p ȳ + 1 − ȳ)."""
         if self.pos_weight is not None:
             positive = mean * self.pos_weight.at(mean.device, mean.dtype)
             mean = positive / (positive + 1 - mean)
@@ -152,7 +152,7 @@ class SoftmaxCrossEntropy(KernelLoss):
         return torch.softmax(s, -1)
 
     def best_constant(self, mean: Tensor, least: float = 1e-9) -> Tensor:
-        """The logarithms of the class frequencies, by their weights."""
+        """The logarithms of the class frequencies ``[k]``, by their weights."""
         if self.weight is not None:
             mean = mean * self.weight.at(mean.device, mean.dtype)
         if self.label_smoothing:
@@ -169,7 +169,7 @@ class SoftmaxCrossEntropy(KernelLoss):
         return torch.bincount(kept.reshape(-1), minlength=outputs).double(), kept.numel()
 
     def counted(self, targets: Tensor, mask: Tensor | None, outputs: int, cases: int) -> float:
-        """By ``"weights"`` every output counts its class's."""
+        """With the mean ``"weights"`` an output counts the weight of its class ``targets […]``."""
         if self.mean in ("cases", "sum"):
             return float(cases)
         classes, keep = self._counting(targets, mask)

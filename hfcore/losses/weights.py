@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def checked_weights(mask: Tensor) -> Tensor:
-    """A floating mask as bool where it holds 0 and 1 alone, else as the weights that it is.
+    """A floating mask ``[…]`` as bool where it holds 0 and 1 alone, else as the weights that it is.
 
     Raises ValueError for a weight that is negative or not finite.
     """
@@ -39,7 +39,10 @@ class FixedWeights:
         self._placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def at(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Moved once: while a CUDA graph is recorded nothing may come from the host."""
+        """The weights ``[k]`` there, in this dtype.
+
+        They are moved once: while a CUDA graph is recorded nothing may come from the host.
+        """
         if (device, dtype) not in self._placed:
             self._placed[device, dtype] = self.values.to(device, dtype)
         return self._placed[device, dtype]

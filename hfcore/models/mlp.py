@@ -71,11 +71,14 @@ class MLP(nn.Module):
         self.reset_parameters(generator)
 
     def matrices(self) -> list[nn.Parameter]:
-        """The weights W_1, W_2 … that initialisations draw, in this order."""
+        """The weights W_1, W_2, … that initialisations draw, in this order, each ``[m,n]``.
+
+        n and m are the units of the layer below and of its own.
+        """
         return [cast(nn.Parameter, layer.weight) for layer in self.layers]
 
     def biases(self) -> list[nn.Parameter]:
-        """b_1, b_2 …"""
+        """The biases b_1, b_2 and so on, ``[H]`` for a layer of H units."""
         return [cast(nn.Parameter, layer.bias) for layer in self.layers]
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

@@ -116,15 +116,18 @@ class RNN(nn.Module):
         return RnnShape(self.input_size, self.hidden_size, self.output_size)
 
     def matrices(self) -> list[nn.Parameter]:
-        """W_hx, W_hh, W_yh: the weights that initialisations draw, in this order."""
+        """W_hx, W_hh, W_yh: the weights that initialisations draw, in this order.
+
+        ``[H,n]``, ``[H,H]`` (the entries ``[H,K]`` of a sparse one) and ``[k,H]``.
+        """
         return [self.W_hx, self.W_hh, self.W_yh]
 
     def input_matrices(self) -> list[nn.Parameter]:
-        """Those of them that the inputs meet."""
+        """Those of them that the inputs meet: ``W_hx [H,n]``."""
         return [self.W_hx]
 
     def biases(self) -> list[nn.Parameter]:
-        """b_h, b_init, b_y, which start at zero."""
+        """``b_h [H]``, ``b_init [H]``, ``b_y [k]``, which start at zero."""
         return [self.b_h, self.b_init, self.b_y]
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

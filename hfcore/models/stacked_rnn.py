@@ -117,15 +117,18 @@ class StackedRNN(nn.Module):
         return [cast(RecurrentLayer, layer) for layer in self.layers]
 
     def matrices(self) -> list[nn.Parameter]:
-        """W_hx and W_hh of every layer, and W_yh: what initialisations draw, in this order."""
+        """W_hx and W_hh of every layer, and W_yh: what initialisations draw, in this order.
+
+        ``[H,n]`` for a layer of H units on n, ``[H,H]``, and ``[k,H]``.
+        """
         return [*(W for layer in self._layers() for W in (layer.W_hx, layer.W_hh)), self.W_yh]
 
     def input_matrices(self) -> list[nn.Parameter]:
-        """Those of them that the inputs meet."""
+        """Those of them that the inputs meet: ``W_hx [H,n]`` of the first layer."""
         return [self._layers()[0].W_hx]
 
     def biases(self) -> list[nn.Parameter]:
-        """b_h and b_init of every layer, and b_y, which start at zero."""
+        """``b_h [H]`` and ``b_init [H]`` of every layer, and ``b_y [k]``, which start at zero."""
         return [*(b for layer in self._layers() for b in (layer.b_h, layer.b_init)), self.b_y]
 
     @torch.no_grad()

@@ -52,7 +52,7 @@ class Cases:
         return self.x.device
 
     def placed(self, place: Callable[[str, Tensor], Tensor]) -> Cases:
-        """The same data where ``place`` puts each array, by name."""
+        """The same data where ``place`` puts each array ``[1,…]``, by its name."""
         x = place("x", self.x)
         y = x if self.y is self.x else place("targets", self.y)
         return Cases(x, y, None if self.w is None else place("mask", self.w))
@@ -74,9 +74,10 @@ def check_cases(
     like: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Cases:
-    """Check one batch of ``sizes`` (n inputs, k outputs).
+    """Check one batch of inputs ``[B,n]`` and targets ``[B,k]`` or classes ``[B]``.
 
-    ``like`` has the dtype and device that its values must have, or ``dtype`` says it alone.
+    ``sizes`` is (n, k). ``like`` has the dtype and device that its values must have, or ``dtype``
+    says it alone.
 
     Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, no
     cases, a mask of nothing, NaN or Inf in inputs or in targets that count.

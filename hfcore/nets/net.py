@@ -32,13 +32,16 @@ class Data(Protocol):
     """
 
     @property
-    def x(self) -> Tensor: ...
+    def x(self) -> Tensor:
+        """Inputs ``[1,B,n]``, or of sequences ``[1,T,B,n]``."""
 
     @property
-    def targets(self) -> Tensor: ...
+    def targets(self) -> Tensor:
+        """Targets ``[1,T_out,B,k]``, or classes ``[1,T_out,B]``."""
 
     @property
-    def mask(self) -> Tensor | None: ...
+    def mask(self) -> Tensor | None:
+        """Weights ``[1,T_out,B]`` or bool; None: every output counts."""
 
     @property
     def outputs(self) -> float: ...
@@ -54,7 +57,7 @@ class Data(Protocol):
         """The same data in pieces of at most ``size`` cases."""
 
     def placed(self, place: Callable[[str, Tensor], Tensor]) -> Self:
-        """The same data where ``place`` puts each array, by name."""
+        """The same data where ``place`` puts each array ``[1,…]``, by its name."""
 
 
 @dataclass(frozen=True)
@@ -202,11 +205,17 @@ class FusedNet(ABC):
 
     @abstractmethod
     def outputs(self, theta: Tensor, part: Any) -> Tensor:
-        """``s`` alone, without activations; the next call may overwrite it."""
+        """``s [G,T_out,B,k]`` of ``theta [G,N]``, without activations.
+
+        The next call may overwrite it.
+        """
 
     @abstractmethod
     def forward(self, theta: Tensor, part: Any, *, fresh: bool) -> Pass:
-        """A pass with its activations, in memory of their own (``fresh``) or until the next."""
+        """A pass at ``theta [G,N]`` with its activations.
+
+        They are in memory of their own (``fresh``), or hold until the next pass.
+        """
 
     @abstractmethod
     def tangent(self, at: Pass, v: Tensor, *, keep: bool, stop: Tensor | None = None) -> Tangent:
@@ -221,13 +230,17 @@ class FusedNet(ABC):
         raise ValueError(f"diagonal: {type(self).__name__} has no squares of single cases")
 
     def structural_term(self, at: Pass, R: Tangent, structural: float) -> Any:
-        """structural·D''Rz of the hidden units that are damped, as :meth:`backward` adds it."""
+        """structural·D''Rz of the hidden units that are damped, as :meth:`backward` adds it.
+
+        Raises ValueError where the net has no hidden units to damp.
+        """
         raise ValueError(f"structural: {type(self).__name__} has no hidden units to damp, need 0")
 
     def adjoint(self, at: Pass, gs: Tensor, *, bends: bool) -> Any:
-        """The gradient's pass back from ``gs = ∂L/∂s``; ``bends``: as :meth:`rbackward` takes it.
+        """The gradient's pass back from ``gs [G,T_out,B,k]`` = ∂L/∂s.
 
-        Where the net ``has_fisher`` also without, as :meth:`fisher` does.
+        ``bends``: as :meth:`rbackward` takes it; where the net ``has_fisher`` also without, as
+        :meth:`fisher` does. Raises ValueError where the net has no R-op of its gradient.
         """
         raise ValueError(f"kind: {type(self).__name__} has no R-op of its gradient for 'hessian'")
 
@@ -254,7 +267,7 @@ class FusedNet(ABC):
         damping: float,
         accumulate: bool,
     ) -> None:
-        """JᵀL''J v + structural term + damping·v, or all of it added to ``into.out``.
+        """JᵀL''J v + structural term + damping·v for ``v [G,N]``, or all of it added to ``out``.
 
         Called where ``walks_cases``; of an :class:`Uncached` pass activations are recomputed piece
         by piece.
@@ -280,12 +293,19 @@ class FusedNet(ABC):
         return self.loss.values(s, part.targets, part.mask, scale=scale)
 
     def slope(self, part: Data, s: Tensor, *, scale: float = 1.0, fresh: bool = False) -> Tensor:
-        """scale·∂L/∂s, in memory of its own (``fresh``) or until the next call."""
+        """scale·∂L/∂s ``[G,T_out,B,k]``.
+
+        It is in memory of its own (``fresh``), or holds until the next call.
+        """
         out = None if fresh else self.work.take("gs", s, *s.shape)
         return self.loss.gradient(s, part.targets, part.mask, scale=scale, out=out)
 
     def second(self, part: Data, s: Tensor, *, exact: bool = False) -> OutputHessian:
-        """L'' of the sum of the losses, or its stand-in; ``exact``: whatever its signs."""
+        """L'' of the sum of the losses at ``s [G,T_out,B,k]``, or its stand-in.
+
+        ``exact``: L'' whatever its signs. Raises ValueError for negative curvature otherwise, where
+        the loss has no stand-in.
+        """
         return self.loss.hessian(s, part.targets, part.mask, exact=exact)
 
     def counted(self, part: Data) -> float:
@@ -304,7 +324,10 @@ def blocks(rows: int, size: int) -> Iterator[slice]:
 
 
 def random_signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """±1 with equal odds; a generator draws on its own device."""
+    """±1 with equal odds, ``[*shape]`` in the dtype of ``like`` and on its device.
+
+    A generator draws on its own device.
+    """
     device = like.device if generator is None else generator.device
     bits = torch.randint(2, shape, generator=generator, device=device)
     return bits.to(device=like.device, dtype=like.dtype).mul_(2).sub_(1)

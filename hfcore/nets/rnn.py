@@ -101,7 +101,10 @@ class RnnNet(RecurrentNet):
         damping: float,
         accumulate: bool,
     ) -> None:
-        """One op; its buffers stay for CG alone: many tangents would hold as many times more."""
+        """One op for ``v [G,N]``.
+
+        Its buffers stay for CG alone: many tangents would hold as many times more.
+        """
         assert second.kernel_form is not None  # see FusedCurvature
         c, rank_one = second.kernel_form
         (out, scale, _, stop), spread = into, self.forms[0].is_spread

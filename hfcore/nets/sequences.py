@@ -39,7 +39,7 @@ class Sequences:
         return self.x.device
 
     def placed(self, place: Callable[[str, Tensor], Tensor]) -> Sequences:
-        """The same data where ``place`` puts each array, by name."""
+        """The same data where ``place`` puts each array ``[1,…]``, by its name."""
         return Sequences(
             place("x", self.x),
             None if self.steps is None else place("steps", self.steps),
@@ -70,10 +70,10 @@ def check_sequences(
     dtype: torch.dtype | None = None,
     every_step: bool = False,
 ) -> Sequences:
-    """Check one batch of ``sizes`` (n inputs, k outputs), and cut it to the steps with outputs.
+    """Check one batch of inputs ``[T,B,n]`` and targets ``[T,B,k]`` or classes ``[T,B]``.
 
-    ``like`` has the dtype and device that its values must have, or ``dtype`` says it alone; with
-    ``every_step`` nothing is cut.
+    ``sizes`` is (n, k). ``like`` has the dtype and device that its values must have, or ``dtype``
+    says it alone. What is given is cut to the steps with outputs, unless ``every_step``.
 
     Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, empty
     batch, no time steps, a mask of nothing, NaN or Inf in inputs or in unmasked targets.

@@ -33,7 +33,10 @@ def case_squares(left: Tensor, right: Tensor) -> Tensor:
 
 
 def case_slices(count: int, elements: int, like: Tensor) -> list[slice]:
-    """Cases in pieces whose gradients, of so many ``elements`` each, fill ``CASE_BYTES``."""
+    """``count`` cases in pieces whose gradients ``[elements]`` each fill ``CASE_BYTES``.
+
+    ``like`` has their dtype.
+    """
     size = max(1, CASE_BYTES // (elements * like.element_size()))
     return [slice(at, min(at + size, count)) for at in range(0, count, size)]
 
@@ -44,7 +47,10 @@ def at_outputs(y: Tensor, steps: Tensor | None) -> Tensor:
 
 
 def scattered(g: Tensor, steps: Tensor | None, T: int) -> Tensor:
-    """Adjoint of :func:`at_outputs`: zeros at the steps without outputs."""
+    """Adjoint of :func:`at_outputs`: ``g [G,T_out,B,·]`` as ``[G,T,B,·]``, zeros at other steps.
+
+    ``steps`` int64 ``[T_out]``; None: every step has outputs.
+    """
     if steps is None:
         return g
     full = g.new_zeros(g.shape[0], T, *g.shape[2:])
@@ -53,7 +59,7 @@ def scattered(g: Tensor, steps: Tensor | None, T: int) -> Tensor:
 
 
 def activation_bend(h: Tensor, nonlinearity: str) -> Tensor | None:
-    """e''(t) / e'(t) from h = e(t), or None where e'' = 0."""
+    """e''(t) / e'(t) ``[…]`` from ``h […]`` = e(t), or None where e'' = 0."""
     if nonlinearity == "logistic":
         return 1 - 2 * h
     return -2 * h if nonlinearity == "tanh" else None

@@ -36,6 +36,7 @@ from hfcore.optimisers.serving import Serving
 from hfcore.optimisers.statistics import Ledger, StepStats
 from hfcore.optimisers.watched_step import watched_step
 from hfcore.solvers.preconditioners import Preconditioner
+from hfcore.step_interrupt import interruptible_step
 
 StepData = tuple[Tensor, ...] | Batch | Sequence[Batch] | Batches | Closure | Any
 
@@ -294,7 +295,9 @@ class HessianFree(torch.optim.Optimizer):
         or the loss alone: then ``curvature`` is ``"hessian"``, which differentiates it twice, or
         ``"hessian_fd"``, which takes gradients by ``backward()``, called by the closure or for it,
         and nothing else. Raises ValueError when the parameters or the objective at them are not
-        finite, or the parameters are other ones than at the start; nothing has changed then.
+        finite, or the parameters are other ones than at the start; nothing has changed then. Nor
+        after Ctrl-C, which ends a step between two iterations of CG with
+        :class:`hfcore.StepInterrupted`, a KeyboardInterrupt.
         """
         if (data is None) == (closure is None):
             what = "nothing" if data is None else "data and a closure"
@@ -305,7 +308,7 @@ class HessianFree(torch.optim.Optimizer):
         objective = self._serving.objective(data, options, self.param_groups[0]["strategy"])
         theta = self._parameters.read()
         among = among_kernels(theta) if objective.supports_stop else nullcontext()
-        with torch.no_grad(), among:
+        with torch.no_grad(), among, interruptible_step():
             ledger = Ledger()
             step, loss, damping = self._prepared(objective, data, theta, options, ledger)
             outcome = step.run(damping, self._cg_start(theta))

@@ -116,6 +116,17 @@ def test_feed_forward_nets_come_back(tmp_path: Path, model: hf.MLP) -> None:
         run.column("los")
 
 
+def test_a_stacked_net_comes_back(tmp_path: Path) -> None:
+    model = hf.StackedRNN(3, [4, 2], 2, nonlinearity="logistic")
+    x, y = noise(5, 8, 3).float(), noise(5, 8, 2).float()
+    opt = hf.HessianFree(model, SQUARED, damping=1.0)
+    train(model, (x, y), opt, tmp_path / "run", test=(x, y))
+    run = hf.load_run(tmp_path / "run")
+    assert type(run.model) is hf.StackedRNN
+    assert (run.model.hidden_sizes, run.model.nonlinearity) == ((4, 2), "logistic")
+    assert torch.equal(run.model(x), model(x))
+
+
 class Own(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -241,7 +241,7 @@ def test_a_second_ctrl_c_says_where_the_checkpoint_is(
     monkeypatch.setattr(trainings_module, "describe", at_once)
     result = invoke(*LOG, "--run-dir", tmp_path / "run")
     assert result.exit_code == 130
-    assert f"aborted; the last checkpoint is in {tmp_path / 'run'}" in result.stderr
+    assert f"interrupted; the last checkpoint is in {tmp_path / 'run'}" in result.stderr
 
 
 # ---- small pieces
