@@ -9,7 +9,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 
 # What CI sets, so that a gate cannot pass by not running.
 REQUIRE = "HFCORE_REQUIRE_GATES"
@@ -78,6 +77,8 @@ def emulated(
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """torch.empty gives NaN: an element that nobody writes shows."""
+    import torch  # here, as the gates without it start in a tenth of the time
+
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
