@@ -15,6 +15,8 @@ from hfcore.batches import Batch
 
 # Sequences padded together are at least this share of the longest of them.
 BUCKET = 0.8
+# Axes of a tensor are fewer.
+MAX_AXIS = 64
 # Batches of a pass that are sorted by length together.
 POOL = 16
 
@@ -56,6 +58,9 @@ class ArrayCases:
     target_dim: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in self.batch._asdict().items():
+            if not isinstance(value, Tensor) and not (name == "mask" and value is None):
+                raise TypeError(f"{name}: got {type(value).__name__}, need a torch.Tensor")
         cases = _count("inputs", self.batch.inputs, self.input_dim)
         targets, mask = self.batch.targets, self.batch.mask
         found = _count("targets", targets, self.target_dim)

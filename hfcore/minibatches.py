@@ -24,11 +24,12 @@ from torch import Tensor
 
 from hfcore.arguments import count, number
 from hfcore.batches import Batch, Batches
-from hfcore.cases import ArrayCases, Cases
+from hfcore.cases import MAX_AXIS, ArrayCases, Cases
 from hfcore.schedules import Phase
 
 # A generator's 64 bits hold a seed and the number of a pass.
 MAX_SEED = 2**31 - 1
+MAX_STEP = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Policy:
             return
         if targets is None:
             raise ValueError("targets: got None beside inputs, need both or none of them")
+        count("batch_dim", batch_dim, least=0, most=MAX_AXIS)
         self._put_on(ArrayCases(Batch(inputs, targets, mask), batch_dim, batch_dim))
 
     def on(self, cases: Cases) -> Self:
@@ -156,6 +158,7 @@ class FullGradient(Policy):
 
     def __call__(self, step: int) -> Batches:
         """The batches of step number ``step``."""
+        count("step", step, least=0, most=MAX_STEP)
         curvature = self._curvature(step)
         everything = self.everything
         return Batches(everything, curvature, everything, everything)
@@ -225,6 +228,7 @@ class SmallBatches(Policy):
 
     def __call__(self, step: int) -> Batches:
         """The batches of step number ``step``."""
+        count("step", step, least=0, most=MAX_STEP)
         cases = self._data
         number, at = divmod(step, self.per_pass)
         if self._order is None or self._order[0] != number:
@@ -246,6 +250,7 @@ class Epochs(SmallBatches):
 
     def __call__(self, step: int) -> Sequence[Batches]:  # type: ignore[override]
         """The batches of the pass number ``step``, each made when it is asked for."""
+        count("step", step, least=0, most=MAX_STEP // self.per_pass)
         return _Lazily(super().__call__, step * self.per_pass, self.per_pass)
 
 
@@ -293,7 +298,7 @@ class PhaseBatches(Policy):
         seed: int = 0,
         batch_dim: int = 0,
     ) -> None:
-        self.seed = seed
+        self.seed = count("seed", seed, least=0, most=MAX_SEED)
         super().__init__(inputs, targets, mask, batch_dim)
 
     def _put_on(self, cases: Cases) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from hfcore.autograd.autocast import fresh_casts
 from hfcore.autograd.buffers import SteadyBuffers
@@ -19,6 +21,12 @@ from hfcore.autograd.losses import CallableLoss, PackageLoss, SplitLoss
 from hfcore.autograd.strategies import Gradients, Parts
 from hfcore.autograd.structural import Held, Term
 from hfcore.flat import FlatParameters
+
+# What torch's layers say of inputs whose shape or dtype they do not take.
+MISFIT = re.compile(
+    "mat1 and mat2|same dtype|expected scalar type|size mismatch|to have|must be equal|"
+    "must match|Input type|input and weight"
+)
 
 
 class Evaluation(NamedTuple):
@@ -81,7 +89,14 @@ class Evaluator:
         module, loss = self.module, self.loss
         assert module is not None
         assert loss is not None
-        outputs = self._call(lambda: module(part.inputs), parameters)
+        try:
+            outputs = self._call(lambda: module(part.inputs), parameters)
+        except RuntimeError as error:
+            if MISFIT.search(str(error)) is None:
+                raise
+            raise ValueError(
+                f"inputs: the model does not take {_shown(part.inputs)}: {error}"
+            ) from error
         if not isinstance(outputs, Tensor):
             raise TypeError(
                 f"outputs: the model returned {type(outputs).__name__}, need one tensor; wrap it "
@@ -144,6 +159,12 @@ class _Caller(nn.Module):
 
     def __call__(self) -> Any:
         return self._function()
+
+
+def _shown(inputs: Any) -> str:
+    """Shapes and dtypes of the inputs."""
+    tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+    return ", ".join(f"{list(t.shape)} {t.dtype}" for t in tensors)
 
 
 def flatten(grads: Gradients, like: Sequence[Tensor]) -> Tensor:

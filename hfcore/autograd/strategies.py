@@ -222,7 +222,8 @@ class Traced:
 
     def __init__(self, graph: Graph) -> None:
         self._graph: Graph | None = graph
-        self._constants: list[tuple[Tensor, int]] = []
+        self._constants: list[Tensor] = []
+        self._versions: list[int] = []
         self._programs: dict[bool, Callable[..., tuple[Tensor | None, ...]]] = {}
         self._program(False)
 
@@ -261,9 +262,8 @@ class Traced:
 
     def _check_constants(self) -> None:
         """Raise ValueError where data that the program reads was written to."""
-        for t, version in self._constants:
-            if t._version != version:
-                raise ValueError(OVERWRITTEN)
+        if [t._version for t in self._constants] != self._versions:
+            raise ValueError(OVERWRITTEN)
 
     def _program(self, structural: bool) -> Callable[..., tuple[Tensor | None, ...]]:
         if structural not in self._programs:
@@ -280,7 +280,9 @@ class Traced:
 
         recorded, checked = (sample(parameters, structural, seed) for seed in (1, 2))
         traced = optimise(trace(product, recorded))
-        self._constants += [(t, t._version) for t in traced.constants() if not t.is_inference()]
+        constants = [t for t in traced.constants() if not t.is_inference()]
+        self._constants += constants
+        self._versions += [t._version for t in constants]
         program = compile_program(traced)
         with torch.no_grad():
             _compare(program(*checked), product(checked), self._graph.precision)

@@ -196,7 +196,7 @@ class Loss(ABC):
         self, s: Tensor, targets: Tensor, mask: Tensor | None = None, *, scale: float = 1.0
     ) -> float:
         """scale·Σ of the losses of ``s […,k]`` times their weights, accumulated in float64."""
-        return float(self.values(*grouped(s, targets, mask), scale=scale).sum())
+        return float(self.values(*self.grouped(s, targets, mask), scale=scale).sum())
 
     def values(
         self, s: Tensor, targets: Tensor, mask: Tensor | None = None, *, scale: float = 1.0
@@ -216,6 +216,7 @@ class Loss(ABC):
         out: Tensor | None = None,
     ) -> Tensor:
         """scale·∂L/∂s ``[…,k]``, of s's shape and dtype, into ``out`` if it is given."""
+        self.check_call(s, targets, mask)
         with torch.enable_grad():
             leaf = s.detach().requires_grad_()
             total = self._weighted_per_output(leaf, targets, mask).sum()
@@ -230,6 +231,7 @@ class Loss(ABC):
 
         Raises ValueError for negative curvature without a stand-in.
         """
+        self.check_call(s, targets, mask)
         if self.stand_in == "gauss_newton" and not exact:
             c = self.gauss_newton_diagonal(s.detach(), targets)
             return DiagonalHessian(weighted(c, _per_element(mask, c)))
@@ -294,6 +296,39 @@ class Loss(ABC):
                 "offers, or the exact Hessian"
             )
 
+    def check_call(self, s: Tensor, targets: Tensor, mask: Tensor | None) -> None:
+        """Raise TypeError or ValueError unless ``s [B,k]``, ``[T,B,k]`` or ``[G,T,B,k]``, targets
+        and a mask ``s.shape[:-1]`` go together, naming the one that does not.
+        """
+        for name, value in (("s", s), ("targets", targets), ("mask", mask)):
+            if not isinstance(value, Tensor) and not (name == "mask" and value is None):
+                raise TypeError(f"{name}: got {type(value).__name__}, need a torch.Tensor")
+        if not s.is_floating_point() or s.layout != torch.strided:
+            raise TypeError(f"s: got {s.dtype} ({s.layout}), need a dense floating tensor")
+        if not 1 <= s.ndim <= 4:
+            raise ValueError(f"s: got shape {list(s.shape)}, need [T,B,k], [B,k] or [G,T,B,k]")
+        if s.ndim == 4:  # a group may share targets and mask, and the ops look at their shapes
+            return
+        self.check_targets(s.shape, targets, s.dtype)
+        if targets.device != s.device:
+            raise ValueError(f"targets: is on {targets.device}, need {s.device} like the outputs")
+        if mask is None:
+            return
+        if mask.shape != s.shape[:-1]:
+            raise ValueError(f"mask: got shape {list(mask.shape)}, need {list(s.shape[:-1])}")
+        if mask.dtype not in (torch.bool, s.dtype):
+            raise TypeError(f"mask: got {mask.dtype}, need torch.bool or {s.dtype}")
+
+    def grouped(
+        self, s: Tensor, targets: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A checked call with the axes of group and time that the ops want, where ``s [B,k]`` or
+        ``[T,B,k]`` has none: ``s [G,T,B,k]``, targets and mask with the same leading axes.
+        """
+        self.check_call(s, targets, mask)
+        missing = (None,) * (4 - s.ndim)
+        return s[missing], targets[missing], None if mask is None else mask[missing]
+
     def weighted_per_output(self, s: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
         """The loss of each output times its weight ``[…]``, differentiable; zero where masked."""
         return weighted(self.per_output(s, targets), mask)
@@ -342,14 +377,3 @@ def _per_element(mask: Tensor | None, like: Tensor) -> Tensor:
 
 def _widened(targets: Tensor) -> Tensor:
     return targets.double() if targets.is_floating_point() else targets
-
-
-def grouped(
-    s: Tensor, targets: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Add the axes of group and time that the ops want, where ``s [B,k]`` or ``[T,B,k]`` has none.
-
-    Gives ``s [G,T,B,k]``, targets and mask with the same leading axes.
-    """
-    missing = (None,) * (4 - s.ndim)
-    return s[missing], targets[missing], None if mask is None else mask[missing]

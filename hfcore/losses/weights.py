@@ -27,7 +27,11 @@ class FixedWeights:
     """Weights ``[k]`` ≥ 0, or one for all k, where and in what dtype they are asked for."""
 
     def __init__(self, name: str, values: Sequence[float] | Tensor) -> None:
-        self.values = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+        try:
+            given = torch.as_tensor(values, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise TypeError(f"{name}: got {type(values).__name__}, need numbers [k]") from error
+        self.values = given.detach().cpu().clone()
         if self.values.ndim != 1 or not len(self.values):
             shape = list(self.values.shape)
             raise ValueError(f"{name}: got shape {shape}, need one weight for each output")

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import placement
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.bindings.dense import ACTIVATIONS
 
@@ -59,8 +60,7 @@ class MLP(nn.Module):
         super().__init__()
         self.sizes = _checked_sizes("sizes", sizes)
         self.activations = _checked_activations(activations, len(self.sizes) - 1)
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype: got {dtype}, need a real floating type such as torch.float32")
+        placement(dtype, device, generator)
         # Without the draws of nn.Linear, which would move torch's global generator.
         self.layers = nn.ModuleList(
             nn.utils.skip_init(

@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import placement
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.models import recurrence_library  # noqa: F401  # defines torch.ops.hfcore.rnn_hidden
@@ -98,8 +99,7 @@ class StackedRNN(nn.Module):
             check_positive(**{name: size})
         if not hidden_sizes:
             raise ValueError("hidden_sizes: got no layer, need at least one")
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype: got {dtype}, need a real floating type such as torch.float32")
+        placement(dtype, device, generator)
         check_choice("nonlinearity", nonlinearity, ops.NONLINEARITIES)
         self.input_size, self.output_size = input_size, output_size
         self.hidden_sizes, self.nonlinearity = tuple(hidden_sizes), nonlinearity

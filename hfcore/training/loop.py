@@ -143,6 +143,7 @@ def train(
         seed=seed,
     )
     flag("test_untrained", test_untrained)
+    flag("progress", progress)
     if flag("resume", resume) and run_dir is None:
         raise ValueError("resume: got True without run_dir, need the run folder to resume")
     parts = setup.data_of(

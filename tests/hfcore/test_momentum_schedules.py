@@ -117,7 +117,7 @@ def test_as_an_option() -> None:
         (lambda: Constant(1.0), ValueError, "mu: got 1.0, need 0 ≤ mu < 1"),
         (lambda: Constant(float("nan")), ValueError, "mu: got nan"),
         (lambda: Increasing(-0.1), ValueError, "mu_max: got -0.1"),
-        (lambda: Increasing("0.9"), TypeError, "mu_max: got str"),
+        (lambda: Increasing("0.9"), TypeError, "mu_max: got '0.9', need a number"),
         (lambda: Delayed(1.2), ValueError, "mu_0: got 1.2"),
         (lambda: Delayed(0.9, updates=-1), ValueError, "updates: got -1"),
         (lambda: Delayed(0.9, start=1), ValueError, "start: got 1"),
