@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+# Where sizes end: they reach compiled code as 64 bits.
+MOST = 2**63 - 1
 
 
 def check_tensor(
@@ -50,16 +54,36 @@ def _fits(got: torch.Size, want: Sequence[int | str]) -> bool:
 
 def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
     """Check that ``value`` is one of ``choices``; ValueError otherwise."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: got {value!r}, need one of {', '.join(map(repr, choices))}")
     return value
 
 
 def check_positive(**sizes: int) -> None:
-    """Check that every named size is at least 1; ValueError names the first that is not."""
+    """Check that every named size is an integer of at least 1 that 64 bits hold.
+
+    Raises TypeError or ValueError naming the first that is not.
+    """
     for name, value in sizes.items():
+        if type(value) is not int:  # a plain one as a rule, and operators check their sizes
+            _check_integer(name, value)
         if value < 1:
             raise ValueError(f"{name}: got {value}, need at least 1")
+        if value > MOST:
+            raise ValueError(f"{name}: got {value:.3g}, need at most {MOST}")
+
+
+def _check_integer(name: str, value: object) -> None:
+    """Raise TypeError for what is no integer, booleans and arrays included."""
+    if isinstance(value, torch.SymInt):  # of a shape while torch.compile traces
+        return
+    try:
+        if isinstance(value, bool | Tensor) or (hasattr(value, "shape") and value.shape != ()):
+            raise TypeError
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        shown = repr(value) if isinstance(value, bool | float | str) else type(value).__name__
+        raise TypeError(f"{name}: got {shown}, need an integer") from None
 
 
 def dense(t: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ from hfcore.solvers.lanczos import EigenpairsNotConverged
 from hfcore.solvers.linear import SolveInfo, cg, minres
 from hfcore.solvers.preconditioners import NystromPreconditioner
 from hfcore.solvers.spectral_density import SpectralDensity
+from hfcore.step_interrupt import StepInterrupted
 from hfcore.sweeps import AutoencoderStart, RnnStart, SweepResult, sweep
 from hfcore.training import Callback, TrainResult, TrainState, load_run, train
 from hfcore.verify import check_curvature
@@ -76,6 +77,7 @@ __all__ = [
     "SolveInfo",
     "SpectralDensity",
     "StackedRNN",
+    "StepInterrupted",
     "StepStats",
     "SweepResult",
     "TrainResult",

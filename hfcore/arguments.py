@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from inspect import signature
 from numbers import Real
 from typing import Any
 
@@ -82,6 +83,43 @@ def choice(name: str, value: Any, choices: Iterable[str]) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: got {value!r}, need one of {', '.join(map(repr, choices))}")
     return value
+
+
+def device(name: str, value: Any) -> torch.device:
+    """A device as torch names it. Raises TypeError or ValueError for what is none."""
+    if not isinstance(value, str | int | torch.device) or isinstance(value, bool):
+        raise TypeError(f"{name}: got {_shown(value)}, need a torch.device or its name")
+    try:
+        return torch.device(value)
+    except (RuntimeError, ValueError, OverflowError) as error:
+        raise ValueError(f"{name}: got {value!r}, need a device such as 'cpu'") from error
+
+
+def real_dtype(value: Any) -> None:
+    """A real floating type of torch, or None."""
+    if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
+        got = value if isinstance(value, torch.dtype) else _shown(value)
+        raise TypeError(f"dtype: got {got}, need a real floating type such as torch.float32")
+
+
+def placement(dtype: Any, place: Any, draw: Any) -> None:
+    """The ``dtype``, ``device`` and ``generator`` of a model, each None for torch's default."""
+    real_dtype(dtype)
+    if place is not None:
+        device("device", place)
+    generator(draw)
+
+
+def check_call(name: str, function: Callable[..., Any], *arguments: Any) -> None:
+    """Raise TypeError where a function of the caller's does not take these arguments."""
+    try:
+        # What is called of a module is its forward; its __call__ takes anything.
+        signature(getattr(function, "forward", function)).bind(*arguments)
+    except TypeError as error:
+        need = "it is called without" if not arguments else f"it is called with {len(arguments)}"
+        raise TypeError(f"{name}: takes other arguments ({error}); {need}") from error
+    except ValueError:  # a compiled function that does not tell
+        return
 
 
 def generator(value: Any) -> None:

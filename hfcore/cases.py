@@ -15,6 +15,8 @@ from hfcore.batches import Batch
 
 # Sequences padded together are at least this share of the longest of them.
 BUCKET = 0.8
+# Axes of a tensor are fewer.
+MAX_AXIS = 64
 # Batches of a pass that are sorted by length together.
 POOL = 16
 
@@ -40,7 +42,7 @@ class Cases(Protocol):
         """The same cases on a device."""
 
     def batched(self, order: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        """``order`` arranged so that batches of ``size`` in turn need little padding."""
+        """``order``, int64 ``[N]``, arranged so that batches of ``size`` need little padding."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class ArrayCases:
     target_dim: int = 0
 
     def __post_init__(self) -> None:
+        for name, value in self.batch._asdict().items():
+            if not isinstance(value, Tensor) and not (name == "mask" and value is None):
+                raise TypeError(f"{name}: got {type(value).__name__}, need a torch.Tensor")
         cases = _count("inputs", self.batch.inputs, self.input_dim)
         targets, mask = self.batch.targets, self.batch.mask
         found = _count("targets", targets, self.target_dim)
@@ -173,7 +178,10 @@ class SequenceCases:
         return SequenceCases(moved, self.batch_dim, self.masked)
 
     def batched(self, order: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        """Sorted by length among ``POOL`` batches each, the batches then in a new order."""
+        """``order [N]`` sorted by length among ``POOL`` batches each.
+
+        The batches then come in a new order.
+        """
         lengths = self.lengths
         pools = order.split(POOL * size)
         sorted_ = torch.cat([pool[lengths[pool].argsort(stable=True)] for pool in pools])

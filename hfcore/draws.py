@@ -13,7 +13,12 @@ import torch
 from numba.core import caching
 from torch import Tensor
 
+from hfcore.arguments import number
+
 logger = logging.getLogger("hfcore")
+
+# Of a draw, and steps of a sequence: far more than a machine holds.
+MOST_CASES = 2**31 - 1
 
 FunctionCache: Any = caching.FunctionCache  # numba has few types
 
@@ -64,8 +69,8 @@ def check_draw(
     """Check the arguments of :meth:`Problem.batch`; gives the numpy dtype."""
     if not isinstance(size, int) or isinstance(size, bool):
         raise TypeError(f"size: got {size!r}, need an int")
-    if size < 1:
-        raise ValueError(f"size: got {size}, need at least 1 case")
+    if not 1 <= size <= MOST_CASES:
+        raise ValueError(f"size: got {size}, need at least 1 case and at most {MOST_CASES}")
     if not isinstance(generator, np.random.Generator):
         raise TypeError(f"generator: got {type(generator).__name__}, need a numpy.random.Generator")
     return numpy_dtype(dtype)
@@ -73,8 +78,8 @@ def check_draw(
 
 def numpy_dtype(dtype: torch.dtype) -> type[np.floating[Any]]:
     """The numpy dtype of the batches' real numbers."""
-    if dtype not in _NUMPY_DTYPE:
-        raise TypeError(f"dtype: got {dtype}, need torch.float32 or torch.float64")
+    if not isinstance(dtype, torch.dtype) or dtype not in _NUMPY_DTYPE:
+        raise TypeError(f"dtype: got {dtype!r}, need torch.float32 or torch.float64")
     return _NUMPY_DTYPE[dtype]
 
 
@@ -82,6 +87,8 @@ def check_length(length: int, least: int, why: str) -> None:
     """Raise unless ``length`` is an int of at least ``least``."""
     if not isinstance(length, int) or isinstance(length, bool):
         raise TypeError(f"length: got {length!r}, need an int")
+    if length > MOST_CASES:
+        raise ValueError(f"length: got {length}, need at most {MOST_CASES}")
     if length < least:
         raise ValueError(f"length: got {length}, need at least {least} so that {why}")
 
@@ -94,13 +101,20 @@ def check_flag(name: str, value: bool) -> bool:
 
 
 def check_scale(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is finite and at least 0."""
-    if not 0.0 <= value < float("inf"):
+    """Raise TypeError or ValueError unless ``value`` is a finite number of at least 0."""
+    if not 0.0 <= number(name, value) < float("inf"):
         raise ValueError(f"{name}: got {value!r}, need a finite number of at least 0")
 
 
-def check_outputs(s: Tensor, shape: Sequence[int], like: str) -> None:
-    """Raise unless ``s`` has this shape, apart from a leading group axis."""
+def check_outputs(s: Tensor, shape: Sequence[int], like: str, targets: Tensor) -> None:
+    """Raise TypeError unless ``s`` is real, ValueError unless it is on the targets' device and has
+    this shape, or ``[G,*shape]`` with a group axis."""
+    if not isinstance(s, Tensor):
+        raise TypeError(f"s: got {type(s).__name__}, need a torch.Tensor")
+    if not s.is_floating_point() or s.layout != torch.strided:
+        raise TypeError(f"s: got {s.dtype} ({s.layout}), need a dense floating tensor")
+    if s.device != targets.device:
+        raise ValueError(f"s: is on {s.device}, need {targets.device} like the targets")
     if list(s.shape[-3:]) != list(shape) or s.ndim > 4:
         raise ValueError(f"s: got shape {list(s.shape)}, need {list(shape)} {like}")
 

@@ -144,7 +144,7 @@ class FlatParameters:
         return found
 
     def first_bad(self, theta: Tensor) -> str | None:
-        """Name of the first parameter that holds NaN or Inf, or None."""
+        """Name of the first parameter in ``theta [N]`` that holds NaN or Inf, or None."""
         for name, part in zip(self.names, self.split(theta), strict=True):
             if not bool(torch.isfinite(part).all()):
                 return name

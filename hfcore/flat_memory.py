@@ -42,7 +42,7 @@ class _DeviceBytes:
 
 
 def side_by_side(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Contiguous copies of ``tensors`` (one dtype and device), one behind the other in memory.
+    """Contiguous copies of tensors ``[…]`` of one dtype and device, one behind the other in memory.
 
     Each has a storage of its own, which keeps the whole allocation alive. Without autograd.
     """
@@ -88,7 +88,7 @@ def joined(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def adjacent(a: Tensor, b: Tensor) -> bool:
-    """Whether contiguous ``b`` begins where contiguous ``a`` ends, in the same allocation."""
+    """Whether contiguous ``b […]`` begins where contiguous ``a […]`` ends, in one allocation."""
     return (
         a.dtype == b.dtype
         and a.device == b.device
@@ -107,7 +107,7 @@ def cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
 
 
 def seen_elsewhere(t: Tensor) -> bool:
-    """Whether views, arrays or graphs hold the memory of ``t``, so that to move it would part them.
+    """Whether views, arrays or graphs hold the memory of ``t […]``; moving it would part them.
 
     False where torch does not say.
     """

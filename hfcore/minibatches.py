@@ -24,11 +24,12 @@ from torch import Tensor
 
 from hfcore.arguments import count, number
 from hfcore.batches import Batch, Batches
-from hfcore.cases import ArrayCases, Cases
+from hfcore.cases import MAX_AXIS, ArrayCases, Cases
 from hfcore.schedules import Phase
 
 # A generator's 64 bits hold a seed and the number of a pass.
 MAX_SEED = 2**31 - 1
+MAX_STEP = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,11 @@ class Fresh:
 
 
 class Policy:
-    """What the policies over cases at hand share: the data they are on."""
+    """What the policies over cases at hand share: the data they are on.
+
+    ``inputs`` and ``targets`` have the cases along ``batch_dim``: ``[B,…]``, ``[T,B,…]`` for 1.
+    ``mask`` has the leading axes of the targets. Raises ValueError naming what is missing.
+    """
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class Policy:
             return
         if targets is None:
             raise ValueError("targets: got None beside inputs, need both or none of them")
+        count("batch_dim", batch_dim, least=0, most=MAX_AXIS)
         self._put_on(ArrayCases(Batch(inputs, targets, mask), batch_dim, batch_dim))
 
     def on(self, cases: Cases) -> Self:
@@ -110,7 +116,7 @@ class FullGradient(Policy):
 
     Parameters
     ----------
-    inputs, targets : tensors with the cases along ``batch_dim``; None: see the module
+    inputs, targets : ``[B,…]``, or with the cases along ``batch_dim``; None: see the module
     mask : of the outputs that count, over the leading axes of ``targets``; None: all
     batch_dim : axis of the cases
     curvature_batches : at least 1, at most the number of cases
@@ -152,6 +158,7 @@ class FullGradient(Policy):
 
     def __call__(self, step: int) -> Batches:
         """The batches of step number ``step``."""
+        count("step", step, least=0, most=MAX_STEP)
         curvature = self._curvature(step)
         everything = self.everything
         return Batches(everything, curvature, everything, everything)
@@ -189,8 +196,9 @@ class SmallBatches(Policy):
     """The same small batch for gradient, curvature and search, in turns (Sutskever et al. 2013).
 
     Every pass over the data is a new permutation. A rest smaller than ``size`` is left out of its
-    pass. Sequences of unequal length are batched with others of about their length. Further
-    parameters as for :class:`FullGradient`. Raises ValueError naming what is wrong.
+    pass. Sequences of unequal length are batched with others of about their length. Inputs and
+    targets ``[B,…]`` and further parameters are as for :class:`FullGradient`. Raises ValueError
+    naming what is wrong.
     """
 
     def __init__(
@@ -220,6 +228,7 @@ class SmallBatches(Policy):
 
     def __call__(self, step: int) -> Batches:
         """The batches of step number ``step``."""
+        count("step", step, least=0, most=MAX_STEP)
         cases = self._data
         number, at = divmod(step, self.per_pass)
         if self._order is None or self._order[0] != number:
@@ -241,6 +250,7 @@ class Epochs(SmallBatches):
 
     def __call__(self, step: int) -> Sequence[Batches]:  # type: ignore[override]
         """The batches of the pass number ``step``, each made when it is asked for."""
+        count("step", step, least=0, most=MAX_STEP // self.per_pass)
         return _Lazily(super().__call__, step * self.per_pass, self.per_pass)
 
 
@@ -274,8 +284,9 @@ class PhaseBatches(Policy):
     >>> stats = opt.step(batches(phases.present, phases.t))
 
     Equal shares below 1 are :class:`SmallBatches`, a share of the curvature alone is
-    :class:`FullGradient`. Parameters as there. Raises ValueError naming what is wrong, also for a
-    phase whose gradient sees other cases than its curvature but not all.
+    :class:`FullGradient`. Inputs and targets ``[B,…]`` and further parameters are as there. Raises
+    ValueError naming what is wrong, also for a phase whose gradient sees other cases than its
+    curvature but not all.
     """
 
     def __init__(
@@ -287,7 +298,7 @@ class PhaseBatches(Policy):
         seed: int = 0,
         batch_dim: int = 0,
     ) -> None:
-        self.seed = seed
+        self.seed = count("seed", seed, least=0, most=MAX_SEED)
         super().__init__(inputs, targets, mask, batch_dim)
 
     def _put_on(self, cases: Cases) -> None:

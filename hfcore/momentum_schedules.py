@@ -18,6 +18,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from hfcore.arguments import check_call, count, number
+
 Schedule = Callable[[int], float]
 
 # Up to this t NesterovSequence goes through its recursion.
@@ -123,6 +125,7 @@ class Final:
                 f"schedule: got {type(self.schedule).__name__}, need a function of t; "
                 "Constant(mu) makes one of a number"
             )
+        check_call("schedule", self.schedule, 0)
         _check_count("total", self.total)
         _check_count("updates", self.updates)
         if self.updates > self.total:
@@ -130,7 +133,7 @@ class Final:
         _check_momentum("mu", self.mu)
 
     def __call__(self, t: int) -> float:
-        mu = self.schedule(t)
+        mu = number("schedule", self.schedule(t))
         return min(mu, self.mu) if t >= self.total - self.updates else mu
 
 
@@ -154,14 +157,9 @@ def _a_after(steps: int, a: float) -> float:
 
 
 def _check_momentum(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: got {type(value).__name__}, need a float")
-    if not 0 <= value < 1:
+    if not 0 <= number(name, value) < 1:
         raise ValueError(f"{name}: got {value}, need 0 ≤ {name} < 1")
 
 
 def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: got {type(value).__name__}, need an int")
-    if value < 0:
-        raise ValueError(f"{name}: got {value}, need at least 0")
+    count(name, value, least=0)

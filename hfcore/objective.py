@@ -8,7 +8,7 @@ check what an objective of one's own gives, see :mod:`hfcore.checked_objective`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,6 +18,15 @@ CURVATURE_KINDS = ("ggn", "hessian", "hessian_fd", "fisher")
 
 # λ₀ of an objective that names none.
 DAMPING_START = 1.0
+
+
+class ProductTerms(TypedDict, total=False):
+    """The keywords of :meth:`Curvature.product`, where they are passed on: ``out [N]``, ``stop [1]``."""
+
+    damping: float
+    structural: float
+    out: Tensor | None
+    stop: Tensor | None
 
 
 class Curvature(Protocol):
@@ -64,6 +73,22 @@ class Curvature(Protocol):
         raise NotImplementedError
 
 
+class UnstoppableCurvature(Curvature):
+    """A curvature whose products are new vectors, computed whatever ``stop`` says."""
+
+    def product(
+        self, v: Tensor, *, damping: float = 0.0, structural: float = 0.0,
+        out: Tensor | None = None, stop: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(B + damping·I + structural·G_S) v ``[N]`` for ``v [N]``."""
+        result = self._product(v, damping, structural)
+        return result if out is None else out.copy_(result)
+
+    @abstractmethod
+    def _product(self, v: Tensor, damping: float, structural: float) -> Tensor:
+        """The same as a new vector."""
+
+
 class Objective(Protocol):
     """f(θ) = mean loss over cases + ½ l2 ‖θ‖², its gradient and its curvature.
 
@@ -102,7 +127,7 @@ class Objective(Protocol):
 
     @abstractmethod
     def loss(self, data: Any, theta: Tensor) -> float:
-        """f(θ) on the data."""
+        """f(θ) on the data, for ``theta [N]``."""
 
     @abstractmethod
     def gradient(self, data: Any, theta: Tensor) -> tuple[float, Tensor]:
@@ -110,10 +135,11 @@ class Objective(Protocol):
 
     @abstractmethod
     def curvature(self, data: Any, theta: Tensor, kind: CurvatureKind = "ggn") -> Curvature:
-        """The curvature at θ on the data, activations cached; it keeps what it needs of θ.
+        """The curvature at ``theta [N]`` on the data, activations cached.
 
-        Without the argument ``kind`` it serves ``"ggn"`` alone. Raises ValueError with the reason
-        for a kind that is not served; ``"hessian_fd"`` is never asked for.
+        It keeps what it needs of θ. Without the argument ``kind`` it serves ``"ggn"`` alone;
+        ``"hessian_fd"`` is never asked for. Raises ValueError with the reason for a kind that is
+        not served.
         """
 
     def squared_gradients(self, data: Any, theta: Tensor) -> Tensor:

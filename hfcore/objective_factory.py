@@ -89,7 +89,11 @@ def _check_without_kernels(reason: str, normalize: str, options: Mapping[str, An
 def curvature_of(
     objective: Objective, data: Any, theta: Tensor, kind: CurvatureKind = "ggn"
 ) -> Curvature:
-    """The curvature of any kind; ``"hessian_fd"`` needs nothing but the objective's gradient."""
+    """The curvature of any kind at ``theta [N]``.
+
+    ``"hessian_fd"`` needs nothing but the objective's gradient. Raises ValueError for a kind that
+    the objective does not serve.
+    """
     if kind == "hessian_fd":
         return FiniteDifferenceHessian(objective, data, theta)
     if kind == "ggn":  # an objective of one's own may know no other

@@ -99,6 +99,7 @@ def check_curvature(
     """
     count("coordinates", coordinates)
     count("directions", directions)
+    count("seed", seed, least=0)
     if objective is not None:
         check_alone(loss=loss, structural=structural, l2=l2 or None, **options)
         at = flat_parameters(model, theta).double()

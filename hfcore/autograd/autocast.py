@@ -8,9 +8,11 @@ read the first of them again and again.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
+
+_NOTHING = nullcontext()
 
 
 @contextmanager
@@ -26,14 +28,11 @@ def fresh_casts() -> Iterator[None]:
         torch.clear_autocast_cache()
 
 
-@contextmanager
-def no_casts(device: torch.device) -> Iterator[None]:
+def no_casts(device: torch.device) -> AbstractContextManager[object]:
     """Derivatives are taken in the dtypes of what was evaluated, not cast once more."""
-    if not torch.is_autocast_enabled(device.type):
-        yield
-        return
-    with torch.autocast(device.type, enabled=False):
-        yield
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return _NOTHING
 
 
 class CastState:

@@ -36,7 +36,7 @@ class CaseSquares:
         self._batched = True
 
     def at(self, parameters: list[Tensor]) -> CaseSquares:
-        """The same, now at other parameters."""
+        """The same, now at other parameters, each in its own shape ``[…]``."""
         self._parameters = [p.detach() for p in parameters]
         return self
 
@@ -54,7 +54,10 @@ class CaseSquares:
     def diagonal(
         self, part: BatchPart, probes: int | None, generator: torch.Generator | None
     ) -> Tensor:
-        """Σᵢ E[(Jᵢᵀ L''^½ w)²] over probes w = ±1, or over every unit w (``probes`` None)."""
+        """Σᵢ E[(Jᵢᵀ L''^½ w)²] ``[N]`` over probes w = ±1, or over every unit w (``probes`` None).
+
+        Chapelle & Erhan (2011); Martens & Sutskever (2012), section 20.11.4.
+        """
         total = self._zeros()
         for chunk in part.chunks(self._chunk()):
             with torch.no_grad():

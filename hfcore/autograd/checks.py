@@ -165,7 +165,7 @@ _PLAIN_RECURRENCE = _Shared(_plain_recurrence)
 
 
 def reaches(tensors: Iterable[Tensor], leaves: Iterable[Tensor]) -> bool:
-    """Whether the graph of any of the tensors ends in one of the leaves."""
+    """Whether the graph of any of the tensors ``[…]`` ends in one of the leaves ``[…]``."""
     wanted = {id(leaf) for leaf in leaves}
     stack = [t.grad_fn for t in tensors if t.grad_fn is not None]
     seen = set(stack)

@@ -101,7 +101,7 @@ class Look:
         theta: Tensor,
         strategy: Strategy,
     ) -> Iterator[str]:
-        """The messages."""
+        """The messages on the curvature at ``theta [N]`` on a piece of the data."""
         if self._zero:
             yield ZERO_CURVATURE
         if self._functions:

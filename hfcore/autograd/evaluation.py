@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -9,9 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from hfcore.autograd.autocast import fresh_casts
 from hfcore.autograd.buffers import SteadyBuffers
+from hfcore.autograd.calls import Select, called, selected
 from hfcore.autograd.checks import check_repeatable, differentiable_kernels
 from hfcore.autograd.data import BatchPart, Closure, call_closure
 from hfcore.autograd.links import check_link
@@ -20,10 +23,19 @@ from hfcore.autograd.strategies import Gradients, Parts
 from hfcore.autograd.structural import Held, Term
 from hfcore.flat import FlatParameters
 
+# What torch's layers say of inputs whose shape or dtype they do not take.
+MISFIT = re.compile(
+    "mat1 and mat2|same dtype|expected scalar type|size mismatch|to have|must be equal|"
+    "must match|Input type|input and weight"
+)
+
 
 class Evaluation(NamedTuple):
-    """The model at some parameters: mean loss (a scalar), outputs (None: a closure gave the loss
-    alone), outputs of held submodules and the structural term of each."""
+    """The model at some parameters.
+
+    ``loss []`` is the mean, ``outputs […]`` are the model's (None: a closure gave the loss alone),
+    ``held`` the outputs ``[…]`` of held submodules and ``terms`` the structural term of each.
+    """
 
     loss: Tensor
     outputs: Tensor | None
@@ -45,8 +57,10 @@ class Evaluator:
         loss: SplitLoss | None,
         terms: list[Term],
         case_dim: int,
+        select: Select | None = None,
     ) -> None:
         self.module = module
+        self._select = select
         self.parameters = parameters
         self.loss = loss
         self.terms = terms
@@ -70,16 +84,23 @@ class Evaluator:
         return Evaluation(loss, outputs, held.tensors(), held.terms())
 
     def outputs(self, part: BatchPart, parameters: Parts | None = None) -> Tensor:
-        """The model's outputs on a batch, checked against the targets."""
+        """The model's outputs ``[…]`` on a batch, checked against the targets.
+
+        Raises TypeError or ValueError where the model gives no tensor, or one that does not fit the
+        targets.
+        """
         module, loss = self.module, self.loss
         assert module is not None
         assert loss is not None
-        outputs = self._call(lambda: module(part.inputs), parameters)
-        if not isinstance(outputs, Tensor):
-            raise TypeError(
-                f"outputs: the model returned {type(outputs).__name__}, need one tensor; wrap it "
-                "in a module that returns what the loss is computed from"
-            )
+        try:
+            result = self._call(lambda: called(module, part.inputs), parameters)
+        except RuntimeError as error:
+            if MISFIT.search(str(error)) is None:
+                raise
+            raise ValueError(
+                f"inputs: the model does not take {_shown(part.inputs)}: {error}"
+            ) from error
+        outputs = selected(result, self._select)
         if outputs.ndim <= self.case_dim or outputs.shape[self.case_dim] != part.count:
             raise ValueError(
                 f"outputs: got shape {list(outputs.shape)}, need {part.count} cases along axis "
@@ -139,8 +160,14 @@ class _Caller(nn.Module):
         return self._function()
 
 
+def _shown(inputs: Any) -> str:
+    """Shapes and dtypes of the inputs."""
+    tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+    return ", ".join(f"{list(t.shape)} {t.dtype}" for t in tensors)
+
+
 def flatten(grads: Gradients, like: Sequence[Tensor]) -> Tensor:
-    """Gradients as one vector; None (a parameter that did not take part) counts as zero."""
+    """Gradients as one vector ``[N]``; None (a parameter that did not take part) counts as zero."""
     return torch.cat(
         [
             torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)

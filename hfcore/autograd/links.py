@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from hfcore.autograd.losses import PROBABILITIES
 from hfcore.losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy
 
 # Ops that move numbers and do not change them.
@@ -14,10 +15,10 @@ MOVES = (
 
 
 def check_link(outputs: Tensor, loss: Loss) -> None:
-    """Raise ValueError where the graph of the outputs ends in a sigmoid before a logistic
-    cross-entropy, or in a softmax before a softmax cross-entropy.
+    """Raise ValueError where ``outputs […,k]`` come from the nonlinearity that the loss applies.
 
-    Both would be applied twice: the loss takes the outputs before them.
+    That is a sigmoid before a logistic cross-entropy, or a softmax before a softmax
+    cross-entropy, as the outputs' graph shows it: it would be applied twice.
     """
     name = _last_op(outputs)
     if name == "Sigmoid" and isinstance(loss, LogisticCrossEntropy):
@@ -26,10 +27,7 @@ def check_link(outputs: Tensor, loss: Loss) -> None:
             "the outputs before it"
         )
     if name == "Softmax" and isinstance(loss, SoftmaxCrossEntropy):
-        raise ValueError(
-            "outputs: come from a softmax, which the softmax cross-entropy applies itself; need "
-            "the outputs before it"
-        )
+        raise ValueError(PROBABILITIES)
 
 
 def _last_op(outputs: Tensor) -> str:

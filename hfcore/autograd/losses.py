@@ -42,25 +42,34 @@ class SplitLoss(Protocol):
         """What all batches count. Raises ValueError where nothing does."""
 
     def check(self, outputs: Tensor, part: BatchPart) -> None:
-        """Raise ValueError or TypeError if outputs and targets do not belong together."""
+        """Raise ValueError or TypeError if outputs and targets do not belong together.
+
+        A loss of ``hf.losses`` takes ``outputs […,k]``, a callable whatever it takes itself.
+        """
 
     def mean(self, outputs: Tensor, part: BatchPart) -> Tensor:
-        """The mean over the cases of a piece, a scalar that can be differentiated."""
+        """The mean over the cases of a piece, a scalar ``[]`` that can be differentiated."""
 
     def cases(self, outputs: Tensor, part: BatchPart) -> Tensor:
         """The loss of each case, Lᵢ ``[B]``, differentiable."""
 
     def case(self, outputs: Tensor, part: BatchPart) -> Tensor:
-        """Lᵢ of the one case that ``part`` holds."""
+        """Lᵢ of the one case that ``part`` holds, a scalar ``[]`` that can be differentiated."""
 
     def value(self, outputs: Tensor, part: BatchPart) -> float:
-        """The mean as a float."""
+        """The mean over the cases of ``outputs […,k]`` as a float."""
 
     def second(self, outputs: Tensor, part: BatchPart) -> LinearMap:
-        """R ↦ L''R of the mean, in plain torch ops; ``outputs`` are detached."""
+        """The map R ↦ L''R of the mean for ``R […,k]`` like the outputs, in plain torch ops.
+
+        The outputs are detached.
+        """
 
     def root(self, outputs: Tensor, part: BatchPart) -> LinearMap:
-        """w ↦ S w with S Sᵀ = L'' of the loss of each case (not of the mean)."""
+        """The map w ↦ S w ``[…,k]`` with S Sᵀ = L'' of the loss of each case (not of the mean).
+
+        Raises ValueError where L'' has a negative eigenvalue.
+        """
 
 
 class PackageLoss:
@@ -195,7 +204,7 @@ class CallableLoss:
             return second_of(self.mean(s, part), s)
 
     def root(self, outputs: Tensor, part: BatchPart) -> LinearMap:
-        """The symmetric root of each case's L'', made dense: k² numbers for k outputs a case."""
+        """The symmetric root of each case's L'', made dense: ``[B,k,k]`` for k numbers a case."""
         S = symmetric_root(self._dense_seconds(outputs, part))
 
         def apply(w: Tensor) -> Tensor:
@@ -234,7 +243,7 @@ def _as(s: Tensor, shape: torch.Size, dim: int) -> Tensor:
 
 
 def second_of(loss: Tensor, outputs: Tensor) -> LinearMap:
-    """R ↦ L''R from the graph of ``loss`` above ``outputs``.
+    """The map R ↦ L''R from the graph of ``loss []`` above ``outputs``, R of the outputs' shape.
 
     Raises ValueError if the loss was not computed from these outputs.
     """

@@ -49,7 +49,7 @@ Gradients = Sequence[Tensor | None]
 
 @dataclass(frozen=True)
 class Split:
-    """A tensor of the graph and ``second``, R ↦ H R there."""
+    """A tensor ``[…]`` of the graph and ``second``, the map R ↦ H R there, R of its shape."""
 
     tensor: Tensor
     second: LinearMap
@@ -68,11 +68,11 @@ class Like:
 class Graph:
     """One evaluation of the model with its autograd graph retained.
 
-    ``parameters`` are its leaves; ``loss`` a scalar, differentiated twice where ``hessian``;
+    ``parameters`` are its leaves; ``loss []`` is differentiated twice where ``hessian``;
     ``main`` (outputs or losses of cases) and ``held`` (structural) are the splits. The functions
     give the splits' tensors, or the loss, at other parameters; None where torch cannot
     (a closure of bare parameters). ``precision`` is the relative rounding error of casts inside;
-    ``outputs`` are the model's, where θ moves them.
+    ``outputs […]`` are the model's, where θ moves them.
     """
 
     parameters: Parts
@@ -125,7 +125,10 @@ class Graph:
         return pulled
 
     def seconds(self, tangents: Gradients, structural: Tensor | None) -> Parts:
-        """H at every split; that of structural damping is multiplied by ``structural``."""
+        """H times the tangent ``[…]`` at every split.
+
+        That of structural damping is multiplied by ``structural []``; None leaves it out.
+        """
         products = []
         for i, (split, R) in enumerate(
             zip(self.splits(structural is not None), tangents, strict=True)
@@ -199,7 +202,7 @@ class DoubleVjp:
         )
 
     def push(self, v: Parts) -> Tensor:
-        """J v at the outputs: the R-op."""
+        """J v ``[…]`` at the outputs, in their shape: the R-op (Pearlmutter 1994)."""
         (Jv,) = self._graph.push(v, False)
         return torch.zeros_like(self._graph.main[0].tensor) if Jv is None else Jv
 
@@ -219,7 +222,8 @@ class Traced:
 
     def __init__(self, graph: Graph) -> None:
         self._graph: Graph | None = graph
-        self._constants: list[tuple[Tensor, int]] = []
+        self._constants: list[Tensor] = []
+        self._versions: list[int] = []
         self._programs: dict[bool, Callable[..., tuple[Tensor | None, ...]]] = {}
         self._program(False)
 
@@ -258,9 +262,8 @@ class Traced:
 
     def _check_constants(self) -> None:
         """Raise ValueError where data that the program reads was written to."""
-        for t, version in self._constants:
-            if t._version != version:
-                raise ValueError(OVERWRITTEN)
+        if [t._version for t in self._constants] != self._versions:
+            raise ValueError(OVERWRITTEN)
 
     def _program(self, structural: bool) -> Callable[..., tuple[Tensor | None, ...]]:
         if structural not in self._programs:
@@ -277,7 +280,9 @@ class Traced:
 
         recorded, checked = (sample(parameters, structural, seed) for seed in (1, 2))
         traced = optimise(trace(product, recorded))
-        self._constants += [(t, t._version) for t in traced.constants() if not t.is_inference()]
+        constants = [t for t in traced.constants() if not t.is_inference()]
+        self._constants += constants
+        self._versions += [t._version for t in constants]
         program = compile_program(traced)
         with torch.no_grad():
             _compare(program(*checked), product(checked), self._graph.precision)
@@ -285,7 +290,10 @@ class Traced:
 
 
 def sample(parameters: Parts, structural: bool, seed: int) -> list[Tensor]:
-    """Tangents that no data depends on; the weight of structural damping comes last."""
+    """Tangents ``[…]`` in the parameters' shapes that no data depends on.
+
+    The weight of structural damping ``[]`` comes last.
+    """
     generator = torch.Generator().manual_seed(seed)
     draws = [
         torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in parameters

@@ -32,7 +32,7 @@ class Term:
     weight: float
 
     def second(self, z: Tensor, cases: int) -> LinearMap:
-        """R ↦ μ D''(z) R / cases."""
+        """The map R ↦ μ D''(z) R / cases for ``R […,H]`` like ``z […,H]``."""
         scale = self.weight / cases
         if self.distance == "identity":
             return lambda R: scale * R
@@ -109,7 +109,10 @@ class Held:
         return [term for term, _, _ in self._outputs]
 
     def tensors(self) -> list[Tensor]:
-        """The outputs in the order of the calls, for each term one or more."""
+        """The outputs ``[…]`` in the order of the calls, for each term one or more.
+
+        Raises ValueError for a submodule that was not called, or an output that was overwritten.
+        """
         called = {term.name for term, _, _ in self._outputs}
         for term in self._terms:
             if term.name not in called:

@@ -76,7 +76,7 @@ class Program:
         return ordered
 
     def constants(self) -> list[Tensor]:
-        """The tensors that the ops read and no op gives, each once."""
+        """The tensors ``[…]`` that the ops read and no op gives, each once."""
         found: dict[int, Tensor] = {}
         values: list[Any] = [*self.outputs]
         for node in self.order():
@@ -93,7 +93,7 @@ class Program:
 def trace(
     function: Callable[[list[Tensor]], Sequence[Tensor | None]], inputs: Sequence[Tensor]
 ) -> Program:
-    """The program of ``function`` at ``inputs``. Raises :class:`NotTraceable`."""
+    """The program of ``function`` at ``inputs``, tensors ``[…]``. Raises :class:`NotTraceable`."""
     recorder = _Recorder(inputs)
     with recorder:
         results = function(list(inputs))
@@ -126,13 +126,7 @@ class _Recorder(TorchDispatchMode):
             return [self.lookup(item) for item in value]
         return value
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         node = Node(
             func,

@@ -64,14 +64,16 @@ class Invocation:
 
     @contextmanager
     def errors_shown(self, *more: type[Exception]) -> Iterator[None]:
-        """What can go wrong, and ``more``, as an error of the command; a second Ctrl-C as 130."""
+        """What can go wrong, and ``more``, as an error of the command; what acts at once as 130."""
         shown: tuple[type[Exception], ...] = (DataFileError, RunFolderError, ValueError, *more)
         try:
             yield
         except shown as error:
             raise click.ClickException(str(error)) from error
         except KeyboardInterrupt as error:
-            click.echo(f"aborted; the last checkpoint is in {self.folder}", err=True)
+            stored = any(self.folder.rglob("checkpoints/*.json"))
+            where = f"; the last checkpoint is in {self.folder}" if stored else ""
+            click.echo(f"interrupted{where}", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from error
 
     def show(self, table: str, written: Sequence[Path]) -> None:

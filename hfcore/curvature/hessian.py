@@ -15,11 +15,12 @@ KINDS: dict[str, CurvatureKind] = {"rop": "hessian", "finite_difference": "hessi
 
 
 class Hessian(CurvatureOperator):
-    """A = ∇²f + damping·(I + structural·G_S) at the model's present parameters; may be indefinite.
+    """A ``[N,N]`` = ∇²f + damping·(I + structural·G_S) at the model's present parameters.
 
-    ``method``: ``"rop"``, the R-operator (Pearlmutter 1994; Martens & Sutskever 2012, section
-    20.5), or ``"finite_difference"`` of the gradient, two gradients a product and half the digits,
-    without structural damping. The other arguments are those of :class:`hfcore.GaussNewton`.
+    It may be indefinite. ``method``: ``"rop"``, the R-operator (Pearlmutter 1994; Martens &
+    Sutskever 2012, section 20.5), or ``"finite_difference"`` of the gradient, two gradients a
+    product and half the digits, without structural damping. The other arguments are those of
+    :class:`hfcore.GaussNewton`.
     """
 
     def __init__(
@@ -38,13 +39,13 @@ class Hessian(CurvatureOperator):
         **options: Any,
     ) -> None:
         self.method = check_choice("method", method, tuple(KINDS))
+        self.kind = KINDS[method]
         super().__init__(
-            KINDS[method],
             model,
             loss,
             inputs,
             targets,
-            mask,
+            mask=mask,
             objective=objective,
             theta=theta,
             damping=damping,

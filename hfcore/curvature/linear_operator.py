@@ -104,6 +104,7 @@ class LinearOperator(ABC):
     def __matmul__(self, v: LinearOperator) -> LinearOperator: ...
 
     def __matmul__(self, v: Tensor | LinearOperator) -> Tensor | LinearOperator:
+        """A v ``[M]`` for ``v [N]``, A V ``[M,m]`` for ``V [N,m]``, or A B for another operator."""
         if isinstance(v, LinearOperator):
             from hfcore.curvature.algebra import chain
 
@@ -329,3 +330,17 @@ class LinearOperator(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype})"
+
+
+class OperatorAtParameters(LinearOperator):
+    """A matrix at fixed parameters θ, whose dtype and device are its own."""
+
+    _theta: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._theta.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._theta.device

@@ -55,7 +55,7 @@ def _images(file: DataFile, folder: Folder) -> Tensor:
 
 
 def read_idx(packed: bytes, name: str) -> np.ndarray:
-    """The uint8 array in a gzip-packed IDX file; ``name`` is for the message.
+    """The uint8 array ``[…]`` in a gzip-packed IDX file; ``name`` is for the message.
 
     Raises :class:`hfcore.data.DataFileError` for what is not gzip, not IDX of unsigned bytes, or
     shorter or longer than its header says.

@@ -65,7 +65,7 @@ def main(epochs: int = 4) -> list[float]:
 
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of x classified as y."""
+    """Share of the images ``x [B,1,SIZE,SIZE]`` classified as ``y [B]``."""
     with torch.no_grad():
         return float((model(x).argmax(1) == y).float().mean())
 

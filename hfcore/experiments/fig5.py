@@ -55,7 +55,7 @@ def quadratic_of(experiment: Experiment, training: Training, iteration: int) -> 
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting of NAG: ε as a multiple of 1/L, μ by name, and φ after 0, 1, … updates."""
+    """One setting of NAG: ε as a multiple of 1/L, μ by name, ``phi [m+1]`` after 0 to m updates."""
 
     multiple: float
     momentum: str
@@ -108,7 +108,7 @@ def fig5_report(
 def fig5_table(
     krylov: Krylov, settings: QuadraticSettings, facts: str, cg: np.ndarray, found: list[Trial]
 ) -> str:
-    """φ of CG and of the best NAG at some iterations, then every NAG at the last one."""
+    """φ of CG, ``cg [m+1]``, and of the best NAG at some iterations, then every NAG at the last."""
     last = len(cg) - 1
     final = best_of(found, last)
     rows = []

@@ -59,7 +59,7 @@ def plot_seconds(
 def plot_quadratic(
     cg: np.ndarray, others: Mapping[str, np.ndarray], path: Path, facts: str
 ) -> None:
-    """φ after 0, 1, … iterations of CG, and of the other methods by name."""
+    """φ after 0, 1, … m iterations of CG, ``cg [m+1]``, and of the other methods by name."""
     figure, (ax,) = _figure(1, facts)
     ax.plot(cg, color="black", linewidth=1.8, label="CG")
     for name, phi in others.items():

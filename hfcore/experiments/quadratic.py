@@ -97,6 +97,7 @@ class Krylov:
 
     @property
     def matrix(self) -> np.ndarray:
+        """T ``[m,m]``."""
         off = self.off_diagonal
         return np.diag(self.diagonal) + np.diag(off, 1) + np.diag(off, -1)
 
@@ -106,7 +107,10 @@ class Krylov:
         return float(np.linalg.eigvalsh(self.matrix)[-1])
 
     def conjugate_gradient(self) -> np.ndarray:
-        """φ after 0, 1, … m iterations of CG from 0: the minima over the first k dimensions."""
+        """φ ``[m+1]`` after 0, 1, … m iterations of CG from 0.
+
+        They are the minima over the first k dimensions.
+        """
         T, m = self.matrix, len(self.diagonal)
         values = [0.0]
         for k in range(1, m + 1):
@@ -116,7 +120,7 @@ class Krylov:
         return np.array(values)
 
     def nag(self, learning_rate: float, momentum: Callable[[int], float]) -> np.ndarray:
-        """φ after 0, 1, … m updates of eqs. 3-4 from 0 with v₀ = 0."""
+        """φ ``[m+1]`` after 0, 1, … m updates of eqs. 3-4 from 0 with v₀ = 0."""
         T, m = self.matrix, len(self.diagonal)
         x, v = np.zeros(m), np.zeros(m)
         values = [0.0]

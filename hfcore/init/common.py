@@ -37,19 +37,19 @@ def linear_layers(model: nn.Module) -> list[nn.Linear]:
 
 
 def matrices(model: Any) -> list[Tensor]:
-    """Every weight matrix, in the order in which they are drawn."""
+    """Every weight matrix ``[out,in]``, in the order in which they are drawn."""
     if names_its_weights(model):
         return list(model.matrices())
     return [layer.weight for layer in linear_layers(model)]
 
 
 def normal(w: Tensor, generator: torch.Generator) -> Tensor:
-    """N(0, 1) of w's shape in float64, on the generator's device."""
+    """N(0, 1) of the shape ``[…]`` of w in float64, on the generator's device."""
     return torch.randn(w.shape, generator=generator, dtype=torch.float64, device=generator.device)
 
 
 def uniform(w: Tensor, generator: torch.Generator) -> Tensor:
-    """U[0, 1) of w's shape in float64, on the generator's device."""
+    """U[0, 1) of the shape ``[…]`` of w in float64, on the generator's device."""
     return torch.rand(w.shape, generator=generator, dtype=torch.float64, device=generator.device)
 
 

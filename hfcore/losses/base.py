@@ -84,11 +84,14 @@ class Loss(ABC):
         """
 
     def link(self, s: Tensor) -> Tensor:
-        """Predictions ŷ from outputs s, of the same shape."""
+        """Predictions ŷ ``[…,k]`` from outputs ``s […,k]``."""
         return s
 
     def best_constant(self, mean: Tensor, least: float = 1e-9) -> Tensor:
-        """The outputs s at which ŷ is the mean target, ``least`` in place of what has no link."""
+        """The outputs s ``[k]`` at which ŷ is the mean target ``mean [k]``.
+
+        ``least`` takes the place of a mean that has no link, such as a frequency of 0.
+        """
         return mean
 
     @property
@@ -97,7 +100,10 @@ class Loss(ABC):
         return False
 
     def gauss_newton_diagonal(self, s: Tensor, targets: Tensor) -> Tensor:
-        """The diagonal of what ``stand_in="gauss_newton"`` takes for L''."""
+        """The diagonal ``[…,k]`` of what ``stand_in="gauss_newton"`` takes for L'' at ``s […,k]``.
+
+        Raises ValueError where the loss has no such stand-in.
+        """
         raise ValueError(f"stand_in: {self!r} has no 'gauss_newton', need 'positive' or 'absolute'")
 
     # ---- targets
@@ -117,7 +123,10 @@ class Loss(ABC):
         return self.target_range != (-math.inf, math.inf)
 
     def check_values(self, targets: Tensor, mask: Tensor | None = None) -> None:
-        """Raise ValueError for a floating target that counts and is not admissible."""
+        """Raise ValueError for a floating target that counts and is not admissible.
+
+        ``targets […,k]``, or classes ``[…]``, which pass; ``mask […]``, None: every output counts.
+        """
         if not targets.is_floating_point():
             return
         low, high = self.target_range
@@ -139,11 +148,14 @@ class Loss(ABC):
             raise ValueError(f"targets: a target is {bad}, need {self.target_need}")
 
     def check_ops(self, outputs: int, targets: Tensor, mask: Tensor | None) -> None:
-        """Raise ValueError for what ops find in grouped values and cannot look at in a graph."""
+        """Raise ValueError for what ops find in grouped values and cannot look at in a graph.
+
+        ``outputs`` is k; targets ``[G,T,B,k]``, or classes ``[G,T,B]``; ``mask [G,T,B]`` or None.
+        """
         return
 
     def check_mean(self, name: str, mean: Tensor) -> None:
-        """Raise ValueError for what cannot be a mean of predictions."""
+        """Raise ValueError naming ``name`` for what cannot be a mean of predictions ``[k]``."""
         low, high = self.prediction_range
         if not bool(mean.isfinite().all()) or not bool(((mean >= low) & (mean <= high)).all()):
             raise ValueError(f"{name}: got {mean.tolist()}, need {self.prediction_need}")
@@ -151,7 +163,10 @@ class Loss(ABC):
     # ---- means
 
     def counted(self, targets: Tensor, mask: Tensor | None, outputs: int, cases: int) -> float:
-        """What a batch of ``cases`` with ``outputs`` = k counts in the mean of several."""
+        """What a batch of ``cases`` with ``outputs`` = k counts in the mean of several.
+
+        ``targets […,k]``, or classes ``[…]``; ``mask […]`` or None.
+        """
         if self.mean in ("cases", "sum"):
             return float(cases)
         lead = targets.shape if self.takes_classes else targets.shape[:-1]
@@ -180,8 +195,8 @@ class Loss(ABC):
     def value(
         self, s: Tensor, targets: Tensor, mask: Tensor | None = None, *, scale: float = 1.0
     ) -> float:
-        """scale·Σ loss by the outputs' weights, accumulated in float64."""
-        return float(self.values(*grouped(s, targets, mask), scale=scale).sum())
+        """scale·Σ of the losses of ``s […,k]`` times their weights, accumulated in float64."""
+        return float(self.values(*self.grouped(s, targets, mask), scale=scale).sum())
 
     def values(
         self, s: Tensor, targets: Tensor, mask: Tensor | None = None, *, scale: float = 1.0
@@ -200,7 +215,8 @@ class Loss(ABC):
         scale: float = 1.0,
         out: Tensor | None = None,
     ) -> Tensor:
-        """∂L/∂s, of s's shape and dtype, into ``out`` if it is given."""
+        """scale·∂L/∂s ``[…,k]``, of s's shape and dtype, into ``out`` if it is given."""
+        self.check_call(s, targets, mask)
         with torch.enable_grad():
             leaf = s.detach().requires_grad_()
             total = self._weighted_per_output(leaf, targets, mask).sum()
@@ -211,10 +227,11 @@ class Loss(ABC):
     def hessian(
         self, s: Tensor, targets: Tensor, mask: Tensor | None = None, *, exact: bool = False
     ) -> OutputHessian:
-        """The unscaled L'' at s, or its stand-in; ``exact``: L'' whatever its signs.
+        """The unscaled L'' at ``s […,k]``, or its stand-in; ``exact``: L'' whatever its signs.
 
         Raises ValueError for negative curvature without a stand-in.
         """
+        self.check_call(s, targets, mask)
         if self.stand_in == "gauss_newton" and not exact:
             c = self.gauss_newton_diagonal(s.detach(), targets)
             return DiagonalHessian(weighted(c, _per_element(mask, c)))
@@ -253,7 +270,10 @@ class Loss(ABC):
         return False
 
     def is_fused(self, mask: Tensor | None) -> bool:
-        """Whether L'' is diag(c) or diag(c) − c cᵀ, as ops on whole nets take it."""
+        """Whether L'' is diag(c) or diag(c) − c cᵀ, as ops on whole nets take it.
+
+        ``mask […]``; None: every output counts.
+        """
         return self.separable
 
     def _signed(self, c: Tensor, exact: bool) -> Tensor:
@@ -275,6 +295,39 @@ class Loss(ABC):
                 f"({negative:.3g}) here; choose stand_in='positive', 'absolute' or one that it "
                 "offers, or the exact Hessian"
             )
+
+    def check_call(self, s: Tensor, targets: Tensor, mask: Tensor | None) -> None:
+        """Raise TypeError or ValueError unless ``s [B,k]``, ``[T,B,k]`` or ``[G,T,B,k]``, targets
+        and a mask ``s.shape[:-1]`` go together, naming the one that does not.
+        """
+        for name, value in (("s", s), ("targets", targets), ("mask", mask)):
+            if not isinstance(value, Tensor) and not (name == "mask" and value is None):
+                raise TypeError(f"{name}: got {type(value).__name__}, need a torch.Tensor")
+        if not s.is_floating_point() or s.layout != torch.strided:
+            raise TypeError(f"s: got {s.dtype} ({s.layout}), need a dense floating tensor")
+        if not 1 <= s.ndim <= 4:
+            raise ValueError(f"s: got shape {list(s.shape)}, need [T,B,k], [B,k] or [G,T,B,k]")
+        if s.ndim == 4:  # a group may share targets and mask, and the ops look at their shapes
+            return
+        self.check_targets(s.shape, targets, s.dtype)
+        if targets.device != s.device:
+            raise ValueError(f"targets: is on {targets.device}, need {s.device} like the outputs")
+        if mask is None:
+            return
+        if mask.shape != s.shape[:-1]:
+            raise ValueError(f"mask: got shape {list(mask.shape)}, need {list(s.shape[:-1])}")
+        if mask.dtype not in (torch.bool, s.dtype):
+            raise TypeError(f"mask: got {mask.dtype}, need torch.bool or {s.dtype}")
+
+    def grouped(
+        self, s: Tensor, targets: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A checked call with the axes of group and time that the ops want, where ``s [B,k]`` or
+        ``[T,B,k]`` has none: ``s [G,T,B,k]``, targets and mask with the same leading axes.
+        """
+        self.check_call(s, targets, mask)
+        missing = (None,) * (4 - s.ndim)
+        return s[missing], targets[missing], None if mask is None else mask[missing]
 
     def weighted_per_output(self, s: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
         """The loss of each output times its weight ``[…]``, differentiable; zero where masked."""
@@ -307,7 +360,7 @@ class Loss(ABC):
 
 
 def weighted(values: Tensor, mask: Tensor | None) -> Tensor:
-    """Values times their weights, zero where those are, NaN among them."""
+    """``values […]`` times the weights ``mask […]``, zero where those are, even for a NaN."""
     if mask is None:
         return values
     if mask.dtype == torch.bool:
@@ -324,11 +377,3 @@ def _per_element(mask: Tensor | None, like: Tensor) -> Tensor:
 
 def _widened(targets: Tensor) -> Tensor:
     return targets.double() if targets.is_floating_point() else targets
-
-
-def grouped(
-    s: Tensor, targets: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Add the axes of group and time that the ops want, where s has none."""
-    missing = (None,) * (4 - s.ndim)
-    return s[missing], targets[missing], None if mask is None else mask[missing]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from hfcore.arguments import MOST, count, number
 from hfcore.bindings import loss as ops
 from hfcore.losses.base import Mean, weighted
 from hfcore.losses.kernel_loss import KernelLoss
@@ -57,7 +58,7 @@ class LogisticCrossEntropy(KernelLoss):
         return torch.sigmoid(s)
 
     def best_constant(self, mean: Tensor, least: float = 1e-9) -> Tensor:
-        """For ``pos_weight`` p the logit of p ȳ / (p ȳ + 1 − ȳ)."""
+        """The logit of the mean ȳ ``[k]``; for ``pos_weight`` p that of p ȳ / (p ȳ + 1 − ȳ)."""
         if self.pos_weight is not None:
             positive = mean * self.pos_weight.at(mean.device, mean.dtype)
             mean = positive / (positive + 1 - mean)
@@ -123,10 +124,12 @@ class SoftmaxCrossEntropy(KernelLoss):
         mean: Mean = "cases",
     ) -> None:
         super().__init__(mean=mean)
-        if not 0.0 <= label_smoothing <= 1.0:
+        if not 0.0 <= number("label_smoothing", label_smoothing) <= 1.0:
             raise ValueError(f"label_smoothing: got {label_smoothing}, need a number in [0, 1]")
         self.weight = None if weight is None else FixedWeights("weight", weight)
-        self.ignore_index = ignore_index
+        self.ignore_index = (
+            None if ignore_index is None else count("ignore_index", ignore_index, -MOST)
+        )
         self.label_smoothing = float(label_smoothing)
 
     @property
@@ -152,7 +155,7 @@ class SoftmaxCrossEntropy(KernelLoss):
         return torch.softmax(s, -1)
 
     def best_constant(self, mean: Tensor, least: float = 1e-9) -> Tensor:
-        """The logarithms of the class frequencies, by their weights."""
+        """The logarithms of the class frequencies ``[k]``, by their weights."""
         if self.weight is not None:
             mean = mean * self.weight.at(mean.device, mean.dtype)
         if self.label_smoothing:
@@ -169,7 +172,7 @@ class SoftmaxCrossEntropy(KernelLoss):
         return torch.bincount(kept.reshape(-1), minlength=outputs).double(), kept.numel()
 
     def counted(self, targets: Tensor, mask: Tensor | None, outputs: int, cases: int) -> float:
-        """By ``"weights"`` every output counts its class's."""
+        """With the mean ``"weights"`` an output counts the weight of its class ``targets […]``."""
         if self.mean in ("cases", "sum"):
             return float(cases)
         classes, keep = self._counting(targets, mask)
@@ -222,25 +225,16 @@ class SoftmaxCrossEntropy(KernelLoss):
         linear = self.label_smoothing * (w.mean() * at_class - (wide * w).mean(-1))
         return values + scale * weighted(linear, keep).sum((1, 2))
 
-    def gradient(
-        self,
-        s: Tensor,
-        targets: Tensor,
-        mask: Tensor | None = None,
-        *,
-        scale: float = 1.0,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        g = super().gradient(s, targets, mask, scale=scale, out=out)
+    def _linear_gradient(self, like: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor | None:
         if not self.label_smoothing:
-            return g
+            return None
         classes, keep = self._counting(targets, mask)
-        w = self._weights(g)
+        w = self._weights(like)
         k = len(w)
         linear = (-self.label_smoothing / k * w).expand(*classes.shape, k).clone()
         at_class = (self.label_smoothing * w.mean()).expand(*classes.shape, 1)
-        linear.scatter_add_(-1, _lookup(classes, s.shape[-1]).unsqueeze(-1), at_class)
-        return g.add_(weighted(linear, None if keep is None else keep.unsqueeze(-1)), alpha=scale)
+        linear.scatter_add_(-1, _lookup(classes, k).unsqueeze(-1), at_class)
+        return weighted(linear, None if keep is None else keep.unsqueeze(-1))
 
     def _counting(self, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Classes, 0 where they are ignored, and the mask without those."""

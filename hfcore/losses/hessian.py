@@ -30,7 +30,7 @@ class OutputHessian(ABC):
 
     @abstractmethod
     def apply(self, R: Tensor) -> Tensor:
-        """L''R in plain torch ops, ``R`` like the outputs."""
+        """L''R ``[…,k]`` in plain torch ops, for ``R […,k]`` like the outputs."""
 
     def product(self, Rs: Tensor, *, out: Tensor | None = None) -> Tensor:
         """L''Rs ``[G,T,B,k]``, into ``out`` (which may be ``Rs``) if it is given."""
@@ -39,10 +39,13 @@ class OutputHessian(ABC):
 
     @abstractmethod
     def root(self, u: Tensor) -> Tensor:
-        """S u with S Sᵀ = L''."""
+        """S u ``[…,k]`` for ``u […,k]``, with S Sᵀ = L''.
+
+        Raises ValueError where L'' has a negative eigenvalue.
+        """
 
     def averaged(self, total: float) -> Callable[[Tensor], Tensor]:
-        """R ↦ L''R / total in plain torch ops."""
+        """The map from ``R […,k]`` to L''R / total ``[…,k]``, in plain torch ops."""
         return lambda R: self.apply(R) / total
 
 
@@ -64,7 +67,7 @@ class IdentityHessian(OutputHessian):
 
 
 class DiagonalHessian(OutputHessian):
-    """L'' = diag(c)."""
+    """L'' = diag(c), with ``c […,k]`` like the outputs."""
 
     def __init__(self, c: Tensor) -> None:
         self.c = c
@@ -85,7 +88,10 @@ class DiagonalHessian(OutputHessian):
 
 
 class SoftmaxHessian(OutputHessian):
-    """diag(c) − c cᵀ with c = p; with weights w of outputs c = w p and diag(c) − c cᵀ / w."""
+    """diag(c) − c cᵀ with ``c […,k]`` the probabilities p.
+
+    With weights w of outputs it is c = w p and diag(c) − c cᵀ / w.
+    """
 
     def __init__(self, c: Tensor, *, weighted: bool) -> None:
         self.c = c
@@ -139,7 +145,10 @@ class DenseHessian(OutputHessian):
 
 
 class FormulaHessian(OutputHessian):
-    """L'' of a formula, by differentiating its gradient ``g`` by ``s``, both with their graph."""
+    """L'' of a formula, by differentiating its gradient ``g […,k]`` by ``s […,k]``.
+
+    Both come with their autograd graph.
+    """
 
     def __init__(self, g: Tensor, s: Tensor) -> None:
         self._g, self._s = g, s
@@ -194,7 +203,10 @@ class FormulaHessian(OutputHessian):
 
 
 def symmetric_root(H: Tensor) -> Tensor:
-    """S = Sᵀ with S S = H. Raises ValueError for a matrix with a negative eigenvalue."""
+    """S = Sᵀ ``[…,k,k]`` with S S = H.
+
+    Raises ValueError for a matrix with a negative eigenvalue.
+    """
     values, vectors = torch.linalg.eigh(H)
     smallest = float(values.min())
     if smallest < -TOLERANCE * float(values.abs().max()):
@@ -207,7 +219,10 @@ def symmetric_root(H: Tensor) -> Tensor:
 
 
 def semidefinite(H: Tensor, how: str) -> Tensor:
-    """H with its negative eigenvalues set to zero (``"positive"``) or turned (``"absolute"``)."""
+    """``H […,k,k]`` without its negative eigenvalues.
+
+    ``how`` sets them to zero (``"positive"``) or takes their absolute values (``"absolute"``).
+    """
     values, vectors = torch.linalg.eigh(H)
     values = values.abs() if how == "absolute" else values.clamp_min(0)
     made: Tensor = (vectors * values.unsqueeze(-2)) @ vectors.mT

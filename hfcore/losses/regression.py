@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from hfcore.arguments import number
 from hfcore.bindings.checks import check_choice
 from hfcore.losses.base import Loss, Mean, StandIn
 from hfcore.losses.kernel_loss import KernelLoss
@@ -39,7 +40,7 @@ class HuberLoss(KernelLoss):
 
     def __init__(self, delta: float = 1.0, *, mean: Mean = "cases") -> None:
         super().__init__(mean=mean)
-        if not 0.0 < delta < math.inf:
+        if not 0.0 < number("delta", delta) < math.inf:
             raise ValueError(f"delta: got {delta}, need a finite number above 0")
         self.delta = float(delta)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def checked_weights(mask: Tensor) -> Tensor:
-    """A floating mask as bool where it holds 0 and 1 alone, else as the weights that it is.
+    """A floating mask ``[…]`` as bool where it holds 0 and 1 alone, else as the weights that it is.
 
     Raises ValueError for a weight that is negative or not finite.
     """
@@ -27,7 +27,11 @@ class FixedWeights:
     """Weights ``[k]`` ≥ 0, or one for all k, where and in what dtype they are asked for."""
 
     def __init__(self, name: str, values: Sequence[float] | Tensor) -> None:
-        self.values = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
+        try:
+            given = torch.as_tensor(values, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise TypeError(f"{name}: got {type(values).__name__}, need numbers [k]") from error
+        self.values = given.detach().cpu().clone()
         if self.values.ndim != 1 or not len(self.values):
             shape = list(self.values.shape)
             raise ValueError(f"{name}: got shape {shape}, need one weight for each output")
@@ -39,7 +43,10 @@ class FixedWeights:
         self._placed: dict[tuple[torch.device, torch.dtype], Tensor] = {}
 
     def at(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Moved once: while a CUDA graph is recorded nothing may come from the host."""
+        """The weights ``[k]`` there, in this dtype.
+
+        They are moved once: while a CUDA graph is recorded nothing may come from the host.
+        """
         if (device, dtype) not in self._placed:
             self._placed[device, dtype] = self.values.to(device, dtype)
         return self._placed[device, dtype]

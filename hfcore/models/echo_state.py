@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import placement
 from hfcore.batches import Batch
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings import sparse as sparse_ops
@@ -138,7 +139,8 @@ class EchoState(nn.Module):
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        check_positive(input_size=input_size, output_size=output_size)
+        check_positive(hidden_size=hidden_size, input_size=input_size, output_size=output_size)
+        placement(dtype, device, generator)
         check_scale("input_scale", input_scale)
         self.input_size, self.output_size = input_size, output_size
         self.nonlinearity = check_choice("nonlinearity", nonlinearity, ops.NONLINEARITIES)

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import placement
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.bindings.dense import ACTIVATIONS
 
@@ -59,8 +60,7 @@ class MLP(nn.Module):
         super().__init__()
         self.sizes = _checked_sizes("sizes", sizes)
         self.activations = _checked_activations(activations, len(self.sizes) - 1)
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype: got {dtype}, need a real floating type such as torch.float32")
+        placement(dtype, device, generator)
         # Without the draws of nn.Linear, which would move torch's global generator.
         self.layers = nn.ModuleList(
             nn.utils.skip_init(
@@ -71,11 +71,14 @@ class MLP(nn.Module):
         self.reset_parameters(generator)
 
     def matrices(self) -> list[nn.Parameter]:
-        """The weights W_1, W_2 … that initialisations draw, in this order."""
+        """The weights W_1, W_2, … that initialisations draw, in this order, each ``[m,n]``.
+
+        n and m are the units of the layer below and of its own.
+        """
         return [cast(nn.Parameter, layer.weight) for layer in self.layers]
 
     def biases(self) -> list[nn.Parameter]:
-        """b_1, b_2 …"""
+        """The biases b_1, b_2 and so on, ``[H]`` for a layer of H units."""
         return [cast(nn.Parameter, layer.bias) for layer in self.layers]
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

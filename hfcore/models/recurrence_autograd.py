@@ -54,7 +54,11 @@ def _nested_forward(jvp: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class RnnHidden(torch.autograd.Function):
-    """h from (x, W_hx, W_hh, b_h, b_init, nonlinearity); see :func:`rnn_hidden`."""
+    """Hidden states ``h [G,T,B,H]`` from (x, W_hx, W_hh, b_h, b_init, nonlinearity).
+
+    ``x [G,T,B,n]``, ``W_hx [G,H,n]``, ``W_hh [G,H,H]``, ``b_h, b_init [G,H]``; see
+    :func:`rnn_hidden`.
+    """
 
     @staticmethod
     def forward(
@@ -115,7 +119,10 @@ class RnnHidden(torch.autograd.Function):
 
 
 class LinearScan(torch.autograd.Function):
-    """y from (u, d, W, reverse): y = d * (P(y) W + u), where P shifts by one step in time."""
+    """``y [G,T,B,H]`` from (u, d, W, reverse): y = d ⊙ (P(y) W + u).
+
+    P shifts by one step in time; ``u, d [G,T,B,H]``, ``W [G,H,H]``; see :func:`linear_scan`.
+    """
 
     @staticmethod
     def forward(u: Tensor, d: Tensor, W: Tensor, reverse: bool) -> Tensor:
@@ -204,7 +211,7 @@ def _needed(ctx: Any, gradients: Sequence[Callable[[], Tensor]]) -> list[Tensor 
 
 
 def group_size(arrays: Sequence[Tensor]) -> int:
-    """The group size: the length of the leading axes that are not shared."""
+    """The group size G of arrays ``[G,…]`` or ``[1,…]``: the leading length that is not 1."""
     return next((a.shape[0] for a in arrays if a.shape[0] != 1), 1)
 
 
@@ -215,9 +222,10 @@ def fold_into_group(
     arrays: Sequence[Tensor],
     option: object,
 ) -> tuple[Tensor, int]:
-    """``op`` on arrays of which some have a vmapped dimension of length V: the group is V·G.
+    """``op`` on arrays ``[G,…]`` of which some have a vmapped dimension of length V.
 
-    Arrays without it stay shared unless they have a group of their own.
+    The op sees a group of V·G nets. Gives its result as ``[V,G,…]`` and 0, the axis of V. Arrays
+    without that dimension stay shared unless they have a group of their own.
     """
     dims = in_dims[: len(arrays)]
     arrays = [a if dim is None else a.movedim(dim, 0) for a, dim in zip(arrays, dims, strict=True)]

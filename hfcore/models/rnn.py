@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from hfcore.arguments import flag, placement
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings import sparse as sparse_ops
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
@@ -84,13 +85,12 @@ class RNN(nn.Module):
         _check_sizes(
             input_size=input_size, hidden_size=hidden_size, output_size=output_size, fan_in=fan_in
         )
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype: got {dtype}, need a real floating type such as torch.float32")
+        placement(dtype, device, generator)
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.output_size = output_size
         self.nonlinearity = check_choice("nonlinearity", nonlinearity, ops.NONLINEARITIES)
-        self.sparse = sparse
+        self.sparse = flag("sparse", sparse)
         self.fan_in = min(fan_in, hidden_size) if sparse else hidden_size
         shapes = list(self.shape.shapes)
         shapes[1] = (hidden_size, self.fan_in)  # W_hh
@@ -116,15 +116,18 @@ class RNN(nn.Module):
         return RnnShape(self.input_size, self.hidden_size, self.output_size)
 
     def matrices(self) -> list[nn.Parameter]:
-        """W_hx, W_hh, W_yh: the weights that initialisations draw, in this order."""
+        """W_hx, W_hh, W_yh: the weights that initialisations draw, in this order.
+
+        ``[H,n]``, ``[H,H]`` (the entries ``[H,K]`` of a sparse one) and ``[k,H]``.
+        """
         return [self.W_hx, self.W_hh, self.W_yh]
 
     def input_matrices(self) -> list[nn.Parameter]:
-        """Those of them that the inputs meet."""
+        """Those of them that the inputs meet: ``W_hx [H,n]``."""
         return [self.W_hx]
 
     def biases(self) -> list[nn.Parameter]:
-        """b_h, b_init, b_y, which start at zero."""
+        """``b_h [H]``, ``b_init [H]``, ``b_y [k]``, which start at zero."""
         return [self.b_h, self.b_init, self.b_y]
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:

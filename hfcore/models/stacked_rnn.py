@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import placement
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.models import recurrence_library  # noqa: F401  # defines torch.ops.hfcore.rnn_hidden
@@ -98,8 +99,7 @@ class StackedRNN(nn.Module):
             check_positive(**{name: size})
         if not hidden_sizes:
             raise ValueError("hidden_sizes: got no layer, need at least one")
-        if dtype is not None and not dtype.is_floating_point:
-            raise TypeError(f"dtype: got {dtype}, need a real floating type such as torch.float32")
+        placement(dtype, device, generator)
         check_choice("nonlinearity", nonlinearity, ops.NONLINEARITIES)
         self.input_size, self.output_size = input_size, output_size
         self.hidden_sizes, self.nonlinearity = tuple(hidden_sizes), nonlinearity
@@ -117,15 +117,18 @@ class StackedRNN(nn.Module):
         return [cast(RecurrentLayer, layer) for layer in self.layers]
 
     def matrices(self) -> list[nn.Parameter]:
-        """W_hx and W_hh of every layer, and W_yh: what initialisations draw, in this order."""
+        """W_hx and W_hh of every layer, and W_yh: what initialisations draw, in this order.
+
+        ``[H,n]`` for a layer of H units on n, ``[H,H]``, and ``[k,H]``.
+        """
         return [*(W for layer in self._layers() for W in (layer.W_hx, layer.W_hh)), self.W_yh]
 
     def input_matrices(self) -> list[nn.Parameter]:
-        """Those of them that the inputs meet."""
+        """Those of them that the inputs meet: ``W_hx [H,n]`` of the first layer."""
         return [self._layers()[0].W_hx]
 
     def biases(self) -> list[nn.Parameter]:
-        """b_h and b_init of every layer, and b_y, which start at zero."""
+        """``b_h [H]`` and ``b_init [H]`` of every layer, and ``b_y [k]``, which start at zero."""
         return [*(b for layer in self._layers() for b in (layer.b_h, layer.b_init)), self.b_y]
 
     @torch.no_grad()

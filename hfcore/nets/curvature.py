@@ -44,7 +44,7 @@ class Linearisation:
 
 
 class FusedCurvature:
-    """A curvature matrix of a net at fixed parameters and data.
+    """A curvature matrix of a net at fixed parameters ``theta [N]`` and data.
 
     ``kind``: ``"ggn"`` is JᵀL''J, ``"hessian"`` the exact Hessian by the R-op (Pearlmutter 1994),
     ``"fisher"`` the empirical Fisher matrix, mean of g_i g_iᵀ over cases. ``loss`` is the

@@ -60,7 +60,7 @@ class Data:
         return self.x.device
 
     def placed(self, place: Callable[[str, Tensor], Tensor]) -> Data:
-        """The same data where ``place`` puts each array, by name; inputs that are targets once."""
+        """The same where ``place`` puts each array ``[1,…]``, by its name; ``y is x`` once."""
         x = place("x", self.x)
         return Data(
             x,
@@ -149,7 +149,7 @@ def _checked_arrays(
     like: Tensor | None,
     dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Inputs, targets and mask ``[*axes]`` (bool, or weights in the dtype of the inputs)."""
+    """Inputs ``[*axes,n]``, targets, mask ``[*axes]``: bool, or weights in the inputs' dtype."""
     n, k = sizes
     x = check_tensor("inputs", batch.inputs, [*axes, n], like=like, dtype=dtype)
     lead, targets, mask = x.shape[:-1], batch.targets, batch.mask
@@ -174,7 +174,10 @@ def _checked_arrays(
 def _cut_to_outputs(
     targets: Tensor, mask: Tensor, every_step: bool
 ) -> tuple[Tensor | None, Tensor, Tensor | None, float]:
-    """(steps, targets, mask, outputs by weight); steps and mask are None if nothing is masked."""
+    """(steps, targets, mask, outputs by weight) from ``targets [T,B,…]`` and ``mask [T,B]``.
+
+    steps and mask are None if nothing is masked.
+    """
     T = len(mask)
     seen = mask.numpy(force=True)  # looked at once, wherever it lies
     outputs = int(np.count_nonzero(seen))

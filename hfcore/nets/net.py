@@ -175,11 +175,17 @@ class FusedNet(ABC):
 
     @abstractmethod
     def outputs(self, theta: Tensor, part: Any) -> Tensor:
-        """``s`` alone, without activations; the next call may overwrite it."""
+        """``s [G,T_out,B,k]`` of ``theta [G,N]``, without activations.
+
+        The next call may overwrite it.
+        """
 
     @abstractmethod
     def forward(self, theta: Tensor, part: Any, *, fresh: bool) -> Pass:
-        """A pass with its activations, in memory of their own (``fresh``) or until the next."""
+        """A pass at ``theta [G,N]`` with its activations.
+
+        They are in memory of their own (``fresh``), or hold until the next pass.
+        """
 
     @abstractmethod
     def tangent(self, at: Pass, v: Tensor, *, keep: bool, stop: Tensor | None = None) -> Tangent:
@@ -194,13 +200,17 @@ class FusedNet(ABC):
         raise ValueError(f"diagonal: {type(self).__name__} has no squares of single cases")
 
     def structural_term(self, at: Pass, R: Tangent, structural: float) -> Any:
-        """structural·D''Rz of the hidden units that are damped, as :meth:`backward` adds it."""
+        """structural·D''Rz of the hidden units that are damped, as :meth:`backward` adds it.
+
+        Raises ValueError where the net has no hidden units to damp.
+        """
         raise ValueError(f"structural: {type(self).__name__} has no hidden units to damp, need 0")
 
     def adjoint(self, at: Pass, gs: Tensor, *, bends: bool) -> Any:
-        """The gradient's pass back from ``gs = ∂L/∂s``; ``bends``: as :meth:`rbackward` takes it.
+        """The gradient's pass back from ``gs [G,T_out,B,k]`` = ∂L/∂s.
 
-        Where the net ``has_fisher`` also without, as :meth:`fisher` does.
+        ``bends``: as :meth:`rbackward` takes it; where the net ``has_fisher`` also without, as
+        :meth:`fisher` does. Raises ValueError where the net has no R-op of its gradient.
         """
         raise ValueError(f"kind: {type(self).__name__} has no R-op of its gradient for 'hessian'")
 
@@ -219,7 +229,7 @@ class FusedNet(ABC):
     def gauss_newton(
         self, at: Pass | Uncached, v: Tensor, second: OutputHessian, into: Into
     ) -> None:
-        """JᵀL''J v + structural term + damping·v, or all of it added to ``into.out``.
+        """JᵀL''J v + structural term + damping·v for ``v [G,N]``, or all of it added to ``out``.
 
         Called where ``walks_cases``; of an :class:`Uncached` pass activations are recomputed piece
         by piece.
@@ -245,12 +255,19 @@ class FusedNet(ABC):
         return self.loss.values(s, part.targets, part.mask, scale=scale)
 
     def slope(self, part: Data, s: Tensor, *, scale: float = 1.0, fresh: bool = False) -> Tensor:
-        """scale·∂L/∂s, in memory of its own (``fresh``) or until the next call."""
+        """scale·∂L/∂s ``[G,T_out,B,k]``.
+
+        It is in memory of its own (``fresh``), or holds until the next call.
+        """
         out = None if fresh else self.work.take("gs", s, *s.shape)
         return self.loss.gradient(s, part.targets, part.mask, scale=scale, out=out)
 
     def second(self, part: Data, s: Tensor, *, exact: bool = False) -> OutputHessian:
-        """L'' of the sum of the losses, or its stand-in; ``exact``: whatever its signs."""
+        """L'' of the sum of the losses at ``s [G,T_out,B,k]``, or its stand-in.
+
+        ``exact``: L'' whatever its signs. Raises ValueError for negative curvature otherwise, where
+        the loss has no stand-in.
+        """
         return self.loss.hessian(s, part.targets, part.mask, exact=exact)
 
     def counted(self, part: Data) -> float:
@@ -269,7 +286,10 @@ def blocks(rows: int, size: int) -> Iterator[slice]:
 
 
 def random_signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """±1 with equal odds; a generator draws on its own device."""
+    """±1 with equal odds, ``[*shape]`` in the dtype of ``like`` and on its device.
+
+    A generator draws on its own device.
+    """
     device = like.device if generator is None else generator.device
     bits = torch.randint(2, shape, generator=generator, device=device)
     return bits.to(device=like.device, dtype=like.dtype).mul_(2).sub_(1)

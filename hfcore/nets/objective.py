@@ -95,6 +95,7 @@ class FusedObjective:
         return self.scale(data) * sum(part.count for part in data)
 
     def regulariser(self, theta: Tensor) -> float:
+        """½ l2 ‖θ‖² of ``theta [N]``."""
         return 0.5 * self.l2 * dot(theta, theta) if self.l2 else 0.0
 
     def chunks(self, data: list[Data], *, whole: bool = False) -> Iterator[Data]:
@@ -151,5 +152,8 @@ class FusedObjective:
     def curvature(
         self, data: list[Data], theta: Tensor, kind: CurvatureKind = "ggn"
     ) -> FusedCurvature:
-        """``kind`` is ``"ggn"``, ``"hessian"`` (R-op) or ``"fisher"``."""
+        """The curvature at ``theta [N]``: ``"ggn"``, ``"hessian"`` (R-op) or ``"fisher"``.
+
+        Raises ValueError for another kind.
+        """
         return FusedCurvature(self, data, theta, kind)

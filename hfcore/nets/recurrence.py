@@ -57,11 +57,11 @@ class Recurrence:
         return times(g, W)
 
     def scan(self, u: Tensor, d: Tensor, W: Tensor) -> Tensor:
-        """y_t = d_t ⊙ (y_{t-1} Wᵀ + u_t)."""
+        """y_t = d_t ⊙ (y_{t-1} Wᵀ + u_t), ``[G,T,B,H]`` like ``u`` and ``d``."""
         return ops.linear_scan(u, d, W.mT)
 
     def scan_back(self, u: Tensor, d: Tensor, W: Tensor, a: Tensor | None) -> Tensor:
-        """y_t = d_t ⊙ (y_{t+1} W + u_t) + a_t."""
+        """y_t = d_t ⊙ (y_{t+1} W + u_t) + a_t, ``[G,T,B,H]`` like ``u``, ``d`` and ``a``."""
         return ops.linear_scan(u, d, W, a, reverse=True)
 
     def outer(self, g: Tensor, h: Tensor) -> Tensor:

@@ -36,7 +36,11 @@ CASE_BYTES = 32 << 20
 
 
 class Layer(NamedTuple):
-    """Parameters of one layer, or what belongs to each, with a group axis."""
+    """Parameters of one layer, or what belongs to each.
+
+    ``W_hx [G,H,n]``, ``W_hh [G,H,H]`` or entries ``[G,H,K]``, ``b_h, b_init [G,H]``; what is flat
+    for each parameter is ``[G,·]``.
+    """
 
     W_hx: Tensor
     W_hh: Tensor
@@ -45,7 +49,7 @@ class Layer(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """Those of the read-out, and of every layer."""
+    """Those of the read-out, ``W_yh [G,k,H]`` and ``b_y [G,k]``, and of every layer."""
 
     W_yh: Tensor
     b_y: Tensor
@@ -54,14 +58,17 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True)
 class RecurrentStates:
-    """Weights and states of a pass."""
+    """Weights of a pass, and ``ys``: inputs ``[1,T,B,n]``, then every layer's ``h [G,T,B,H]``."""
 
     w: Weights
     ys: list[Tensor]
 
 
 class Adjoint(NamedTuple):
-    """∂L/∂s, gt of every layer, and ∂L/∂h ⊙ e''/e' of those where e'' is not 0."""
+    """The gradient's pass back: ``gs [G,T_out,B,k]`` = ∂L/∂s and gt ``[G,T,B,H]`` of every layer.
+
+    ``bends`` are ∂L/∂h ⊙ e''/e' of the layers where e'' is not 0, like gt.
+    """
 
     gs: Tensor
     gts: list[Tensor]
@@ -173,6 +180,7 @@ class RecurrentNet(FusedNet):
         return into.out.copy_(self._gradient(at, gts, gs).mul_(into.scale))
 
     def structural_term(self, at: Pass, R: Tangent, structural: float) -> dict[int, Tensor]:
+        """structural·D''Rt ``[G,T,B,H]`` of every layer that is damped, by its number."""
         # D'' = e' makes D''Rt = Rh.
         return {l: factor * structural * R.states[l] for l, factor in self.damped.items()}
 

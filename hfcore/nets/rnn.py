@@ -94,7 +94,10 @@ class RnnNet(RecurrentNet):
     def gauss_newton(
         self, at: Pass | Uncached, v: Tensor, second: OutputHessian, into: Into
     ) -> None:
-        """One op; its buffers stay for CG alone: many tangents would hold as many times more."""
+        """One op for ``v [G,N]``.
+
+        Its buffers stay for CG alone: many tangents would hold as many times more.
+        """
         assert second.kernel_form is not None  # see FusedCurvature
         c, rank_one = second.kernel_form
         out, scale, _, stop, structural, damping, accumulate = into

@@ -35,7 +35,10 @@ def at_outputs(y: Tensor, steps: Tensor | None) -> Tensor:
 
 
 def scattered(g: Tensor, steps: Tensor | None, T: int) -> Tensor:
-    """Adjoint of :func:`at_outputs`: zeros at the steps without outputs."""
+    """Adjoint of :func:`at_outputs`: ``g [G,T_out,B,·]`` as ``[G,T,B,·]``, zeros at other steps.
+
+    ``steps`` int64 ``[T_out]``; None: every step has outputs.
+    """
     if steps is None:
         return g
     full = g.new_zeros(g.shape[0], T, *g.shape[2:])
@@ -44,7 +47,7 @@ def scattered(g: Tensor, steps: Tensor | None, T: int) -> Tensor:
 
 
 def activation_bend(h: Tensor, nonlinearity: str) -> Tensor | None:
-    """e''(t) / e'(t) from h = e(t), or None where e'' = 0."""
+    """e''(t) / e'(t) ``[…]`` from ``h […]`` = e(t), or None where e'' = 0."""
     if nonlinearity == "logistic":
         return 1 - 2 * h
     return -2 * h if nonlinearity == "tanh" else None

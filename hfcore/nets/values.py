@@ -11,12 +11,12 @@ from hfcore.bindings.threads import torch_on_one_thread
 
 
 def range_of(values: Tensor) -> tuple[float, float]:
-    """Least and largest of at least one floating-point value; NaN reaches both."""
+    """Least and largest of values ``[…]``, floating-point and at least one; NaN reaches both."""
     with torch_on_one_thread():
         low, high = torch.aminmax(values.detach())
     return float(low), float(high)
 
 
 def all_finite(values: Tensor) -> bool:
-    """Whether none of at least one value is NaN or infinite."""
+    """Whether none of the values ``[…]``, at least one, is NaN or infinite."""
     return all(map(math.isfinite, range_of(values)))

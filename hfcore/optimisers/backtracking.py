@@ -70,7 +70,10 @@ class IterateChooser:
         self._candidates: list[Candidate] = []
 
     def observe(self, iteration: int, x: Tensor, phi: float) -> bool:
-        """What :func:`conjugate_gradient` calls after each iteration; True ends the solve."""
+        """What :func:`conjugate_gradient` calls after each iteration with ``x [N]`` and φ(x).
+
+        True ends the solve.
+        """
         if iteration not in self._points:
             return False
         after = self._increase_after

@@ -36,7 +36,7 @@ class Piece:
 
     @property
     def own(self) -> list[Tensor]:
-        """The parameters' values as they are, without autograd."""
+        """The parameters' values, each in its own shape ``[…]``, without autograd."""
         return [p.data for p in self.parameters]
 
     def gradient(self) -> Tensor:
@@ -44,7 +44,7 @@ class Piece:
         return self._gradients.view([p.grad for p in self.parameters if p.grad is not None])
 
     def look_ahead(self, momentum: float) -> list[Tensor]:
-        """θ + μv in the shapes of the parameters, in memory that the next call overwrites."""
+        """θ + μv in the parameters' shapes ``[…]``, in memory that the next call overwrites."""
         if self._point is None:
             self._views = side_by_side(self.parameters)
             self._point = joined(self._views)
@@ -59,7 +59,10 @@ class Piece:
         return self._point
 
     def hold(self, values: list[Tensor]) -> None:
-        """Let the parameters be these; autograd graphs that hold others end."""
+        """Let the parameters be these, each of its shape ``[…]``.
+
+        Autograd graphs that hold others end.
+        """
         for p, value in zip(self.parameters, values, strict=True):
             p.data = value
         self._changed()
@@ -92,7 +95,10 @@ class Layout:
         self._lasting = not any(piece.copied for piece in self.pieces)
 
     def holds(self, parameters: list[Tensor], velocities: list[Tensor | None]) -> bool:
-        """Whether these lie as they lay; the pieces keep their memory, so no other can be there."""
+        """Whether these, each ``[…]``, lie as they lay.
+
+        The pieces keep their memory, so no other can be there.
+        """
         return (
             self._lasting
             and are_same(parameters, self.parameters)
@@ -101,13 +107,13 @@ class Layout:
         )
 
     def some(self, parameters: list[Tensor]) -> list[Piece]:
-        """Pieces of some of the parameters."""
+        """Pieces ``[1,N]`` of some of the parameters."""
         if len(parameters) == len(self.parameters):
             return self.pieces
         return pieces(parameters, dict(zip(self.parameters, self.velocities, strict=True)))
 
     def points(self) -> dict[Tensor, Tensor]:
-        """What :meth:`Piece.look_ahead` made, by parameter."""
+        """What :meth:`Piece.look_ahead` made, by parameter, each of its shape ``[…]``."""
         return {
             p: view
             for piece in self.pieces
@@ -133,10 +139,10 @@ def _places(parameters: list[Tensor]) -> tuple[list[Any], ...]:
 def flatten(parameters: Sequence[Tensor], velocities: dict[Tensor, Tensor]) -> None:
     """Move parameters and velocities of one dtype and device side by side, in this order.
 
-    ``velocities`` is brought to the parameters' dtype and device; a new one is zero. Nobody can
-    tell: each keeps a storage of its own, and left where they are is what somebody else would
-    miss, parameters that share memory with another of these, with views, arrays or other processes,
-    and such as are not contiguous.
+    ``velocities`` by parameter, of its shape ``[…]``, are brought to the parameters' dtype and
+    device; a new one is zero. Nobody can tell: each keeps a storage of its own. What somebody else
+    would miss is left where it is: parameters that share memory with another of these, with views,
+    arrays or other processes, and such as are not contiguous.
     """
     for p in parameters:
         if p not in velocities:
@@ -162,7 +168,10 @@ def _moved(tensors: Sequence[Tensor]) -> dict[int, Tensor]:
 
 
 def pieces(parameters: Iterable[Tensor], velocities: dict[Tensor, Tensor]) -> list[Piece]:
-    """The parameters in as few pieces as their places in memory allow."""
+    """The parameters in as few pieces ``[1,N]`` as their places in memory allow.
+
+    ``velocities`` are by parameter; one that must be contiguous is exchanged there.
+    """
     found: list[Piece] = []
     run: list[Tensor] = []
 
@@ -203,9 +212,9 @@ class SideBySide:
         self._found = torch.empty(0)
 
     def view(self, tensors: Sequence[Tensor]) -> Tensor:
-        """A view where they lie side by side in memory, else a copy that the next call overwrites.
+        """One ``[1,N]``: a view where the tensors lie side by side in memory, else a copy.
 
-        Without autograd.
+        The next call overwrites the copy. Without autograd.
         """
         if len(tensors) == 1 and tensors[0].is_contiguous() and not tensors[0].is_neg():
             return tensors[0].detach().view(1, -1)

@@ -36,6 +36,7 @@ from hfcore.optimisers.serving import Serving
 from hfcore.optimisers.statistics import Ledger, StepStats
 from hfcore.optimisers.watched_step import watched_step
 from hfcore.solvers.preconditioners import Preconditioner
+from hfcore.step_interrupt import interruptible_step
 
 StepData = tuple[Tensor, ...] | Batch | Sequence[Batch] | Batches | Closure | Any
 
@@ -102,7 +103,8 @@ class HessianFree(torch.optim.Optimizer):
     strategy, chunk_size : how products of any other module are computed, see
         ``autograd/objective.py``; what ``"measure"`` found to be cheapest at the first step becomes
         the option, so that a resumed run computes as before
-    options : further keywords of the model's objective, such as ``memory`` and ``batch_dim``
+    options : further keywords of the model's objective, such as ``memory``, ``batch_dim`` and
+        ``outputs``
 
     The mutable state (λ, CG start, counters) is in ``state_dict()`` and comes back bitwise;
     ``last_stats`` is what the last step reported, None before the first. The optimiser may be
@@ -180,7 +182,11 @@ class HessianFree(torch.optim.Optimizer):
         self._model, self.loss, self.objective = model, loss, objective
         self.last_stats: StepStats | None = None
         # What the objective is built with is here so that a run folder records and compares it.
-        recorded = {name: value for name, value in built_with.items() if name != "chunk_size"}
+        recorded = {
+            name: value
+            for name, value in built_with.items()
+            if name != "chunk_size" and not callable(value)
+        }
         super().__init__(FlatParameters(model).tensors, {**flat, "strategy": strategy, **recorded})
         self._build()
 
@@ -294,7 +300,9 @@ class HessianFree(torch.optim.Optimizer):
         or the loss alone: then ``curvature`` is ``"hessian"``, which differentiates it twice, or
         ``"hessian_fd"``, which takes gradients by ``backward()``, called by the closure or for it,
         and nothing else. Raises ValueError when the parameters or the objective at them are not
-        finite, or the parameters are other ones than at the start; nothing has changed then.
+        finite, or the parameters are other ones than at the start; nothing has changed then. Nor
+        after Ctrl-C, which ends a step between two iterations of CG with
+        :class:`hfcore.StepInterrupted`, a KeyboardInterrupt.
         """
         if (data is None) == (closure is None):
             what = "nothing" if data is None else "data and a closure"
@@ -305,7 +313,7 @@ class HessianFree(torch.optim.Optimizer):
         objective = self._serving.objective(data, options, self.param_groups[0]["strategy"])
         theta = self._parameters.read()
         among = among_kernels(theta) if objective.supports_stop else nullcontext()
-        with torch.no_grad(), among:
+        with torch.no_grad(), among, interruptible_step():
             ledger = Ledger()
             step, loss, damping = self._prepared(objective, data, theta, options, ledger)
             outcome = step.run(damping, self._cg_start(theta))

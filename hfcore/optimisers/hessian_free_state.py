@@ -15,7 +15,10 @@ OPERATOR = "operator"
 
 
 def packed(state_dict: dict[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
-    """torch's state_dict with the parameters' shapes and an operator preconditioner's own state."""
+    """torch's state_dict with the parameters' shapes and an operator preconditioner's own state.
+
+    Each parameter's shape ``[…]`` is stored as a list of its lengths.
+    """
     (group,) = state_dict["param_groups"]
     group[SHAPES] = [list(p.shape) for p in parameters]
     operator = group["preconditioner"]
@@ -32,7 +35,7 @@ def unpacked(
     """(torch's part of a state, whether it is to keep ``operator``, whose state has been loaded).
 
     Raises ValueError for the state of another kind of optimiser or of another net: parameters of
-    another number, shape or dtype.
+    another number, shape ``[…]`` or dtype.
     """
     groups = state_dict["param_groups"]
     if len(groups) != 1 or "damping" not in groups[0]:

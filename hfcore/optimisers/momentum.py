@@ -34,14 +34,14 @@ VELOCITY = "velocity"
 class UpdatingClosure(ABC):
     """A closure that can take the whole step itself, where the parameters lie as it needs them.
 
-    It is asked to only for the parameters it names, in that order, in one piece of memory.
+    It is asked to only for the parameters ``[…]`` it names, in that order, in one piece of memory.
     """
 
     parameters: Sequence[Tensor]
 
     @abstractmethod
     def __call__(self) -> Tensor:
-        """Leave gradients in the parameters; gives the loss."""
+        """Leave gradients in the parameters; gives the loss, a scalar ``[]``."""
 
     @abstractmethod
     def update(self, theta: Tensor, velocity: Tensor, step: Step) -> Tensor:
@@ -218,7 +218,7 @@ class SGD(_Momentum):
 
     @watched_step
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
-        """One update; with a closure that leaves gradients at θ, and gives its loss."""
+        """One update; with a closure that leaves gradients at θ, and gives its loss ``[]``."""
         return _plain_step(self, closure)
 
 
@@ -238,7 +238,7 @@ class ClassicalMomentum(_Momentum):
 
     @watched_step
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
-        """One update; with a closure that leaves gradients at θ, and gives its loss."""
+        """One update; with a closure that leaves gradients at θ, and gives its loss ``[]``."""
         return _plain_step(self, closure)
 
 
@@ -303,8 +303,9 @@ class NAG(_Momentum):
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """One update; with a closure that leaves gradients, called at θ + μv, and gives its loss.
 
-        Without one it takes the gradients computed inside the last :meth:`lookahead`, each once.
-        Raises RuntimeError where there was none since the last step, and inside of one.
+        The loss is a scalar ``[]``. Without a closure it takes the gradients computed inside the
+        last :meth:`lookahead`, each once. Raises RuntimeError where there was none since the last
+        step, and inside of one.
         """
         if self._inside:
             raise RuntimeError("step: was called inside lookahead(), need it after the context")

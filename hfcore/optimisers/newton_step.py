@@ -46,6 +46,7 @@ from hfcore.solvers.conjugate_gradient import (
     conjugate_gradient,
 )
 from hfcore.solvers.preconditioners import Preconditioner
+from hfcore.step_interrupt import check_interrupt
 
 # Failed solves (nothing finite to try) before a step is given up.
 MAX_RETRIES = 8
@@ -349,6 +350,7 @@ class NewtonStep:
             return reduction_ratio(after - self.curvature.loss, model_change)
 
     def _evaluate(self, data: Any, theta: Tensor) -> float:
+        check_interrupt()
         self.ledger.objective_evaluations += self.objective.minibatches(data)
         return self.objective.loss(data, theta)
 

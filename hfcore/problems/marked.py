@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hfcore.arguments import positive
 from hfcore.batches import Batch
 from hfcore.draws import (
     check_draw,
@@ -54,10 +55,8 @@ class MarkedPair:
 
     def __init__(self, length: int, tolerance: float, centre: bool) -> None:
         check_length(length, MIN_LENGTH, "both marker ranges hold a step")
-        if not 0.0 < tolerance < float("inf"):
-            raise ValueError(f"tolerance: got {tolerance!r}, need a positive finite number")
         self.length = length
-        self.tolerance = float(tolerance)
+        self.tolerance = positive("tolerance", tolerance)
         self.centre = check_flag("centre", centre)
         self.loss: Loss = SquaredError()
 
@@ -107,7 +106,7 @@ class MarkedPair:
 
         NaN is wrong. A leading group axis ``[G,L,B,1]`` gives ``[G,B]``.
         """
-        check_outputs(s, batch.targets.shape, "like the targets")
+        check_outputs(s, batch.targets.shape, "like the targets", batch.targets)
         error = s[..., -1, :, 0] - batch.targets[-1, :, 0]
         return ~(error.abs() <= self.tolerance)
 

@@ -186,7 +186,8 @@ class Memorization:
 
     def _missed(self, s: Tensor, batch: Batch) -> Tensor:
         """Bool ``[n,B]``: the asked symbol has not the largest output; ties and NaN miss it."""
-        check_outputs(s, [*batch.targets.shape, self.output_size], "of outputs for the targets")
+        shape = [*batch.targets.shape, self.output_size]
+        check_outputs(s, shape, "of outputs for the targets", batch.targets)
         recalled = s[..., -self.symbols :, :, :]
         asked = batch.targets[-self.symbols :, :, None].expand((*recalled.shape[:-1], 1))
         others = recalled.scatter(-1, asked, -torch.inf).amax(-1)

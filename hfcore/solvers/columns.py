@@ -20,7 +20,7 @@ from hfcore.solvers.preconditioners import DiagonalPreconditioner, Preconditione
 
 
 class Column(Protocol):
-    """A solve of A d = r from d = 0 that waits for its next product."""
+    """A solve of A d = r from d = 0 that waits for its next product; ``x, direction [N]``."""
 
     x: Tensor  # d [N], as far as it has come
     direction: Tensor  # what A is to be multiplied by next
@@ -31,7 +31,7 @@ class Column(Protocol):
 
 
 class CgColumn:
-    """Conjugate gradients (Hestenes & Stiefel 1952), preconditioned."""
+    """Conjugate gradients (Hestenes & Stiefel 1952), preconditioned, for a right side ``r [N]``."""
 
     def __init__(self, r: Tensor, target: float, limit: int, M: Preconditioner | None) -> None:
         self.x = torch.zeros_like(r)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from hfcore.bindings import conjugate_gradient as ops
 from hfcore.solvers.preconditioners import Preconditioner
+from hfcore.step_interrupt import check_interrupt
 
 Product = Callable[[Tensor, Tensor], Tensor]  # (v, out) -> out = A v
 Observer = Callable[[int, Tensor, float], bool]  # (iteration, x, φ) -> True to stop
@@ -142,6 +143,7 @@ def conjugate_gradient(
     if rz == 0.0:
         return Solution(x, RESIDUAL, 0, history)
     while True:
+        check_interrupt()
         product(direction, p_image)
         given = r if inverse is not None else z
         curvature, rz_new, phi = ops.cg_update(x, r, given, direction, p_image, b, rz, M)

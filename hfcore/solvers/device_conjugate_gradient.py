@@ -28,6 +28,7 @@ from hfcore.solvers.conjugate_gradient import (
     check_definite,
 )
 from hfcore.solvers.preconditioners import Preconditioner
+from hfcore.step_interrupt import check_interrupt
 
 __all__ = ["device_conjugate_gradient", "serves"]
 
@@ -82,6 +83,7 @@ def device_conjugate_gradient(
     solve.begin(product, b, x0)
     observed = 0
     while True:
+        check_interrupt()  # the device has done all that it was given
         for _ in range(look_every):
             solve.iterate(product)
         stop, iterations, products = solve.look()

@@ -103,7 +103,8 @@ def minres(
     """x of least ‖b − A x‖ by MINRES, for a symmetric A that may be indefinite or singular.
 
     Paige & Saunders (1975). Where b is not in the range of A the solve ends with the least residual
-    and says so. Arguments and results are those of :func:`cg`; M is positive definite here too.
+    and says so. Arguments and results are those of :func:`cg`, ``b [N]`` or ``[N,m]``; M is
+    positive definite here too.
     """
     return _solve(product, b, "minres", rtol, preconditioner, x0, max_iter)
 
@@ -118,7 +119,11 @@ def solve(
     max_iter: int | None,
     method: Method,
 ) -> tuple[Tensor, SolveInfo]:
-    """See :meth:`hfcore.curvature.linear_operator.LinearOperator.solve`."""
+    """x of A x = b for ``b [N]`` or ``[N,m]``, with :class:`SolveInfo`.
+
+    See :meth:`hfcore.curvature.linear_operator.LinearOperator.solve`. Raises ValueError or
+    TypeError naming an argument.
+    """
     arguments.choice("method", method, METHODS)
     if isinstance(preconditioner, str):
         arguments.choice("preconditioner", preconditioner, ("jacobi", "nystrom"))

@@ -37,9 +37,11 @@ class Matrix(Protocol):
     @property
     def identity_part(self) -> float: ...
 
-    def products(self, V: Tensor) -> Tensor: ...
+    def products(self, V: Tensor) -> Tensor:
+        """A v for the rows of ``V [m,N]``, as rows ``[m,N]``."""
 
-    def diagonal(self) -> Tensor: ...
+    def diagonal(self) -> Tensor:
+        """diag(A) ``[N]``."""
 
 
 class DiagonalPreconditioner:

@@ -72,7 +72,11 @@ def spectral_density(
     width: float | None,
     generator: torch.Generator | None,
 ) -> SpectralDensity:
-    """See :meth:`hfcore.curvature.linear_operator.LinearOperator.spectral_density`."""
+    """The density of the eigenvalues of A ``[N,N]`` at ``grid [g]``, or a grid of so many points.
+
+    See :meth:`hfcore.curvature.linear_operator.LinearOperator.spectral_density`. Raises ValueError
+    or TypeError naming an argument.
+    """
     probes = arguments.count("probes", probes, 2, MOST_PROBES)  # one has no standard error
     steps = arguments.count("steps", steps)
     if A.dtype not in (torch.float32, torch.float64):

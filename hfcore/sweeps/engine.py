@@ -17,6 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from hfcore import arguments
+from hfcore.arguments import count, flag, nonnegative, number
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.flat import FlatParameters
@@ -99,13 +101,16 @@ def sweep(
     check_positive(updates=updates, batch_size=batch_size, test_every=test_every)
     check_positive(test_size=test_size, max_bytes=max_bytes)
     check_choice("schedule", schedule, tuple(SCHEDULES))
-    if not 0 <= final_updates <= updates:
-        raise ValueError(f"final_updates: got {final_updates}, need 0 to updates = {updates}")
-    if not 0 <= weight_decay < float("inf"):
-        raise ValueError(f"weight_decay: got {weight_decay!r}, need a finite number of at least 0")
-    if resume and run_dir is None:
+    count("final_updates", final_updates, least=0, most=updates)
+    number("solved_below", solved_below)
+    nonnegative("checkpoint_seconds", checkpoint_seconds)
+    flag("progress", progress)
+    if flag("resume", resume) and run_dir is None:
         raise ValueError("resume: got True without run_dir, need the folder of the sweep to resume")
     task = create(problem) if isinstance(problem, str) else problem
+    if not isinstance(task, Problem):
+        raise TypeError(f"problem: got {type(task).__name__}, need a problem of hf.problems")
+    at = arguments.device("device", device)
     begin = default_start(task) if start is None else start
     settings = SweepSettings(
         task,
@@ -115,11 +120,11 @@ def sweep(
         batch_size=batch_size,
         schedule=schedule,
         final_updates=final_updates,
-        weight_decay=float(weight_decay),
+        weight_decay=nonnegative("weight_decay", weight_decay),
         test_every=test_every,
         test_size=test_size,
         solved_below=solved_below,
-        device=torch.device(device),
+        device=at,
         max_bytes=max_bytes,
         checkpoint_seconds=checkpoint_seconds,
     )

@@ -62,6 +62,10 @@ def expand(
     Raises TypeError or ValueError naming the key: unknown or missing, no values, values given
     twice, out of range, or a run that two grids share.
     """
+    if not isinstance(grid, Mapping | Sequence):
+        raise TypeError(
+            f"grid: got {type(grid).__name__}, need a mapping from keys to values or a list"
+        )
     grids = [grid] if isinstance(grid, Mapping) else list(grid)
     if not grids:
         raise ValueError("grid: got none, need at least one")

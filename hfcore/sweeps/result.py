@@ -25,7 +25,10 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class SweepResult:
-    """What a sweep found; runs are numbered as the grid lists them."""
+    """What a sweep found; runs are numbered as the grid lists them.
+
+    ``parameters`` holds θ ``[N]`` of every run at its end, ``seconds`` the time of the whole sweep.
+    """
 
     runs: Sequence[RunSettings]
     tests: Sequence[Sequence[Test]]

@@ -47,7 +47,7 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def describe_array(array: Tensor) -> dict[str, Any]:
-    """Shape, dtype and SHA-256 of the content."""
+    """Shape, dtype and SHA-256 of the content of an array ``[…]``."""
     plain = array.detach().cpu().contiguous().flatten().view(torch.uint8)
     return {
         "shape": list(array.shape),

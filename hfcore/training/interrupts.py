@@ -8,15 +8,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from hfcore.step_interrupt import can_leave, leave, say
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+AFTER_STEP = "stopping after this step; again to stop within it"
+AFTER_ITERATION = "stopping after this iteration; again to stop at once"
 
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether a signal came.
 
-    The first signal only sets the flag and puts the previous handlers back, so a second one acts
-    at once (Ctrl-C: KeyboardInterrupt). Outside the main thread signals are left alone.
+    The first signal only sets the flag. A second one ends a Hessian-free step between two
+    iterations of CG, with :class:`StepInterrupted`; elsewhere, and a third time, it does at once
+    what it did before (Ctrl-C: KeyboardInterrupt). What comes next is said on stderr. Outside the
+    main thread signals are left alone.
     """
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
@@ -29,8 +35,14 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
     def request(number: int, frame: FrameType | None) -> None:
-        came.set()
-        restore()
+        if not came.is_set():
+            came.set()
+            say(AFTER_STEP if can_leave() else AFTER_ITERATION)
+        elif can_leave():
+            leave()
+        else:
+            restore()
+            signal.raise_signal(number)
 
     for number in SIGNALS:
         signal.signal(number, request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ import torch
 
 from hfcore.arguments import flag
 from hfcore.batches import Batches
+from hfcore.step_interrupt import StepInterrupted
 from hfcore.training import setup
 from hfcore.training.callbacks import Callback, CallbackStates, StopRequest, TrainState
 from hfcore.training.config import Settings, default_every, limits_of, run_config
@@ -120,10 +122,12 @@ def train(
         progress: show progress on stderr.
         notes: further settings to keep in config.json; a resume compares them too.
 
-    SIGINT or SIGTERM ends training after the current step with a checkpoint; a second one acts
-    at once. Raises TypeError or ValueError naming the argument that is wrong,
-    :class:`RunFolderError` for a folder that cannot be used or written, :class:`CheckpointError` if
-    no checkpoint is good, and :class:`ConfigMismatchError` if the folder belongs to another config.
+    SIGINT or SIGTERM ends training after the current step with a checkpoint. A second one ends a
+    Hessian-free step between two iterations of CG, with a checkpoint of the last whole iteration,
+    and acts at once elsewhere, as does a third. Raises TypeError or ValueError naming the argument
+    that is wrong, :class:`RunFolderError` for a folder that cannot be used or written,
+    :class:`CheckpointError` if no checkpoint is good, and :class:`ConfigMismatchError` if the
+    folder belongs to another config.
     """
     setup.check_kinds(model, optimizer, run_dir, notes)
     if next(model.parameters(), None) is None:
@@ -139,6 +143,7 @@ def train(
         seed=seed,
     )
     flag("test_untrained", test_untrained)
+    flag("progress", progress)
     if flag("resume", resume) and run_dir is None:
         raise ValueError("resume: got True without run_dir, need the run folder to resume")
     parts = setup.data_of(
@@ -304,12 +309,20 @@ class _Run:
     def _iterate(self, session: float) -> str | None:
         """One iteration with its test, log line and callbacks; the reason of a callback to stop."""
         started = time.perf_counter()
+        before = self._before() if self.stepper.interruptible else {}
         work = self.feed(self.at.iteration)
         drawn = time.perf_counter()
         rows = [work] if isinstance(work, Batches) else work
+        if before and len(rows) > 1:  # a later step of the row may be left
+            before |= copy.deepcopy(self.stored.states("model", "optimizer"))
         steps = []
-        for row in rows:  # no comprehension: that is a frame more above every product
-            steps.append(self.stepper.step(row))
+        try:
+            for row in rows:  # no comprehension: that is a frame more above every product
+                steps.append(self.stepper.step(row))
+        except StepInterrupted:
+            self.at.seconds = time.perf_counter() - session
+            self._back(before)
+            return "interrupted"
         done = combined(steps)
         stepped = time.perf_counter()
         self.at.iteration += 1
@@ -327,6 +340,16 @@ class _Run:
         state = self._state()
         # a list: every hook runs
         return next(filter(None, [_reason(hook.on_step(state)) for hook in self.hooks]), None)
+
+    def _before(self) -> dict[str, Any]:
+        """What an iteration changes even if its step does not come to its end."""
+        return self.stored.states("training_data", "random")
+
+    def _back(self, before: dict[str, Any]) -> None:
+        """The checkpoint, and the model, as before an iteration that was left."""
+        for name in before.keys() & {"model", "optimizer"}:
+            self.stored.parts[name].load_state_dict(before[name])
+        self.stored.save(before)
 
     def _line(self, done: Iteration, seconds: dict[str, float]) -> dict[str, Any]:
         stats = {key: value for key, value in done.stats.items() if key != "seconds"}

@@ -12,6 +12,7 @@ from torch import nn
 from hfcore import losses
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
+from hfcore.models.stacked_rnn import StackedRNN
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
 from hfcore.training.errors import RunFolderError
@@ -21,6 +22,12 @@ def _rnn(model: RNN) -> dict[str, Any]:
     names = ("input_size", "hidden_size", "output_size", "nonlinearity", "sparse")
     arguments = {name: getattr(model, name) for name in names}
     return {**arguments, "fan_in": model.fan_in} if model.sparse else arguments
+
+
+def _stacked_rnn(model: StackedRNN) -> dict[str, Any]:
+    names = ("input_size", "output_size", "nonlinearity")
+    arguments = {name: getattr(model, name) for name in names}
+    return {**arguments, "hidden_sizes": list(model.hidden_sizes)}
 
 
 def _mlp(model: MLP) -> dict[str, Any]:
@@ -38,6 +45,7 @@ def _autoencoder(model: Autoencoder) -> dict[str, Any]:
 
 MODELS: dict[str, tuple[type[nn.Module], Callable[..., dict[str, Any]]]] = {
     "RNN": (RNN, _rnn),
+    "StackedRNN": (StackedRNN, _stacked_rnn),
     "MLP": (MLP, _mlp),
     "Autoencoder": (Autoencoder, _autoencoder),
 }

@@ -64,12 +64,16 @@ class Resumable:
         # Before the first iteration nothing of the log is kept: what it has is logged again.
         self.folder.start_logs(self._done() or -1)
 
-    def save(self) -> None:
-        """Commit a checkpoint, unless this one is there."""
+    def states(self, *names: str) -> dict[str, Any]:
+        """The present states of these parts."""
+        return {name: _plain(self.parts[name].state_dict()) for name in names}
+
+    def save(self, earlier: Mapping[str, Any] | None = None) -> None:
+        """Commit a checkpoint, unless this one is there; ``earlier``: states of parts that have
+        moved on since."""
         if self.folder is None or self._stored_at == self._done():
             return
-        state = {name: _plain(part.state_dict()) for name, part in self.parts.items()}
-        self.folder.checkpoint(self._done(), state)
+        self.folder.checkpoint(self._done(), {**self.states(*self.parts), **(earlier or {})})
         self._stored_at = self._done()
 
     def _restore(self, iteration: int, state: Mapping[str, Any]) -> None:

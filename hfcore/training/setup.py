@@ -11,7 +11,7 @@ import torch
 
 from hfcore.arguments import count
 from hfcore.batches import Batch
-from hfcore.cases import Cases
+from hfcore.cases import MAX_AXIS, Cases
 from hfcore.data.dataset import Dataset
 from hfcore.minibatches import Fresh, FullGradient, Policy, SmallBatches
 from hfcore.optimisers.hessian_free import HessianFree
@@ -96,7 +96,7 @@ def _form(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch_dim: i
         dim = getattr(model, "batch_dim", 0)
     first, second = dim if isinstance(dim, tuple) and len(dim) == 2 else (dim, dim)
     for axis in (first, second):
-        count("batch_dim", axis, least=0, most=64)
+        count("batch_dim", axis, least=0, most=MAX_AXIS)
     return Form(first, second, next(model.parameters()).dtype)
 
 

@@ -19,9 +19,10 @@ Json = Any  # None, bool, int, float, str, list or dict of these
 
 
 def flatten(value: object, name: str, tensors: dict[str, Tensor]) -> Json:
-    """JSON form of ``value``; its tensors are copied to the CPU into ``tensors`` under ``name``.
+    """JSON form of ``value``; its tensors ``[…]`` are copied to the CPU into ``tensors``.
 
-    Raises :class:`CheckpointError` naming the entry for a type that cannot be stored.
+    ``name`` is the prefix of their names. Raises :class:`CheckpointError` naming the entry for a
+    type that cannot be stored.
     """
     if value is None or isinstance(value, bool | str):
         return value
@@ -57,7 +58,10 @@ def _flatten_dict(value: dict[Any, object], name: str, tensors: dict[str, Tensor
 
 
 def unflatten(node: Json, tensors: dict[str, Tensor]) -> Any:
-    """Inverse of :func:`flatten`. Raises KeyError for a tensor that is not there."""
+    """Inverse of :func:`flatten`, with ``tensors […]`` by name.
+
+    Raises KeyError for a tensor that is not there.
+    """
     if isinstance(node, list):
         return [unflatten(v, tensors) for v in node]
     if not isinstance(node, dict):

@@ -44,6 +44,8 @@ class Stepper(Protocol):
 
     device: torch.device
     """Where the batches are to lie."""
+    interruptible: bool
+    """Whether a step may raise StepInterrupted."""
 
     def step(self, batches: Batches | Sequence[Batch]) -> Iteration:
         """One step; the loop has the optimiser's own state stored and restored."""
@@ -65,6 +67,8 @@ class HessianFreeStepper:
     Work is counted by cases: products on those of the curvature, gradients on those of the
     gradient, evaluations on those of the backtracking (the curvature's own loss apart).
     """
+
+    interruptible = True
 
     def __init__(self, optimizer: HessianFree, count: Count, device: torch.device) -> None:
         self.device = device
@@ -104,6 +108,8 @@ class FirstOrderStepper:
 
     ``problem`` is one of hf.problems, for its loss, or a loss; ``count`` the cases of a batch.
     """
+
+    interruptible = False
 
     def __init__(
         self,

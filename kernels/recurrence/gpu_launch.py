@@ -15,7 +15,10 @@ ELEMENTWISE_THREADS = 256
 
 
 class Run(NamedTuple):
-    """How one op runs: what starts a kernel, the stop flag, a block's shared memory, buffers."""
+    """How one op runs: what starts a kernel, the stop flag, a block's shared memory, buffers.
+
+    ``stop`` is int32 ``[1]`` on the device, or None; ``shared_limit`` is in bytes.
+    """
 
     launch: Launch
     stop: Tensor | None

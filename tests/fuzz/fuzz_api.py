@@ -395,7 +395,13 @@ def closure_step(source: Source) -> Call:
 def initialisation(source: Source) -> Call:
     name = source.pick("sparse_", "gaussian_", "glorot_", "esn_")
     task = source.sequences() if name == "esn_" else source.task()
-    return Call(getattr(hf.init, name), {"model": task["model"], "generator": source.generator})
+    arguments = {"model": task["model"], "generator": source.generator}
+    if getattr(task["model"], "sparse", False):
+        if name == "esn_":  # draws more entries than the model has, unless it is told
+            arguments["fan_in"] = task["model"].fan_in
+        elif name == "glorot_":  # serves dense models, and says so
+            name = "gaussian_"
+    return Call(getattr(hf.init, name), arguments)
 
 
 def model(source: Source) -> Call:

@@ -13,15 +13,7 @@ import torch
 from torch import nn
 
 import hfcore as hf
-from hfcore.schedules import (
-    Constant,
-    Delayed,
-    Final,
-    Increasing,
-    Nesterov,
-    NesterovSequence,
-    OptionSchedule,
-)
+from hfcore.schedules import Constant, Delayed, Final, Increasing, Nesterov, NesterovSequence
 
 EVERY = [
     Constant(0.5),
@@ -108,7 +100,7 @@ def test_repr_names_the_numbers() -> None:
 
 def test_as_an_option() -> None:
     opt = hf.NAG([nn.Parameter(torch.ones(2))], 0.1)
-    schedule = OptionSchedule(
+    schedule = hf.schedules.OptionSchedule(
         opt, momentum=Final(Increasing(0.99), total=1000, updates=100, mu=0.6)
     )
     seen = []
@@ -125,7 +117,7 @@ def test_as_an_option() -> None:
         (lambda: Constant(1.0), ValueError, "mu: got 1.0, need 0 ≤ mu < 1"),
         (lambda: Constant(float("nan")), ValueError, "mu: got nan"),
         (lambda: Increasing(-0.1), ValueError, "mu_max: got -0.1"),
-        (lambda: Increasing("0.9"), TypeError, "mu_max: got str"),
+        (lambda: Increasing("0.9"), TypeError, "mu_max: got '0.9', need a number"),
         (lambda: Delayed(1.2), ValueError, "mu_0: got 1.2"),
         (lambda: Delayed(0.9, updates=-1), ValueError, "updates: got -1"),
         (lambda: Delayed(0.9, start=1), ValueError, "start: got 1"),

@@ -109,7 +109,7 @@ def test_a_second_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(engine.SweepLoop, "_test", at_once)
     result = invoke(*TINY, "--run-dir", tmp_path / "run")
     assert result.exit_code == 130
-    assert f"aborted; the last checkpoint is in {tmp_path / 'run'}" in result.stderr
+    assert f"interrupted; the last checkpoint is in {tmp_path / 'run'}" in result.stderr
 
 
 @pytest.mark.parametrize(("below", "code"), [("0", 1), ("1", 0)])

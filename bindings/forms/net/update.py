@@ -17,7 +17,7 @@ def update_by(
     form: NetForm, net: Net, x: Tensor, targets: Tensor, theta: Tensor, velocity: Tensor,
     step: Step, scale: float, active: Tensor | None, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """``net_update`` by the ``net_gradient`` of a form; shapes as there."""
+    """``net_update`` by the ``net_gradient`` of a form: losses ``[G]``, shapes as there."""
 
     def gradient(point: Tensor, to: Tensor) -> Tensor:
         return form.net_gradient(net, x, targets, point, scale, to)

@@ -1,4 +1,4 @@
-"""Options and helpers of the commands that choose learning rates by a search."""
+"""Options and shared functions of the commands that choose learning rates by a search."""
 
 from __future__ import annotations
 

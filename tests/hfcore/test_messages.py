@@ -1,0 +1,203 @@
+"""Bad arguments are named: every kind of leak that random calls have found, with its message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import hfcore as hf
+
+x, y = torch.zeros(4, 3), torch.zeros(4, 2)
+SQUARED, SOFTMAX = hf.losses.SquaredError(), hf.losses.SoftmaxCrossEntropy()
+
+
+def training(**more: Any) -> None:
+    problem = hf.problems.Addition(5)
+    net = hf.RNN(2, 3, 1)
+    hf.train(net, problem, hf.NAG(net, 0.01), **{"minibatches": 0.01, "progress": False, **more})
+
+
+def sweep(**more: Any) -> None:
+    problem = more.pop("problem", hf.problems.Addition(5))
+    grid = more.pop("grid", {"learning_rate": [0.01]})
+    hf.sweep(problem, grid, **{"updates": 1, "test_size": 3, "progress": False, **more})
+
+
+def step(inputs: torch.Tensor) -> None:
+    net = nn.Sequential(nn.Linear(3, 2))
+    hf.HessianFree(net, SQUARED).step((inputs, y))
+
+
+def closure_step(closure: Callable[..., Any]) -> None:
+    hf.HessianFree(nn.Linear(3, 2).parameters()).step(closure)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        # ---- sizes of models
+        (lambda: hf.EchoState(2, 1j, 1), TypeError, "hidden_size: got complex, need an integer"),
+        (lambda: hf.EchoState("2", 3, 1), TypeError, "input_size: got '2', need an integer"),
+        (lambda: hf.EchoState([2], 3, 1), TypeError, "input_size: got list, need an integer"),
+        (lambda: hf.EchoState(np.zeros(3), 3, 1), TypeError, "input_size: got ndarray"),
+        (lambda: hf.EchoState(2, torch.zeros(2), 1), TypeError, "hidden_size: got Tensor"),
+        (lambda: hf.EchoState(2, 3, np.float64(1)), TypeError, "output_size: got np.float64"),
+        (lambda: hf.RNN(2, 10**30, 1), ValueError, "hidden_size: got 1e.30, need at most"),
+        # ---- where and in what models are
+        (lambda: hf.RNN(2, 3, 1, dtype="x"), TypeError, "dtype: got 'x', need a real floating"),
+        (lambda: hf.MLP([2, 1], ["tanh"], dtype=int), TypeError, "dtype: got type, need a real"),
+        (lambda: hf.StackedRNN(2, [3], 1, dtype=torch.int64), TypeError, "dtype: got torch.int64"),
+        (lambda: hf.RNN(2, 3, 1, device="gpu!"), ValueError, "device: got 'gpu!', need a device"),
+        (lambda: hf.MLP([2, 1], ["tanh"], device={}), TypeError, "device: got dict, need a torch"),
+        (lambda: hf.RNN(2, 3, 1, generator=7), TypeError, "generator: got int, need a torch.Gen"),
+        (lambda: hf.RNN(2, 3, 1, sparse=x), TypeError, "sparse: got Tensor, need True or False"),
+        (lambda: hf.RNN(2, 3, 1, nonlinearity=[]), ValueError, r"nonlinearity: got \[\], need one"),
+        # ---- losses
+        (lambda: SQUARED.value("s", y), TypeError, "s: got str, need a torch.Tensor"),
+        (lambda: SQUARED.gradient(y, [0.0]), TypeError, "targets: got list, need a torch.Tensor"),
+        (lambda: SQUARED.hessian(y, y, [True]), TypeError, "mask: got list, need a torch.Tensor"),
+        (lambda: SQUARED.value(torch.zeros(2, 2, 2, 2, 2), y), ValueError, r"s: got shape \[2, 2,"),
+        (lambda: SQUARED.value(y.long(), y), TypeError, "s: got torch.int64"),
+        (lambda: SQUARED.value(y, y[0]), ValueError, r"targets: got shape \[2\], need \[4, 2\]"),
+        (lambda: SOFTMAX.gradient(y, y), ValueError, r"targets: got shape \[4, 2\], need classes"),
+        (lambda: SOFTMAX.value(y, y[:, 0]), TypeError, "targets: got torch.float32, need torch.in"),
+        (
+            lambda: SQUARED.value(y, y, x.bool()),
+            ValueError,
+            r"mask: got shape \[4, 3\], need \[4\]",
+        ),
+        (lambda: SQUARED.value(y, y.to("meta")), ValueError, "targets: is on meta, need cpu"),
+        (
+            lambda: hf.losses.LinkedSquaredError("tanh").gradient(y, None),
+            TypeError,
+            "targets: got NoneType, need a torch.Tensor",
+        ),
+        (lambda: hf.losses.HuberLoss("1"), TypeError, "delta: got '1', need a number"),
+        (lambda: hf.losses.LinkedSquaredError([]), ValueError, r"link: got \[\], need one of"),
+        (
+            lambda: hf.losses.SoftmaxCrossEntropy(weight="abc"),
+            TypeError,
+            r"weight: got str, need numbers \[k\]",
+        ),
+        (
+            lambda: hf.losses.SoftmaxCrossEntropy(ignore_index=0.5),
+            TypeError,
+            "ignore_index: got float, need an integer",
+        ),
+        (
+            lambda: hf.losses.SoftmaxCrossEntropy(label_smoothing={}),
+            TypeError,
+            "label_smoothing: got dict, need a number",
+        ),
+        # ---- problems
+        (
+            lambda: hf.problems.Addition(5, tolerance={}),
+            TypeError,
+            "tolerance: got dict, need",
+        ),
+        (lambda: hf.problems.Addition(10**30), ValueError, "length: got 1.*, need at most"),
+        (
+            lambda: hf.problems.Addition(5).batch(10**30, np.random.default_rng(0)),
+            ValueError,
+            "size: got 1.*, need at least 1 case and at most",
+        ),
+        (
+            lambda: hf.problems.Addition(5).batch(1, np.random.default_rng(0), {}),
+            TypeError,
+            "dtype: got {}, need torch.float32 or torch.float64",
+        ),
+        # ---- policies and schedules
+        (lambda: hf.minibatches.SmallBatches(0.5, y, size=1), TypeError, "inputs: got float"),
+        (lambda: hf.minibatches.SmallBatches(x.numpy(), y, size=1), TypeError, "inputs: got ndarr"),
+        (lambda: hf.minibatches.SmallBatches(x, y, [1], size=1), TypeError, "mask: got list"),
+        (lambda: hf.minibatches.SmallBatches(x, y, size=1)({}), TypeError, "step: got dict"),
+        (lambda: hf.minibatches.SmallBatches(x, y, size=1)(0.5), TypeError, "step: got float"),
+        (lambda: hf.minibatches.SmallBatches(x, y, size=1)(10**30), ValueError, "step: got more"),
+        (lambda: hf.minibatches.Epochs(x, y, size=1)("1"), TypeError, "step: got '1', need an int"),
+        (
+            lambda: hf.minibatches.FullGradient(x, y, curvature_batches=1, batch_dim="1"),
+            TypeError,
+            "batch_dim: got '1', need an integer",
+        ),
+        (
+            lambda: hf.minibatches.FullGradient(x, y, curvature_batches=2, growth=2.0)([]),
+            TypeError,
+            "step: got list, need an integer",
+        ),
+        (
+            lambda: hf.schedules.Final(lambda: 0.5, 10_000),
+            TypeError,
+            "schedule: takes other arguments .*; it is called with 1",
+        ),
+        (
+            lambda: hf.schedules.Final(lambda t: None, 10_000)(0),
+            TypeError,
+            "schedule: got NoneType, need a number",
+        ),
+        # ---- training and sweeps
+        (lambda: training(progress=np.zeros(3)), TypeError, "progress: got ndarray, need True or"),
+        (lambda: sweep(problem=object()), TypeError, "problem: got object, need a problem of"),
+        (lambda: sweep(grid=0.5), TypeError, "grid: got float, need a mapping"),
+        (lambda: sweep(device=""), ValueError, "device: got '', need a device"),
+        (lambda: sweep(device={}), TypeError, "device: got dict, need a torch.device or its name"),
+        (lambda: sweep(test_size=[1]), TypeError, "test_size: got list, need an integer"),
+        (lambda: sweep(final_updates="1"), TypeError, "final_updates: got '1', need an integer"),
+        (lambda: sweep(weight_decay={}), TypeError, "weight_decay: got dict, need a number"),
+        (lambda: sweep(resume=np.zeros(2)), TypeError, "resume: got ndarray, need True or False"),
+        # ---- a module's data and closures
+        (lambda: step(x.half()), ValueError, r"inputs: .* not take \[4, 3\] torch.float16: mat1"),
+        (lambda: step(x[:, :2]), ValueError, r"inputs: .* not take \[4, 2\] torch.float32: mat1"),
+        (lambda: closure_step(len), TypeError, "closure: takes other arguments .* called without"),
+        (lambda: closure_step(nn.Linear(2, 2)), TypeError, "closure: takes other arguments"),
+        # ---- checks of products
+        (
+            lambda: hf.check_curvature(nn.Linear(3, 2), SQUARED, x, y, seed=0.5),
+            TypeError,
+            "seed: got float, need an integer",
+        ),
+        (
+            lambda: hf.check_curvature(nn.Linear(3, 2), SQUARED, x, y, seed=10**30),
+            ValueError,
+            "seed: got more than",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(
+    call: Callable[[], Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=f"^{message}"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("s", "error", "message"),
+    [
+        (0.5, TypeError, "s: got float, need a torch.Tensor"),
+        ([0.5], TypeError, "s: got list, need a torch.Tensor"),
+        (torch.zeros(13, 2, 3, dtype=torch.complex64), TypeError, "s: got torch.complex64"),
+        (torch.zeros(13, 2, 3, device="meta"), ValueError, "s: is on meta, need cpu"),
+        (torch.zeros(13, 2, 4), ValueError, r"s: got shape \[13, 2, 4\], need \[13, 2, 3\]"),
+    ],
+)
+def test_outputs_that_a_problem_cannot_judge(s: Any, error: type[Exception], message: str) -> None:
+    problem = hf.problems.Memorization5(3)
+    batch = problem.batch(2, np.random.default_rng(0))
+    with pytest.raises(error, match=f"^{message}"):
+        problem.wrong(s, batch)
+
+
+def test_a_fault_in_the_callers_own_closure_stays_as_it_is() -> None:
+    def closure() -> Any:
+        return None + 1  # type: ignore[operator]
+
+    with pytest.raises(TypeError, match="unsupported operand"):
+        closure_step(closure)
+
+
+def test_sizes_may_be_numpy_integers() -> None:
+    assert hf.EchoState(np.int64(2), 3, np.int32(1)).W_yh.shape == (1, 3)
