@@ -93,9 +93,10 @@ def check_cases(
     like: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Data:
-    """Check one batch of cases without time, of ``sizes`` (n inputs, k outputs).
+    """Check one batch of inputs ``[B,n]`` and targets ``[B,k]`` or classes ``[B]``.
 
-    ``like`` has the dtype and device that its values must have, or ``dtype`` says it alone.
+    ``sizes`` is (n, k). ``like`` has the dtype and device that its values must have, or ``dtype``
+    says it alone.
 
     Raises TypeError or ValueError naming the argument: wrong rank, shape, dtype or device, no
     cases, a mask of nothing, NaN or Inf in inputs or in targets that count.
@@ -125,8 +126,9 @@ def check_sequences(
     dtype: torch.dtype | None = None,
     every_step: bool = False,
 ) -> Data:
-    """The same for sequences, cut to the steps with outputs: with ``every_step`` nothing is cut.
+    """The same for inputs ``[T,B,n]`` and targets ``[T,B,k]`` or classes ``[T,B]``.
 
+    What is given is cut to the steps with outputs, unless ``every_step``.
     Raises TypeError or ValueError as :func:`check_cases`, also for no time steps.
     """
     x, targets, mask = _checked_arrays(batch, loss, sizes, SEQUENCES, like, dtype)
