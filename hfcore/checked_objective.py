@@ -8,14 +8,16 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
-from hfcore.objective import DAMPING_START, Curvature, CurvatureKind, Objective
+from hfcore.objective import DAMPING_START, Curvature, CurvatureKind, Objective, ProductTerms
 
 REQUIRED = ("loss", "gradient", "curvature")
+# Of a product that is asked for nothing more.
+NO_TERMS: ProductTerms = {"damping": 0.0, "structural": 0.0, "out": None, "stop": None}
 
 
 def checked_objective(objective: Any) -> CheckedObjective:
@@ -114,7 +116,7 @@ class CheckedObjective:
         return CheckedCurvature(given, theta, lambda at: self.loss(data, at))
 
 
-class CheckedCurvature:
+class CheckedCurvature(Curvature):
     """The whole of :class:`hfcore.objective.Curvature`, on one that may know products alone.
 
     ``theta [N]`` is where it was asked for; ``loss_at`` gives the objective at a ``[N]``.
@@ -123,31 +125,21 @@ class CheckedCurvature:
     def __init__(self, curvature: Any, theta: Tensor, loss_at: Callable[[Tensor], float]) -> None:
         self.given = curvature
         self._like = theta
-        self._takes = {
-            name: takes(curvature.product, name)
-            for name in ("damping", "structural", "out", "stop")
-        }
+        self._takes = {name: takes(curvature.product, name) for name in NO_TERMS}
         loss = getattr(curvature, "loss", None)
         self.loss = loss_at(theta) if loss is None else number("curvature.loss", loss)
         self.has_diagonal = has(curvature, "diagonal", Curvature)
 
-    def product(
-        self,
-        v: Tensor,
-        *,
-        damping: float = 0.0,
-        structural: float = 0.0,
-        out: Tensor | None = None,
-        stop: Tensor | None = None,
-    ) -> Tensor:
-        given = {"damping": damping, "structural": structural, "out": out, "stop": stop}
+    def product(self, v: Tensor, **terms: Unpack[ProductTerms]) -> Tensor:
+        given = {**NO_TERMS, **terms}
         taken = {name: value for name, value in given.items() if self._takes[name]}
         result = self.given.product(v, **taken)
+        out, damping = terms.get("out"), terms.get("damping", 0.0)
         if result is not out:
             result = vector("curvature.product", result, v)
         if damping and not self._takes["damping"]:
             result = result.add(v, alpha=damping)
-        if structural and not self._takes["structural"]:
+        if terms.get("structural") and not self._takes["structural"]:
             raise ValueError("structural: the objective's products do not take it, need 0")
         return result if out is None or result is out else out.copy_(result)
 
@@ -155,7 +147,7 @@ class CheckedCurvature:
         if has(self.given, "products", Curvature):
             result = self.given.products(V, damping, structural)
             return vector("curvature.products", result, V)
-        return torch.stack([self.product(v, damping=damping, structural=structural) for v in V])
+        return super().products(V, damping, structural)
 
     def diagonal(
         self, probes: int | None = None, generator: torch.Generator | None = None

@@ -8,7 +8,7 @@ check what an objective of one's own gives, see :mod:`hfcore.checked_objective`.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,6 +18,15 @@ CURVATURE_KINDS = ("ggn", "hessian", "hessian_fd", "fisher")
 
 # λ₀ of an objective that names none.
 DAMPING_START = 1.0
+
+
+class ProductTerms(TypedDict, total=False):
+    """The keywords of :meth:`Curvature.product`, where it is passed on."""
+
+    damping: float
+    structural: float
+    out: Tensor | None
+    stop: Tensor | None
 
 
 class Curvature(Protocol):
@@ -62,6 +71,22 @@ class Curvature(Protocol):
         it is refused.
         """
         raise NotImplementedError
+
+
+class UnstoppableCurvature(Curvature):
+    """A curvature whose products are new vectors, computed whatever ``stop`` says."""
+
+    def product(
+        self, v: Tensor, *, damping: float = 0.0, structural: float = 0.0,
+        out: Tensor | None = None, stop: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """(B + damping·I + structural·G_S) v for ``v [N]``."""
+        result = self._product(v, damping, structural)
+        return result if out is None else out.copy_(result)
+
+    @abstractmethod
+    def _product(self, v: Tensor, damping: float, structural: float) -> Tensor:
+        """The same as a new vector."""
 
 
 class Objective(Protocol):

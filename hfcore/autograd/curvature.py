@@ -35,6 +35,7 @@ from hfcore.autograd.strategies import (
     make_strategy,
 )
 from hfcore.autograd.trace import NotTraceable
+from hfcore.objective import UnstoppableCurvature
 
 if TYPE_CHECKING:
     from hfcore.autograd.objective import ModuleObjective
@@ -172,7 +173,7 @@ def _moved(outputs: Tensor | None) -> Tensor | None:
     return outputs if outputs is not None and outputs.requires_grad else None
 
 
-class ModuleCurvature:
+class ModuleCurvature(UnstoppableCurvature):
     """A curvature matrix of a module at fixed parameters ``theta [N]`` and data.
 
     ``strategy`` names how its products are computed; ``messages`` are for the user.
@@ -251,16 +252,8 @@ class ModuleCurvature:
 
     # ----------------------------------------------------------------------------- products
 
-    def product(
-        self,
-        v: Tensor,
-        *,
-        damping: float = 0.0,
-        structural: float = 0.0,
-        out: Tensor | None = None,
-        stop: Tensor | None = None,
-    ) -> Tensor:
-        """(B + damping·I + structural·G_S) v for ``v [N]``; autograd cannot be stopped."""
+    def _product(self, v: Tensor, damping: float, structural: float) -> Tensor:
+        """(B + damping·I + structural·G_S) v for ``v [N]``."""
         self._check_structural(structural)
         flat = v * (damping + self._objective.l2)
         parts = self._objective.parameters.split(v)
@@ -272,7 +265,7 @@ class ModuleCurvature:
             if "modified by an inplace operation" in str(error):
                 raise ValueError(OVERWRITTEN) from error
             raise
-        return flat if out is None else out.copy_(flat)
+        return flat
 
     def products(self, V: Tensor, damping: float = 0.0, structural: float = 0.0) -> Tensor:
         """The same for the rows of ``V [m,N]``: all at once where a traced product can be vmapped,
@@ -286,7 +279,7 @@ class ModuleCurvature:
             except (RuntimeError, NotImplementedError) as error:
                 self._objective._rows_by_vmap = False
                 logger.info("products one after the other, since vmap fails: %s", error)
-        return torch.stack([self.product(v, damping=damping, structural=structural) for v in V])
+        return super().products(V, damping, structural)
 
     def _rows(self, V: Tensor, damping: float, structural: float) -> Tensor:
         result = V * (damping + self._objective.l2)

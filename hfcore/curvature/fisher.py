@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from hfcore.curvature import estimators
-from hfcore.curvature.operator import AnyLoss, AnyModel, CurvatureOperator
+from hfcore.curvature.operator import CurvatureOperator
 
 
 class EmpiricalFisher(CurvatureOperator):
@@ -20,35 +17,7 @@ class EmpiricalFisher(CurvatureOperator):
     :class:`hfcore.GaussNewton`; a closure has no cases.
     """
 
-    def __init__(
-        self,
-        model: AnyModel | None = None,
-        loss: AnyLoss = None,
-        inputs: Any = None,
-        targets: Any = None,
-        *,
-        mask: Tensor | None = None,
-        objective: Any = None,
-        theta: Tensor | None = None,
-        damping: float = 0.0,
-        structural: float | Mapping[str, Any] = 0.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            "fisher",
-            model,
-            loss,
-            inputs,
-            targets,
-            mask,
-            objective=objective,
-            theta=theta,
-            damping=damping,
-            structural=structural,
-            **options,
-        )
-        # An objective of one's own need not have the squares of its cases' gradients.
-        self._has_squares = objective is None
+    kind = "fisher"
 
     def diagonal(
         self, probes: int | None = None, generator: torch.Generator | None = None
@@ -59,7 +28,8 @@ class EmpiricalFisher(CurvatureOperator):
         the objective is one of your own, from products.
         """
         estimators.check_probes(probes, generator)
-        if probes is not None or self.damping * self._mu or not self._has_squares:
+        # An objective of one's own need not have the squares of its cases' gradients.
+        if probes is not None or self.damping * self._mu or self._is_own:
             return super().diagonal(probes, generator)
         squares = self._objective.squared_gradients(self._data, self._theta)
         return squares + (self.damping + self._objective.l2)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from hfcore.curvature import estimators
-from hfcore.curvature.operator import AnyLoss, AnyModel, CurvatureOperator
-from hfcore.nets.objective import Normalize
-from hfcore.nets.rnn import StructuralDistance
+from hfcore.curvature.operator import CurvatureOperator
 
 
 class GaussNewton(CurvatureOperator):
@@ -45,37 +40,7 @@ class GaussNewton(CurvatureOperator):
     or an option.
     """
 
-    def __init__(
-        self,
-        model: AnyModel | None = None,
-        loss: AnyLoss = None,
-        inputs: Any = None,
-        targets: Any = None,
-        *,
-        mask: Tensor | None = None,
-        objective: Any = None,
-        theta: Tensor | None = None,
-        damping: float = 0.0,
-        structural: float | Mapping[str, Any] = 0.0,
-        normalize: Normalize = "sequences",
-        structural_distance: StructuralDistance = "matching",
-        **options: Any,
-    ) -> None:
-        super().__init__(
-            "ggn",
-            model,
-            loss,
-            inputs,
-            targets,
-            mask,
-            objective=objective,
-            theta=theta,
-            damping=damping,
-            structural=structural,
-            normalize=normalize,
-            structural_distance=structural_distance,
-            **options,
-        )
+    kind = "ggn"
 
     def diagonal(
         self, probes: int | None = None, generator: torch.Generator | None = None

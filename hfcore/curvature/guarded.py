@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from hfcore.objective import Curvature
+from hfcore.objective import Curvature, ProductTerms
 
 # One for each objective, whose buffers all its curvatures share.
 _LOCKS = WeakIdKeyDictionary()
@@ -49,19 +49,9 @@ class GuardedCurvature:
                     )
             yield
 
-    def product(
-        self,
-        v: Tensor,
-        *,
-        damping: float = 0.0,
-        structural: float = 0.0,
-        out: Tensor | None = None,
-        stop: Tensor | None = None,
-    ) -> Tensor:
+    def product(self, v: Tensor, **terms: Unpack[ProductTerms]) -> Tensor:
         with self._inside():
-            return self._curvature.product(
-                v, damping=damping, structural=structural, out=out, stop=stop
-            )
+            return self._curvature.product(v, **terms)
 
     def products(self, V: Tensor, damping: float = 0.0, structural: float = 0.0) -> Tensor:
         with self._inside():

@@ -39,13 +39,13 @@ class Hessian(CurvatureOperator):
         **options: Any,
     ) -> None:
         self.method = check_choice("method", method, tuple(KINDS))
+        self.kind = KINDS[method]
         super().__init__(
-            KINDS[method],
             model,
             loss,
             inputs,
             targets,
-            mask,
+            mask=mask,
             objective=objective,
             theta=theta,
             damping=damping,

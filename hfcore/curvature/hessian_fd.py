@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from hfcore.bindings.conjugate_gradient import dot
-from hfcore.objective import Objective
+from hfcore.objective import Objective, UnstoppableCurvature
 
 
-class FiniteDifferenceHessian:
+class FiniteDifferenceHessian(UnstoppableCurvature):
     """H v ≈ [∇f(θ + εv) − ∇f(θ − εv)] / 2ε (Martens 2010, section 4.1, with both sides).
 
     The truncation error is O(ε²) and rounding O(eps/ε), so that ε‖v‖ = eps^⅓ (1 + ‖θ‖) leaves
@@ -26,15 +26,7 @@ class FiniteDifferenceHessian:
         self._step = torch.finfo(theta.dtype).eps ** (1 / 3) * (1 + math.sqrt(dot(theta, theta)))
         self.loss = objective.loss(data, theta)
 
-    def product(
-        self,
-        v: Tensor,
-        *,
-        damping: float = 0.0,
-        structural: float = 0.0,
-        out: Tensor | None = None,
-        stop: Tensor | None = None,
-    ) -> Tensor:
+    def _product(self, v: Tensor, damping: float, structural: float) -> Tensor:
         """(∇²f + damping·I) v for ``v [N]``; the L2 term is in f."""
         if structural:
             raise ValueError("structural: finite differences of the gradient do not serve it")
@@ -45,11 +37,7 @@ class FiniteDifferenceHessian:
             ahead = self._objective.gradient(self._data, self._theta.add(v, alpha=epsilon))[1]
             behind = self._objective.gradient(self._data, self._theta.sub(v, alpha=epsilon))[1]
             result = (ahead - behind).div_(2 * epsilon).add_(v, alpha=damping)
-        return result if out is None else out.copy_(result)
-
-    def products(self, V: Tensor, damping: float = 0.0, structural: float = 0.0) -> Tensor:
-        """The same for the rows of ``V [m,N]``, one after the other."""
-        return torch.stack([self.product(v, damping=damping, structural=structural) for v in V])
+        return result
 
     def diagonal(
         self, probes: int | None = None, generator: torch.Generator | None = None

@@ -14,7 +14,7 @@ from hfcore.autograd.evaluation import Evaluator, flatten
 from hfcore.autograd.strategies import Graph, Split
 from hfcore.batches import Batch
 from hfcore.bindings.threads import among_kernels
-from hfcore.curvature.linear_operator import LinearOperator
+from hfcore.curvature.linear_operator import LinearOperator, OperatorAtParameters
 from hfcore.flat import FlatParameters
 from hfcore.losses import SquaredError
 from hfcore.nets.net import FusedNet, Into, blocks
@@ -36,7 +36,7 @@ class Passes(Protocol):
         """Jᵀu for the rows of ``U [m,M]``, as rows ``[m,N]``."""
 
 
-class Jacobian(LinearOperator):
+class Jacobian(OperatorAtParameters):
     """J ``[M,N]``: derivatives of a model's M outputs by its N parameters, at their present values.
 
     ``J @ v`` is the R-operator (Pearlmutter 1994), ``J.mT @ u`` backpropagation; ``J.mT @ J`` is a
@@ -97,14 +97,6 @@ class Jacobian(LinearOperator):
     def shape(self) -> tuple[int, int]:
         """(M, N) for M outputs and N trainable parameters."""
         return (self.outputs.numel(), self._theta.numel())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._theta.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._theta.device
 
     @property
     def mT(self) -> LinearOperator:

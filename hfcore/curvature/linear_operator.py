@@ -330,3 +330,17 @@ class LinearOperator(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype})"
+
+
+class OperatorAtParameters(LinearOperator):
+    """A matrix at fixed parameters θ, whose dtype and device are its own."""
+
+    _theta: Tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._theta.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._theta.device

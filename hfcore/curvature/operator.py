@@ -14,9 +14,11 @@ from hfcore.batches import Batch
 from hfcore.bindings.checks import check_tensor
 from hfcore.checked_objective import checked_objective
 from hfcore.curvature.guarded import GuardedCurvature
-from hfcore.curvature.linear_operator import LinearOperator
+from hfcore.curvature.linear_operator import OperatorAtParameters
 from hfcore.flat import FlatParameters, each_listed
 from hfcore.losses import Loss
+from hfcore.nets.objective import Normalize
+from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import CurvatureKind, Objective
 from hfcore.objective_factory import curvature_of, objective_for
 
@@ -44,30 +46,34 @@ def check_alone(**options: Any) -> None:
             raise TypeError(f"{name}: got {value!r} beside an objective, which has its own")
 
 
-class CurvatureOperator(LinearOperator):
+class CurvatureOperator(OperatorAtParameters):
     """A = B + damping·(I + structural·G_S) at fixed parameters, symmetric ``[N,N]``.
 
     B is a curvature of the mean loss (with the objective's L2, if any). Vectors are flat, in the
     order of ``model.parameters()``; activations are cached once, so that an operator outlives later
-    changes of the parameters and stays at the old ones. The subclasses say what B is; ``loss`` is
-    the objective there.
+    changes of the parameters and stays at the old ones. The subclasses say what B is, their
+    ``kind``; ``loss`` is the objective there. Arguments: :class:`hfcore.GaussNewton`.
     """
+
+    kind: CurvatureKind
 
     def __init__(
         self,
-        kind: CurvatureKind,
-        model: AnyModel | None,
-        loss: AnyLoss,
-        inputs: Any,
-        targets: Any,
-        mask: Tensor | None,
+        model: AnyModel | None = None,
+        loss: AnyLoss = None,
+        inputs: Any = None,
+        targets: Any = None,
         *,
-        objective: Any,
-        theta: Tensor | None,
-        damping: float,
-        structural: float | Mapping[str, Any],
+        mask: Tensor | None = None,
+        objective: Any = None,
+        theta: Tensor | None = None,
+        damping: float = 0.0,
+        structural: float | Mapping[str, Any] = 0.0,
+        normalize: Normalize = "sequences",
+        structural_distance: StructuralDistance = "matching",
         **options: Any,
     ) -> None:
+        options |= {"normalize": normalize, "structural_distance": structural_distance}
         self.damping = nonnegative("damping", damping)
         self.structural = structural
         # With named submodules every μ is in the objective.
@@ -83,6 +89,7 @@ class CurvatureOperator(LinearOperator):
                 )
             model = each_listed("model", model)
         self._objective: Objective
+        self._is_own = objective is not None
         if objective is not None:
             check_alone(loss=loss, structural=structural, **options)
             self._objective = checked_objective(objective)
@@ -99,7 +106,7 @@ class CurvatureOperator(LinearOperator):
             raise TypeError("inputs: got None, need a batch of inputs, batches or a closure")
         given = operator_data(inputs, targets, mask, any_data=objective is not None)
         self._data = self._objective.prepare(given)
-        curvature = curvature_of(self._objective, self._data, theta, kind)
+        curvature = curvature_of(self._objective, self._data, theta, self.kind)
         self._curvature = GuardedCurvature(curvature, self._objective, given)
         self._theta = theta
         self.parameter_slices = None if model is None else FlatParameters(model).slices()
@@ -111,14 +118,6 @@ class CurvatureOperator(LinearOperator):
     def shape(self) -> tuple[int, int]:
         """(N, N) for N parameters."""
         return (self._theta.numel(), self._theta.numel())
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._theta.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._theta.device
 
     @property
     def strategy(self) -> str:

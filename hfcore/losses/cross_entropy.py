@@ -225,25 +225,16 @@ class SoftmaxCrossEntropy(KernelLoss):
         linear = self.label_smoothing * (w.mean() * at_class - (wide * w).mean(-1))
         return values + scale * weighted(linear, keep).sum((1, 2))
 
-    def gradient(
-        self,
-        s: Tensor,
-        targets: Tensor,
-        mask: Tensor | None = None,
-        *,
-        scale: float = 1.0,
-        out: Tensor | None = None,
-    ) -> Tensor:
-        g = super().gradient(s, targets, mask, scale=scale, out=out)
+    def _linear_gradient(self, like: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor | None:
         if not self.label_smoothing:
-            return g
+            return None
         classes, keep = self._counting(targets, mask)
-        w = self._weights(g)
+        w = self._weights(like)
         k = len(w)
         linear = (-self.label_smoothing / k * w).expand(*classes.shape, k).clone()
         at_class = (self.label_smoothing * w.mean()).expand(*classes.shape, 1)
-        linear.scatter_add_(-1, _lookup(classes, s.shape[-1]).unsqueeze(-1), at_class)
-        return g.add_(weighted(linear, None if keep is None else keep.unsqueeze(-1)), alpha=scale)
+        linear.scatter_add_(-1, _lookup(classes, k).unsqueeze(-1), at_class)
+        return weighted(linear, None if keep is None else keep.unsqueeze(-1))
 
     def _counting(self, targets: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Classes, 0 where they are ignored, and the mask without those."""

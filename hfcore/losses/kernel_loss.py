@@ -59,7 +59,13 @@ class KernelLoss(Loss):
         x, y, w = self.prepared(*self.grouped(s, targets, mask))
         buffer = None if out is None else out.view(-1, *x.shape[1:])
         g = ops.loss_gradient(self.kind, x, y, w, scale=scale, delta=self.delta, out=buffer)
-        return _like(g, s) if out is None else out
+        result = _like(g, s) if out is None else out
+        linear = self._linear_gradient(result, targets, mask)
+        return result if linear is None else result.add_(linear, alpha=scale)
+
+    def _linear_gradient(self, like: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor | None:
+        """The unscaled gradient of what the loss has beside the op's: a part linear in s."""
+        return None
 
     def hessian(
         self, s: Tensor, targets: Tensor, mask: Tensor | None = None, *, exact: bool = False

@@ -40,32 +40,20 @@ def rnn_outputs(x: Tensor, w: RnnWeights, nonlinearity: str) -> Tensor:
     return s
 
 
-def _differentiable_outputs(
-    x: Tensor,
-    W_hx: Tensor,
-    W_hh: Tensor,
-    W_yh: Tensor,
-    b_h: Tensor,
-    b_init: Tensor,
-    b_y: Tensor,
-    nonlinearity: str,
-) -> Tensor:
-    h = rnn_hidden(x, W_hx, W_hh, b_h, b_init, nonlinearity)
-    return times(h, W_yh.mT) + b_y[:, None, None]
+def _differentiable_outputs(x: Tensor, *rest: Any) -> Tensor:
+    w, nonlinearity = _weights(*rest)
+    h = rnn_hidden(x, w.W_hx, w.W_hh, w.b_h, w.b_init, nonlinearity)
+    return times(h, w.W_yh.mT) + w.b_y[:, None, None]
 
 
-def _compute_rnn_outputs(
-    x: Tensor,
-    W_hx: Tensor,
-    W_hh: Tensor,
-    W_yh: Tensor,
-    b_h: Tensor,
-    b_init: Tensor,
-    b_y: Tensor,
-    nonlinearity: str,
-) -> Tensor:
-    weights = RnnWeights(W_hx, W_hh, W_yh, b_h, b_init, b_y)
-    return ops.rnn_forward(x, weights, nonlinearity=nonlinearity, states=False)[1]
+def _compute_rnn_outputs(x: Tensor, *rest: Any) -> Tensor:
+    w, nonlinearity = _weights(*rest)
+    return ops.rnn_forward(x, w, nonlinearity=nonlinearity, states=False)[1]
+
+
+def _weights(*rest: Any) -> tuple[RnnWeights, str]:
+    """What the op ``rnn_outputs`` is given beside x."""
+    return RnnWeights(*rest[:6]), rest[6]
 
 
 def _compute_rnn_hidden(

@@ -14,16 +14,9 @@ from hfcore.problems.marked import MarkedPair
 class Multiplication(MarkedPair):
     """Product of two marked numbers over sequences of length L, uniform on {T .. ⌊1.1 T⌋}.
 
-    Inputs ``[L,B,2]``: a value from U[0,1] and a 0/1 marker set at two steps, the first uniform
-    on [0, 0.1 L), the second on [0.1 L, 0.5 L). Targets ``[L,B,1]`` and the bool mask ``[L,B]``
-    count at the last step only. A sequence is wrong when its output there is off by more than
-    ``tolerance``.
-
-    Args:
-        length: T, at least 3.
-        tolerance: largest error that still counts as right; positive.
-        centre: reduce inputs and targets by their expected values (Sutskever et al. 2013, A.5,
-            could not train this problem without).
+    Inputs, markers, mask and what counts as wrong are those of :class:`hfcore.problems.Addition`,
+    as are the arguments; Sutskever et al. (2013, A.5) could not train this problem without
+    ``centre``.
 
     Raises ValueError or TypeError naming the option that is out of range.
     """

@@ -32,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from hfcore.kernels.triton_math import divide
+from hfcore.kernels.triton_stop import raised
 from hfcore.kernels.triton_variant import Variant, variant
 
 BLOCK = 1024  # elements that a program takes at once
@@ -82,15 +83,6 @@ _INFINITY: tl.constexpr = tl.constexpr(float("inf"))
 
 
 @triton.jit
-def _raised(stop, HAS_STOP: tl.constexpr):
-    """Whether the stop flag is raised; an absent one never is."""
-    if HAS_STOP:
-        return tl.load(stop) != 0
-    else:
-        return False
-
-
-@triton.jit
 def _total(partial, row, count):
     """Σ partial[row, :count], in one order wherever it is computed."""
     index = tl.arange(0, _BLOCKS)
@@ -115,7 +107,7 @@ def cg_dot_partials_kernel(
     a, b, partial, stop, N, per_block, HAS_STOP: tl.constexpr, BLOCK: tl.constexpr
 ):
     """partial[0] = aᵀb by block."""
-    if _raised(stop, HAS_STOP):
+    if raised(stop, HAS_STOP):
         return
     at = tl.program_id(0).to(tl.int64) * per_block
     last = tl.minimum(at + per_block, N)
@@ -139,7 +131,7 @@ def cg_update_kernel(
 
     Nothing is read or written where pᵀAp is not positive and finite.
     """
-    if _raised(stop, HAS_STOP):
+    if raised(stop, HAS_STOP):
         return
     pAp = _total(partial, _PAP, blocks)
     if (pAp > 0.0) & (pAp < _INFINITY):
@@ -183,7 +175,7 @@ def cg_direction_kernel(
     IN_SOLVE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """p = z + βp; within a solve also snapshots[slot] = x where this iteration is kept."""
-    if _raised(counters, IN_SOLVE):  # the stop flag is the first of them
+    if raised(counters, IN_SOLVE):  # the stop flag is the first of them
         return
     beta = tl.load(scalars + _S_BETA).to(p.dtype.element_ty)
     start = tl.program_id(0).to(tl.int64) * per_block

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from hfcore.kernels.dense.reference import LINEAR, LOGISTIC, RELU, TANH
 from hfcore.kernels.triton_math import float64_bits, from_bits, logistic, tanh
+from hfcore.kernels.triton_stop import raised
 from hfcore.kernels.triton_variant import Variant, variant
 
 ACTIVATIONS = (LINEAR, LOGISTIC, TANH, RELU)
@@ -53,15 +54,6 @@ FINISH_OPTIONS: dict[str, int | bool] = {"num_warps": 4, "enable_fp_fusion": Tru
 
 
 # ---------------------------------------------------------------------------- device functions
-
-
-@triton.jit
-def _raised(stop, HAS_STOP: tl.constexpr):
-    """Whether the flag that ends a CG solve is raised; an absent one never is."""
-    if HAS_STOP:
-        return tl.load(stop) != 0
-    else:
-        return False
 
 
 @triton.jit
@@ -171,7 +163,7 @@ def dense_rforward_kernel(
     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """out = φ'(z) ⊙ (Ra Wᵀ + a Vᵀ + v_b), one tile a program; grid G·tiles."""
-    if _raised(stop, HAS_STOP):
+    if raised(stop, HAS_STOP):
         return
     g = (tl.program_id(0) // tiles).to(tl.int64)
     row, col = _corner(tl.program_id(0) % tiles, across, ROWS, COLS)
@@ -195,7 +187,7 @@ def dense_backward_kernel(
     PRECISION: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """out = (δ W) ⊙ φ'(z) + add, one tile a program; grid G·tiles."""
-    if _raised(stop, HAS_STOP):
+    if raised(stop, HAS_STOP):
         return
     g = (tl.program_id(0) // tiles).to(tl.int64)
     row, col = _corner(tl.program_id(0) % tiles, across, ROWS, COLS)
@@ -221,7 +213,7 @@ def dense_gradient_kernel(
 
     Grid G·splits·(tiles + rows of tiles): the programs behind the tiles sum the columns of δ.
     """
-    if _raised(stop, HAS_STOP):
+    if raised(stop, HAS_STOP):
         return
     programs = tiles + tl.cdiv(m, ROWS)
     task = tl.program_id(0) % programs
@@ -260,7 +252,7 @@ def dense_gradient_finish_kernel(
     HAS_STOP: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
     """gW, gb = scale·Σ over the splits, in order; ``size`` elements a net; grid G·blocks."""
-    if _raised(stop, HAS_STOP):
+    if raised(stop, HAS_STOP):
         return
     g = (tl.program_id(0) // blocks).to(tl.int64)
     index = (tl.program_id(0) % blocks).to(tl.int64) * CHUNK + tl.arange(0, CHUNK)

@@ -40,6 +40,7 @@ from hfcore.kernels.triton_math import (
     logistic,
     quotient,
 )
+from hfcore.kernels.triton_stop import raised
 from hfcore.kernels.triton_variant import Variant, variant
 
 KINDS = (SQUARED, LOGISTIC, SOFTMAX, HUBER, POISSON)
@@ -66,15 +67,6 @@ VALUE_OPTIONS: dict[str, int | bool] = {**OPTIONS, "num_warps": 8}
 
 
 # ---------------------------------------------------------------------------- device functions
-
-
-@triton.jit
-def _raised(stop, HAS_STOP: tl.constexpr):
-    """Whether the flag that ends a CG solve is raised; an absent one never is."""
-    if HAS_STOP:
-        return tl.load(stop) != 0
-    else:
-        return False
 
 
 @triton.jit
@@ -316,7 +308,7 @@ def loss_hessian_product_kernel(
     FORM: tl.constexpr, HAS_STOP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """out = scale·(c ⊙ Rs − [rank one] c (cᵀRs) [/ Σc]); grid G·tiles."""
-    if _raised(stop, HAS_STOP):
+    if raised(stop, HAS_STOP):
         return
     task = tl.program_id(0)
     g = (task // tiles).to(tl.int64)

@@ -27,19 +27,21 @@ def momentum_update(
     a is ``ahead`` as it came, θ as it came without. Coefficients ``[G]`` float64. Half precision is
     computed in float32 and rounded once, when it is stored.
     """
+    wide = torch.promote_types(theta.dtype, torch.float32)
+    at = theta if ahead is None else ahead
     for g in range(theta.shape[0]):
         if active is not None and not bool(active[g]):
             continue
-        _update_net(
-            theta[g],
-            velocity[g],
-            gradient[min(g, gradient.shape[0] - 1)],
-            learning_rate[g],
-            momentum[g],
-            lookahead[g],
-            None if l2 is None else l2[g],
-            None if ahead is None else ahead[g],
-        )
+        d = gradient[min(g, gradient.shape[0] - 1)].to(wide)
+        if l2 is not None:
+            d = d + l2[g].to(wide) * at[g].to(wide)
+        # No alpha= of add: it fuses or not as torch was built.
+        v = momentum[g].to(wide) * velocity[g].to(wide) - learning_rate[g].to(wide) * d
+        new = theta[g].to(wide) + v
+        velocity[g].copy_(v)
+        theta[g].copy_(new)
+        if ahead is not None:
+            ahead[g].copy_(new + lookahead[g].to(wide) * v)
 
 
 def lookahead_point(
@@ -50,26 +52,3 @@ def lookahead_point(
     for g in range(theta.shape[0]):
         if active is None or bool(active[g]):
             out[g].copy_(theta[g].to(wide) + momentum[g].to(wide) * velocity[g].to(wide))
-
-
-def _update_net(
-    theta: Tensor,
-    velocity: Tensor,
-    gradient: Tensor,
-    learning_rate: Tensor,
-    momentum: Tensor,
-    lookahead: Tensor,
-    l2: Tensor | None,
-    ahead: Tensor | None,
-) -> None:
-    wide = torch.promote_types(theta.dtype, torch.float32)
-    g = gradient.to(wide)
-    if l2 is not None:
-        g = g + l2.to(wide) * (theta if ahead is None else ahead).to(wide)
-    # No alpha= of add: it fuses or not as torch was built.
-    v = momentum.to(wide) * velocity.to(wide) - learning_rate.to(wide) * g
-    new_theta = theta.to(wide) + v
-    velocity.copy_(v)
-    theta.copy_(new_theta)
-    if ahead is not None:
-        ahead.copy_(new_theta + lookahead.to(wide) * v)
