@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from bench import machine
+from bench.interleave import Effort
 
 LOAD_BEFORE = pytest.StashKey[float | None]()
-
-
-@dataclass(frozen=True)
-class Effort:
-    """Rounds of every interleaved run, and the size of the sgemm that is timed beside it."""
-
-    rounds: int
-    sgemm_size: int
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

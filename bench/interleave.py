@@ -27,6 +27,14 @@ SPIN_SECONDS = 0.03
 SETTLE_SECONDS = 0.15
 
 
+@dataclass(frozen=True)
+class Effort:
+    """Rounds of every interleaved run, and the size of the sgemm that is timed beside it."""
+
+    rounds: int
+    sgemm_size: int
+
+
 @dataclass
 class Contestant:
     """One way of computing the same thing.
@@ -64,11 +72,10 @@ class Contestant:
 
 def compare(
     benchmark: BenchmarkFixture,
+    effort: Effort,
     ours: Contestant,
     others: Sequence[Contestant],
     *,
-    rounds: int,
-    sgemm_size: int,
     group: str,
     case: str,
     flops: float | None = None,
@@ -81,7 +88,7 @@ def compare(
     ``extra_info``; ``bench/report.py`` prints it. Returns the minimum of each in seconds, empty
     under ``--benchmark-disable``, where everything runs just once.
     """
-    products, gemm_flops = machine.sgemms(sgemm_size)
+    products, gemm_flops = machine.sgemms(effort.sgemm_size)
     yardsticks = [Contestant(name, product) for name, product in products.items()]
     lineup = [*others, *yardsticks]
     played = 0
@@ -102,7 +109,7 @@ def compare(
 
     benchmark.group = group
     benchmark.pedantic(  # type: ignore[no-untyped-call]
-        our_turn, setup=play_the_others, rounds=rounds, iterations=1
+        our_turn, setup=play_the_others, rounds=effort.rounds, iterations=1
     )
     if benchmark.stats is None:
         return {}
@@ -113,7 +120,7 @@ def compare(
         case=case,
         flops=flops,
         bytes=bytes_moved,
-        sgemm_size=sgemm_size,
+        sgemm_size=effort.sgemm_size,
         sgemm_gflops=sgemm_rate / 1e9,
         sgemm_gflops_by_library={name: rate / 1e9 for name, rate in rates.items()},
         rows=[_row(c, flops, bytes_moved, sgemm_rate) for c in (ours, *others)],

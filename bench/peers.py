@@ -7,8 +7,9 @@ Each ``make_*`` does the one-off work (forward pass, tracing), and returns a :cl
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import hfcore as hf
+from bench import jax_products
 from bench.cases import Case, Workload
 from bench.interleave import Contestant
 
@@ -183,32 +185,11 @@ def make_backpack(load: Workload) -> Peer:
 
 
 def make_jax_cached(load: Workload) -> Peer:
-    """``jax.linearize`` once; one jitted call runs the linear map and its transpose."""
-    import jax
-
-    f, parameters, tangents = _jax_functional(load)
-    linear = jax.block_until_ready(jax.jit(lambda p: jax.linearize(f, p)[1])(parameters))
-
-    @jax.jit  # type: ignore[untyped-decorator]
-    def ggn(linear: Any, v: Any) -> Any:
-        return jax.linear_transpose(linear, v)(linear(v) / load.case.B)[0]
-
-    return Peer(lambda: jax.block_until_ready(ggn(linear, tangents)), _flat_jax)
+    return Peer(jax_products.cached(*_jax_functional(load), load.case.B), _flat_jax)
 
 
 def make_jax(load: Workload) -> Peer:
-    """``jax.jvp`` then ``vjp`` in one jitted call, nothing kept between products."""
-    import jax
-
-    f, parameters, tangents = _jax_functional(load)
-
-    @jax.jit  # type: ignore[untyped-decorator]
-    def ggn(p: Any, v: Any) -> Any:
-        _, tangent = jax.jvp(f, (p,), (v,))
-        _, vjp = jax.vjp(f, p)
-        return vjp(tangent / load.case.B)[0]
-
-    return Peer(lambda: jax.block_until_ready(ggn(parameters, tangents)), _flat_jax)
+    return Peer(jax_products.uncached(*_jax_functional(load), load.case.B), _flat_jax)
 
 
 HFCORE = "hfcore"
@@ -232,32 +213,43 @@ def contestants(case: Case, names: list[str]) -> tuple[Contestant, list[Contesta
     Raises AssertionError if a peer's product differs from ours by more than ``AGREEMENT``.
     """
     load = case.make()
-    ours, product = _contestant(HFCORE, make_hfcore, load)
+    makers = {name: partial(PEERS[name], load) for name in names}
+    return agreeing(partial(make_hfcore, load), makers, case.name, SLOW_ROUNDS)
+
+
+def agreeing(
+    ours: Callable[[], Peer],
+    makers: Mapping[str, Callable[[], Peer]],
+    case: str,
+    rounds: Mapping[str, int] | None = None,
+) -> tuple[Contestant, list[Contestant], list[str]]:
+    """:func:`contestants` of peers that are still to be made; ``rounds`` caps those it names.
+
+    Making a peer and its first call are its one-off cost.
+    """
+
+    def contestant(name: str, make: Callable[[], Peer]) -> tuple[Contestant, Tensor]:
+        start = perf_counter()
+        peer = make()
+        result = peer.product()
+        took = perf_counter() - start
+        made = Contestant(name, peer.product, took, (rounds or {}).get(name))
+        return made, peer.flat(result).clone()
+
+    hfcore, product = contestant(HFCORE, ours)
     peers: list[Contestant] = []
     absent: list[str] = []
-    for name in names:
+    for name, make in makers.items():
         try:
-            peer, other = _contestant(name, PEERS[name], load)
+            peer, other = contestant(name, make)
         except ImportError:
             absent.append(name)
             continue
         error = float((other - product).norm() / product.norm())
-        assert error <= AGREEMENT, f"{name} differs from hfcore by {error:.1e} on {case.name}"
+        assert error <= AGREEMENT, f"{name} differs from hfcore by {error:.1e} on {case}"
         peer.extra["difference"] = error
         peers.append(peer)
-    return ours, peers, absent
-
-
-def _contestant(
-    name: str, make: Callable[[Workload], Peer], load: Workload
-) -> tuple[Contestant, Tensor]:
-    """The contestant and its product; the first call is part of its one-off cost."""
-    start = perf_counter()
-    peer = make(load)
-    result = peer.product()
-    setup_seconds = perf_counter() - start
-    contestant = Contestant(name, peer.product, setup_seconds, SLOW_ROUNDS.get(name))
-    return contestant, peer.flat(result).clone()
+    return hfcore, peers, absent
 
 
 def _functional(load: Workload) -> Callable[[tuple[Tensor, ...]], Tensor]:

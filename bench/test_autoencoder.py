@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
-from time import perf_counter
+from functools import partial
 
 import pytest
-import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import hfcore as hf
 from bench import autoencoder, hessian_free_peers
 from bench.autoencoder import Workload
-from bench.conftest import Effort
 from bench.hessian_free_peers import Start
-from bench.interleave import Contestant, compare
-from bench.peers import AGREEMENT, Peer
+from bench.interleave import Contestant, Effort, compare
+from bench.peers import agreeing
 
 CG_ITERATIONS = 20
 ITERATION_ROUNDS = 3
@@ -30,38 +28,19 @@ OTHER_PRODUCTS = {"drasmuss/hessianfree": 1}
 
 def test_product(benchmark: BenchmarkFixture, effort: Effort) -> None:
     load = autoencoder.make()
-    ours, product = _contestant("hfcore", autoencoder.make_hfcore, load)
-    others, absent = [], []
-    for name, make in autoencoder.PEERS.items():
-        try:
-            peer, other = _contestant(name, make, load)
-        except ImportError:
-            absent.append(name)
-            continue
-        error = float((other - product).norm() / product.norm())
-        assert error <= AGREEMENT, f"{name} differs from hfcore by {error:.1e}"
-        peer.extra["difference"] = error
-        others.append(peer)
+    made = {name: partial(make, load) for name, make in autoencoder.PEERS.items()}
+    case = f"CURVES-B{len(load.x)}"
+    ours, others, absent = agreeing(partial(autoencoder.make_hfcore, load), made, case)
     compare(
         benchmark,
+        effort,
         ours,
         others,
-        rounds=effort.rounds,
-        sgemm_size=effort.sgemm_size,
         group="Autoencoder Gauss-Newton product",
-        case=f"CURVES-B{len(load.x)}",
+        case=case,
         flops=load.flops,
         absent=absent,
     )
-
-
-def _contestant(
-    name: str, make: Callable[[Workload], Peer], load: Workload
-) -> tuple[Contestant, torch.Tensor]:
-    start = perf_counter()
-    peer = make(load)
-    result = peer.flat(peer.product()).clone()
-    return Contestant(name, peer.product, perf_counter() - start), result
 
 
 @pytest.mark.parametrize("loss", ["logistic", "squared"])
@@ -95,10 +74,9 @@ def test_iteration(benchmark: BenchmarkFixture, effort: Effort, loss: str) -> No
     )
     compare(
         benchmark,
+        replace(effort, rounds=min(effort.rounds, ITERATION_ROUNDS)),
         first,
         rest,
-        rounds=min(effort.rounds, ITERATION_ROUNDS),
-        sgemm_size=effort.sgemm_size,
         group="Autoencoder Hessian-free iteration",
         case=f"CURVES-B{len(load.x)}-{loss}",
         flops=products["hfcore"] * load.flops,

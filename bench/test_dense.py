@@ -9,7 +9,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
-from bench.conftest import Effort
+from bench.interleave import Effort
 from bench.test_ops import Call, race
 from hfcore.bindings import dense, loss
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -14,8 +15,7 @@ from torch import Tensor, nn
 import hfcore as hf
 from bench import autoencoder
 from bench.cases import ADDITION_SMALL, Workload
-from bench.conftest import Effort
-from bench.interleave import Contestant, compare
+from bench.interleave import Contestant, Effort, compare
 from bench.peers import torch_outputs
 from hfcore.bindings.momentum import Step, lookahead_point
 from hfcore.flat import FlatParameters
@@ -133,10 +133,9 @@ def race_autoencoders(
     ours, *others = raced(forms, start, repeat=UPDATES)
     compare(
         benchmark,
+        replace(effort, rounds=2 * effort.rounds),  # of short turns: the machines are shared
         ours,
         others,
-        rounds=2 * effort.rounds,  # of short turns: the machines are shared
-        sgemm_size=effort.sgemm_size,
         group=group,
         case=f"CURVES-B{AUTOENCODER_CASES}",
         flops=load.gradient_flops,
@@ -270,10 +269,9 @@ def test_sweep_update(benchmark: BenchmarkFixture, effort: Effort) -> None:
     ours, *others = raced(forms, thetas.reshape(-1))
     compare(
         benchmark,
+        effort,
         ours,
         others,
-        rounds=effort.rounds,
-        sgemm_size=effort.sgemm_size,
         group="NAG update of a sweep",
         case=f"{NETS}-nets-{case.name}",
         # of each net as in the bench of one

@@ -7,8 +7,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench import cases, peers
 from bench.cases import Case
-from bench.conftest import Effort
-from bench.interleave import compare
+from bench.interleave import Effort, compare
 
 ALL = list(peers.PEERS)
 FAST = [name for name in ALL if name != "BackPACK"]
@@ -29,10 +28,9 @@ def test_product(benchmark: BenchmarkFixture, effort: Effort, case: Case) -> Non
     ours, others, absent = peers.contestants(case, NAMES[case])
     compare(
         benchmark,
+        effort,
         ours,
         others,
-        rounds=effort.rounds,
-        sgemm_size=effort.sgemm_size,
         group="Gauss-Newton product",
         case=case.name,
         flops=case.flops,

@@ -12,8 +12,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import hfcore as hf
-from bench.conftest import Effort
-from bench.interleave import Contestant, compare
+from bench.interleave import Contestant, Effort, compare
 from bench.torch_objective import TorchObjective, UncachedTorchObjective
 from hfcore.nets import FusedObjective, net_of
 
@@ -109,10 +108,9 @@ def test_iteration(benchmark: BenchmarkFixture, effort: Effort, structural: floa
     )
     seconds = compare(
         benchmark,
+        effort,
         first,
         rest,
-        rounds=effort.rounds,
-        sgemm_size=effort.sgemm_size,
         group="Hessian-free iteration",
         case=f"addition-T{T}-B{B}-H{H}-{'structural' if structural else 'plain'}",
     )

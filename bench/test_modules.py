@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
+from functools import partial
 
 import pytest
 import torch
@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import hfcore as hf
-from bench.conftest import Effort
-from bench.interleave import Contestant, compare
-from bench.peers import AGREEMENT
+from bench.interleave import Effort, compare
+from bench.peers import Peer, agreeing
 from hfcore.autograd.strategies import STRATEGIES
 
 
@@ -88,10 +87,12 @@ def _load(
         return Load(model, torch.randn(x), torch.randn(y), dims, v)
 
 
-Product = Callable[[], Tensor]
+def flat(product: Tensor) -> Tensor:
+    """Every contestant's product is flat already."""
+    return product
 
 
-def make_hfcore(load: Load, strategy: str = "auto") -> Product:
+def make_hfcore(load: Load, strategy: str = "auto") -> Peer:
     """``hf.GaussNewton``; with ``"auto"`` the measuring is part of the set-up."""
     op = hf.GaussNewton(
         load.model,
@@ -101,10 +102,10 @@ def make_hfcore(load: Load, strategy: str = "auto") -> Product:
         batch_dim=load.batch_dim,
         strategy=strategy,
     )
-    return lambda: op @ load.v
+    return Peer(lambda: op @ load.v, flat)
 
 
-def make_torch_func(load: Load, *, cached: bool) -> Product:
+def make_torch_func(load: Load, *, cached: bool) -> Peer:
     """``torch.func``: linearize and vjp once, or jvp and vjp in every product."""
     names = [name for name, _ in load.model.named_parameters()]
     values = [p.detach() for p in load.model.parameters()]
@@ -116,22 +117,22 @@ def make_torch_func(load: Load, *, cached: bool) -> Product:
         s: Tensor = functional_call(load.model, named, (load.x,))
         return s
 
-    def flat(parts: list[Tensor]) -> Tensor:
+    def flatten(parts: list[Tensor]) -> Tensor:
         return torch.cat([p.reshape(-1) for p in parts])
 
     if cached:
         jvp = torch.func.linearize(f, values)[1]
         vjp = torch.func.vjp(f, values)[1]
-        return lambda: flat(vjp(jvp(tangents) / load.cases)[0])
+        return Peer(lambda: flatten(vjp(jvp(tangents) / load.cases)[0]), flat)
 
     def product() -> Tensor:
         tangent = torch.func.jvp(f, (values,), (tangents,))[1]
-        return flat(torch.func.vjp(f, values)[1](tangent / load.cases)[0])
+        return flatten(torch.func.vjp(f, values)[1](tangent / load.cases)[0])
 
-    return product
+    return Peer(product, flat)
 
 
-def make_curvlinops(load: Load) -> Product:
+def make_curvlinops(load: Load) -> Peer:
     """``curvlinops.GGNLinearOperator``; its MSELoss has no ½, hence the 2."""
     from curvlinops import GGNLinearOperator
 
@@ -144,10 +145,10 @@ def make_curvlinops(load: Load) -> Product:
         num_data=load.cases,
         batch_size_fn=lambda x: x.shape[load.batch_dim[0]],
     )
-    return lambda: (op @ load.v) / (2 * load.cases)
+    return Peer(lambda: (op @ load.v) / (2 * load.cases), flat)
 
 
-PEERS: dict[str, Callable[[Load], Product]] = {
+PEERS: dict[str, Callable[[Load], Peer]] = {
     **{f"hfcore, {name}": lambda load, name=name: make_hfcore(load, name) for name in STRATEGIES},
     "torch.func cached linearize + vjp": lambda load: make_torch_func(load, cached=True),
     "torch.func jvp + vjp": lambda load: make_torch_func(load, cached=False),
@@ -163,38 +164,17 @@ CASES = {
 SLOW = "loop-RNN-T100-B1000"
 
 
-def contestant(
-    name: str, make: Callable[[Load], Product], load: Load, rounds: int | None
-) -> tuple[Contestant, Tensor]:
-    """The contestant and its product; set-up is making it and its first call."""
-    start = perf_counter()
-    product = make(load)
-    result = product().clone()
-    return Contestant(name, product, perf_counter() - start, rounds), result
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_module_product(benchmark: BenchmarkFixture, effort: Effort, case: str) -> None:
     load = CASES[case]()
-    ours, want = contestant("hfcore", make_hfcore, load, None)
-    others: list[Contestant] = []
-    absent: list[str] = []
-    for name, make in PEERS.items():
-        try:
-            other, result = contestant(name, make, load, 3 if case == SLOW else None)
-        except ImportError:
-            absent.append(name)
-            continue
-        error = float((result - want).norm() / want.norm())
-        assert error <= AGREEMENT, f"{name} differs from hfcore by {error:.1e} on {case}"
-        other.extra["difference"] = error
-        others.append(other)
+    peers = {name: partial(make, load) for name, make in PEERS.items()}
+    rounds = dict.fromkeys(PEERS, 3) if case == SLOW else None
+    ours, others, absent = agreeing(partial(make_hfcore, load), peers, case, rounds)
     compare(
         benchmark,
+        effort,
         ours,
         others,
-        rounds=effort.rounds,
-        sgemm_size=effort.sgemm_size,
         group="Gauss-Newton product of any module",
         case=case,
         absent=absent,

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 import hfcore as hf
 from bench.cases import ADDITION_SMALL, Workload
-from bench.conftest import Effort
-from bench.interleave import Contestant, compare
+from bench.interleave import Contestant, Effort, compare
 from bench.test_ops import race
 from hfcore.bindings import loss, recurrence
 from hfcore.bindings.momentum import momentum_update
@@ -248,10 +247,9 @@ def test_nag_update(benchmark: BenchmarkFixture, effort: Effort) -> None:
     ours, *others = contestants
     compare(
         benchmark,
+        effort,
         ours,
         others,
-        rounds=effort.rounds,
-        sgemm_size=effort.sgemm_size,
         group="NAG update",
         case=case.name,
         # W_hh forward, backward and in the gradient; W_hx forward and in the gradient.

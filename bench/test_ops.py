@@ -12,8 +12,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import hfcore as hf
-from bench.conftest import Effort
-from bench.interleave import Contestant, compare
+from bench.interleave import Contestant, Effort, compare
 from hfcore.bindings import conjugate_gradient, loss, recurrence
 from hfcore.kernels.recurrence import RnnWeights
 
@@ -50,15 +49,7 @@ def race(
     lineup = {"hfcore": call, "reference backend": reference, **(others or {})}
     first, *rest = (Contestant(name, run, repeat=_repeat(run)) for name, run in lineup.items())
     compare(
-        benchmark,
-        first,
-        rest,
-        rounds=effort.rounds,
-        sgemm_size=effort.sgemm_size,
-        group=op,
-        case=shape,
-        flops=flops,
-        bytes_moved=bytes_moved,
+        benchmark, effort, first, rest, group=op, case=shape, flops=flops, bytes_moved=bytes_moved
     )
 
 

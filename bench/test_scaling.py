@@ -10,8 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench import peers
 from bench.cases import ADDITION
-from bench.conftest import Effort
-from bench.interleave import Contestant, compare
+from bench.interleave import Contestant, Effort, compare
 
 SIZES = {"B": [125, 250, 500, 1000, 2000], "T": [13, 25, 50, 100, 200]}
 FIXED = {"B": replace(ADDITION, T=50), "T": replace(ADDITION, B=500)}
@@ -28,10 +27,9 @@ def test_product_time_is_linear(benchmark: BenchmarkFixture, effort: Effort, axi
     *smaller, largest = lineup
     seconds = compare(
         benchmark,
+        effort,
         largest,
         smaller,
-        rounds=effort.rounds,
-        sgemm_size=effort.sgemm_size,
         group=f"Gauss-Newton product, linear in {axis}",
         case=base.name.replace(f"{axis}{getattr(base, axis)}", axis),
     )

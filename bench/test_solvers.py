@@ -7,6 +7,7 @@ often: SciPy's solvers on the same operator.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -17,8 +18,7 @@ from torch import Tensor, nn
 
 import hfcore as hf
 from bench.cases import Case
-from bench.conftest import Effort
-from bench.interleave import Contestant, compare
+from bench.interleave import Contestant, Effort, compare
 
 ITERATIONS = 30
 SLOW_ROUNDS = 3
@@ -93,10 +93,8 @@ def run(
     case: str,
 ) -> None:
     first, *rest = (Contestant(name, task) for name, task in tasks.items())
-    rounds, size = min(effort.rounds, SLOW_ROUNDS), effort.sgemm_size
-    seconds = compare(
-        benchmark, first, rest, rounds=rounds, sgemm_size=size, group=group, case=case
-    )
+    effort = replace(effort, rounds=min(effort.rounds, SLOW_ROUNDS))
+    seconds = compare(benchmark, effort, first, rest, group=group, case=case)
     if seconds:
         for row, task in zip(benchmark.extra_info["rows"], tasks.values(), strict=True):
             row.update(task.summary())

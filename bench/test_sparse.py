@@ -8,7 +8,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import Tensor
 
 import hfcore as hf
-from bench.conftest import Effort
+from bench.interleave import Effort
 from bench.test_ops import Call, race
 from hfcore.bindings import recurrence, sparse
 from hfcore.fan_in import distinct_columns

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from bench import jax_products
 from bench.gpu.timing import Call
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ UNCACHED = "JAX, jvp + vjp"
 
 def products(net: Net) -> dict[str, Callable[[], Call]]:
     """Makers of JAX's products; each raises ImportError or RuntimeError where JAX cannot."""
-    return {CACHED: lambda: _cached(net), UNCACHED: lambda: _uncached(net)}
+    return {
+        CACHED: lambda: jax_products.cached(*_functional(net), net.B),
+        UNCACHED: lambda: jax_products.uncached(*_functional(net), net.B),
+    }
 
 
 def _functional(net: Net) -> tuple[Callable[[Any], Any], Any, Any]:
@@ -47,30 +51,3 @@ def _functional(net: Net) -> tuple[Callable[[Any], Any], Any, Any]:
         for part, shape in zip(parts, net.shape.shapes, strict=True)
     )
     return outputs, parameters, tangents
-
-
-def _cached(net: Net) -> Call:
-    import jax
-
-    f, parameters, tangents = _functional(net)
-    linear = jax.block_until_ready(jax.jit(lambda p: jax.linearize(f, p)[1])(parameters))
-
-    @jax.jit  # type: ignore[untyped-decorator]
-    def product(linear: Any, v: Any) -> Any:
-        return jax.linear_transpose(linear, v)(linear(v) / net.B)[0]
-
-    return lambda: jax.block_until_ready(product(linear, tangents))
-
-
-def _uncached(net: Net) -> Call:
-    import jax
-
-    f, parameters, tangents = _functional(net)
-
-    @jax.jit  # type: ignore[untyped-decorator]
-    def product(p: Any, v: Any) -> Any:
-        _, tangent = jax.jvp(f, (p,), (v,))
-        _, vjp = jax.vjp(f, p)
-        return vjp(tangent / net.B)[0]
-
-    return lambda: jax.block_until_ready(product(parameters, tangents))

@@ -7,7 +7,6 @@ hands to them is what is tested. The kernels themselves: tests/gates.
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from op_recorder import Recorder
+from python_process import python
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfcore as hf
 from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, nvtx, triton_backend
@@ -186,9 +186,7 @@ def test_importing_and_computing_touches_neither_cupy_nor_triton() -> None:
         "hf.GaussNewton(m, hf.losses.SquaredError(), torch.zeros(4, 2, 2), torch.zeros(4, 2, 1))\n"
         "print([name for name in ('cupy', 'triton') if name in sys.modules])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=300
-    )
+    done = python("-c", code)
     assert done.stdout.strip() == "[]", done.stderr
     assert done.stderr == ""
 
@@ -556,18 +554,6 @@ def test_phases_of_a_step_are_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # ------------------------------------------------------------------------- what a graph can capture
-
-
-class Recorder(TorchDispatchMode):
-    """The names of torch ops that ran."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(str(func.overloadpacket))
-        return func(*args, **(kwargs or {}))
 
 
 VIEWS = {"aten.slice", "aten.select", "aten.view", "aten.alias", "aten.detach", "aten.unsqueeze"}

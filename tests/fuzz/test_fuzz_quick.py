@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
+
+from python_process import python_output
 
 SCRIPT = Path(__file__).with_name("fuzz_native.py")
 
 
 def test_random_calls_do_not_crash() -> None:
-    done = subprocess.run(
-        [sys.executable, "-P", str(SCRIPT)],
-        env={**os.environ, "HFCORE_FUZZ_CALLS": "300"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert "calls, no crash" in done.stdout
+    said = python_output(SCRIPT, HFCORE_FUZZ_CALLS="300")
+    assert "calls, no crash" in said
     for outcome in ("good    answered", "spoilt  answered", "spoilt  ValueError", "TypeError"):
-        assert outcome in done.stdout, f"no call was {outcome}:\n{done.stdout}"
+        assert outcome in said, f"no call was {outcome}:\n{said}"

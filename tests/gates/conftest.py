@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -57,3 +57,29 @@ def require_tool() -> Callable[[str], str]:
         return path
 
     return require
+
+
+@pytest.fixture(scope="session")
+def emulated(
+    tmp_path_factory: pytest.TempPathFactory, require_tool: Callable[[str], str]
+) -> Callable[[str], Path]:
+    """``emulated("dense")`` is the library of that family's CUDA kernels, built for the CPU."""
+    require_tool("g++")
+    # A gate with this file alone beside it has no tests/support on its path.
+    from emulation import SANITIZED, build, gpu_source
+
+    def library(family: str) -> Path:
+        return build(gpu_source(family), tmp_path_factory.mktemp(family), sanitize=SANITIZED)
+
+    return library
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty gives NaN: an element that nobody writes shows."""
+    import torch  # here, as the gates without it start in a tenth of the time
+
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -9,7 +9,6 @@ import itertools
 import math
 import os
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -31,6 +30,7 @@ from hfcore.kernels.momentum import reference as momentum_reference
 from hfcore.kernels.sparse import EllPattern
 from hfcore.kernels.sparse import gpu_triton as sparse
 from hfcore.kernels.sparse import reference as sparse_reference
+from oracles.cases.conjugate_gradient import Vectors
 from oracles.cases.loss import DELTA, make_case
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
@@ -57,27 +57,9 @@ def assert_within(got: Tensor, want: Tensor, bound: Tensor | float) -> None:
 
 
 @triton.jit
-def exp_kernel(x, y, N: tl.constexpr):
+def elementwise(x, y, f: tl.constexpr, N: tl.constexpr):
     i = tl.arange(0, N)
-    tl.store(y + i, triton_math.exp(tl.load(x + i)))
-
-
-@triton.jit
-def logistic_kernel(x, y, N: tl.constexpr):
-    i = tl.arange(0, N)
-    tl.store(y + i, triton_math.logistic(tl.load(x + i)))
-
-
-@triton.jit
-def tanh_kernel(x, y, N: tl.constexpr):
-    i = tl.arange(0, N)
-    tl.store(y + i, triton_math.tanh(tl.load(x + i)))
-
-
-@triton.jit
-def log1p_kernel(x, y, N: tl.constexpr):
-    i = tl.arange(0, N)
-    tl.store(y + i, triton_math.log1p(tl.load(x + i)))
+    tl.store(y + i, f(tl.load(x + i)))
 
 
 @triton.jit
@@ -90,10 +72,10 @@ def wide(x: Tensor) -> np.ndarray:
 
 
 FUNCTIONS = {
-    "exp": (exp_kernel, lambda x: np.exp(wide(x))),
-    "logistic": (logistic_kernel, lambda x: 1 / (1 + np.exp(-wide(x)))),
-    "tanh": (tanh_kernel, lambda x: np.tanh(wide(x))),
-    "log1p": (log1p_kernel, lambda x: np.log1p(wide(x))),
+    "exp": (triton_math.exp, lambda x: np.exp(wide(x))),
+    "logistic": (triton_math.logistic, lambda x: 1 / (1 + np.exp(-wide(x)))),
+    "tanh": (triton_math.tanh, lambda x: np.tanh(wide(x))),
+    "log1p": (triton_math.log1p, lambda x: np.log1p(wide(x))),
 }
 
 
@@ -105,7 +87,7 @@ FUNCTIONS = {
 )  # fmt: skip
 def test_elementary_functions_in_ulps(name: str, dtype: torch.dtype) -> None:
     """Within 3 ulp of extended precision, from tiny to where the result leaves the range."""
-    N, kernel, oracle = 8192, *FUNCTIONS[name]
+    N, f, oracle = 8192, *FUNCTIONS[name]
     limit = {"log1p": 1e18}.get(name, 87.0 if dtype == torch.float32 else 700.0)
     g = torch.Generator().manual_seed(1)
     size = torch.empty(N, dtype=torch.float64).uniform_(-40, math.log2(limit), generator=g).exp2()
@@ -113,7 +95,7 @@ def test_elementary_functions_in_ulps(name: str, dtype: torch.dtype) -> None:
     x = (size if name == "log1p" else size * sign).to(dtype)
     x[:3] = torch.tensor([0.0, limit, 1.0], dtype=dtype)
     y = torch.empty_like(x)
-    kernel[(1,)](x, y, N=N)
+    elementwise[(1,)](x, y, f, N=N)
     want = oracle(x)
     ulps = np.abs(wide(y) - want) / np.spacing(np.abs(want).astype(y.numpy().dtype))
     assert float(ulps.max()) < 3.0
@@ -124,15 +106,15 @@ def test_elementary_functions_at_extremes(dtype: torch.dtype) -> None:
     inf, nan = float("inf"), float("nan")
     x = torch.tensor([-inf, -1e4, 1e4, inf, nan, -0.0, 0.0, -1e30], dtype=dtype)
     exp, logistic, tanh = (torch.empty_like(x) for _ in range(3))
-    exp_kernel[(1,)](x, exp, N=8)
-    logistic_kernel[(1,)](x, logistic, N=8)
-    tanh_kernel[(1,)](x, tanh, N=8)
+    elementwise[(1,)](x, exp, triton_math.exp, N=8)
+    elementwise[(1,)](x, logistic, triton_math.logistic, N=8)
+    elementwise[(1,)](x, tanh, triton_math.tanh, N=8)
     torch.testing.assert_close(tanh, x.tanh(), rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(exp, x.exp(), rtol=0, atol=0, equal_nan=True)
     torch.testing.assert_close(logistic, x.sigmoid(), rtol=0, atol=0, equal_nan=True)
     # Denormal results are rounded, not flushed.
     low = torch.full_like(x, -100.0 if dtype == torch.float32 else -740.0)
-    exp_kernel[(1,)](low, exp, N=8)
+    elementwise[(1,)](low, exp, triton_math.exp, N=8)
     assert_within(exp, low.double().exp(), 2.0 ** (-148 if dtype == torch.float32 else -1073))
 
 
@@ -140,7 +122,7 @@ def test_log1p_at_extremes() -> None:
     x = torch.tensor([0.0, 5e-324, 1e-300, 1e-17, 1e18, float("nan")], dtype=torch.float64)
     x = torch.cat([x, torch.zeros(2, dtype=torch.float64)])
     y = torch.empty_like(x)
-    log1p_kernel[(1,)](x, y, N=8)
+    elementwise[(1,)](x, y, triton_math.log1p, N=8)
     want = torch.tensor([math.log1p(v) for v in x.tolist()], dtype=torch.float64)
     torch.testing.assert_close(y, want, rtol=1e-15, atol=0, equal_nan=True)
 
@@ -587,18 +569,6 @@ def test_sparse_short_rows_are_not_read() -> None:
 
 SIZES = [1, 7, 1023, 1025, 5000]
 ALL_SIZES = [*SIZES, *(pytest.param(n, marks=pytest.mark.slow) for n in (16_384, 524_289))]
-
-
-class Vectors(NamedTuple):
-    x: Tensor
-    r: Tensor
-    z: Tensor
-    p: Tensor
-    Ap: Tensor
-    b: Tensor
-
-    def copy(self) -> Vectors:
-        return Vectors(*(v.clone() for v in self))
 
 
 def make_vectors(N: int, dtype: torch.dtype) -> tuple[Vectors, Tensor]:

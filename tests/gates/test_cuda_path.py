@@ -8,8 +8,6 @@ chosen when Triton is imported.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,10 +16,11 @@ from typing import Any
 
 import pytest
 import torch
+from python_process import in_triton_interpreter
 from torch import Tensor
 
 import hfcore as hf
-from emulation import Emulator, build, gpu_source
+from emulation import Emulator
 from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, recurrence
 from hfcore.bindings.momentum import lookahead_point, momentum_update
 from hfcore.kernels.recurrence import gpu
@@ -36,26 +35,14 @@ if not INTERPRETED:
     def test_in_a_process_of_its_own(require_tool: Callable[[str], str]) -> None:
         require_tool("g++")
         require_tool("triton")
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", "pytest", "-q", str(Path(__file__).resolve())],
-            cwd=ROOT,
-            env={**os.environ, "TRITON_INTERPRET": "1"},
-            capture_output=True,
-            text=True,
-            timeout=900,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        in_triton_interpreter(Path(__file__).resolve(), timeout=900)
 
 else:
 
     @pytest.fixture(scope="module")
-    def emulators(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    def emulators(emulated: Callable[[str], Path]) -> dict[str, Any]:
         """By family."""
-        found = {}
-        for family in ("recurrence", "dense"):
-            library = build(gpu_source(family), tmp_path_factory.mktemp(family))
-            found[family] = Emulator(library)
-        return found
+        return {family: Emulator(emulated(family)) for family in ("recurrence", "dense")}
 
     @pytest.fixture
     def as_cuda(emulators: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:

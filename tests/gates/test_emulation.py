@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +21,11 @@ from torch import Tensor
 import planted
 from emulation import (
     ORDERS,
+    SANITIZED,
     EmulationError,
     Emulator,
     Order,
+    assert_sanitized_tests_pass,
     build,
     gpu_source,
     kernel_names,
@@ -44,8 +45,6 @@ from oracles.cases.recurrence import STEPS, Size
 
 SOURCE = gpu_source("recurrence")
 PLANTED = Path(planted.__file__).parent
-# Set in the subprocess that runs this file again with the sanitizers loaded.
-SANITIZED = os.environ.get("HFCORE_EMULATION_SANITIZED") == "1"
 SEQUENCE_KERNELS = tuple(
     name + form
     for form in ("", "_registers")
@@ -57,19 +56,12 @@ PLENTY = gpu.SHARED_LIMIT[90]
 U = 2.0**-24
 
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory, require_tool: Callable[[str], str]) -> Path:
-    require_tool("g++")
-    return build(SOURCE, tmp_path_factory.mktemp("emulation"), sanitize=SANITIZED)
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """torch.empty gives NaN: an element that nobody writes shows."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
+def library(emulated: Callable[[str], Path]) -> Path:
+    return emulated("recurrence")
 
 
 @pytest.fixture(params=FORMS)
@@ -807,10 +799,7 @@ def test_planned_shared_memory_is_exact(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(SANITIZED, reason="starts sanitized processes itself")
 def test_under_sanitizers(require_tool: Callable[[str], str]) -> None:
-    """The tests above that are not about faults, on a library with AddressSanitizer and UBSan."""
     require_tool("g++")
     kept = "test_quick or test_steps or test_stop or test_each_form or test_nan or test_same"
     kept += " or test_rows_product or test_parameter_gradient or test_weights_in_registers"
-    done = sanitized("-m", "pytest", "-q", str(Path(__file__)), "-k", kept)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert " passed" in done.stdout
+    assert_sanitized_tests_pass(__file__, kept)

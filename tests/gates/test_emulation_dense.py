@@ -8,7 +8,6 @@ so does every tensor that is written to.
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +18,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from emulation import ORDERS, Emulator, Order, build, gpu_source, kernel_names, sanitized
+from emulation import (
+    ORDERS,
+    SANITIZED,
+    Emulator,
+    Order,
+    assert_sanitized_tests_pass,
+    build,
+    gpu_source,
+    kernel_names,
+    sanitized,
+)
 from hfcore.bindings import cuda, dense, dispatch
 from hfcore.bindings.forms.dense.cuda import compiled_form
 from hfcore.bindings.triton_backend import set_matmul_precision
@@ -27,23 +36,15 @@ from hfcore.kernels.dense import gpu
 from oracles.cases import dense as layers
 
 SOURCE = gpu_source("dense")
-SANITIZED = os.environ.get("HFCORE_EMULATION_SANITIZED") == "1"
 OPS = ("dense_forward", "dense_rforward", "dense_backward", "dense_gradient", "dense_squares")
 
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
 @pytest.fixture(scope="session")
-def library(tmp_path_factory: pytest.TempPathFactory, require_tool: Callable[[str], str]) -> Path:
-    require_tool("g++")
-    return build(SOURCE, tmp_path_factory.mktemp("emulation"), sanitize=SANITIZED)
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """torch.empty gives NaN: an element that nobody writes shows."""
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
-    yield
-    torch.use_deterministic_algorithms(False)
+def library(emulated: Callable[[str], Path]) -> Path:
+    return emulated("dense")
 
 
 @contextmanager
@@ -328,9 +329,6 @@ def test_planned_shared_memory_is_exact(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(SANITIZED, reason="starts sanitized processes itself")
 def test_under_sanitizers(require_tool: Callable[[str], str]) -> None:
-    """The tests above that are not about faults, on a library with AddressSanitizer and UBSan."""
     require_tool("g++")
     kept = "test_quick or test_by_the_rule or test_stop or test_nan"
-    done = sanitized("-m", "pytest", "-q", str(Path(__file__)), "-k", kept)
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert " passed" in done.stdout
+    assert_sanitized_tests_pass(__file__, kept)

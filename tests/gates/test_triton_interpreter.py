@@ -6,40 +6,25 @@ Triton is imported.
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
+from python_process import in_triton_interpreter
 
 import planted
 
 HERE = Path(__file__).parent
 Tool = Callable[[str], str]
-
-
-def interpret(path: Path, *options: str) -> str:
-    """pytest on one file under the interpreter; gives its output, fails where a case fails."""
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", "-q", str(path), *options],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1800,
-    )
-    assert done.returncode == 0, f"{done.stdout[-6000:]}{done.stderr[-2000:]}"
-    return done.stdout
+interpret = partial(in_triton_interpreter, timeout=1800)
 
 
 def test_quick_cases(require_tool: Tool) -> None:
     require_tool("triton")
-    passed = re.search(
-        r"(\d+) passed", interpret(HERE / "interpreted_kernels.py", "-m", "not slow")
-    )
+    said = interpret(HERE / "interpreted_kernels.py", "-m", "not slow")
+    passed = re.search(r"(\d+) passed", said)
     assert passed is not None
     assert int(passed.group(1)) > 40
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 from dense_operator import Dense as DenseOperator
+from op_recorder import Recorder
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import hfcore as hf
 from hfcore.bindings import device_conjugate_gradient as bindings
@@ -23,17 +23,11 @@ from hfcore.solvers import conjugate_gradient as host
 from hfcore.solvers import linear
 from hfcore.solvers.conjugate_gradient import Solution, StopRule, conjugate_gradient
 from hfcore.solvers.device_conjugate_gradient import device_conjugate_gradient, lookback
+from oracles.cases.conjugate_gradient import assert_first_to_stop, spd
 
 assert os.environ.get("TRITON_INTERPRET") == "1"
 
 Seen = list[tuple[int, Tensor, float]]
-
-
-def spd(N: int, condition: float = 100.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    Q, _ = torch.linalg.qr(torch.randn(N, N, generator=g, dtype=torch.float64))
-    A = Q @ torch.diag(torch.logspace(0, math.log10(condition), N, dtype=torch.float64)) @ Q.T
-    return A, torch.randn(N, generator=g, dtype=torch.float64)
 
 
 def product(A: Tensor) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -174,14 +168,7 @@ def test_progress_rule_is_the_papers() -> None:
     rule = StopRule(max_iterations=400, tolerance=5e-4)
     solution, _, want = both(A, b, torch.zeros_like(b), rule)
     assert solution.stop == want.stop == host.PROGRESS
-    phi = solution.history
-
-    def done(i: int) -> bool:
-        k = max(10, math.ceil(0.1 * i))
-        return i > k and phi[i - k] < 0 and (phi[i] - phi[i - k]) / phi[i] < k * 5e-4
-
-    assert done(solution.iterations)
-    assert not any(done(i) for i in range(1, solution.iterations))
+    assert_first_to_stop(solution.history, solution.iterations, rule.tolerance)
     assert abs(solution.iterations - want.iterations) <= 2
 
 
@@ -296,18 +283,6 @@ def test_snapshots_are_the_iterates() -> None:
         )
         assert torch.equal(alone.x, x)
         assert alone.history[-1] == phi == pytest.approx(float(0.5 * x @ A @ x - b @ x), rel=1e-12)
-
-
-class Recorder(TorchDispatchMode):
-    """The names of torch ops that ran."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(str(func.overloadpacket))
-        return func(*args, **(kwargs or {}))
 
 
 def test_a_solve_allocates_nothing_and_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -470,18 +445,23 @@ def test_iterate_that_overflows_is_not_observed() -> None:
     assert not seen
 
 
+def ended_at_6(A: Tensor, b: Tensor, rule: StopRule, **options: Any) -> Solution:
+    """A solve from zero that its observer, who sees every third iterate, ends at the sixth."""
+    solution, _ = device_conjugate_gradient(
+        *(product(A), b, torch.zeros_like(b)),
+        rule=rule,
+        observer=lambda i, x, phi: i == 6,
+        observe_at=range(3, 300, 3),
+        **options,
+    )
+    assert solution.stop == host.OBSERVER
+    return solution
+
+
 @pytest.mark.parametrize("look_every", [1, 4, 30])
 def test_observer_ends_the_solve(look_every: int) -> None:
     A, b = spd(30)
-    solution, _ = device_conjugate_gradient(
-        product(A),
-        b,
-        torch.zeros_like(b),
-        rule=StopRule(tolerance=0.0),
-        observer=lambda i, x, phi: i == 6,
-        observe_at=range(3, 300, 3),
-        look_every=look_every,
-    )
+    solution = ended_at_6(A, b, StopRule(tolerance=0.0), look_every=look_every)
     want = conjugate_gradient(
         lambda v, out: torch.mv(A, v, out=out),
         b,
@@ -490,22 +470,13 @@ def test_observer_ends_the_solve(look_every: int) -> None:
         observer=lambda i, x, phi: i == 6,
     )
     assert (solution.stop, solution.iterations) == (want.stop, want.iterations)
-    assert solution.stop == host.OBSERVER
     assert len(solution.history) == 7
     torch.testing.assert_close(solution.x, want.x, rtol=1e-11, atol=1e-12)
 
 
 def test_observer_comes_before_the_rule_at_the_last_iterate() -> None:
     A, b = spd(30)
-    solution, _ = device_conjugate_gradient(
-        product(A),
-        b,
-        torch.zeros_like(b),
-        rule=StopRule(max_iterations=6),
-        observer=lambda i, x, phi: i == 6,
-        observe_at=range(3, 300, 3),
-    )
-    assert solution.stop == host.OBSERVER
+    ended_at_6(A, b, StopRule(max_iterations=6))
 
 
 def test_refuses_by_name() -> None:

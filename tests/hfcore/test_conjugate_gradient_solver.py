@@ -11,13 +11,7 @@ from torch import Tensor
 
 from hfcore.solvers import conjugate_gradient as cg
 from hfcore.solvers.conjugate_gradient import StopRule, conjugate_gradient
-
-
-def spd(N: int, condition: float = 100.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    Q, _ = torch.linalg.qr(torch.randn(N, N, generator=g, dtype=torch.float64))
-    A = Q @ torch.diag(torch.logspace(0, math.log10(condition), N, dtype=torch.float64)) @ Q.T
-    return A, torch.randn(N, generator=g, dtype=torch.float64)
+from oracles.cases.conjugate_gradient import assert_first_to_stop, spd
 
 
 def product(A: Tensor):
@@ -63,14 +57,7 @@ def test_progress_rule_is_the_papers() -> None:
     rule = StopRule(max_iterations=1000, tolerance=5e-4)
     solution = conjugate_gradient(product(A), b, torch.zeros_like(b), rule=rule)
     assert solution.stop == cg.PROGRESS
-    phi = solution.history
-
-    def done(i: int) -> bool:
-        k = max(10, math.ceil(0.1 * i))
-        return i > k and phi[i - k] < 0 and (phi[i] - phi[i - k]) / phi[i] < k * 5e-4
-
-    assert done(solution.iterations)
-    assert not any(done(i) for i in range(1, solution.iterations))
+    assert_first_to_stop(solution.history, solution.iterations, rule.tolerance)
 
 
 def test_maximum_of_iterations() -> None:

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import contextvars
 import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
+from python_process import in_triton_interpreter, python
 
 import hfcore as hf
 from hfcore.bindings import device_conjugate_gradient, triton_backend
@@ -27,15 +26,7 @@ def interpret(*options: str) -> None:
         if os.environ.get("HFCORE_REQUIRE_GATES") == "1":
             pytest.fail("NOT RUN: triton (HFCORE_REQUIRE_GATES=1 asks for every gate)")
         pytest.skip("NOT RUN: triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "pytest", "-q", str(CASES), *options],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == 0, f"{done.stdout[-6000:]}{done.stderr[-2000:]}"
+    in_triton_interpreter(CASES, *options, timeout=900)
 
 
 def test_quick_cases_in_the_interpreter() -> None:
@@ -63,7 +54,7 @@ def test_cpu_data_imports_no_triton_kernel() -> None:
         "opt.step((x, x[..., :1]))\n"
         "print([m for m in sys.modules if m.startswith('hfcore.kernels') and 'triton' in m])\n"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    done = python("-c", code)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", "[]\n")
 
 

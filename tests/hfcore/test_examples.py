@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 
 import pytest
 import torch
+from python_process import python_output
 
 import hfcore as hf
-from hfcore.examples import cnn, lstm, transformer
+from hfcore.examples import cnn, compiled, language_model, lstm, poisson, transformer
 
 
 @pytest.mark.parametrize(
     ("main", "amount", "factor"),
-    [(cnn.main, 4, 0.5), (lstm.main, 13, 0.2), (transformer.main, 7, 0.2)],
-    ids=["cnn", "lstm", "transformer"],
+    [
+        (cnn.main, 4, 0.5),
+        (lstm.main, 13, 0.2),
+        (transformer.main, 7, 0.2),
+        (language_model.main, 5, 0.3),
+        (poisson.main, 5, 0.1),
+        (compiled.main, 6, 0.5),
+    ],
+    ids=["cnn", "lstm", "transformer", "language_model", "poisson", "compiled"],
 )
 def test_losses_fall(main: Callable[[int], list[float]], amount, factor, capsys) -> None:
     losses = main(amount)
@@ -27,16 +32,9 @@ def test_losses_fall(main: Callable[[int], list[float]], amount, factor, capsys)
 
 
 def test_examples_run_as_modules() -> None:
-    run = subprocess.run(
-        [sys.executable, "-P", "-m", "hfcore.examples.cnn"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert run.returncode == 0, run.stderr
-    assert "epoch 3: loss" in run.stdout
-    assert "test accuracy" in run.stdout
+    said = python_output("-m", "hfcore.examples.cnn", OMP_NUM_THREADS="1")
+    assert "epoch 3: loss" in said
+    assert "test accuracy" in said
 
 
 def test_state_dict_of_an_optimiser_on_a_module_comes_back_bitwise() -> None:

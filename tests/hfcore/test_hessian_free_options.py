@@ -14,15 +14,8 @@ from torch import Tensor, nn
 import hfcore as hf
 from hfcore.objective_factory import objective_for
 from hfcore.training.state_tree import flatten, unflatten
+from oracles.exact_steps import EXACT
 
-# CG until it is exact, its last iterate, no line search: the step is the solution itself.
-EXACT = {
-    "cg_max_iter": 200,
-    "cg_tolerance": 0.0,
-    "cg_residual": 1e-12,
-    "cg_backtracking": "last",
-    "step_size": 1.0,
-}
 DAMPING, L2 = 0.3, 0.01
 
 

@@ -6,22 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from unset_nets import net, seeded
 
 import hfcore as hf
 
 INITS: list[Callable[..., None]] = [hf.init.sparse_, hf.init.gaussian_, hf.init.glorot_]
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def net(n: int, H: int, k: int, dtype: torch.dtype = torch.float64) -> hf.RNN:
-    """A net full of NaN, so that whatever an initialisation forgets is seen."""
-    model = hf.RNN(n, H, k, dtype=dtype)
-    for p in model.parameters():
-        torch.nn.init.constant_(p, float("nan"))
-    return model
 
 
 @pytest.mark.parametrize(

@@ -8,22 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from unset_nets import net, seeded
 
 import hfcore as hf
 from hfcore import spectral
 from hfcore.init import esn_recurrence
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def net(n: int, H: int, k: int, dtype: torch.dtype = torch.float64) -> hf.RNN:
-    """A net full of NaN, so that whatever the initialisation forgets is seen."""
-    model = hf.RNN(n, H, k, dtype=dtype)
-    for p in model.parameters():
-        torch.nn.init.constant_(p, float("nan"))
-    return model
 
 
 def radius(W: torch.Tensor) -> float:

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
-from click.testing import CliRunner
 
 import hfcore as hf
-from hfcore.cli import main
+from command_line import invoke
 from hfcore.data import curves
 from hfcore.experiments.commands import autoencoders, fig5
 from hfcore.presets import AutoencoderPreset
@@ -95,7 +94,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(arguments: list[str], folder: Path, *more: str) -> str:
-    result = CliRunner().invoke(main, [*arguments, "--run-dir", str(folder), *more])
+    result = invoke(*arguments, "--run-dir", folder, *more)
     assert result.exit_code == 0, result.output
     return result.output.replace(str(folder), "RUN")
 

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from torch import Tensor, nn
 
 import hfcore as hf
-from hfcore.cli import main
+from command_line import invoke
 from hfcore.training import BestModel, CheckpointError, Limits, RunFolderError
 
 SQUARED = hf.losses.SquaredError()
@@ -140,13 +139,8 @@ class Own(nn.Module):
 def test_a_class_of_ones_own_needs_a_factory(tmp_path: Path) -> None:
     x, y = noise(8, 3).float(), noise(8, 2).float()
     model = Own()
-    train(
-        model,
-        (x, y),
-        torch.optim.RMSprop(model.parameters(), lr=0.01),
-        tmp_path / "run",
-        loss=nn.MSELoss(),
-    )
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=0.01)
+    train(model, (x, y), optimizer, tmp_path / "run", loss=nn.MSELoss())
     with pytest.raises(RunFolderError, match="model: is a Own, which hfcore does not know how to"):
         hf.load_run(tmp_path / "run")
     for given in (Own, Own()):
@@ -236,10 +230,10 @@ def test_the_command_prints_the_error(tmp_path: Path) -> None:
     arguments = ["train", "addition", "--length", "6", "--hidden", "5", "--optimizer", "nag"]
     arguments += ["--lr", "0.01", "--minibatches", "0.05", "--batch-size", "10", "--quiet"]
     arguments += ["--test-size", "200", "--run-dir", str(folder)]
-    trained = CliRunner().invoke(main, arguments, catch_exceptions=False)
+    trained = invoke(*arguments)
     assert trained.exit_code == 0, trained.output
     line = next(text for text in trained.output.splitlines() if text.startswith("test error"))
-    shown = CliRunner().invoke(main, ["evaluate", str(folder)], catch_exceptions=False)
+    shown = invoke("evaluate", folder)
     assert shown.exit_code == 0, shown.output
     assert line.split()[2] in shown.output
     assert "iteration             5" in shown.output
@@ -248,7 +242,7 @@ def test_the_command_prints_the_error(tmp_path: Path) -> None:
         (["--checkpoint", "3"], "has no checkpoint of iteration 3"),
         (["--checkpoint", "first"], "need last, best or an iteration"),
     ):
-        refused = CliRunner().invoke(main, ["evaluate", str(folder), *wrong])
+        refused = invoke("evaluate", folder, *wrong)
         assert refused.exit_code in (1, 2)
         assert message in refused.output
         assert "Traceback" not in refused.output

@@ -11,29 +11,14 @@ from torch.nn.utils import parametrizations
 
 import hfcore as hf
 from hfcore.autograd.objective import ModuleObjective
+from oracles.custom_tanh import OnceOnly, SavesInput, SavesOutput
 
 
 def normal(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-class OnceOnly(torch.autograd.Function):
-    """A backward pass that cannot be differentiated, and says so."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        y = torch.tanh(x)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return g * (1 - y * y)
-
-
-class ThroughNumpy(OnceOnly):
+class ThroughNumpy(SavesOutput):
     """A backward pass that leaves torch: its derivative is taken to be zero."""
 
     @staticmethod
@@ -42,7 +27,7 @@ class ThroughNumpy(OnceOnly):
         return torch.from_numpy(g.detach().numpy() * (1 - y * y).detach().numpy())
 
 
-class DetachedGradient(OnceOnly):
+class DetachedGradient(SavesOutput):
     @staticmethod
     def backward(ctx, g: Tensor) -> Tensor:
         (y,) = ctx.saved_tensors
@@ -192,21 +177,11 @@ def test_a_backward_that_reads_detached_values_is_told(function, caplog) -> None
 
 
 def test_a_custom_function_that_is_right_is_not_doubted() -> None:
-    class Right(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return torch.tanh(x)
-
-        @staticmethod
-        def backward(ctx, g: Tensor) -> Tensor:
-            (x,) = ctx.saved_tensors
-            return g * (1 - torch.tanh(x).square())
-
-    model = net(Right.apply)
+    model = net(SavesInput.apply)
     stats = hf.HessianFree(model, nn.MSELoss(), curvature="hessian").step((X, Y))
     assert not any("differ" in m for m in stats.messages)
-    stopped = net(lambda x: Right.apply(x) * x.detach())  # means no derivative: nothing to compare
+    # A detach that is meant leaves nothing to compare with.
+    stopped = net(lambda x: SavesInput.apply(x) * x.detach())
     stats = hf.HessianFree(stopped, nn.MSELoss(), curvature="hessian").step((X, Y))
     assert not any("differ" in m for m in stats.messages)
 

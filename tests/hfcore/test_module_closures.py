@@ -14,6 +14,7 @@ from torch.nn.utils import parametrizations, prune
 import hfcore as hf
 from hfcore.autograd.backward import BackwardObjective
 from hfcore.autograd.objective import ModuleObjective
+from oracles.custom_tanh import OnceOnly
 
 
 def tanh_net(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -239,22 +240,6 @@ def test_bad_closures_are_explained(closure, error, message, curvature) -> None:
     model, _ = regression()
     with pytest.raises(error, match=message):
         hf.HessianFree(model, curvature=curvature).step(closure)
-
-
-class OnceOnly(torch.autograd.Function):
-    """A fused kernel: a backward pass that cannot be differentiated."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        y = torch.tanh(x)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g: Tensor) -> Tensor:
-        (y,) = ctx.saved_tensors
-        return g * (1 - y * y)
 
 
 def test_hessian_fd_serves_what_cannot_be_differentiated_twice() -> None:

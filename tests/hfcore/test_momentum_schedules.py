@@ -13,15 +13,7 @@ import torch
 from torch import nn
 
 import hfcore as hf
-from hfcore.schedules import (
-    Constant,
-    Delayed,
-    Final,
-    Increasing,
-    Nesterov,
-    NesterovSequence,
-    OptionSchedule,
-)
+from hfcore.schedules import Constant, Delayed, Final, Increasing, Nesterov, NesterovSequence
 
 EVERY = [
     Constant(0.5),
@@ -108,7 +100,7 @@ def test_repr_names_the_numbers() -> None:
 
 def test_as_an_option() -> None:
     opt = hf.NAG([nn.Parameter(torch.ones(2))], 0.1)
-    schedule = OptionSchedule(
+    schedule = hf.schedules.OptionSchedule(
         opt, momentum=Final(Increasing(0.99), total=1000, updates=100, mu=0.6)
     )
     seen = []

@@ -46,9 +46,16 @@ def started(model: str) -> nn.Module:
 def step(model: nn.Module, optimiser: Any) -> None:
     """One update, by hand, on data that suits all three."""
     x = torch.linspace(-1, 1, 24).view(2, 4, 3)
-    x = x[0] if isinstance(model, hf.MLP) else x
+    optimiser.step(closure_of(model, optimiser, x[0] if isinstance(model, hf.MLP) else x))
+
+
+def closure_of(
+    model: nn.Module, optimiser: Any, x: Tensor, before: Callable[[], None] = lambda: None
+) -> Callable[[], Any]:
+    """What the optimiser's step calls; it calls ``before`` first."""
 
     def closure() -> Any:
+        before()
         s = model(x)
         loss = s.square().mean()
         if isinstance(optimiser, hf.HessianFree):
@@ -57,7 +64,7 @@ def step(model: nn.Module, optimiser: Any) -> None:
         loss.backward()
         return loss
 
-    optimiser.step(closure)
+    return closure
 
 
 def values(model: nn.Module) -> list[Tensor]:
@@ -131,20 +138,13 @@ def test_inside_of_a_step_too(name: str, tmp_path: Path) -> None:
     optimiser = OPTIMISERS[name](model.parameters())
     for _ in range(2):
         step(model, optimiser)
-    x = torch.ones(1, 3)
+    inside = tmp_path / "inside.safetensors"
 
-    def closure() -> Any:
-        safetensors.torch.save_model(model, str(tmp_path / "inside.safetensors"))
-        s = model(x)
-        loss = s.square().mean()
-        if isinstance(optimiser, hf.HessianFree):
-            return loss, s
-        optimiser.zero_grad()
-        loss.backward()
-        return loss
+    def save() -> None:
+        safetensors.torch.save_model(model, str(inside))
 
-    optimiser.step(closure)
-    assert len(safetensors.torch.load_file(tmp_path / "inside.safetensors")) == 4
+    optimiser.step(closure_of(model, optimiser, torch.ones(1, 3), save))
+    assert len(safetensors.torch.load_file(inside)) == 4
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)

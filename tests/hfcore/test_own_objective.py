@@ -11,16 +11,10 @@ from torch import Tensor, nn
 
 import hfcore as hf
 from hfcore.autograd.objective import ModuleObjective
+from oracles.exact_steps import EXACT
 
 D = torch.float64
 N, CASES = 7, 11
-EXACT = {
-    "cg_max_iter": 200,
-    "cg_tolerance": 0.0,
-    "cg_residual": 1e-12,
-    "cg_backtracking": "last",
-    "step_size": 1.0,
-}
 
 
 def regression() -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import hfcore as hf
-from command_line import assert_another_run_is_refused, invoke
+from command_line import assert_another_run_is_refused, invoke, table_of
 from hfcore.cli.tables import markdown, number
 from hfcore.data import Dataset, curves
 from hfcore.data.statistics import pca_errors
@@ -49,10 +49,9 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command_module, "load", lambda name, folder=None: tiny_data(name))
 
 
-def table_of(text: str) -> dict[str, list[str]]:
+def by_first_column(text: str) -> dict[str, list[str]]:
     """Cells of the markdown table in ``text`` by those of its first column."""
-    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
-    return {row[0]: row[1:] for row in rows}
+    return {first: rest for first, *rest in table_of(text)}
 
 
 # ---- curves-log
@@ -63,7 +62,7 @@ def test_curves_log_prints_and_writes_the_table(tmp_path: Path) -> None:
     result = invoke(*LOG, "--iterations", "3", "--run-dir", folder, "--threads", "1")
     assert result.exit_code == 0, result.output
     assert heading() in result.output
-    table = table_of(result.output)
+    table = by_first_column(result.output)
     assert list(table) == ["iteration", "---", "1", "2", "3"]
     numbers = json.loads((folder / "curves_log.json").read_text())
     for i in (1, 2, 3):
@@ -98,7 +97,7 @@ def test_curves_log_resumes_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.Mon
     stopped = invoke(*arguments)
     assert stopped.exit_code == 130
     assert f"continue with the same command and: --run-dir {folder} --resume" in stopped.output
-    assert list(table_of(stopped.output)) == ["iteration", "---", "1"]
+    assert list(by_first_column(stopped.output)) == ["iteration", "---", "1"]
     monkeypatch.setattr(trainings_module, "describe", describe)
     resumed = invoke(*arguments, "--resume", "--quiet")
     assert resumed.exit_code == 0, resumed.output
@@ -122,7 +121,7 @@ def test_curves_log_table_has_the_iterations_of_the_log() -> None:
         for i in range(311)
     ]
     text = curves_log_table(lines, tiny_data("curves"))
-    table = table_of(text)
+    table = by_first_column(text)
     expected = sorted({*CURVES_LOG, *CURVES_LOG_DAMPING, 310})
     assert list(table)[2:] == [str(i) for i in expected]
     assert table["300"] == ["0.003322", "0.1253", "60", "2", "0.5", "2e-18", "60,000", "60,221"]
@@ -142,7 +141,7 @@ def test_table2_puts_references_and_papers_beside_the_run(tmp_path: Path) -> Non
     folder = tmp_path / "run"
     result = invoke(*TABLE, "mnist", "--run-dir", folder)
     assert result.exit_code == 0, result.output
-    table, dataset = table_of(result.output), tiny_data("mnist")
+    table, dataset = by_first_column(result.output), tiny_data("mnist")
     assert table["mean image"][:2] == [number(x) for x in pca_errors(dataset, 0)]
     assert table["PCA-3"][:2] == [number(x) for x in pca_errors(dataset, 3)]
     assert table["Hinton & Salakhutdinov (2006)"][1] == "3"
@@ -164,7 +163,7 @@ def test_table2_with_several_methods_and_early_stopping(tmp_path: Path) -> None:
     arguments += ["--methods", "hf,adam=0.002,sgd=1e-30", "--quiet", "--iterations", "3"]
     result = invoke(*arguments)
     assert result.exit_code == 0, result.output
-    table = table_of(result.output)
+    table = by_first_column(result.output)
     assert {"hf, here (iterations)", "adam=0.002, here (iterations)"} <= set(table)
     # A step of nothing never betters the net it started from.
     assert table["sgd=1e-30, here (early stopping)"][2] == "0"
@@ -172,7 +171,7 @@ def test_table2_with_several_methods_and_early_stopping(tmp_path: Path) -> None:
     assert set(numbers["methods"]) == {"hf", "adam=0.002", "sgd=1e-30"}
     assert "validation_error" in numbers["methods"]["hf"]["iterations"][0]
     again = invoke(*arguments, "--resume")
-    assert table_of(again.output) == table
+    assert by_first_column(again.output) == table
 
 
 def test_a_starred_run_has_its_own_weight_decay(tmp_path: Path) -> None:

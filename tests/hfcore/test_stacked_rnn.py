@@ -15,13 +15,9 @@ from hfcore.losses import Loss
 from hfcore.nets import through_time
 from hfcore.nets.objective import FusedObjective
 from hfcore.objective_factory import objective_for
+from oracles.losses import LOSSES
+from oracles.rnn import ACTIVATIONS, moved, steps_of_loss
 
-LOSSES = (
-    hf.losses.SquaredError(),
-    hf.losses.LogisticCrossEntropy(),
-    hf.losses.SoftmaxCrossEntropy(),
-)
-ACTIVATIONS = {"tanh": torch.tanh, "logistic": torch.sigmoid, "relu": torch.relu}
 KINDS = ("ggn", "hessian", "fisher")
 
 
@@ -35,21 +31,15 @@ class Problem:
         g = torch.Generator().manual_seed(T * 100 + B)
         options: dict[str, Any] = {"nonlinearity": nonlinearity, "dtype": torch.float64}
         self.loss, self.model = loss, hf.StackedRNN(n, sizes, k, generator=g, **options)
-        with torch.no_grad():
-            for p in self.model.parameters():
-                p.add_(0.2 * torch.randn(p.shape, generator=g, dtype=p.dtype))
+        moved(self.model, g)
         self.parameters = FlatParameters(self.model)
         self.theta = self.parameters.read()
         self.x = torch.randn(T, B, n, generator=g, dtype=torch.float64)
         self.y = torch.rand(T, B, k, generator=g, dtype=torch.float64)
         if loss.kind == "softmax":
             self.y = torch.randint(k, (T, B), generator=g)
-        self.mask = torch.ones(T, B, dtype=torch.bool)
-        if mask == "last":
-            self.mask[:-1] = False
-        elif mask == "ragged":
-            self.mask = torch.rand(T, B, generator=g) < 0.5
-            self.mask[T // 2] = True
+        self.mask = steps_of_loss(mask, T, B, g)
+        if mask == "ragged":
             self.mask[0] = T == 1
 
     def named(self, theta: Tensor) -> dict[str, Tensor]:

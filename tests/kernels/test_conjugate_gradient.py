@@ -11,21 +11,10 @@ from torch import Tensor
 
 from hfcore.bindings.conjugate_gradient import cg_direction, cg_update, dot
 from hfcore.bindings.dispatch import native, use_backend
+from oracles.cases.conjugate_gradient import Vectors
 
 # Ones, vector widths ± 1, primes, a block ± 1, and enough for several threads.
 SIZES = (1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 1009, 4095, 4096, 4097, 40_009)
-
-
-class Vectors(NamedTuple):
-    x: Tensor
-    r: Tensor
-    z: Tensor
-    p: Tensor
-    Ap: Tensor
-    b: Tensor
-
-    def copy(self) -> Vectors:
-        return Vectors(*(v.clone() for v in self))
 
 
 def make_vectors(N: int, dtype: torch.dtype, seed: int = 0) -> tuple[Vectors, Tensor]:

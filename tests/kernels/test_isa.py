@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from python_process import python, python_output
 
 from hfcore.bindings import dispatch
 
@@ -38,17 +37,10 @@ def test_narrower_instruction_set(isa: str) -> None:
     )
     names = ("recurrence", "dense", "net", "momentum", "sparse")
     files = [str(HERE / f"test_{name}.py") for name in names]
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", COMPARE, isa, *files, "-k", chosen],
-        cwd=ROOT,
-        env={**os.environ, "HFCORE_ISA": isa, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+    said = python_output(
+        *("-c", COMPARE, isa, *files, "-k", chosen), cwd=ROOT, HFCORE_ISA=isa, OMP_NUM_THREADS="1"
     )
-    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert " passed" in done.stdout
+    assert " passed" in said
 
 
 @pytest.mark.parametrize("asked", ["sse9", "AVX2", "avx512 "])
@@ -60,14 +52,7 @@ def test_unknown_instruction_set_is_an_error(asked: str) -> None:
         "import torch, hfcore as hf\nhf.RNN(2, 3, 1)(torch.zeros(2, 2, 2))",
         "from hfcore.cli import main\nmain(['info'])",
     ):
-        done = subprocess.run(
-            [sys.executable, "-P", "-c", code],
-            env={**os.environ, "HFCORE_ISA": asked},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        done = python("-c", code, HFCORE_ISA=asked)
         assert done.returncode == 1
         assert done.stderr.splitlines()[-1].split(": ", 1)[1] == want
 

@@ -17,6 +17,8 @@ HEADER = Path(__file__).resolve().parent / "cuda_on_cpu.h"
 SUPPORT, ROOT = HEADER.parents[1], HEADER.parents[3]
 # The sources include "kernels/...".
 INCLUDE = f"-I{ROOT}"
+# Whether this process is one of those that ``sanitized`` starts.
+SANITIZED = os.environ.get("HFCORE_EMULATION_SANITIZED") == "1"
 SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
 
 Order = Literal["forward", "reverse", "shuffled"]
@@ -87,7 +89,7 @@ def gpu_source(family: str) -> Path:
 def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Python with these arguments, the sanitizers' runtimes loaded from the start.
 
-    This package can be imported there; ``HFCORE_EMULATION_SANITIZED`` is 1.
+    This package can be imported there, and ``SANITIZED`` is True.
     """
     runtime = [
         subprocess.run(
@@ -112,6 +114,13 @@ def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
         timeout=1500,
         check=False,
     )
+
+
+def assert_sanitized_tests_pass(file: str, kept: str) -> None:
+    """Those of a file that ``-k`` keeps, on a library with AddressSanitizer and UBSan."""
+    done = sanitized("-m", "pytest", "-q", file, "-k", kept)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout
 
 
 class EmulationError(RuntimeError):

@@ -63,6 +63,24 @@ def net(theta: Tensor, model: hf.RNN, x: Tensor) -> tuple[Tensor, Tensor]:
     return rnn(split(theta, *sizes), x, model.nonlinearity)
 
 
+def moved(model: torch.nn.Module, g: torch.Generator) -> None:
+    """Adds 0.2 normal to every parameter, so that no bias is zero."""
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn(p.shape, generator=g, dtype=p.dtype))
+
+
+def steps_of_loss(kind: str, T: int, B: int, g: torch.Generator) -> Tensor:
+    """Mask ``[T,B]`` of "all" steps, the "last", or a "ragged" one, never empty."""
+    mask = torch.ones(T, B, dtype=torch.bool)
+    if kind == "last":
+        mask[:-1] = False
+    elif kind == "ragged":
+        mask = torch.rand(T, B, generator=g) < 0.5
+        mask[T // 2] = True
+    return mask
+
+
 class Problem:
     """A small net, its data, and its derivatives by brute force."""
 
@@ -73,18 +91,11 @@ class Problem:
         g = torch.Generator().manual_seed(T * 100 + B)
         self.loss = loss
         self.model = hf.RNN(n, H, k, nonlinearity=nonlinearity, dtype=torch.float64, generator=g)
-        with torch.no_grad():
-            for p in self.model.parameters():
-                p.add_(0.2 * torch.randn(p.shape, generator=g, dtype=p.dtype))
+        moved(self.model, g)
         self.theta = flat(self.model)
         self.x = torch.randn(T, B, n, generator=g, dtype=torch.float64)
         self.y = losses.targets(loss.kind, (T, B), k, g)
-        self.mask = torch.ones(T, B, dtype=torch.bool)
-        if mask == "last":
-            self.mask[:-1] = False
-        elif mask == "ragged":
-            self.mask = torch.rand(T, B, generator=g) < 0.5
-            self.mask[T // 2] = True
+        self.mask = steps_of_loss(mask, T, B, g)
 
     @property
     def batch(self) -> hf.Batch:
