@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,6 +21,18 @@ class Batch(NamedTuple):
     inputs: Tensor
     targets: Tensor
     mask: Tensor | None = None
+
+
+# The targets in a batch that is a mapping.
+LABELS = "labels"
+
+
+def labelled(data: Any) -> Any:
+    """A mapping with ``"labels"`` as the Batch of its other items and these; else ``data``."""
+    if not isinstance(data, Mapping) or LABELS not in data:
+        return data
+    inputs: Any = {key: data[key] for key in data if key != LABELS}
+    return Batch(inputs, data[LABELS])
 
 
 @dataclass(frozen=True)

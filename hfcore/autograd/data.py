@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hfcore.arguments import check_call
-from hfcore.batches import Batch
+from hfcore.arguments import called
+from hfcore.batches import Batch, labelled
 from hfcore.losses import Loss
 from hfcore.losses.weights import checked_weights
 
@@ -124,10 +124,12 @@ def check_part(
 
 
 def _unpack(batch: Any) -> tuple[Any, Any, Any]:
+    batch = labelled(batch)
     if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
         what = f"{len(batch)} items" if isinstance(batch, (tuple, list)) else type(batch).__name__
         raise TypeError(f"batch: got {what}, need (inputs, targets) or (inputs, targets, mask)")
-    return batch[0], batch[1], batch[2] if len(batch) == 3 else None
+    inputs = dict(batch[0]) if isinstance(batch[0], Mapping) else batch[0]
+    return inputs, batch[1], batch[2] if len(batch) == 3 else None
 
 
 def _count(name: str, tensor: Tensor, dim: int) -> int:
@@ -186,11 +188,7 @@ def call_closure(closure: Closure) -> tuple[Tensor, Tensor | None]:
     Raises TypeError for anything but a pair of tensors or a loss, ValueError for a loss of more
     than one number.
     """
-    try:
-        result: Any = closure()
-    except TypeError:
-        check_call("closure", closure)  # does it want arguments?
-        raise
+    result: Any = called(closure)
     if not isinstance(result, Tensor) and not _is_pair(result):
         raise TypeError(
             f"closure: returned {type(result).__name__}, need a pair of tensors (loss, outputs) or "
@@ -220,6 +218,7 @@ def as_batch_list(data: Any) -> list[Any]:
     are :class:`hfcore.Batch`. Raises TypeError for a tuple that could be either: inputs and targets
     that are tuples themselves, or two batches.
     """
+    data = labelled(data)
     if isinstance(data, (Batch, BatchPart)):
         return [data]
     if not isinstance(data, (tuple, list)):

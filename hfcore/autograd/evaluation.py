@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from hfcore.autograd.autocast import fresh_casts
 from hfcore.autograd.buffers import SteadyBuffers
+from hfcore.autograd.calls import Select, called, selected
 from hfcore.autograd.checks import check_repeatable, differentiable_kernels
 from hfcore.autograd.data import BatchPart, Closure, call_closure
 from hfcore.autograd.links import check_link
@@ -56,8 +57,10 @@ class Evaluator:
         loss: SplitLoss | None,
         terms: list[Term],
         case_dim: int,
+        select: Select | None = None,
     ) -> None:
         self.module = module
+        self._select = select
         self.parameters = parameters
         self.loss = loss
         self.terms = terms
@@ -90,18 +93,14 @@ class Evaluator:
         assert module is not None
         assert loss is not None
         try:
-            outputs = self._call(lambda: module(part.inputs), parameters)
+            result = self._call(lambda: called(module, part.inputs), parameters)
         except RuntimeError as error:
             if MISFIT.search(str(error)) is None:
                 raise
             raise ValueError(
                 f"inputs: the model does not take {_shown(part.inputs)}: {error}"
             ) from error
-        if not isinstance(outputs, Tensor):
-            raise TypeError(
-                f"outputs: the model returned {type(outputs).__name__}, need one tensor; wrap it "
-                "in a module that returns what the loss is computed from"
-            )
+        outputs = selected(result, self._select)
         if outputs.ndim <= self.case_dim or outputs.shape[self.case_dim] != part.count:
             raise ValueError(
                 f"outputs: got shape {list(outputs.shape)}, need {part.count} cases along axis "

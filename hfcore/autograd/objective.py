@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcore.autograd.autocast import no_casts
+from hfcore.autograd.calls import Select, check_select
 from hfcore.autograd.case_check import check_cases
 from hfcore.autograd.cases import CaseSquares
 from hfcore.autograd.checks import check_one_process, check_repeatable, differentiable_kernels
@@ -68,6 +69,11 @@ class ModuleObjective:
         for bit. Results agree up to rounding
     chunk_size : most cases whose activations are held at once; None holds all. With more cases than
         that every product runs the forward pass again, chunk by chunk
+    outputs : which of the things that the model returns the loss takes: a key or attribute
+        (``"logits"``), an index, or a function (``lambda o: o.logits``); None: it returns a tensor
+
+    Inputs that are a mapping go to ``forward`` as keywords, where it has arguments of these names.
+    A batch that is a mapping holds the targets as ``"labels"``.
 
     Parameters that do not affect the loss are legal: their rows of the curvature are zero. Of a
     ``torch.compile``'d module the eager one inside is run, whose parameters are the same. Refused
@@ -87,7 +93,9 @@ class ModuleObjective:
         strategy: str = "auto",
         expected_products: int = EXPECTED_PRODUCTS,
         chunk_size: int | None = None,
+        outputs: Select | None = None,
     ) -> None:
+        check_select(outputs)
         check_choice("strategy", strategy, ("auto", "measure", *STRATEGIES))
         for name, value in (("chunk_size", chunk_size), ("expected_products", expected_products)):
             if value is not None and value < 1:
@@ -106,7 +114,7 @@ class ModuleObjective:
         self.l2 = l2
         self.terms = structural_terms(self.module, structural)
         self.evaluator = Evaluator(
-            self.module, self.parameters, self.loss_function, self.terms, self.case_dim
+            self.module, self.parameters, self.loss_function, self.terms, self.case_dim, outputs
         )
         self.supports_structural = bool(self.terms)
         self.strategy = strategy

@@ -103,7 +103,8 @@ class HessianFree(torch.optim.Optimizer):
     strategy, chunk_size : how products of any other module are computed, see
         ``autograd/objective.py``; what ``"measure"`` found to be cheapest at the first step becomes
         the option, so that a resumed run computes as before
-    options : further keywords of the model's objective, such as ``memory`` and ``batch_dim``
+    options : further keywords of the model's objective, such as ``memory``, ``batch_dim`` and
+        ``outputs``
 
     The mutable state (λ, CG start, counters) is in ``state_dict()`` and comes back bitwise;
     ``last_stats`` is what the last step reported, None before the first. The optimiser may be
@@ -181,7 +182,11 @@ class HessianFree(torch.optim.Optimizer):
         self._model, self.loss, self.objective = model, loss, objective
         self.last_stats: StepStats | None = None
         # What the objective is built with is here so that a run folder records and compares it.
-        recorded = {name: value for name, value in built_with.items() if name != "chunk_size"}
+        recorded = {
+            name: value
+            for name, value in built_with.items()
+            if name != "chunk_size" and not callable(value)
+        }
         super().__init__(FlatParameters(model).tensors, {**flat, "strategy": strategy, **recorded})
         self._build()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hfcore.batches import Batch, Batches
+from hfcore.batches import Batch, Batches, labelled
 from hfcore.objective import Objective
 
 
@@ -30,6 +30,8 @@ def prepare_roles(objective: Objective, data: Any, *, any_data: bool = False) ->
     batches goes to the objective as it is, and serves every role. Where the objective makes a list
     of one part of every batch, each batch is prepared once, however many roles it plays.
     """
+    if not any_data:
+        data = [*map(labelled, data)] if isinstance(data, list) else labelled(data)
     batches = as_batches(data)
     if batches is None:
         if not any_data:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from hfcore.autograd.calls import called
 from hfcore.batches import Batch
 from hfcore.bindings.momentum import Step
 from hfcore.flat import FlatParameters
@@ -106,7 +107,7 @@ class AutogradBackpropagation:
 
     def __call__(self, batch: Batch) -> float:
         self._model.zero_grad()
-        s = self._model(batch.inputs)
+        s = called(self._model, batch.inputs)
         if not isinstance(self._loss, Loss):
             return self._through(s, batch)
         loss, outputs = self._loss, s.detach()

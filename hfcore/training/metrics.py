@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfcore.autograd.calls import called
 from hfcore.batches import Batch
 from hfcore.losses import Loss
 from hfcore.problems.base import Problem, ZeroOne
@@ -88,7 +89,7 @@ def measured(model: torch.nn.Module, judge: Judge, batches: Iterable[Batch]) -> 
     total, cases = 0.0, 0.0
     try:
         for batch in batches:
-            found, count = judge(model(batch.inputs), batch)
+            found, count = judge(called(model, batch.inputs), batch)
             total, cases = total + found, cases + count
     finally:
         model.train(was_training)

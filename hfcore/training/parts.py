@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from hfcore.batches import Batch
+from hfcore.batches import Batch, labelled
 from hfcore.cases import ArrayCases, Cases, SequenceCases
 from hfcore.data.dataset import Dataset
 from hfcore.losses.weights import checked_weights
@@ -106,6 +106,7 @@ def image_cases(images: Tensor, form: Form) -> ArrayCases:
 
 def loaded(batch: Any) -> Batch:
     """What a DataLoader gave, as a batch. Raises TypeError for other things."""
+    batch = labelled(batch)
     if isinstance(batch, Batch):
         return batch
     if isinstance(batch, tuple | list) and len(batch) in (2, 3):

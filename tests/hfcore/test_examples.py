@@ -9,13 +9,20 @@ import torch
 from python_process import python_output
 
 import hfcore as hf
-from hfcore.examples import cnn, lstm, transformer
+from hfcore.examples import cnn, compiled, language_model, lstm, poisson, transformer
 
 
 @pytest.mark.parametrize(
     ("main", "amount", "factor"),
-    [(cnn.main, 4, 0.5), (lstm.main, 13, 0.2), (transformer.main, 7, 0.2)],
-    ids=["cnn", "lstm", "transformer"],
+    [
+        (cnn.main, 4, 0.5),
+        (lstm.main, 13, 0.2),
+        (transformer.main, 7, 0.2),
+        (language_model.main, 5, 0.3),
+        (poisson.main, 5, 0.1),
+        (compiled.main, 6, 0.5),
+    ],
+    ids=["cnn", "lstm", "transformer", "language_model", "poisson", "compiled"],
 )
 def test_losses_fall(main: Callable[[int], list[float]], amount, factor, capsys) -> None:
     losses = main(amount)

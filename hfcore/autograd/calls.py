@@ -1,0 +1,81 @@
+"""How a module takes a batch's inputs, and which of its results are the outputs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+# A key or an attribute, an index, or a function of what the module returned.
+Select = str | int | Callable[[Any], Any]
+
+
+def called(module: nn.Module, inputs: Any) -> Any:
+    """``module(inputs)``; ``module(**inputs)`` where a mapping names arguments of ``forward``."""
+    if isinstance(inputs, Mapping) and _takes_keywords(module, inputs):
+        return module(**inputs)
+    return module(inputs)
+
+
+def _takes_keywords(module: nn.Module, inputs: Mapping[Any, Any]) -> bool:
+    if not all(isinstance(key, str) for key in inputs):
+        return False
+    try:
+        inspect.signature(module.forward).bind(**inputs)
+    except (TypeError, ValueError):  # other names, or no signature
+        return False
+    return True
+
+
+def check_select(select: Any) -> None:
+    """Raise TypeError for what does not say which result the outputs are."""
+    if select is None or callable(select):
+        return
+    if not isinstance(select, str | int) or isinstance(select, bool):
+        raise TypeError(
+            f"outputs: got {type(select).__name__}, need a key or attribute, an index or a function"
+        )
+
+
+def selected(result: Any, select: Select | None) -> Tensor:
+    """The outputs ``[B,…]`` among what a module returned; ``select`` None: it is one tensor.
+
+    Raises TypeError or ValueError if there are none.
+    """
+    found = result if select is None else _item(result, select)
+    if isinstance(found, Tensor):
+        return found
+    what = type(found).__name__
+    if select is not None:
+        raise TypeError(f"outputs: {select!r} gave {what}, need one tensor")
+    raise TypeError(
+        f"outputs: the model returned {what}, need one tensor; say which it is, such as "
+        f"outputs={_example(found)}"
+    )
+
+
+def _item(result: Any, select: Select) -> Any:
+    if not isinstance(select, str | int):
+        return select(result)
+    if isinstance(select, str) and not (isinstance(result, Mapping) and select in result):
+        if hasattr(result, select):
+            return getattr(result, select)
+    elif isinstance(result, Mapping | tuple | list):
+        try:
+            return result[select]  # type: ignore[index]  # an index of a mapping may be its key
+        except LookupError:
+            pass
+    raise ValueError(f"outputs: the model returned {type(result).__name__}, without {select!r}")
+
+
+def _example(result: Any) -> str:
+    """What would choose a tensor of this result."""
+    found: Mapping[Any, Any] = getattr(result, "__dict__", {})
+    if isinstance(result, Mapping):
+        found = result
+    elif isinstance(result, tuple | list):
+        found = dict(enumerate(result))
+    tensors = (repr(key) for key, value in found.items() if isinstance(value, Tensor))
+    return next(tensors, "lambda o: …")
