@@ -28,7 +28,6 @@ from emulation import (
     build,
     gpu_source,
     kernel_names,
-    sanitized,
 )
 from hfcore.bindings import cuda, dense, dispatch
 from hfcore.bindings.forms.dense.cuda import compiled_form

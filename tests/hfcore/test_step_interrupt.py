@@ -6,15 +6,13 @@ import copy
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from python_process import python
 import torch
+from python_process import python
 from torch import Tensor
 
 import hfcore as hf

@@ -116,10 +116,8 @@ def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def assert_shared_memory_is_exact(
-    program: str, library: Path, less: int, *arguments: str
-) -> None:
-    """``program`` runs with its planned shared memory, and overflows it with ``less`` bytes fewer."""
+def assert_shared_memory_is_exact(program: str, library: Path, less: int, *arguments: str) -> None:
+    """``program`` runs in its planned shared memory, and overflows ``less`` bytes fewer."""
     clean = sanitized("-c", program, str(library), "0", *arguments)
     assert clean.returncode == 0, clean.stderr[-3000:]
     caught = sanitized("-c", program, str(library), str(less), *arguments)
