@@ -803,6 +803,7 @@ def run(seed: int, recipe: Recipe, outcomes: collections.Counter[str]) -> str | 
 
 
 def main() -> int:
+    os.chdir(FOLDER.name)  # spoilt paths are relative ones
     outcomes: collections.Counter[str] = collections.Counter()
     weights, recipes = [w for w, _ in RECIPES], [r for _, r in RECIPES]
     faults = []
