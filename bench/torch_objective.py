@@ -88,6 +88,7 @@ class TorchCurvature(UnstoppableCurvature):
         self._maps = lambda: linearize() if kept is None else kept
 
     def _product(self, v: Tensor, damping: float, structural: float) -> Tensor:
+        """(scale·JᵀJ + damping·I) v for ``v [N]``."""
         if structural:
             raise ValueError("structural: torch.func has no structural damping")
         jvp, vjp = self._maps()
