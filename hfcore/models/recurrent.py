@@ -19,11 +19,11 @@ class RecurrentNet(nn.Module):
     batch_dim = 1
 
     def matrices(self) -> list[nn.Parameter]:
-        """The weights ``[m,n]`` that initialisations draw, in this order."""
+        """The weights, each ``[m,n]``, that initialisations draw, in this order."""
         raise NotImplementedError
 
     def biases(self) -> list[nn.Parameter]:
-        """The parameters ``[m]`` that start at zero."""
+        """The parameters, each ``[m]``, that start at zero."""
         raise NotImplementedError
 
     @torch.no_grad()
