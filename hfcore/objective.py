@@ -21,7 +21,10 @@ DAMPING_START = 1.0
 
 
 class ProductTerms(TypedDict, total=False):
-    """The keywords of :meth:`Curvature.product`, where it is passed on."""
+    """The keywords of :meth:`Curvature.product`, where they are passed on.
+
+    ``out [N]``, ``stop [1]`` int32, or None.
+    """
 
     damping: float
     structural: float
@@ -80,7 +83,7 @@ class UnstoppableCurvature(Curvature):
         self, v: Tensor, *, damping: float = 0.0, structural: float = 0.0,
         out: Tensor | None = None, stop: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """(B + damping·I + structural·G_S) v for ``v [N]``."""
+        """(B + damping·I + structural·G_S) v ``[N]`` for ``v [N]``."""
         result = self._product(v, damping, structural)
         return result if out is None else out.copy_(result)
 

@@ -50,6 +50,7 @@ class GuardedCurvature:
             yield
 
     def product(self, v: Tensor, **terms: Unpack[ProductTerms]) -> Tensor:
+        """The product ``[N]`` of the guarded curvature for ``v [N]``."""
         with self._inside():
             return self._curvature.product(v, **terms)
 
