@@ -14,6 +14,7 @@ from torch import Tensor
 from bench.peers import torch_outputs
 from hfcore.kernels.recurrence import RnnShape, split_flat
 from hfcore.nets import Data, FusedObjective
+from hfcore.objective import UnstoppableCurvature
 
 Weights = tuple[Tensor, ...]
 LinearMap = Callable[[Weights], Tensor]
@@ -58,7 +59,7 @@ class UncachedTorchObjective(TorchObjective):
     cached = False
 
 
-class TorchCurvature:
+class TorchCurvature(UnstoppableCurvature):
     """JᵀJ products through torch.func on one batch."""
 
     def __init__(
@@ -85,23 +86,14 @@ class TorchCurvature:
         kept = linearize() if cached else None
         self._maps = lambda: linearize() if kept is None else kept
 
-    def product(
-        self,
-        v: Tensor,
-        *,
-        damping: float = 0.0,
-        structural: float = 0.0,
-        out: Tensor | None = None,
-        stop: Tensor | None = None,
-    ) -> Tensor:
-        """(scale·JᵀJ + damping·I) v; does not look at ``stop``."""
+    def _product(self, v: Tensor, damping: float, structural: float) -> Tensor:
+        """(scale·JᵀJ + damping·I) v for ``v [N]``."""
         if structural:
             raise ValueError("structural: torch.func has no structural damping")
         jvp, vjp = self._maps()
         tangents = tuple(t[0] for t in split_flat(v.unsqueeze(0), self._shape))
         (parts,) = vjp(jvp(tangents) * self._scale)
-        result = _flat(parts).add_(v, alpha=damping)
-        return result if out is None else out.copy_(result)
+        return _flat(parts).add_(v, alpha=damping)
 
 
 def _loss(part: Data, weights: Weights, scale: float) -> Tensor:

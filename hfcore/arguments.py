@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from inspect import signature
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -95,6 +97,13 @@ def device(name: str, value: Any) -> torch.device:
         raise ValueError(f"{name}: got {value!r}, need a device such as 'cpu'") from error
 
 
+def path(name: str, value: Any) -> Path:
+    """A path, from a text or anything that is one."""
+    if not isinstance(value, str | os.PathLike) or not isinstance(os.fspath(value), str):
+        raise TypeError(f"{name}: got {type(value).__name__}, need a path")
+    return Path(os.fspath(value))
+
+
 def real_dtype(value: Any) -> None:
     """A real floating type of torch, or None."""
     if value is not None and not (isinstance(value, torch.dtype) and value.is_floating_point):
@@ -120,6 +129,15 @@ def check_call(name: str, function: Callable[..., Any], *arguments: Any) -> None
         raise TypeError(f"{name}: takes other arguments ({error}); {need}") from error
     except ValueError:  # a compiled function that does not tell
         return
+
+
+def called(closure: Callable[[], Any]) -> Any:
+    """What a closure gives. Raises TypeError for one that wants arguments."""
+    try:
+        return closure()
+    except TypeError:
+        check_call("closure", closure)
+        raise
 
 
 def generator(value: Any) -> None:

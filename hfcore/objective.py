@@ -21,7 +21,10 @@ DAMPING_START = 1.0
 
 
 class ProductTerms(TypedDict, total=False):
-    """The keywords of :meth:`Curvature.product`, where they are passed on: ``out [N]``, ``stop [1]``."""
+    """The keywords of :meth:`Curvature.product`, where they are passed on.
+
+    ``out [N]``, ``stop [1]`` int32, or None.
+    """
 
     damping: float
     structural: float

@@ -123,53 +123,30 @@ hybrid2013: dict[str, Any] = {
     "cg_backtracking": "last",
     "step_size": 1.0,
 }
+
+
+def _hybrid(cg_decay: float, l2: float, **others: Any) -> dict[str, Any]:
+    """Options of a phase: 50 CG iterations and the step size 1, unless it says otherwise."""
+    return {"cg_max_iter": 50, "step_size": 1.0, "cg_decay": cg_decay, "l2": l2, **others}
+
+
 hybrid2013_curves: tuple[Phase, ...] = (
+    Phase("small batches", _hybrid(0.95, 2e-5), 1 / 16, 1 / 16, cg_total=250_000),
+    # note 3
     Phase(
-        "small batches",
-        {"cg_max_iter": 50, "cg_decay": 0.95, "step_size": 1.0, "l2": 2e-5},
-        gradient=1 / 16,
-        curvature=1 / 16,
+        "averaging",
+        _hybrid(0.999, 2e-5, step_size=Reciprocal(500, 4000)),
+        1 / 16,
+        1 / 16,
         cg_total=250_000,
     ),
-    Phase(
-        "averaging",
-        {"cg_max_iter": 50, "cg_decay": 0.999, "step_size": Reciprocal(500, 4000), "l2": 2e-5},
-        gradient=1 / 16,
-        curvature=1 / 16,
-        cg_total=250_000,  # note 3
-    ),
-    Phase(
-        "everything",
-        {"cg_max_iter": 200, "cg_decay": 0.995, "step_size": 1.0, "l2": 2e-5},
-        cg_total=100_000,
-    ),
-    Phase(
-        "no weight decay",
-        {"cg_max_iter": 200, "cg_decay": 0.995, "step_size": 1.0, "l2": 0.0},
-        cg_total=500_000,
-    ),
+    Phase("everything", _hybrid(0.995, 2e-5, cg_max_iter=200), cg_total=100_000),
+    Phase("no weight decay", _hybrid(0.995, 0.0, cg_max_iter=200), cg_total=500_000),
 )
 hybrid2013_mnist: tuple[Phase, ...] = (
-    Phase(
-        "small batches",
-        {"cg_max_iter": 50, "cg_decay": 0.95, "step_size": 1.0, "l2": 1e-5},
-        gradient=1 / 20,
-        curvature=1 / 20,
-        cg_total=25_000,
-    ),
-    Phase(
-        "averaging",
-        {"cg_max_iter": 50, "cg_decay": 0.995, "step_size": Reciprocal(250), "l2": 1e-5},
-        gradient=1 / 20,
-        curvature=1 / 20,
-        cg_total=225_000,
-    ),
-    Phase(
-        "full gradient",
-        {"cg_max_iter": 50, "cg_decay": 0.995, "step_size": 1.0, "l2": 1e-5},
-        curvature=1 / 20,
-        cg_total=125_000,
-    ),
+    Phase("small batches", _hybrid(0.95, 1e-5), 1 / 20, 1 / 20, cg_total=25_000),
+    Phase("averaging", _hybrid(0.995, 1e-5, step_size=Reciprocal(250)), 1 / 20, 1 / 20, 225_000),
+    Phase("full gradient", _hybrid(0.995, 1e-5), curvature=1 / 20, cg_total=125_000),
 )
 
 # Sutskever et al. (2013), section 3: the runs of tables 1 and 3 as keywords of hf.sweep, without

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from hfcore.arguments import check_call
+from hfcore.arguments import called
 from hfcore.batches import Batch, labelled
 from hfcore.losses import Loss
 from hfcore.losses.weights import checked_weights
@@ -188,11 +188,7 @@ def call_closure(closure: Closure) -> tuple[Tensor, Tensor | None]:
     Raises TypeError for anything but a pair of tensors or a loss, ValueError for a loss of more
     than one number.
     """
-    try:
-        result: Any = closure()
-    except TypeError:
-        check_call("closure", closure)  # does it want arguments?
-        raise
+    result: Any = called(closure)
     if not isinstance(result, Tensor) and not _is_pair(result):
         raise TypeError(
             f"closure: returned {type(result).__name__}, need a pair of tensors (loss, outputs) or "

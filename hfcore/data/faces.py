@@ -18,11 +18,11 @@ import io
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import torch
 
+from hfcore.arguments import path
 from hfcore.bindings.checks import check_positive
 from hfcore.data.dataset import Dataset
 from hfcore.data.files import VARIABLE, DataFile, Folder
@@ -84,7 +84,7 @@ def faces(folder: Folder = None, *, transforms: int = 414, seed: int = 0) -> Dat
 def olivetti(folder: Folder = None) -> np.ndarray:
     """The 400 faces, uint8 ``[400,64,64]``, ten of each person in order."""
     named = folder if folder is not None else os.environ.get(VARIABLE) or None
-    if named is not None and NPZ.find(Path(named)) is not None:
+    if named is not None and NPZ.find(path("folder", named)) is not None:
         with np.load(io.BytesIO(NPZ.read(named))) as arrays:
             repacked: np.ndarray = arrays["images"]
         return repacked

@@ -13,6 +13,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from hfcore.arguments import path as checked_path
 from hfcore.training.atomic import write_atomic
 from hfcore.training.errors import RunFolderError, cannot_write
 
@@ -44,9 +45,10 @@ class DataFile:
         named = folder if folder is not None else os.environ.get(VARIABLE) or None
         if named is None:
             return self._from_cache()
-        path = self.find(Path(named))
+        place = checked_path("folder", named)
+        path = self.find(place)
         if path is None:
-            raise DataFileError(f"{Path(named) / self.name}: is not there; {self._remedy()}")
+            raise DataFileError(f"{place / self.name}: is not there; {self._remedy()}")
         return self._verified(path)
 
     def find(self, folder: Path) -> Path | None:

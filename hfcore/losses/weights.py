@@ -28,10 +28,10 @@ class FixedWeights:
 
     def __init__(self, name: str, values: Sequence[float] | Tensor) -> None:
         try:
-            given = torch.as_tensor(values, dtype=torch.float64)
+            given = torch.as_tensor(values, dtype=torch.float64).detach().cpu().clone()
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise TypeError(f"{name}: got {type(values).__name__}, need numbers [k]") from error
-        self.values = given.detach().cpu().clone()
+        self.values = given
         if self.values.ndim != 1 or not len(self.values):
             shape = list(self.values.shape)
             raise ValueError(f"{name}: got shape {shape}, need one weight for each output")

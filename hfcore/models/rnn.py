@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -17,14 +15,11 @@ from hfcore.bindings.recurrence import RnnShape, RnnWeights
 from hfcore.bindings.sparse import EllPattern
 from hfcore.fan_in import distinct_columns
 from hfcore.models.recurrence_library import rnn_outputs
+from hfcore.models.recurrent import RecurrentNet
 from hfcore.models.sparse_recurrence import sparse_outputs
 
-# λ₀ = 0.1·T when none is given: a comment in the original RNN release, and the supplement of
-# M&S 2011 as it is remembered.
-DAMPING_PER_STEP = 0.1
 
-
-class RNN(nn.Module):
+class RNN(RecurrentNet):
     """Recurrent net with one hidden layer (Martens & Sutskever 2011, section 2).
 
     h_t = e(W_hx x_t + W_hh h_{t-1} + b_h) and s_t = W_yh h_t + b_y for t = 0 .. T-1, where
@@ -64,9 +59,6 @@ class RNN(nn.Module):
         TypeError: a size that is not an int, a dtype that is not a real floating type.
         ValueError: a size below 1, an unknown nonlinearity.
     """
-
-    # Cases are counted along this axis of inputs, targets and outputs.
-    batch_dim = 1
 
     def __init__(
         self,
@@ -139,14 +131,7 @@ class RNN(nn.Module):
         if self.sparse:
             H, K = self.hidden_index.shape
             self.hidden_index.copy_(distinct_columns(H, H, K, generator))
-        with torch.no_grad():
-            for W in self.matrices():
-                # A generator draws on its own device, which need not be that of the parameters.
-                device = W.device if generator is None else generator.device
-                draw = W if device == W.device else torch.empty_like(W, device=device)
-                W.copy_(draw.normal_(0.0, 1.0 / math.sqrt(W.shape[1]), generator=generator))
-            for b in self.biases():
-                b.zero_()
+        super().reset_parameters(generator)
 
     @property
     def pattern(self) -> EllPattern:
@@ -226,10 +211,6 @@ class RNN(nn.Module):
         if not torch.compiler.is_compiling() and forced_backend() == "reference":
             return ops.rnn_forward(x, w, nonlinearity=self.nonlinearity)[1].squeeze(0)
         return rnn_outputs(x, w, self.nonlinearity).squeeze(0)
-
-    def damping_start(self, inputs: Tensor) -> float:
-        """λ₀ of Hessian-free for ``inputs [T,B,n]``: 0.1·T."""
-        return DAMPING_PER_STEP * inputs.shape[0]
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

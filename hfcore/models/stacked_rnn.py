@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -14,7 +13,7 @@ from hfcore.bindings import recurrence as ops
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.models import recurrence_library  # noqa: F401  # defines torch.ops.hfcore.rnn_hidden
 from hfcore.models.recurrence_autograd import rnn_hidden, times
-from hfcore.models.rnn import DAMPING_PER_STEP
+from hfcore.models.recurrent import RecurrentNet
 
 
 class RecurrentLayer(nn.Module):
@@ -49,7 +48,7 @@ class RecurrentLayer(nn.Module):
         return op(x, *(w.unsqueeze(0) for w in weights), self.nonlinearity)
 
 
-class StackedRNN(nn.Module):
+class StackedRNN(RecurrentNet):
     """Recurrent net with several hidden layers, :class:`hfcore.RNN` for one of them.
 
     h^l_t = e(W_hx^l h^{l-1}_t + W_hh^l h^l_{t-1} + b_h^l) for l = 0 .. L-1, h^{-1} the inputs, and
@@ -72,9 +71,6 @@ class StackedRNN(nn.Module):
 
     Raises TypeError or ValueError naming the argument.
     """
-
-    # Cases are counted along this axis of inputs, targets and outputs.
-    batch_dim = 1
 
     def __init__(
         self,
@@ -131,21 +127,6 @@ class StackedRNN(nn.Module):
         """``b_h [H]`` and ``b_init [H]`` of every layer, and ``b_y [k]``, which start at zero."""
         return [*(b for layer in self._layers() for b in (layer.b_h, layer.b_init)), self.b_y]
 
-    @torch.no_grad()
-    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Weights from N(0, 1/fan-in), so that each unit sees a variance near 1; biases 0.
-
-        A dense start for ordinary training; ``hf.init.sparse_`` is the one of Hessian-free runs.
-        None draws from torch's global generator.
-        """
-        for W in self.matrices():
-            # A generator draws on its own device, which need not be that of the parameters.
-            device = W.device if generator is None else generator.device
-            draw = W if device == W.device else torch.empty_like(W, device=device)
-            W.copy_(draw.normal_(0.0, 1.0 / math.sqrt(W.shape[1]), generator=generator))
-        for b in self.biases():
-            b.zero_()
-
     def forward(self, x: Tensor) -> Tensor:
         """Outputs ``s [T,B,k]`` for inputs ``x [T,B,n]`` of the parameters' dtype and device.
 
@@ -158,10 +139,6 @@ class StackedRNN(nn.Module):
         for layer in self.layers:
             h = layer(h)
         return (times(h, self.W_yh.mT.unsqueeze(0)) + self.b_y).squeeze(0)
-
-    def damping_start(self, inputs: Tensor) -> float:
-        """λ₀ of Hessian-free for ``inputs [T,B,n]``: 0.1·T."""
-        return DAMPING_PER_STEP * inputs.shape[0]
 
     def extra_repr(self) -> str:
         """The constructor's arguments."""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfcore.arguments import number, positive
+from hfcore.arguments import called, number, positive
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.flat import FlatParameters, listed
 from hfcore.momentum_schedules import next_a
@@ -131,7 +131,7 @@ class AdaptiveNAG(torch.optim.Optimizer):
     def _gradient(self, closure: Callable[[], Tensor], at: Tensor) -> tuple[float, Tensor]:
         """f and its gradient ``[N]``, of the closure with ``at [N]`` in the module."""
         with self._parameters.holding(at), torch.enable_grad():
-            value = _number(closure())
+            value = _number(called(closure))
         gradients = [p.grad for p in self._parameters.tensors]
         for i, g in enumerate(gradients):
             if g is None or g.layout != torch.strided:

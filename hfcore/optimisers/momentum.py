@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import called
 from hfcore.bindings.momentum import Step, momentum_update
 from hfcore.flat import listed
 from hfcore.optimisers.flat_state import Layout, Piece, are_same
@@ -315,7 +316,7 @@ class NAG(_Momentum):
             return loss
         if closure is not None:
             with self.lookahead(), torch.enable_grad():
-                loss = closure()
+                loss = called(closure)
         if not self._looked:
             raise RuntimeError(
                 "step: the gradient of NAG is taken at θ + μv, need a closure, or a gradient "
@@ -338,7 +339,7 @@ def _plain_step(optimizer: _Momentum, closure: Closure | None) -> Tensor | None:
         for group in optimizer.param_groups:
             optimizer._layout(group)
         with torch.enable_grad():
-            loss = closure()
+            loss = called(closure)
     with torch.no_grad():
         for group in optimizer.param_groups:
             optimizer._update(group, _options(group).momentum, None)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hfcore import arguments
-from hfcore.arguments import count, flag, nonnegative, number
+from hfcore.arguments import count, flag, nonnegative, number, path
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.flat import FlatParameters
@@ -102,8 +102,6 @@ def sweep(
     check_positive(test_size=test_size, max_bytes=max_bytes)
     check_choice("schedule", schedule, tuple(SCHEDULES))
     count("final_updates", final_updates, least=0, most=updates)
-    number("solved_below", solved_below)
-    nonnegative("checkpoint_seconds", checkpoint_seconds)
     flag("progress", progress)
     if flag("resume", resume) and run_dir is None:
         raise ValueError("resume: got True without run_dir, need the folder of the sweep to resume")
@@ -123,16 +121,16 @@ def sweep(
         weight_decay=nonnegative("weight_decay", weight_decay),
         test_every=test_every,
         test_size=test_size,
-        solved_below=solved_below,
+        solved_below=number("solved_below", solved_below),
         device=at,
         max_bytes=max_bytes,
-        checkpoint_seconds=checkpoint_seconds,
+        checkpoint_seconds=nonnegative("checkpoint_seconds", checkpoint_seconds),
     )
     display = SweepDisplay() if progress else None
     if run_dir is None:
         return SweepLoop(settings, None, display).run()
     opened = RunFolder.resume if resume else RunFolder.create
-    with opened(Path(run_dir), settings.config()) as folder:
+    with opened(path("run_dir", run_dir), settings.config()) as folder:
         return SweepLoop(settings, folder, display).run()
 
 

@@ -40,7 +40,8 @@ class Settings:
         for name in ("test_size", "test_every", "checkpoint_every", "keep_checkpoints"):
             object.__setattr__(self, name, count(name, getattr(self, name)))
         object.__setattr__(self, "seed", count("seed", self.seed, least=0))
-        if not 0.0 <= number("solved_below", self.solved_below) <= 1.0:
+        object.__setattr__(self, "solved_below", number("solved_below", self.solved_below))
+        if not 0.0 <= self.solved_below <= 1.0:
             raise ValueError(f"solved_below: got {self.solved_below}, need a share in [0, 1]")
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from hfcore import problems
+from hfcore.arguments import path
 from hfcore.problems import Problem
 from hfcore.training import setup
 from hfcore.training.checkpoint import Checkpoint, Checkpoints
@@ -126,7 +127,7 @@ def load_run(
     Raises :class:`RunFolderError` for a folder that is no run or was written by another version,
     :class:`CheckpointError` if the checkpoint is not there, damaged, or does not fit.
     """
-    folder = Path(run_dir)
+    folder = path("run_dir", run_dir)
     config = read_config(folder / "config.json")
     if config is None:
         raise RunFolderError(f"{folder}: has no config.json, it is not a run folder")

@@ -9,12 +9,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from hfcore.arguments import flag
+from hfcore.arguments import flag, path
 from hfcore.batches import Batches
 from hfcore.step_interrupt import StepInterrupted
 from hfcore.training import setup
@@ -191,7 +190,7 @@ def train(
         notes=notes or {},
     )
     opened = RunFolder.resume if resume else RunFolder.create
-    with opened(Path(run_dir), config, keep=keep_checkpoints) as run.folder:
+    with opened(path("run_dir", run_dir), config, keep=keep_checkpoints) as run.folder:
         run.begin(test_untrained)
         return run.result(run.loop())
 

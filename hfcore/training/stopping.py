@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfcore.arguments import flag, nonnegative
 from hfcore.bindings.checks import check_positive
 from hfcore.training.callbacks import Callback, TrainState
 
@@ -21,11 +22,11 @@ class _Watching(Callback):
     reads_gradients = False
 
     def __init__(self, metric: str, *, maximize: bool, min_delta: float = 0.0) -> None:
-        if not 0 <= min_delta < math.inf:
-            raise ValueError(f"min_delta: got {min_delta}, need a finite number of at least 0")
+        if not isinstance(metric, str):
+            raise TypeError(f"metric: got {type(metric).__name__}, need the name of a column")
         self.metric = metric
-        self.maximize = maximize
-        self.min_delta = min_delta
+        self.maximize = flag("maximize", maximize)
+        self.min_delta = nonnegative("min_delta", min_delta)
         self.value: float | None = None
         """The best so far, None before the first."""
         self.iteration = 0
@@ -116,7 +117,7 @@ class BestModel(_Watching):
         self, metric: str = METRIC, *, maximize: bool = False, restore: bool = False
     ) -> None:
         super().__init__(metric, maximize=maximize)
-        self.restore = restore
+        self.restore = flag("restore", restore)
         self.model: dict[str, Tensor] = {}
         """State of the best model, empty before the first measurement."""
         self.metrics: dict[str, Any] = {}

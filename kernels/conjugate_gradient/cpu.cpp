@@ -15,8 +15,6 @@ using std::int64_t;
 
 constexpr int64_t max_blocks = 256;
 constexpr int64_t min_block = 4096;
-// Below this waking a second thread costs more than it saves.
-constexpr int64_t serial_elements = 32768;
 
 // At most max_blocks blocks of whole cache lines.
 struct Blocks {

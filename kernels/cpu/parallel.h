@@ -10,6 +10,9 @@
 
 namespace hfcore {
 
+// In loops over memory, elements below which waking a second thread costs more than it saves.
+constexpr std::int64_t serial_elements = 32768;
+
 // A borrowed callable (task, worker). Not std::function: its shared template code, compiled for one
 // instruction set, could be linked into the kernels of another.
 class TaskRef {

@@ -17,8 +17,6 @@ using std::int64_t;
 
 constexpr int64_t tile_elements = 1024;
 constexpr int64_t tiles_per_block = 8;
-// Below this waking a second thread costs more than it saves.
-constexpr int64_t serial_elements = 32768;
 
 // The blocks of every net of the group, numbered net by net.
 struct Blocks {

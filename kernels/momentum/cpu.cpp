@@ -11,8 +11,6 @@ namespace {
 using std::int64_t;
 
 constexpr int64_t block_elements = 8192;
-// Below this waking a second thread costs more than it saves.
-constexpr int64_t serial_elements = 32768;
 
 template <class T>
 void update_block(const MomentumArrays<T>& a, int64_t g, int64_t from, int64_t n) {

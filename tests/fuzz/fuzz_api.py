@@ -84,21 +84,31 @@ class Source:
     # ---- models with data
 
     def loss_and_targets(self, *shape: int) -> tuple[hf.losses.Loss, Tensor]:
-        kind = self.pick("squared", "logistic", "softmax")
+        kind = self.pick("squared", "logistic", "softmax", "huber", "poisson")
         if kind == "softmax":
             return hf.losses.SoftmaxCrossEntropy(), self.classes(*shape)
         if kind == "logistic":
             return hf.losses.LogisticCrossEntropy(), self.tensor(*shape, self.k).sigmoid()
+        if kind == "poisson":
+            return hf.losses.PoissonNLL(), self.tensor(*shape, self.k).square()
+        if kind == "huber":
+            return hf.losses.HuberLoss(0.8), self.tensor(*shape, self.k)
         return hf.losses.SquaredError(), self.tensor(*shape, self.k)
 
     def sequences(self) -> dict[str, Any]:
         sparse = self.pick(False, False, True)
+        model: nn.Module
         model = hf.RNN(self.n, self.H, self.k, dtype=self.dtype, generator=self.generator)
         if sparse:
             fan_in = min(self.H, self.pick(1, 2, 15))
             sparse_options: dict[str, Any] = {"sparse": True, "fan_in": fan_in, "dtype": self.dtype}
             model = hf.RNN(self.n, self.H, self.k, **sparse_options)
             hf.init.esn_(model, self.generator, fan_in=fan_in)
+        elif self.pick(True, False, False):
+            layers = [self.H, self.size()]
+            model = hf.StackedRNN(
+                self.n, layers, self.k, dtype=self.dtype, generator=self.generator
+            )
         loss, targets = self.loss_and_targets(self.T, self.B)
         mask = None
         if self.pick(False, True):
@@ -166,6 +176,8 @@ class Source:
 
     def spoilt_tensor(self, value: Tensor) -> Any:
         def holed() -> Tensor:
+            if value.dtype == torch.bool:
+                return ~value
             if not value.is_floating_point() or value.numel() == 0:
                 return value - 1000
             bad = value.clone()
@@ -395,6 +407,8 @@ def closure_step(source: Source) -> Call:
 def initialisation(source: Source) -> Call:
     name = source.pick("sparse_", "gaussian_", "glorot_", "esn_")
     task = source.sequences() if name == "esn_" else source.task()
+    if name == "esn_" and not isinstance(task["model"], hf.RNN):  # serves no other, and says so
+        name = "gaussian_"
     arguments = {"model": task["model"], "generator": source.generator}
     if getattr(task["model"], "sparse", False):
         if name == "esn_":  # draws more entries than the model has, unless it is told
@@ -406,14 +420,19 @@ def initialisation(source: Source) -> Call:
 
 def model(source: Source) -> Call:
     sizes = {"input_size": source.n, "hidden_size": source.H, "output_size": source.k}
-    kind = source.pick("RNN", "MLP", "Autoencoder", "EchoState")
+    kind = source.pick("RNN", "MLP", "Autoencoder", "EchoState", "StackedRNN")
     arguments: dict[str, Any] = {
         "RNN": {**sizes, "nonlinearity": source.pick("tanh", "relu"), "sparse": False},
         "MLP": {"sizes": [source.n, source.H], "activations": ["tanh"]},
         "Autoencoder": {"encoder_sizes": [source.n, source.H]},
         "EchoState": {**sizes},
-    }[kind]
-    shape = (source.T, source.B, source.n) if kind in ("RNN", "EchoState") else (source.B, source.n)
+        "StackedRNN": {
+            "input_size": source.n, "hidden_sizes": [source.H, 2], "output_size": source.k,
+        },
+    }[kind]  # fmt: skip
+    arguments |= {"dtype": torch.float32, "device": "cpu", "generator": source.generator}
+    cases = kind in ("MLP", "Autoencoder")
+    shape = (source.B, source.n) if cases else (source.T, source.B, source.n)
 
     def then(net: Any, source: Source) -> None:
         x = torch.zeros(*shape)
@@ -462,6 +481,38 @@ def loss_value(source: Source) -> Call:
     return Call(getattr(loss, method), {**arguments, "targets": targets.clone()})
 
 
+def make_loss(source: Source) -> Call:
+    """A loss with options, then called; and those of torch."""
+    weight = torch.rand(source.k, generator=source.generator) + 0.1
+    mean = source.pick("cases", "weights", "elements", "sum")
+    softmax = {"weight": weight, "ignore_index": 0, "label_smoothing": 0.1, "mean": mean}
+    torchs = source.pick(
+        nn.MSELoss(), nn.HuberLoss(), nn.SmoothL1Loss(), nn.PoissonNLLLoss(),
+        nn.BCEWithLogitsLoss(pos_weight=weight),
+    )  # fmt: skip
+    kind, arguments = source.pick(
+        (hf.losses.SoftmaxCrossEntropy, softmax),
+        (hf.losses.LogisticCrossEntropy, {"weight": weight, "pos_weight": weight, "mean": mean}),
+        (hf.losses.HuberLoss, {"delta": 0.5, "mean": mean}),
+        (hf.losses.PoissonNLL, {"mean": mean}),
+        (hf.losses.LinkedSquaredError, {"link": "tanh", "stand_in": "positive"}),
+        (hf.losses.from_torch, {"module": torchs}),
+    )
+
+    def then(loss: hf.losses.Loss, source: Source) -> None:
+        s = source.tensor(source.B, source.k)
+        targets = s.sigmoid()
+        if loss.takes_classes:
+            targets = source.classes(source.B)
+        given = source.pick(targets, source.spoilt(targets))
+        mask = source.pick(None, torch.rand(source.B, dtype=source.dtype))
+        if source.pick(True, False):
+            mask = source.spoilt(torch.ones(source.B, dtype=torch.bool))
+        source.pick(loss.value, loss.gradient, loss.hessian)(s, given, mask)
+
+    return Call(kind, arguments, then)
+
+
 def schedule(source: Source) -> Call:
     kinds: list[tuple[Callable[..., Any], dict[str, Any]]] = [
         (hf.schedules.Increasing, {"mu_max": 0.99}),
@@ -500,6 +551,101 @@ def training(source: Source) -> Call:
     return Call(function, arguments)
 
 
+def array_training(source: Source) -> Call:
+    """hf.train on cases at hand, with policies, limits and callbacks."""
+    task = source.cases()
+    net: Any = task["model"]
+    opt = source.pick(
+        lambda: hf.HessianFree(net, task["loss"], damping=1.0, cg_max_iter=3),
+        lambda: hf.NAG(net, 0.01),
+    )()
+    x, y = task["inputs"], task["targets"]
+    data = source.pick((x, y), (x.numpy(), y.numpy()))
+    arguments: dict[str, Any] = {
+        "model": net, "data": data, "optimizer": opt, "loss": task["loss"],
+        "validation": source.pick((x, y), None), "stop": hf.training.Limits(iterations=2),
+        "seed": 0, "progress": False, "test_every": 1, "batch_dim": source.pick(None, 0),
+    }  # fmt: skip
+    if arguments["validation"] is not None:
+        arguments["callbacks"] = [hf.training.EarlyStopping(1)]
+    if source.pick(True, False):
+        arguments["batches"] = source.pick(
+            hf.minibatches.SmallBatches(size=1),
+            hf.minibatches.FullGradient(curvature_batches=1),
+        )
+
+    return Call(hf.train, arguments)
+
+
+def limits(source: Source) -> Call:
+    kind, arguments = source.pick(
+        (hf.training.Limits, {"iterations": 2, "minibatches": 3.0, "seconds": 1.5}),
+        (hf.training.EarlyStopping, {"patience": 3, "metric": "loss", "min_delta": 0.1}),
+        (hf.minibatches.Fresh, {"count": 2, "size": 3}),
+    )
+    return Call(kind, arguments)
+
+
+def load(source: Source) -> Call:
+    """A run folder that is none, and one that is."""
+    run_dir = Path(tempfile.mkdtemp(dir=FOLDER.name)) / "run"
+    net = hf.RNN(2, 2, 1)
+    problem = hf.problems.Addition(3)
+    hf.train(
+        net, problem, hf.NAG(net, 0.01), stop=hf.training.Limits(iterations=1), batch_size=2,
+        test_size=2, test_every=1, checkpoint_every=1, run_dir=run_dir, progress=False,
+    )  # fmt: skip
+    return Call(hf.load_run, {"run_dir": run_dir, "checkpoint": "last", "device": "cpu"})
+
+
+class Bowl(hf.Objective):
+    """½θᵀθ, with one of its answers spoilt now and then."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.spoilt = source.pick("", "", "loss", "gradient", "curvature", "product")
+
+    def answer(self, name: str, value: Any) -> Any:
+        return self.source.spoilt(value) if self.spoilt == name else value
+
+    def loss(self, data: Any, theta: Tensor) -> Any:
+        return self.answer("loss", 0.5 * float(theta @ theta))
+
+    def gradient(self, data: Any, theta: Tensor) -> Any:
+        return self.loss(data, theta), self.answer("gradient", theta.clone())
+
+    def curvature(self, data: Any, theta: Tensor, kind: Any = "ggn") -> Any:
+        class Eye:
+            def product(_, v: Tensor) -> Any:
+                return self.answer("product", v.clone())
+
+        return self.answer("curvature", Eye())
+
+
+def own_objective(source: Source) -> Call:
+    net = nn.Linear(source.n, source.k)
+
+    def then(opt: Any, source: Source) -> None:
+        opt.step((torch.zeros(2), torch.zeros(2)))
+
+    return Call(hf.HessianFree, {"model": net, "objective": Bowl(source), "damping": 1.0}, then)
+
+
+def folder(source: Source) -> Call:
+    """Data sets from folders that do not hold them."""
+    holding = Path(tempfile.mkdtemp(dir=FOLDER.name))
+    (holding / source.pick("train-images-idx3-ubyte.gz", "olivettifaces.mat")).write_bytes(b"x")
+    kind = source.pick(hf.data.mnist, hf.data.faces)
+
+    def function(folder: Any) -> Any:
+        try:
+            return kind(folder)
+        except hf.data.DataFileError:
+            return None
+
+    return Call(function, {"folder": source.pick(holding, str(holding), holding / "none")})
+
+
 def sweep(source: Source) -> Call:
     grid = {"learning_rate": [1e-2, 1e-3], "momentum": [0.0, 0.9], "method": ["nag"]}
     arguments = {
@@ -518,9 +664,12 @@ def checked(source: Source) -> Call:
 RECIPES: list[tuple[int, Recipe]] = [
     (6, operator), (8, hessian_free), (3, closure_step), (2, initialisation), (2, model), (2, draw),
     (1, make_problem), (2, policy), (2, loss_value), (1, schedule), (3, training), (1, sweep),
+    (2, make_loss), (2, array_training), (1, limits), (1, load), (2, own_objective), (1, folder),
     (1, checked), (2, linear_solve), (2, spectrum), (2, algebra), (1, jacobian),
 ]  # fmt: skip
 FOLDER = tempfile.TemporaryDirectory(prefix="hfcore-fuzz-")
+# Without it, a data set that is not where it is looked for would be downloaded.
+os.environ["HFCORE_DATA"] = FOLDER.name
 
 
 # ------------------------------------------------------------------------------- the judgement
@@ -585,6 +734,10 @@ def dense_gauss_newton(task: dict[str, Any]) -> Tensor:
         kind = type(task["loss"]).__name__
         if kind == "SquaredError":
             per = 0.5 * (s - targets).square().sum(-1)
+        elif kind == "HuberLoss":
+            per = nn.functional.huber_loss(s, targets, reduction="none", delta=0.8).sum(-1)
+        elif kind == "PoissonNLL":
+            per = (s.exp() - targets * s).sum(-1)
         elif kind == "LogisticCrossEntropy":
             per = nn.functional.softplus(s).sum(-1) - (targets * s).sum(-1)
         else:
@@ -650,6 +803,7 @@ def run(seed: int, recipe: Recipe, outcomes: collections.Counter[str]) -> str | 
 
 
 def main() -> int:
+    os.chdir(FOLDER.name)  # spoilt paths are relative ones
     outcomes: collections.Counter[str] = collections.Counter()
     weights, recipes = [w for w, _ in RECIPES], [r for _, r in RECIPES]
     faults = []

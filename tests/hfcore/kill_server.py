@@ -33,7 +33,7 @@ from hfcore.problems import Addition
 from hfcore.schedules import Increasing, Phase, Phases
 from hfcore.training import BestModel, EarlyStopping, Limits, Phased, Scheduled, train
 
-MINIBATCHES = 8
+SIZES = {"minibatches": 8, "batch_size": 16, "gradient_batches": 3, "test_size": 40}
 
 
 def problem_run(run_dir: str, resume: bool) -> None:
@@ -45,10 +45,7 @@ def problem_run(run_dir: str, resume: bool) -> None:
         model,
         problem,
         optimizer,
-        minibatches=MINIBATCHES,
-        batch_size=16,
-        gradient_batches=3,
-        test_size=40,
+        **SIZES,
         solved_below=0.0,
         run_dir=run_dir,
         resume=resume,

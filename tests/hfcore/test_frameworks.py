@@ -31,3 +31,13 @@ def test_losses_fall(
     assert len(losses) == 8
     assert losses[-1] < factor * losses[0]
     assert f"loss {losses[0]:.4f}" in capsys.readouterr().out
+
+
+def test_loss_of_deepxde_falls(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DDE_BACKEND", "pytorch")
+    pytest.importorskip("deepxde", reason="deepxde comes with the extra frameworks")
+    losses = import_module("hfcore.examples.with_deepxde").main()
+    assert losses[-1] < 0.2 * losses[0]
+    assert f"loss {losses[0]:.4f}" in capsys.readouterr().out

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -149,11 +151,41 @@ def closure_step(closure: Callable[..., Any]) -> None:
         (lambda: sweep(final_updates="1"), TypeError, "final_updates: got '1', need an integer"),
         (lambda: sweep(weight_decay={}), TypeError, "weight_decay: got dict, need a number"),
         (lambda: sweep(resume=np.zeros(2)), TypeError, "resume: got ndarray, need True or False"),
+        (lambda: training(run_dir=7), TypeError, "run_dir: got int"),
+        (lambda: hf.load_run(torch.zeros(2)), TypeError, "run_dir: got Tensor, need a path"),
+        (lambda: hf.data.mnist(7), TypeError, "folder: got int, need a path"),
+        (lambda: hf.data.faces(b"x"), TypeError, "folder: got bytes, need a path"),
+        (
+            lambda: hf.training.EarlyStopping(1, min_delta=1j),
+            TypeError,
+            "min_delta: got complex, need a number",
+        ),
+        (lambda: hf.training.EarlyStopping(1, 5), TypeError, "metric: got int, need the name of a"),
+        (
+            lambda: hf.training.BestModel(restore=[]),
+            TypeError,
+            "restore: got list, need True",
+        ),
         # ---- a module's data and closures
         (lambda: step(x.half()), ValueError, r"inputs: .* not take \[4, 3\] torch.float16: mat1"),
         (lambda: step(x[:, :2]), ValueError, r"inputs: .* not take \[4, 2\] torch.float32: mat1"),
         (lambda: closure_step(len), TypeError, "closure: takes other arguments .* called without"),
         (lambda: closure_step(nn.Linear(2, 2)), TypeError, "closure: takes other arguments"),
+        (
+            lambda: hf.SGD(nn.Linear(2, 2).parameters(), 0.1).step(nn.Linear(2, 2)),
+            TypeError,
+            "closure: takes other arguments",
+        ),
+        (
+            lambda: hf.NAG(nn.Linear(2, 2).parameters(), 0.1).step(len),
+            TypeError,
+            "closure: takes other arguments",
+        ),
+        (
+            lambda: hf.AdaptiveNAG(nn.Linear(2, 2).parameters()).step(len),
+            TypeError,
+            "closure: takes other arguments",
+        ),
         # ---- checks of products
         (
             lambda: hf.check_curvature(nn.Linear(3, 2), SQUARED, x, y, seed=0.5),
@@ -197,6 +229,13 @@ def test_a_fault_in_the_callers_own_closure_stays_as_it_is() -> None:
 
     with pytest.raises(TypeError, match="unsupported operand"):
         closure_step(closure)
+
+
+def test_a_share_that_is_a_tensor_is_kept_as_a_number(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    training(run_dir=run_dir, solved_below=torch.tensor(0.25), batch_size=2, test_size=2)
+    config = json.loads((run_dir / "config.json").read_text())
+    assert config["run"]["solved_below"] == 0.25
 
 
 def test_sizes_may_be_numpy_integers() -> None:

@@ -6,14 +6,13 @@ import copy
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from python_process import python
 from torch import Tensor
 
 import hfcore as hf
@@ -297,12 +296,5 @@ def test_a_signal_outside_of_training_ends_every_command_alike(
     module: str, name: str, arguments: list[str], number: str, tmp_path: Path
 ) -> None:
     program = COMMAND.format(module=module, name=name, number=number, arguments=arguments)
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", program],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=300,
-        check=False,
-    )
+    done = python("-c", program, cwd=tmp_path)
     assert (done.returncode, done.stderr.strip()) == (130, "interrupted"), done.stderr

@@ -116,6 +116,15 @@ def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def assert_shared_memory_is_exact(program: str, library: Path, less: int, *arguments: str) -> None:
+    """``program`` runs in its planned shared memory, and overflows ``less`` bytes fewer."""
+    clean = sanitized("-c", program, str(library), "0", *arguments)
+    assert clean.returncode == 0, clean.stderr[-3000:]
+    caught = sanitized("-c", program, str(library), str(less), *arguments)
+    assert caught.returncode != 0, arguments
+    assert "heap-buffer-overflow" in caught.stderr
+
+
 def assert_sanitized_tests_pass(file: str, kept: str) -> None:
     """Those of a file that ``-k`` keeps, on a library with AddressSanitizer and UBSan."""
     done = sanitized("-m", "pytest", "-q", file, "-k", kept)
