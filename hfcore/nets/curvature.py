@@ -116,15 +116,15 @@ class FusedCurvature:
         if out.data_ptr() == v.data_ptr():
             raise ValueError("out: is v itself, need a buffer of its own")
         v, net, damping = v.detach().contiguous(), self._net, damping + self._objective.l2
-        with among_kernels(v):
-            if not self._by_op:
+        if not self._by_op:
+            with among_kernels(v):
                 return self._by_passes(v, damping, structural, out, stop)
-            into = Into(out, self._scale, None, stop, structural, damping)
-            for lin in self._cached:
-                assert lin.second is not None
-                net.gauss_newton(lin.at, v, lin.second, into)
-                into = into._replace(damping=0.0, accumulate=True)
-            return out
+        into = Into(out, self._scale, None, stop, structural, damping)
+        for lin in self._cached:
+            assert lin.second is not None
+            net.gauss_newton(lin.at, v, lin.second, into)
+            into = into._replace(damping=0.0, accumulate=True)
+        return out
 
     def _by_passes(
         self, v: Tensor, damping: float, structural: float, out: Tensor, stop: Tensor | None
