@@ -20,10 +20,6 @@ ARRAYS = ("Tensor", "torch.Tensor", "np.ndarray")
 # What takes parameters takes those of any model; what gives them knows its own.
 PARAMETERS = ("nn.Parameter", "torch.nn.Parameter")
 
-# Words that name this workplace or its tools; a stranger can do nothing with them.
-WORKPLACE = re.compile(r"/work/|\bfarm-|\bhelpers?\b|\bissue #?\d", re.IGNORECASE)
-SUFFIXES = {".py", ".pyi", ".md", ".cpp", ".cu", ".h", ".cuh", ".hpp", ".toml", ".txt"}
-
 # Methods that torch calls, by the base class that says how.
 CALLED_BY_TORCH = {
     "forward": ("Module", "Function"),
@@ -283,16 +279,3 @@ def test_docstrings_are_sentences(source: Source) -> None:
                 if text is not None and not re.search(r"[.!?:)`\]»]$", text.split("\n\n")[0]):
                     bad.append(f"{path.relative_to(ROOT)}: {getattr(node, 'name', 'module')}")
     assert bad == []
-
-
-def test_no_words_of_a_workplace() -> None:
-    """Paths and tools of the place where the code is written mean nothing to a reader."""
-    found = [
-        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
-        for folder in (*FOLDERS, "tests", "bench")
-        for path in sorted((ROOT / folder).rglob("*.*"))
-        if path.suffix in SUFFIXES and path != Path(__file__).resolve()
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if WORKPLACE.search(line)
-    ]
-    assert found == []
