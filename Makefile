@@ -73,11 +73,12 @@ types: $(VENV)/test.stamp
 	cp -r bindings kernels build/types/hfcore/
 	cd build/types && $(abspath $(PY)) -P -m mypy --config-file $(CURDIR)/pyproject.toml -p hfcore
 
+# A file stays with one process, for what its tests build once.
 test: lint types
-	$(PY) -P -m pytest -m "not slow and not gpu"
+	$(PY) -P -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
 
 test-full: lint types
-	$(PY) -P -m pytest -m "not gpu"
+	$(PY) -P -m pytest -m "not gpu" -n 2 --dist loadfile
 
 # With a GPU; each says so and exits where there is none.
 test-gpu: $(VENV)/gpu.stamp

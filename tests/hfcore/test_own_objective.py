@@ -372,7 +372,9 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("method", "result", "message"), BAD, ids=str)
+@pytest.mark.parametrize(
+    ("method", "result", "message"), BAD, ids=lambda x: str(x).split(" at 0x")[0]
+)
 def test_what_an_objective_does_wrong_is_named(method, result, message) -> None:
     objective = broken(method, result)
     if method == "damping_start":
