@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,7 @@ class FusedCurvature:
             raise ValueError("out: is v itself, need a buffer of its own")
         v, net, damping = v.detach().contiguous(), self._net, damping + self._objective.l2
         if not self._by_op:
-            with among_kernels(v):
+            with among_kernels(v) if net.passes_are_kernels else nullcontext():
                 return self._by_passes(v, damping, structural, out, stop)
         into = Into(out, self._scale, None, stop, structural, damping)
         for lin in self._cached:

@@ -101,7 +101,9 @@ def sweep(
     check_positive(updates=updates, batch_size=batch_size, test_every=test_every)
     check_positive(test_size=test_size, max_bytes=max_bytes)
     check_choice("schedule", schedule, tuple(SCHEDULES))
-    count("final_updates", final_updates, least=0, most=updates)
+    count("final_updates", final_updates, least=0)
+    if final_updates > updates:
+        raise ValueError(f"final_updates: got {final_updates}, need 0 to updates = {updates}")
     flag("progress", progress)
     if flag("resume", resume) and run_dir is None:
         raise ValueError("resume: got True without run_dir, need the folder of the sweep to resume")
