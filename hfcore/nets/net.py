@@ -110,7 +110,7 @@ class FusedNet(ABC):
     # Whether passes look at ``stop`` themselves and leave ``out`` as it is where it is raised.
     looks_at_stop: ClassVar[bool] = False
     # Whether its passes are kernels, beside which torch had better leave the cores alone.
-    passes_are_kernels: ClassVar[bool] = False
+    passes_are_kernels: bool = False
     # Whether several nets of this shape are trained side by side.
     supports_groups: bool = True
     # Whether fisher() makes products without passes.

@@ -59,6 +59,7 @@ class RnnNet(RecurrentNet):
         super().__init__(model, loss, shapes=shapes, hidden_sizes=[H], forms=[form], damped=damped)
         self.walks_cases = form.has_ops
         self.supports_groups = not model.sparse
+        self.passes_are_kernels = model.sparse
 
     def split(self, theta: Tensor) -> Weights:
         W_hx, W_hh, W_yh, b_h, b_init, b_y = self.views(theta)
