@@ -16,6 +16,7 @@ from hfcore import (
     minibatches,
     nets,
     presets,
+    pretraining,
     problems,
     schedules,
     sweeps,
@@ -39,7 +40,9 @@ from hfcore.objective_factory import objective_for
 from hfcore.optimisers.adaptive_nag import AdaptiveNAG
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
+from hfcore.optimisers.nonlinear_cg import LineSearchStats, NonlinearCG
 from hfcore.optimisers.statistics import StepStats
+from hfcore.pretraining import PretrainResult, pretrain
 from hfcore.solvers.lanczos import EigenpairsNotConverged
 from hfcore.solvers.linear import SolveInfo, cg, minres
 from hfcore.solvers.preconditioners import NystromPreconditioner
@@ -70,9 +73,12 @@ __all__ = [
     "HessianFree",
     "Identity",
     "Jacobian",
+    "LineSearchStats",
     "LinearOperator",
+    "NonlinearCG",
     "NystromPreconditioner",
     "Objective",
+    "PretrainResult",
     "RnnStart",
     "SolveInfo",
     "SpectralDensity",
@@ -94,6 +100,8 @@ __all__ = [
     "nets",
     "objective_for",
     "presets",
+    "pretrain",
+    "pretraining",
     "problems",
     "schedules",
     "set_matmul_precision",

@@ -116,10 +116,16 @@ class FlatParameters:
         Storage is swapped, not written: a graph retained from before stays valid. Other threads
         that come here wait.
         """
+        with self.holding_views(side_by_side(self.split(theta))):
+            yield
+
+    @contextmanager
+    def holding_views(self, values: list[Tensor]) -> Iterator[None]:
+        """The same with values ``[…]`` in the parameters' shapes, which are not copied."""
         with self.lock:
             own = [p.data for p in self.tensors]
             try:
-                self._hold(side_by_side(self.split(theta)))
+                self._hold(values)
                 yield
             finally:
                 self._hold(own)
@@ -207,3 +213,17 @@ def _named(module: nn.Module | Iterable[nn.Parameter]) -> list[tuple[str, nn.Par
             raise TypeError(f"model: item {i} is {type(p).__name__}, need torch.nn.Parameter")
         unique.setdefault(id(p), p)
     return [(str(i), p) for i, p in enumerate(unique.values())]
+
+
+def dense_gradients(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """What a closure left as ``grad`` of each parameter, ``[…]`` in its shape.
+
+    Raises ValueError where there is none or a sparse one.
+    """
+    found = []
+    for i, p in enumerate(parameters):
+        if p.grad is None or p.grad.layout != torch.strided:
+            what = "none" if p.grad is None else f"one of layout {p.grad.layout}"
+            raise ValueError(f"closure: left {what} as gradient of params[{i}], need a dense one")
+        found.append(p.grad)
+    return found

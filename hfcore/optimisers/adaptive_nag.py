@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hfcore.arguments import called, number, positive
 from hfcore.bindings.conjugate_gradient import dot
-from hfcore.flat import FlatParameters, listed
+from hfcore.flat import FlatParameters, dense_gradients, listed
 from hfcore.momentum_schedules import next_a
 
 MAX_HALVINGS = 60
@@ -132,14 +132,8 @@ class AdaptiveNAG(torch.optim.Optimizer):
         """f and its gradient ``[N]``, of the closure with ``at [N]`` in the module."""
         with self._parameters.holding(at), torch.enable_grad():
             value = _number(called(closure))
-        gradients = [p.grad for p in self._parameters.tensors]
-        for i, g in enumerate(gradients):
-            if g is None or g.layout != torch.strided:
-                found = "none" if g is None else f"one of layout {g.layout}"
-                raise ValueError(
-                    f"closure: left {found} as gradient of params[{i}], need a dense one"
-                )
-        return value, torch.cat([g.reshape(-1) for g in gradients if g is not None])
+        gradients = dense_gradients(self._parameters.tensors)
+        return value, torch.cat([g.reshape(-1) for g in gradients])
 
     def _value(self, loss: Callable[[], Tensor | float], at: Tensor) -> float:
         with self._parameters.holding(at), torch.enable_grad():

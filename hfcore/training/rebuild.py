@@ -15,6 +15,7 @@ from hfcore.models.rnn import RNN
 from hfcore.models.stacked_rnn import StackedRNN
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
+from hfcore.optimisers.nonlinear_cg import NonlinearCG
 from hfcore.training.errors import RunFolderError
 
 
@@ -53,6 +54,7 @@ OPTIMISERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "NAG": NAG,
     "SGD": SGD,
     "ClassicalMomentum": ClassicalMomentum,
+    "NonlinearCG": NonlinearCG,
 }
 LOSSES = {
     name: value

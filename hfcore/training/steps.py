@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -17,12 +17,23 @@ from hfcore.losses import Loss
 from hfcore.nets.grouped import BATCHES_ON
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import UpdatingClosure
+from hfcore.optimisers.nonlinear_cg import NonlinearCG
 from hfcore.training.gradients import FusedBackpropagation, backpropagation
 
 if TYPE_CHECKING:
     from hfcore.problems import Problem
 
 COST_UNIT = 1000  # the paper counts work in minibatches of 1000 sequences
+
+# Statistics of a step that are counts.
+ADDED_UP = (
+    "gradients",
+    "products",
+    "objective_evaluations",
+    "cg_iterations",
+    "line_searches",
+    "line_searches_failed",
+)
 
 Count = Callable[[Batch], int]
 
@@ -168,6 +179,20 @@ class FirstOrderStepper:
         return loss
 
 
+class NonlinearCGStepper(FirstOrderStepper):
+    """The line searches of a step on the cases of its batches; their statistics join the line."""
+
+    _optimizer: NonlinearCG
+
+    def step(self, batches: Batches | Sequence[Batch]) -> Iteration:
+        done = super().step(batches)
+        assert self._optimizer.last_stats is not None
+        stats = asdict(self._optimizer.last_stats)
+        seconds = {**done.stats["seconds"], "gradient": stats.pop("seconds")["gradient"]}
+        del stats["evaluations"]  # each is a gradient, which are counted
+        return replace(done, stats={**done.stats, **stats, "seconds": seconds})
+
+
 class _FusedClosure(UpdatingClosure):
     """The loss of a batch on the fused ops."""
 
@@ -231,21 +256,27 @@ def make_stepper(
             f"loss: got None, need one for these data and {type(optimizer).__name__}: a loss of "
             "hf.losses, or a function (outputs, targets) → mean loss"
         )
-    return FirstOrderStepper(model, loss, optimizer, count, gradients=gradients)
+    made = NonlinearCGStepper if isinstance(optimizer, NonlinearCG) else FirstOrderStepper
+    return made(model, loss, optimizer, count, gradients=gradients)
 
 
 def combined(steps: Sequence[Iteration]) -> Iteration:
-    """Several steps as one iteration: losses averaged, work added up, the rest as at the last."""
+    """Several steps as one iteration: losses averaged, work added up, the rest as at the last.
+
+    It has converged if each of them has.
+    """
     if len(steps) == 1:
         return steps[0]
     stats = dict(steps[-1].stats)
     stats["loss"] = sum(step.stats["loss"] for step in steps) / len(steps)
-    for key in ("gradients", "products", "objective_evaluations", "cg_iterations"):
+    for key in ADDED_UP:
         if key in stats:
             stats[key] = sum(step.stats[key] for step in steps)
     stats["seconds"] = {
         phase: sum(step.stats["seconds"][phase] for step in steps) for phase in stats["seconds"]
     }
+    if "converged" in stats:
+        stats["converged"] = all(step.stats["converged"] for step in steps)
     stats["updates"] = len(steps)
     return Iteration(
         stats,
