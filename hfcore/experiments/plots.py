@@ -43,14 +43,14 @@ def plot_seconds(
     """
     figure, (ax,) = _figure(1, facts)
     for name, result in results.items():
-        at = [line["training_seconds"] for line in result.lines]
+        at = [result.before + line["training_seconds"] for line in result.lines]
         error = [line["train_error"] for line in result.lines]
         ax.plot(at, error, linewidth=1.2, marker="." if len(at) < 50 else None, label=name)
     for name, level in levels.items():
         ax.axhline(level, color="gray", linewidth=0.8, linestyle="--")
         ax.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     ax.set_yscale("log")
-    ax.set_xlabel("seconds of training")
+    ax.set_xlabel("seconds of training, pre-training included")
     ax.set_ylabel("train error (Σ squared, per image)")
     ax.legend(fontsize="small")
     save_figure(figure, path)

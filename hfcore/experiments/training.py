@@ -31,6 +31,8 @@ class Trained:
     lines: list[Line]
     best: int
     """The iteration that counts: with early stopping the best on validation, else the last."""
+    before: float = 0.0
+    """Seconds of pre-training."""
 
     @property
     def final(self) -> Line:
@@ -38,8 +40,8 @@ class Trained:
 
     @property
     def seconds(self) -> float:
-        """Of training, up to the last iteration."""
-        return float(self.lines[-1]["training_seconds"])
+        """Of pre-training and training, up to the last iteration."""
+        return self.before + float(self.lines[-1]["training_seconds"])
 
 
 @dataclass(frozen=True)

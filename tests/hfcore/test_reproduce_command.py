@@ -145,10 +145,13 @@ def test_table2_puts_references_and_papers_beside_the_run(tmp_path: Path) -> Non
     assert table["mean image"][:2] == [number(x) for x in pca_errors(dataset, 0)]
     assert table["PCA-3"][:2] == [number(x) for x in pca_errors(dataset, 3)]
     assert table["Hinton & Salakhutdinov (2006)"][1] == "3"
-    assert table["RAND+HF, published (not in the sources of this project)"][:2] == ["–", "–"]
+    assert table["RAND+HF, published (Martens (2010), table 2)"][:2] == ["1.64", "2.78"]
+    assert table["PT+NCG, published (Martens (2010), table 2)"][:2] == ["2.31", "2.72"]
+    unstopped = "RAND+HF, published (Martens (2010), section 8, without early stopping)"
+    assert table[unstopped][:2] == ["1.4", "–"]
     numbers = json.loads((folder / "table2_mnist.json").read_text())
     last = numbers["methods"]["hf"]["iterations"][-1]
-    row = table["hf, here (iterations)"]
+    row = table["RAND+HF, here (iterations)"]
     assert row[:3] == [number(last["train_error"]), number(last["test_error"]), "2"]
     first = numbers["methods"]["hf"]["iterations"][0]
     assert f"loss {number(first['train_loss'])} (published, another draw: 870.3)" in result.output
@@ -164,7 +167,7 @@ def test_table2_with_several_methods_and_early_stopping(tmp_path: Path) -> None:
     result = invoke(*arguments)
     assert result.exit_code == 0, result.output
     table = by_first_column(result.output)
-    assert {"hf, here (iterations)", "adam=0.002, here (iterations)"} <= set(table)
+    assert {"RAND+HF, here (iterations)", "adam=0.002, here (iterations)"} <= set(table)
     # A step of nothing never betters the net it started from.
     assert table["sgd=1e-30, here (early stopping)"][2] == "0"
     numbers = json.loads((folder / "table2_faces.json").read_text())
@@ -177,11 +180,14 @@ def test_table2_with_several_methods_and_early_stopping(tmp_path: Path) -> None:
 def test_a_starred_run_has_its_own_weight_decay(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = invoke(*TABLE, "mnist", "--starred", "--run-dir", folder, "--quiet")
-    assert "L2: 0.0001." in result.output
+    assert "L2: 0.0001, of the connection weights alone." in result.output
+    table = by_first_column(result.output)
+    assert table["RAND+HF, published (Martens (2010), table 2)"][:2] == ["1.75", "2.55"]
+    assert (folder / "table2_mnist-starred.json").exists()
     config = json.loads((folder / "hf" / "config.json").read_text())
     assert config["optimizer"]["l2"] == 1e-4
     plain = invoke(*TABLE, "mnist", "--l2", "0.5", "--run-dir", tmp_path / "l2", "--quiet")
-    assert "L2: 0.5." in plain.output
+    assert "L2: 0.5; of NCG none." in plain.output
 
 
 # ---- refusals

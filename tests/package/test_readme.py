@@ -76,6 +76,10 @@ def operators() -> Names:
     return {**names, "G": G, "H": H, "F": F, "b": draw(N)}
 
 
+def images() -> Names:
+    return {"images": draw(25, 8).sigmoid()}
+
+
 def momentum() -> Names:
     model, loss = nn.Linear(3, 2), nn.MSELoss()
     x, y = draw(5, 3), draw(5, 2)
@@ -102,6 +106,11 @@ PREPARED: list[tuple[str, Callable[[], Names], dict[str, str]]] = [
     ("G = hf.GaussNewton(model", operators, {"encoder.0": "encoder"}),
     ("d, info = G.solve(b", operators, {}),
     ("class Rosenbrock", dict, {}),
+    ("model = hf.Autoencoder([784", images, {
+        "[784, 400, 200, 100, 50, 25, 6]": "[8, 4, 2]", "iterations=200": "iterations=2",
+        "images, run_dir": "images, epochs=2, run_dir", "size=1000": "size=10",
+        "batches=": "progress=False, batches=",
+    }),
     ("opt = hf.NAG(", momentum, {}),
     ("result = hf.sweep(", dict, {"10_000": "20", "seeds=4": "seeds=2, progress=False"}),
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """``hfcore reproduce``: published experiments, beside the published figures.
 
-``autoencoders.py`` trains the nets of Martens (2010) with Hessian-free optimisation; the other
+``autoencoders.py`` trains the nets of Martens (2010), pre-trained or not; the other
 files hold the tables and the figure of Sutskever et al. (2013), one command a file.
 """
 
@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import click
 
-from hfcore.experiments.commands.autoencoders import curves_log_command, martens2010_table2_command
+from hfcore.experiments.commands.autoencoders import (
+    curves_log_command,
+    fig2_command,
+    martens2010_table2_command,
+)
 from hfcore.experiments.commands.fig5 import fig5_command
 from hfcore.experiments.commands.table1 import table1_command
 from hfcore.experiments.commands.table2 import table2_command
@@ -24,6 +28,7 @@ def reproduce_commands() -> None:
 for command in (
     curves_log_command,
     martens2010_table2_command,
+    fig2_command,
     table1_command,
     table2_command,
     table3_command,

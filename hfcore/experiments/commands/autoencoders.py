@@ -1,8 +1,9 @@
-"""The autoencoder experiments of Martens (2010): ``curves-log``, ``martens2010-table2``."""
+"""The experiments of Martens (2010): ``curves-log``, ``martens2010-table2``, ``fig2``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,11 @@ from hfcore.experiments.experiment import (
 from hfcore.experiments.published import CURVES_LOG_END
 from hfcore.experiments.training import Trained
 
+PRETRAINING = "pretraining"  # its folder in that of the call
+
 
 def autoencoder_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The options that both experiments have."""
+    """The options that all these experiments have."""
     options: list[Decorator] = [
         click.option("--seed", type=click.IntRange(0), default=0, help="Of the first weights."),
         click.option(
@@ -39,6 +42,13 @@ def autoencoder_options(command: Callable[..., None]) -> Callable[..., None]:
     ]
     decorated: Callable[..., None] = decorated_by(options)(command)
     return decorated
+
+
+pretrain_epochs_option = click.option(
+    "--pretrain-epochs",
+    type=click.IntRange(0),
+    help="Of every layer.  [default: 50; 200 of the first layer of FACES]",
+)
 
 
 @click.command("curves-log")
@@ -66,7 +76,9 @@ def curves_log_command(context: click.Context, /, **options: Any) -> None:
 @click.option("--dataset", type=click.Choice(sorted(hf.presets.autoencoders)), required=True)
 @click.option("--iterations", type=click.IntRange(1), help="HF steps, or passes.  [default: 200]")
 @click.option("--l2", type=click.FloatRange(0), help="Weight decay.  [default: the preset's]")
-@click.option("--starred", is_flag=True, help="The starred run: its weight decay.")
+@click.option(
+    "--starred", is_flag=True, help="The starred run: its weight decay, of the weights alone."
+)
 @click.option(
     "--early-stopping",
     type=click.IntRange(1),
@@ -75,11 +87,15 @@ def curves_log_command(context: click.Context, /, **options: Any) -> None:
     "Where the data has no validation part a tenth of the training part is held out.",
 )
 @click.option(
+    "--columns",
     "--methods",
-    default=HF,
-    help=f"Separated by commas: {', '.join(METHODS)}; name=rate sets a learning rate. "
-    "With several the plot shows error against seconds for each (figure 2).",
+    "columns",
+    default="rand-hf",
+    help="Separated by commas: pt-ncg, rand-hf, pt-hf, and others: one of "
+    f"{', '.join(METHODS)} behind pt- (pre-trained) or rand-; name=rate sets a learning rate.  "
+    "[default: rand-hf]",
 )
+@pretrain_epochs_option
 @folder_option
 @autoencoder_options
 @click.pass_context
@@ -87,24 +103,45 @@ def martens2010_table2_command(context: click.Context, /, dataset: str, **option
     """Autoencoder errors on CURVES, MNIST or FACES beside Martens (2010), table 2.
 
     Prints every iteration, at the end the table and the files written: table (markdown), numbers
-    (JSON) and a plot, in the run folder, which holds one folder for each method.
+    (JSON) and a plot, in the run folder, which holds one folder for each column, and one for the
+    pre-training where a column needs it.
     """
     from hfcore.experiments.martens2010_table2 import table2_report  # matplotlib is slow to import
 
     preset = hf.presets.autoencoders[dataset]
     l2 = _weight_decay(dataset, options["l2"], options["starred"])
-    methods = _methods(options["methods"])
+    methods = _methods(options["columns"])
     trainings = _Autoencoders(f"table2-{dataset}", options)
     with trainings.errors_shown():
-        experiment = Experiment(trainings.data(dataset), preset, options["seed"], l2)
-        results: dict[str, Trained] = {}
-        for method in methods:
-            result = trainings.run(experiment, method, trainings.folder / str(method))
-            results[str(method)] = result
-            if result.reason == "interrupted":
-                break
-        trainings.show(*table2_report(experiment, results, trainings.folder))
-    trainings.end(context, interrupted=result.reason == "interrupted")
+        data = trainings.data(dataset)
+        experiment = Experiment(data, preset, options["seed"], l2, options["starred"])
+        results = trainings.run_all(experiment, methods)
+        if results:
+            trainings.show(*table2_report(experiment, results, trainings.folder))
+    trainings.end(context, interrupted=trainings.interrupted)
+
+
+@click.command("fig2")
+@click.option("--iterations", type=click.IntRange(1), help="HF steps, or passes.  [default: 200]")
+@pretrain_epochs_option
+@autoencoder_options
+@click.pass_context
+def fig2_command(context: click.Context, /, **options: Any) -> None:
+    """Error against seconds of PT+NCG, RAND+HF and PT+HF on CURVES: Martens (2010), figure 2.
+
+    The seconds contain those of pre-training. The run folder is that of martens2010-table2 with
+    these columns: what one of the two commands has run serves the other with --resume.
+    """
+    from hfcore.experiments import fig2  # matplotlib is slow to import
+
+    trainings = _Autoencoders("fig2", options)
+    with trainings.errors_shown():
+        preset = hf.presets.autoencoders[fig2.DATASET]
+        experiment = Experiment(trainings.data(fig2.DATASET), preset, options["seed"])
+        results = trainings.run_all(experiment, [Method.parse(name) for name in fig2.METHODS])
+        if results:
+            trainings.show(*fig2.fig2_report(experiment, results, trainings.folder))
+    trainings.end(context, interrupted=trainings.interrupted)
 
 
 def _weight_decay(dataset: str, l2: float | None, starred: bool) -> float | None:
@@ -122,24 +159,47 @@ def _methods(text: str) -> list[Method]:
     try:
         methods = [Method.parse(part) for part in text.split(",")]
     except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--methods") from error
-    if len({str(method) for method in methods}) < len(methods):
-        raise click.BadParameter(f"got {text!r}, need different ones", param_hint="--methods")
+        raise click.BadParameter(str(error), param_hint="--columns") from error
+    if len(set(methods)) < len(methods):
+        raise click.BadParameter(f"got {text!r}, need different ones", param_hint="--columns")
     return methods
 
 
 class _Autoencoders(Trainings):
     """A call that trains autoencoders on one data set with limits."""
 
+    interrupted = False
+
     def data(self, name: str) -> hf.data.Dataset:
         """On the device, with a validation part if it is needed."""
         split = with_validation if self.options.get("early_stopping") else without_validation
         return on_device(split(load(name, self.options.get("folder"))), self.device)
 
-    def run(self, experiment: Experiment, method: Method, folder: Path) -> Trained:
-        """One method."""
-        return self.train(
-            experiment.training(method),
+    def run_all(self, experiment: Experiment, methods: Sequence[Method]) -> dict[Method, Trained]:
+        """One method after the other, each in a folder of its own, until Ctrl-C."""
+        start: hf.PretrainResult | None = None
+        if any(method.pretrained for method in methods):
+            start = self.pretrain(experiment)
+            self.interrupted = start.reason == "interrupted"
+        results: dict[Method, Trained] = {}
+        for method in methods:
+            if self.interrupted:
+                break
+            result = self.run(experiment, method, self.folder / str(method), start)
+            results[method] = result
+            self.interrupted = result.reason == "interrupted"
+        return results
+
+    def run(
+        self,
+        experiment: Experiment,
+        method: Method,
+        folder: Path,
+        start: hf.PretrainResult | None = None,
+    ) -> Trained:
+        """One method; ``start`` is that of one that is pre-trained."""
+        result = self.train(
+            experiment.training(method, start),
             folder,
             hf.training.Limits(
                 iterations=self.options["iterations"] or experiment.preset.iterations,
@@ -148,3 +208,30 @@ class _Autoencoders(Trainings):
             title=f"{method}: ",
             patience=self.options.get("early_stopping"),
         )
+        if start is None or not method.pretrained:
+            return result
+        return replace(result, before=start.seconds)
+
+    def pretrain(self, experiment: Experiment) -> hf.PretrainResult:
+        """The stack of machines that the pre-trained columns start from."""
+        folder = self.folder / PRETRAINING
+        if not self.options["quiet"]:
+            click.echo(f"pre-training: {folder}")
+        return hf.pretrain(
+            experiment.net(),
+            experiment.dataset,
+            visible=experiment.visible,
+            epochs=self.options["pretrain_epochs"],
+            seed=experiment.seed,
+            run_dir=folder,
+            resume=self.options["resume"] and folder.is_dir(),
+            report=None if self.options["quiet"] else _say_epoch,
+        )
+
+
+def _say_epoch(line: dict[str, Any]) -> None:
+    click.echo(
+        f"layer {line['layer']} epoch {line['layer_epoch']:>3}: error "
+        f"{line['reconstruction_error']:.5g}, free energy {line['free_energy']:.5g}, "
+        f"{line['seconds']:.3g} s"
+    )
