@@ -106,6 +106,7 @@ NAG_UPDATE = "NAG update"
 AUTOENCODER_UPDATE, SWEEP_UPDATE = "Autoencoder NAG update", "NAG update of a sweep"
 ADDITION = "B1000-T100-H100-n2-k1-last"
 SOLVE, EIGENPAIRS = "Linear solve", "Ten eigenpairs"
+PRETRAINING, NCG = "RBM pre-training epoch", "Nonlinear CG step"
 TARGETS = [
     Target(PRODUCT, ADDITION, "share of the sgemm rate (8 H² B T flops)", share, 0.80),
     Target(PRODUCT, ADDITION, "× torch.func cached", speedup("torch.func cached"), 1.5),
@@ -168,6 +169,15 @@ TARGETS = [
             at_least=False,
         )
         for kind in ("GaussNewton", "Hessian")
+    ),
+    Target(PRETRAINING, "N20000-B100-784-400", "share of the sgemm rate", share, 0.60),
+    Target(
+        NCG,
+        "CURVES-B1000-3-searches",
+        "time of a step that is not gradients",
+        other_share,
+        0.05,
+        at_least=False,
     ),
     Target(ANY_MODULE, "CNN-B64", "× curvlinops", speedup("curvlinops"), 2.0),
     Target(ANY_MODULE, "loop-RNN-T100-B100", "× curvlinops", speedup("curvlinops"), 3.0),
