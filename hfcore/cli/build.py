@@ -75,8 +75,14 @@ def start_of(context: click.Context, problem: Problem) -> dict[str, Any]:
     options, name = context.params, context.params["init_name"]
     for other in ["init_scale"] if name == "esn" else ESN_OPTIONS:
         _refuse(context, other, f"has no meaning with --init {name}")
+    if name != "sparse":
+        _refuse(context, "sparse_inputs", f"has no meaning with --init {name}")
+    if isinstance(problem, Reconstruction):
+        _refuse(context, "sparse_inputs", f"has no meaning with {problem.name}")
     if name != "esn":
         start = {"scale": options["init_scale"]}
+        if options["sparse_inputs"]:
+            start["sparse_inputs"] = True
         # Martens' demo draws the connections of its autoencoders with replacement.
         replaced = name == "sparse" and isinstance(problem, Reconstruction)
         return {**start, "replacement": True} if replaced else start

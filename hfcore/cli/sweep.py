@@ -61,9 +61,10 @@ SHOWN = ("outcome", "updates", "error", "wrong", "test_loss", "best_error", "esc
 def sweep_command(context: click.Context, /, problem: str, **options: Any) -> None:
     """Train every combination of the listed values on PROBLEM, all of them at once.
 
-    PROBLEM is addition, multiplication, memorization-5bit, memorization-20bit, curves, mnist or
-    faces. Prints a row a run; tables, plots and the final parameters are in the run folder. Ctrl-C
-    ends the sweep with a checkpoint, and exits with 130.
+    PROBLEM is addition, multiplication, xor, temporal-order-2bit, temporal-order-3bit,
+    random-permutation, memorization-5bit, memorization-20bit, curves, mnist or faces. Prints a row
+    a run; tables, plots and the final parameters are in the run folder. Ctrl-C ends the sweep with
+    a checkpoint, and exits with 130.
     """
     invocation = Invocation(f"sweep-{problem}", options)
     outputs = _outputs(options)

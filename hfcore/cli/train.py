@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import click
 from click.core import ParameterSource
@@ -24,7 +24,8 @@ from hfcore.cli.invocation import Invocation, run_options
 from hfcore.cli.options import folder_option
 from hfcore.data import DataFileError
 from hfcore.minibatches import FullGradient
-from hfcore.problems import Problem, Reconstruction, ZeroOne
+from hfcore.problems import FiniteProblem, Memorization5, Problem, Reconstruction, ZeroOne
+from hfcore.problems.memorization import Layout
 from hfcore.schedules import Final
 from hfcore.sweeps.settings import SCHEDULES
 from hfcore.training import Callback, Limits, Scheduled, TrainResult, train
@@ -32,14 +33,23 @@ from hfcore.training.steps import COST_UNIT
 
 DEFAULT_MOMENTUM = 0.9
 # Options of problems, each known to some of them.
-PROBLEM_OPTIONS = ("length", "target", "scored", "centre", "images", "folder")
+PROBLEM_OPTIONS = ("length", "target", "layout", "scored", "centre", "images", "folder")
 
 
 @click.command("train")
 @click.argument("problem", metavar="PROBLEM")
 @click.option("--length", type=int, help="Sequence length T.  [default: the problem's]")
 @click.option("--target", type=click.Choice(["mean", "sum"]), help="addition: (x+y)/2 or x+y.")
-@click.option("--scored", type=click.Choice(["all", "recall"]), help="memorization: steps scored.")
+@click.option(
+    "--layout",
+    type=click.Choice(get_args(Layout)),
+    help="memorization: T blanks before the cue, or T steps in all after the symbols.",
+)
+@click.option(
+    "--scored",
+    type=click.Choice(["all", "recall", "last"]),
+    help="Steps in the loss. memorization: all or recall; random-permutation: last or all.",
+)
 @click.option("--centre", is_flag=True, default=None, help="Inputs and targets with mean zero.")
 @click.option("--images", type=click.IntRange(1), help="Only so many training images.")
 @folder_option
@@ -55,6 +65,9 @@ PROBLEM_OPTIONS = ("length", "target", "scored", "centre", "images", "folder")
     help="sparse: for hf; esn: spectral radius 1.1, for momentum.",
 )
 @click.option("--init-scale", type=float, default=1.0, help="Factor on the weights; not for esn.")
+@click.option(
+    "--sparse-inputs", is_flag=True, help="sparse, of an RNN: 15 of the inputs a unit as well."
+)
 @click.option("--input-scale", type=float, help="esn: of W_hx.  [default: the problem's]")
 @click.option("--spectral-radius", type=float, help="esn: of W_hh.  [default: 1.1]")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of initial weights and data.")
@@ -98,8 +111,9 @@ PROBLEM_OPTIONS = ("length", "target", "scored", "centre", "images", "folder")
 @click.option(
     "--curvature-batches",
     type=click.IntRange(1),
-    help="hf, images: the gradient on all of them, the curvature on one of so many batches in "
-    "turns (Martens 2010: 4, for mnist 8, for faces 20).",
+    help="hf, images and memorization-5bit: the gradient on all of them, the curvature on one of "
+    "so many batches in turns (Martens 2010: 4, for mnist 8, for faces 20).  "
+    "[default: for memorization-5bit 1]",
 )
 @click.option(
     "--batch-size",
@@ -128,8 +142,8 @@ def train_command(
 ) -> None:
     """Train a recurrent net or an autoencoder on PROBLEM.
 
-    PROBLEM is addition, multiplication, memorization-5bit, memorization-20bit, curves, mnist or
-    faces.
+    PROBLEM is addition, multiplication, xor, temporal-order-2bit, temporal-order-3bit,
+    random-permutation, memorization-5bit, memorization-20bit, curves, mnist or faces.
     """
     given = {key: options[key] for key in PROBLEM_OPTIONS if options[key] is not None}
     task = problem_of(problem, **given)
@@ -149,7 +163,7 @@ def train_command(
             task,
             chosen,
             stop=Limits(options["iterations"], _minibatches(options), options["seconds"]),
-            **_batches(context, task),
+            **_batches(context, task, optimizer),
             test_size=options["test_size"],
             solved_below=options["solved_below"],
             test_every=options["test_every"],
@@ -167,18 +181,24 @@ def train_command(
         context.exit(1)
 
 
-def _batches(context: click.Context, problem: Problem) -> dict[str, Any]:
+def _batches(context: click.Context, problem: Problem, optimizer: str) -> dict[str, Any]:
     """Which cases an iteration sees, as keywords of ``train``."""
     options = context.params
     count = options["curvature_batches"]
+    drawn = [
+        name
+        for name in ("batch_size", "gradient_batches")
+        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+    ]
+    if count is None and isinstance(problem, Memorization5) and optimizer == "hf" and not drawn:
+        count = 1  # Martens & Sutskever (2011): the batch is all 32 sequences
     if count is None:
         return {key: options[key] for key in ("batch_size", "gradient_batches")}
-    if not isinstance(problem, Reconstruction):
+    if not isinstance(problem, FiniteProblem):
         raise click.UsageError(f"--curvature-batches has no meaning with {problem.name}")
-    for name in ("batch_size", "gradient_batches"):
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            flag = name.replace("_", "-")
-            raise click.UsageError(f"--{flag} has no meaning with --curvature-batches")
+    for name in drawn:
+        flag = name.replace("_", "-")
+        raise click.UsageError(f"--{flag} has no meaning with --curvature-batches")
     return {"batches": FullGradient(curvature_batches=count, seed=options["seed"])}
 
 
@@ -198,6 +218,8 @@ def _notes(options: dict[str, Any], start: dict[str, Any]) -> dict[str, Any]:
     notes: dict[str, Any] = {"init": options["init_name"]}
     if "scale" in start:
         notes["init_scale"] = start["scale"]
+        if "sparse_inputs" in start:
+            notes["sparse_inputs"] = start["sparse_inputs"]
     else:
         notes |= {key: start[key] for key in ESN_OPTIONS}
     if options["momentum_schedule"] != "constant" or options["final_updates"]:

@@ -358,6 +358,7 @@ class HessianFree(torch.optim.Optimizer):
             ledger.objective_evaluations += objective.minibatches(roles.curvature)
         with ledger.phase("preconditioner"):
             diagonal, scale = self._diagonals(objective, roles, theta, curvature, options)
+            _count_diagonals(ledger, objective, roles, options)
         step = NewtonStep(
             objective,
             roles,
@@ -395,6 +396,20 @@ class HessianFree(torch.optim.Optimizer):
             estimate = curvature.diagonal(estimating.diagonal_probes, generator)
             scale = (estimate + kappa).pow_(SCALE_EXPONENT)
         return diagonal, scale
+
+
+def _count_diagonals(ledger: Ledger, objective: Objective, roles: Roles, options: Options) -> None:
+    """The passes that diagonals take: the Fisher matrix's one over the gradient data, others one a
+    probe over the curvature data. The exact one counts as one probe, whatever the outputs."""
+    rule = options.preconditioning.diagonal
+    probes = 0
+    if rule is not None and rule.source == "fisher":
+        ledger.gradients += objective.minibatches(roles.gradient)
+    elif rule is not None:
+        probes += rule.probes if rule.source == "ggn_diagonal" else 1
+    if options.damping.scale_damping is not None:
+        probes += options.preconditioning.diagonal_probes
+    ledger.products += probes * objective.minibatches(roles.curvature)
 
 
 def _present_damping(objective: Objective, roles: Roles, options: Options) -> float:

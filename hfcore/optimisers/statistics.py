@@ -15,6 +15,8 @@ class StepStats:
     """One step in numbers; ``dataclasses.asdict`` of it is JSON but for inf and nan.
 
     Work is counted in minibatches: one product, gradient or objective evaluation on one batch is 1.
+    So are the passes of a diagonal preconditioner and of scale-sensitive damping: over the gradient
+    data they are among the gradients, over the curvature data among the products.
     """
 
     loss: float  # objective on the gradient data, before
@@ -39,7 +41,7 @@ class StepStats:
 
     @property
     def minibatches(self) -> int:
-        """The paper's cost: gradients and curvature products."""
+        """The paper's cost: gradients and curvature products, what diagonals take among them."""
         return self.products + self.gradients
 
 

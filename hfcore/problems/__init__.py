@@ -1,4 +1,42 @@
-"""Problems by name: sources of cases with a loss and a measure of error."""
+"""Problems by name: sources of cases with a loss and a measure of error.
+
+A problem of one's own is an object with what :class:`Problem` names, in any module; nothing is
+subclassed or registered. ``hf.train(model, problem, optimizer)`` and ``hf.sweep`` then take it:
+
+>>> class LastInput:
+...     "Give back the last of T numbers; wrong when off by more than 0.1."
+...     name, input_size, output_size = "last-input", 1, 1
+...     loss = hf.losses.SquaredError()
+...
+...     def batch(self, size, generator, dtype=torch.float32):
+...         x = torch.from_numpy(generator.standard_normal((9, size, 1))).to(dtype)   # [T,B,n]
+...         mask = torch.zeros(9, size, dtype=torch.bool)
+...         mask[-1] = True
+...         return hf.Batch(x, x.clone(), mask)
+...
+...     def wrong(self, s, batch):
+...         return (s[..., -1, :, 0] - batch.targets[-1, :, 0]).abs() > 0.1
+...
+...     def errors(self, s, batch):
+...         return self.wrong(s, batch).double()
+...
+...     def config(self):
+...         return {"name": self.name}
+
+``batch`` draws from the generator alone, so that a run can be resumed; ``config`` is what tells one
+run from another. What more a problem may bring, each for one use:
+
+- ``wrong`` (:class:`ZeroOne`): the problem can be solved, which ends a run;
+- ``centre``, ``esn_input_scale``, ``mean_target``, ``mean_input``, ``bias_error``
+  (:class:`SequenceProblem`): the echo-state start, :func:`hfcore.presets.esn2013`;
+- ``all_cases`` (:class:`FiniteProblem`): the policies of :mod:`hfcore.minibatches`;
+- ``test_set`` (:class:`FixedTest`): a test on given cases;
+- ``criterion_1997``, ``deviation`` (:class:`Judged1997`): three more columns in the log.
+
+A problem in the package is one file here with a line in ``SEQUENCES`` below, which gives it a name
+in the shell (``hfcore train NAME``) and lets :func:`create` and :func:`hfcore.load_run` rebuild it;
+``temporal_order.py`` is a short one to start from.
+"""
 
 from __future__ import annotations
 
@@ -7,31 +45,56 @@ from collections.abc import Callable
 from functools import partial
 
 from hfcore.problems.addition import Addition
-from hfcore.problems.base import FixedTest, Problem, SequenceProblem, ZeroOne
+from hfcore.problems.base import (
+    Criterion1997,
+    FiniteProblem,
+    FixedTest,
+    Judged1997,
+    Problem,
+    SequenceProblem,
+    ZeroOne,
+)
 from hfcore.problems.memorization import Memorization5, Memorization20
 from hfcore.problems.multiplication import Multiplication
+from hfcore.problems.random_permutation import RandomPermutation
 from hfcore.problems.reconstruction import DATASETS, Reconstruction
+from hfcore.problems.temporal_order import TemporalOrder2, TemporalOrder3
+from hfcore.problems.xor import Xor
 
 __all__ = [
     "PROBLEMS",
     "SEQUENCES",
     "Addition",
+    "Criterion1997",
+    "FiniteProblem",
     "FixedTest",
+    "Judged1997",
     "Memorization5",
     "Memorization20",
     "Multiplication",
     "Problem",
+    "RandomPermutation",
     "Reconstruction",
     "SequenceProblem",
+    "TemporalOrder2",
+    "TemporalOrder3",
+    "Xor",
     "ZeroOne",
     "create",
 ]
 
 SEQUENCES: dict[str, Callable[..., SequenceProblem]] = {
-    Addition.name: Addition,
-    Multiplication.name: Multiplication,
-    Memorization5.name: Memorization5,
-    Memorization20.name: Memorization20,
+    problem.name: problem
+    for problem in (
+        Addition,
+        Multiplication,
+        Xor,
+        TemporalOrder2,
+        TemporalOrder3,
+        RandomPermutation,
+        Memorization5,
+        Memorization20,
+    )
 }
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     **SEQUENCES,

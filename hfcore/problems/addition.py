@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from hfcore.problems.marked import MarkedPair
+from hfcore.problems.base import Criterion1997
+from hfcore.problems.marked import SUM, MarkedPair
 
 Target = Literal["mean", "sum"]
 
@@ -32,7 +33,8 @@ class Addition(MarkedPair):
     """
 
     name = "addition"
-    _product = False
+    criterion_1997 = Criterion1997(0.04, mean_below=0.01)
+    _operation = SUM
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class Addition(MarkedPair):
         self.target: Target = target
         self._weight = 0.5 if target == "mean" else 1.0
         self._expected_target = self._weight
+        self._unit_1997 = 0.5 / self._weight
 
     @property
     def mean_predictor_loss(self) -> float:

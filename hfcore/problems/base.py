@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -62,6 +63,43 @@ class FixedTest(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Criterion1997:
+    """When Hochreiter & Schmidhuber (1997) call a problem solved.
+
+    ``sequences`` fresh ones are judged: at most ``allowed`` of them may be off by more than
+    ``tolerance``, and their mean deviation must be below ``mean_below``.
+    """
+
+    tolerance: float
+    mean_below: float = float("inf")
+    sequences: int = 2000
+    allowed: int = 0
+
+    def beyond(self, deviations: Tensor) -> Tensor:
+        """Bool ``[B]``: which of ``deviations [B]`` are more than the tolerance; NaN is."""
+        return ~(deviations <= self.tolerance)
+
+    def met(self, deviations: Tensor) -> bool:
+        """Whether ``deviations [B]`` of so many sequences meet it."""
+        few = int(self.beyond(deviations).sum()) <= self.allowed
+        return few and float(deviations.mean()) < self.mean_below
+
+
+@runtime_checkable
+class Judged1997(Protocol):
+    """What is also judged as in 1997; :func:`hfcore.train` logs it beside the zero-one errors."""
+
+    criterion_1997: Criterion1997
+
+    def deviation(self, s: Tensor, batch: Batch) -> Tensor:
+        """Largest error of each sequence among the predictions that are judged, float64 ``[B]``.
+
+        From the outputs ``s [T,B,k]``, in the units of 1997.
+        """
+        ...
+
+
 @runtime_checkable
 class FiniteProblem(Protocol):
     """A problem with a fixed set of training cases, for the policies of hf.minibatches."""
@@ -78,7 +116,9 @@ class SequenceProblem(Problem, ZeroOne, Protocol):
     centre: bool
     """Inputs, and the targets of regression problems, are reduced by their expected values."""
     esn_input_scale: float
-    """Standard deviation of the input weights of an ESN start (Sutskever et al. 2013, table 4)."""
+    """Standard deviation of the input weights of an ESN start (Sutskever et al. 2013, table 4).
+
+    Problems that the table does not have take the scale of the one with the most similar inputs."""
 
     @property
     def mean_target(self) -> Tensor:
@@ -99,3 +139,16 @@ class SequenceProblem(Problem, ZeroOne, Protocol):
         Float64 ``[input_size]``.
         """
         ...
+
+
+class Described:
+    """Shown as the class with its length and its other options by name."""
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able options from which :func:`hfcore.problems.create` rebuilds the problem."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        options = {k: v for k, v in self.config().items() if k not in ("name", "length")}
+        described = ", ".join(f"{key}={value!r}" for key, value in options.items())
+        return f"{type(self).__name__}({self.config()['length']}, {described})"

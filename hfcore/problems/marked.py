@@ -1,4 +1,4 @@
-"""Sequences with two marked numbers: what the addition and the multiplication problem share.
+"""Sequences with two marked values: what addition, multiplication and exclusive or share.
 
 Hochreiter & Schmidhuber 1997, experiments 4 and 5, in the format of Martens & Sutskever 2011 with
 the departures numbered here.
@@ -26,39 +26,40 @@ from hfcore.draws import (
     subtract_mean,
 )
 from hfcore.losses import Loss, SquaredError
+from hfcore.problems.base import Criterion1997, Described
 
 # From L = 3 on both marker ranges hold a position: step 0, and step 1 (0.3 <= 1 < 1.5).
 MIN_LENGTH = 3
+# What is asked of the marked values.
+SUM, PRODUCT, XOR = range(3)
 
 
-class MarkedPair:
-    """Combine two marked numbers of a sequence of length L, uniform on {T .. ⌊1.1 T⌋}.
+class Marked(Described):
+    """Combine two marked values of a sequence of length L, uniform on {T .. ⌊1.1 T⌋}.
 
-    Inputs ``[L,B,2]``: a value from U[0,1] and a 0/1 marker set at two steps, the first uniform
-    on [0, 0.1 L), the second on [0.1 L, 0.5 L). Targets ``[L,B,1]`` and the bool mask ``[L,B]``
-    count at the last step only. A sequence is wrong when its output there is off by more than
-    ``tolerance``.
+    Inputs ``[L,B,2]``: a value from U[0,1], of exclusive or a fair bit, and a 0/1 marker set at two
+    steps, the first uniform on [0, 0.1 L), the second on [0.1 L, 0.5 L). Targets ``[L,B,1]`` and
+    the bool mask ``[L,B]`` count at the last step only.
 
-    Subclasses set ``name``, ``_product``, ``_weight`` (of the sum or product in the target) and
-    ``_expected_target``.
+    Subclasses set ``name``, ``_operation``, ``_weight`` (of its result in the target) and
+    ``_expected_target``, and say in :meth:`wrong` which outputs are.
     """
 
     name: str
     input_size = 2
     output_size = 1
+    loss: Loss
     esn_input_scale = 0.001
     """Standard deviation of the input weights of an ESN start (Sutskever et al. 2013, table 4)."""
 
-    _product: bool
-    _weight: float
+    _operation: int
+    _weight: float = 1.0
     _expected_target: float
 
-    def __init__(self, length: int, tolerance: float, centre: bool) -> None:
+    def __init__(self, length: int, centre: bool) -> None:
         check_length(length, MIN_LENGTH, "both marker ranges hold a step")
         self.length = length
-        self.tolerance = positive("tolerance", tolerance)
         self.centre = check_flag("centre", centre)
-        self.loss: Loss = SquaredError()
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -78,7 +79,12 @@ class MarkedPair:
 
         It is 0 once targets are centred.
         """
-        return torch.tensor([0.0 if self.centre else self._expected_target], dtype=torch.float64)
+        return torch.tensor([self._expected_target - self._shift], dtype=torch.float64)
+
+    @property
+    def _shift(self) -> float:
+        """What centring takes off the targets."""
+        return self._expected_target if self.centre else 0.0
 
     def batch(
         self, size: int, generator: np.random.Generator, dtype: torch.dtype = torch.float32
@@ -86,8 +92,8 @@ class MarkedPair:
         """``size`` sequences of one random length; both dtypes get the same draw, rounded.
 
         Inputs ``[L,size,2]``, targets ``[L,size,1]``, mask bool ``[L,size]``. With ``centre``
-        the inputs are reduced by :meth:`mean_input` of this L and the last targets by their
-        expected value. The generator must not be used by another thread meanwhile.
+        the inputs are reduced by :meth:`mean_input` of this L and the last targets of a regression
+        by their expected value. The generator must not be used by another thread meanwhile.
         """
         real = check_draw(size, generator, dtype)
         L = int(generator.integers(*self.lengths, endpoint=True))
@@ -95,20 +101,15 @@ class MarkedPair:
         targets = np.zeros((L, size, self.output_size), real)
         mask = np.zeros((L, size), np.bool_)
         mask[-1] = True
-        _fill(generator, self._product, self._weight, inputs, targets)
+        _fill(generator, self._operation, self._weight, inputs, targets)
         if self.centre:
             subtract_mean(inputs, self.mean_input(L).numpy().astype(real))
-            targets[-1] -= real(self._expected_target)
+            targets[-1] -= real(self._shift)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(mask))
 
     def wrong(self, s: Tensor, batch: Batch) -> Tensor:
-        """Bool ``[B]``: the last output of ``s [L,B,1]`` is off by more than the tolerance.
-
-        NaN is wrong. A leading group axis ``[G,L,B,1]`` gives ``[G,B]``.
-        """
-        check_outputs(s, batch.targets.shape, "like the targets", batch.targets)
-        error = s[..., -1, :, 0] - batch.targets[-1, :, 0]
-        return ~(error.abs() <= self.tolerance)
+        """Zero-one error of each sequence, bool ``[B]``, from the outputs ``s [L,B,1]``."""
+        raise NotImplementedError
 
     def errors(self, s: Tensor, batch: Batch) -> Tensor:
         """Float64 ``[B]``: 1 for a wrong sequence, else 0; its mean is table 5's number.
@@ -119,23 +120,54 @@ class MarkedPair:
 
     def config(self) -> dict[str, Any]:
         """JSON-able options from which :func:`hfcore.problems.create` rebuilds the problem."""
-        return {
-            "name": self.name,
-            "length": self.length,
-            "tolerance": self.tolerance,
-            "centre": self.centre,
-        }
+        return {"name": self.name, "length": self.length, "centre": self.centre}
 
-    def __repr__(self) -> str:
-        options = {k: v for k, v in self.config().items() if k not in ("name", "length")}
-        described = ", ".join(f"{key}={value!r}" for key, value in options.items())
-        return f"{type(self).__name__}({self.length}, {described})"
+    def _last(self, s: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Outputs and targets of the last step, ``[…,B]`` and ``[B]``."""
+        check_outputs(s, batch.targets.shape, "like the targets", batch.targets)
+        return s[..., -1, :, 0], batch.targets[-1, :, 0]
+
+
+class MarkedPair(Marked):
+    """A number made of two marked numbers; otherwise :class:`Marked`.
+
+    A sequence is wrong when its output at the last step is off by more than ``tolerance``.
+    """
+
+    criterion_1997: Criterion1997
+    _unit_1997: float = 1.0
+    """1 in the targets is so much in those of 1997."""
+
+    def __init__(self, length: int, tolerance: float, centre: bool) -> None:
+        super().__init__(length, centre)
+        self.tolerance = positive("tolerance", tolerance)
+        self.loss = SquaredError()
+
+    def wrong(self, s: Tensor, batch: Batch) -> Tensor:
+        """Bool ``[B]``: the last output of ``s [L,B,1]`` is off by more than the tolerance.
+
+        NaN is wrong. A leading group axis ``[G,L,B,1]`` gives ``[G,B]``.
+        """
+        output, target = self._last(s, batch)
+        return ~((output - target).abs() <= self.tolerance)
+
+    def deviation(self, s: Tensor, batch: Batch) -> Tensor:
+        """Float64 ``[B]``: how far the last output is off, a target of 1997 being in [0, 1].
+
+        Shapes as in :meth:`wrong`.
+        """
+        output, target = self._last(s, batch)
+        return self._unit_1997 * (output - target).abs().double()
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able options from which :func:`hfcore.problems.create` rebuilds the problem."""
+        return {**super().config(), "tolerance": self.tolerance}
 
 
 @compile_kernel
 def _fill(
     generator: np.random.Generator,
-    product: bool,
+    operation: int,
     weight: float,
     inputs: np.ndarray,
     targets: np.ndarray,
@@ -147,7 +179,10 @@ def _fill(
     half = (L + 1) // 2
     for t in range(L):
         for b in range(B):
-            inputs[t, b, 0] = generator.random()
+            value = generator.random()
+            if operation == XOR:
+                value = 1.0 if value < 0.5 else 0.0
+            inputs[t, b, 0] = value
             inputs[t, b, 1] = 0.0
     for b in range(B):
         i = generator.integers(0, first)
@@ -155,4 +190,9 @@ def _fill(
         inputs[i, b, 1] = 1.0
         inputs[j, b, 1] = 1.0
         x, y = inputs[i, b, 0], inputs[j, b, 0]
-        targets[L - 1, b, 0] = weight * (x * y if product else x + y)
+        if operation == SUM:
+            targets[L - 1, b, 0] = weight * (x + y)
+        elif operation == PRODUCT:
+            targets[L - 1, b, 0] = weight * (x * y)
+        else:
+            targets[L - 1, b, 0] = abs(x - y)

@@ -1,8 +1,13 @@
 """The memorisation problems: repeat the first symbols of a sequence after a long blank.
 
-The 5-bit and 20-bit problems of Martens & Sutskever 2011, in the layout of the code of Pascanu et
-al. 2013 ("On the difficulty of training recurrent neural networks"): n symbols, T blanks, a cue at
-which the first symbol is asked back, and blanks while the others are.
+The 5-bit and 20-bit problems of Martens & Sutskever 2011: n symbols, blanks, a cue at which the
+first symbol is asked back, and blanks while the others are. Apart from what is numbered here:
+
+1. In the paper a sequence has n + T steps, T of them after the symbols. The default has T blanks
+   between the symbols and the cue, T + 2n steps, the layout of the code of Pascanu et al. 2013 ("On
+   the difficulty of training recurrent neural networks"); ``layout`` chooses.
+2. Hochreiter & Schmidhuber 1997 have no such problem. Their criterion is that of their experiment
+   6, whose targets are classes too, at all recalled steps.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hfcore.arguments import count
 from hfcore.batches import Batch
 from hfcore.draws import (
     check_draw,
@@ -24,24 +30,29 @@ from hfcore.draws import (
     subtract_mean,
 )
 from hfcore.losses import Loss, SoftmaxCrossEntropy
+from hfcore.problems.base import Criterion1997, Described
+from hfcore.problems.classes import class_deviation, missed
 
 Scored = Literal["all", "recall"]
+Layout = Literal["pascanu2013", "martens2011"]
 
 # all_sequences refuses larger sets: the 20-bit problem has 9,765,625 sequences.
 MAX_SEQUENCES = 1 << 16
 
 
-class Memorization:
-    """Repeat n symbols from an alphabet of k after T blanks.
+class Memorization(Described):
+    """Repeat n symbols from an alphabet of k after a blank.
 
-    A sequence has S = T + 2n steps. Inputs ``[S,B,k+2]`` are one-hot: a symbol (channels 0 ..
-    k−1) at steps 0 .. n−1, then blanks (channel k), and the cue (channel k+1) at step n + T.
-    Targets are classes ``[S,B]``: blank (class k) up to step n + T − 1, then the n symbols in the
-    order of their appearance. Symbols are independent and equally likely. A sequence is wrong
-    when any of its last n steps is.
+    A sequence has S = T + 2n steps, in the paper's layout n + T. Inputs ``[S,B,k+2]`` are one-hot:
+    a symbol (channels 0 .. k−1) at steps 0 .. n−1, then blanks (channel k), and the cue (channel
+    k+1) at step S − n. Targets are classes ``[S,B]``: blank (class k) up to step S − n − 1, then
+    the n symbols in the order of their appearance. Symbols are independent and equally likely. A
+    sequence is wrong when any of its last n steps is.
 
     Args:
-        length: T, at least 1.
+        length: T, at least 1, in the paper's layout at least n + 1.
+        layout: ``"pascanu2013"`` for T blanks before the cue, ``"martens2011"`` for T steps after
+            the symbols, T − n of them blanks before the cue.
         scored: steps that enter the loss, ``"all"`` of them or the n of the ``"recall"``.
         centre: reduce inputs by their expected values (Sutskever et al. 2013, A.5); classes stay.
 
@@ -58,8 +69,21 @@ class Memorization:
     esn_input_scale = 0.1
     """Standard deviation of the input weights of an ESN start (Sutskever et al. 2013, table 4)."""
 
-    def __init__(self, length: int = 50, *, scored: Scored = "all", centre: bool = False) -> None:
-        check_length(length, 1, "there is something to wait for")
+    criterion_1997 = Criterion1997(0.3, mean_below=0.1)
+
+    def __init__(
+        self,
+        length: int = 50,
+        *,
+        layout: Layout = "pascanu2013",
+        scored: Scored = "all",
+        centre: bool = False,
+    ) -> None:
+        if layout not in get_args(Layout):
+            raise ValueError(f"layout: got {layout!r}, need one of 'pascanu2013', 'martens2011'")
+        self.layout: Layout = layout
+        recall = self.symbols if layout == "martens2011" else 0
+        check_length(length, recall + 1, "there is something to wait for")
         if scored not in get_args(Scored):
             raise ValueError(f"scored: got {scored!r}, need one of 'all', 'recall'")
         self.length = length
@@ -71,8 +95,8 @@ class Memorization:
 
     @property
     def steps(self) -> int:
-        """S = T + 2n, the length of every sequence."""
-        return self.length + 2 * self.symbols
+        """S, the length of every sequence: T + 2n, in the paper's layout n + T."""
+        return self.length + (1 if self.layout == "martens2011" else 2) * self.symbols
 
     @property
     def bias_error(self) -> float:
@@ -88,7 +112,7 @@ class Memorization:
     def mean_target(self) -> Tensor:
         """Frequencies of the classes among the scored steps, float64 ``[k+1]``.
 
-        Over all steps n/(k S) for each symbol and (T + n)/S for the blank; over the recalled ones
+        Over all steps n/(k S) for each symbol and (S − n)/S for the blank; over the recalled ones
         1/k and 0.
         """
         n, k = self.symbols, self.alphabet
@@ -100,12 +124,13 @@ class Memorization:
     def mean_input(self, length: int | None = None) -> Tensor:
         """Expected inputs over the S steps, before any centring, float64 ``[k+2]``.
 
-        n/(k S) for each symbol, (T + n − 1)/S for the blank, 1/S for the cue. ``length`` is S, or
+        n/(k S) for each symbol, (S − n − 1)/S for the blank, 1/S for the cue. ``length`` is S, or
         None, since there is one length only.
         """
         n, k, S = self.symbols, self.alphabet, self.steps
         if length not in (None, S):
-            raise ValueError(f"length: got {length}, need {S} = T + 2n")
+            formula = "n + T" if self.layout == "martens2011" else "T + 2n"
+            raise ValueError(f"length: got {length}, need {S} = {formula}")
         mean = torch.full((k + 2,), n / (k * S), dtype=torch.float64)
         mean[k] = (S - n - 1) / S
         mean[k + 1] = 1 / S
@@ -145,7 +170,7 @@ class Memorization:
 
         A leading group axis ``[G,S,B,k+1]`` gives ``[G,B]``.
         """
-        return self._missed(s, batch).any(-2)
+        return missed(*self._recalled(s, batch)).any(-2)
 
     def errors(self, s: Tensor, batch: Batch) -> Tensor:
         """Float64 ``[B]``: how many of the n recalled symbols are wrong.
@@ -154,21 +179,23 @@ class Memorization:
         although its text says "fraction": the entries of its "biases" column are 2.5 = 5 · ½ and
         8.0 = 10 · 0.8. Shapes as in :meth:`wrong`.
         """
-        return self._missed(s, batch).sum(-2).double()
+        return missed(*self._recalled(s, batch)).sum(-2).double()
+
+    def deviation(self, s: Tensor, batch: Batch) -> Tensor:
+        """Float64 ``[B]``: the largest error of the predictions, which are probabilities, at any of
+        the n recalled steps. Shapes as in :meth:`wrong`.
+        """
+        return class_deviation(*self._recalled(s, batch)).amax(-2)
 
     def config(self) -> dict[str, Any]:
         """JSON-able options from which :func:`hfcore.problems.create` rebuilds the problem."""
         return {
             "name": self.name,
             "length": self.length,
+            "layout": self.layout,
             "scored": self.scored,
             "centre": self.centre,
         }
-
-    def __repr__(self) -> str:
-        return (
-            f"{type(self).__name__}({self.length}, scored={self.scored!r}, centre={self.centre!r})"
-        )
 
     def _assemble(self, drawn: np.ndarray, real: type[np.floating[Any]]) -> Batch:
         """The batch of the symbols ``drawn [n,B]``."""
@@ -184,22 +211,33 @@ class Memorization:
             mask[-n:] = True
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), mask)
 
-    def _missed(self, s: Tensor, batch: Batch) -> Tensor:
-        """Bool ``[n,B]``: the asked symbol has not the largest output; ties and NaN miss it."""
+    def _recalled(self, s: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Outputs ``[…,n,B,k+1]`` and classes ``[n,B]`` of the recalled steps."""
         shape = [*batch.targets.shape, self.output_size]
         check_outputs(s, shape, "of outputs for the targets", batch.targets)
-        recalled = s[..., -self.symbols :, :, :]
-        asked = batch.targets[-self.symbols :, :, None].expand((*recalled.shape[:-1], 1))
-        others = recalled.scatter(-1, asked, -torch.inf).amax(-1)
-        return ~(recalled.gather(-1, asked).squeeze(-1) > others)
+        return s[..., -self.symbols :, :, :], batch.targets[-self.symbols :]
 
 
 class Memorization5(Memorization):
-    """The 5-bit problem, n = 5 symbols from k = 2; otherwise :class:`Memorization`."""
+    """The 5-bit problem, n = 5 symbols from k = 2; otherwise :class:`Memorization`.
+
+    Its 32 sequences are all there are: the training set of Martens & Sutskever 2011, the test set,
+    and what the policies of :mod:`hfcore.minibatches` choose from.
+    """
 
     name = "memorization-5bit"
     symbols = 5
     alphabet = 2
+    criterion_1997 = Criterion1997(0.3, mean_below=0.1, sequences=32)
+
+    def all_cases(self, dtype: torch.dtype = torch.float32) -> Batch:
+        """Every sequence once, as :meth:`all_sequences`: inputs ``[S,32,4]``."""
+        return self.all_sequences(dtype)
+
+    def test_set(self, size: int, dtype: torch.dtype = torch.float32) -> list[Batch]:
+        """Every sequence once, whatever the ``size``: one batch, inputs ``[S,32,4]``."""
+        count("size", size)
+        return [self.all_sequences(dtype)]
 
 
 class Memorization20(Memorization):

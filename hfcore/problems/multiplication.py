@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 
-from hfcore.problems.marked import MarkedPair
+from hfcore.problems.base import Criterion1997
+from hfcore.problems.marked import PRODUCT, MarkedPair
 
 
 class Multiplication(MarkedPair):
@@ -22,8 +23,8 @@ class Multiplication(MarkedPair):
     """
 
     name = "multiplication"
-    _product = True
-    _weight = 1.0
+    criterion_1997 = Criterion1997(0.04, allowed=13)
+    _operation = PRODUCT
     _expected_target = 0.25
 
     def __init__(self, length: int = 50, *, tolerance: float = 0.04, centre: bool = False) -> None:

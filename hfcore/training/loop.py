@@ -367,6 +367,7 @@ class _Run:
             "minibatches": in_minibatches(self.at.sequences),
             "objective_evaluations_total": in_minibatches(self.at.evaluated),
             **errors,
+            **(self.measured.columns if tested else {}),
             "training_seconds": self.at.seconds,
             "step_seconds": self.at.step_seconds,
         }

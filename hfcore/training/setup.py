@@ -15,13 +15,14 @@ from hfcore.cases import MAX_AXIS, Cases
 from hfcore.data.dataset import Dataset
 from hfcore.minibatches import Fresh, FullGradient, Policy, SmallBatches
 from hfcore.optimisers.hessian_free import HessianFree
-from hfcore.problems.base import FiniteProblem, Problem, ZeroOne
+from hfcore.problems.base import FiniteProblem, Judged1997, Problem, ZeroOne
 from hfcore.training import metrics
 from hfcore.training.callbacks import Callback
 from hfcore.training.config import Settings
 from hfcore.training.data import TrainingData, placed
 from hfcore.training.describe import describe, name_of
 from hfcore.training.feeds import Feed, FreshFeed, LoaderFeed, PolicyFeed, random_kept
+from hfcore.training.judged1997 import Judging1997
 from hfcore.training.parts import Form, Part, image_cases, part_of
 from hfcore.training.steps import Count, count_along, device_of
 
@@ -247,8 +248,11 @@ class Measured:
         cases = count_along(data.form.input_dim)
         self.shares = metric is None and isinstance(data.problem, ZeroOne)
         """The error is a share of wrong cases: the problem can be solved."""
+        self.columns: dict[str, Any] = {}
+        """What else was found at the last test."""
         self.name = "loss" if data.problem is None else "problem"
         self._judge: metrics.Judge | None = None
+        self._judged_1997: Judged1997 | None = None
         if metric is not None:
             if not callable(metric):
                 raise TypeError(
@@ -257,6 +261,8 @@ class Measured:
             self.name, self._judge = name_of(metric), metrics.of_metric(metric, cases)
         elif data.problem is not None:
             self._judge = metrics.of_problem(data.problem)
+            if isinstance(data.problem, Judged1997):
+                self._judged_1997 = data.problem
         elif loss is not None:
             self._judge = metrics.of_loss(loss, cases)
         device = device_of(model)
@@ -275,13 +281,18 @@ class Measured:
             )
 
     def __call__(self) -> dict[str, float]:
-        """Mean error by part."""
+        """Mean error by part; further columns of the log are then in :attr:`columns`."""
         if self._judge is None:
             return {}
-        return {
-            name: metrics.measured(self._model, self._judge, batches())
-            for name, batches in self._parts.items()
-        }
+        errors = {}
+        for name, batches in self._parts.items():
+            if name == "test" and self._judged_1997 is not None:
+                kept = Judging1997(self._judged_1997, self._judge)
+                errors[name] = metrics.measured(self._model, kept, batches())
+                self.columns = kept.columns()
+            else:
+                errors[name] = metrics.measured(self._model, self._judge, batches())
+        return errors
 
 
 def _batches(part: Part, device: torch.device) -> Callable[[], Iterable[Batch]]:

@@ -1,7 +1,8 @@
 """``hfcore reproduce``: published experiments, beside the published figures.
 
 ``autoencoders.py`` trains the nets of Martens (2010), pre-trained or not; the other
-files hold the tables and the figure of Sutskever et al. (2013), one command a file.
+files hold the tables and figures of Martens & Sutskever (2011) and Sutskever et al. (2013), one
+command a file.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from hfcore.experiments.commands.autoencoders import (
     fig2_command,
     martens2010_table2_command,
 )
+from hfcore.experiments.commands.fig3 import fig3_command
 from hfcore.experiments.commands.fig5 import fig5_command
 from hfcore.experiments.commands.table1 import table1_command
 from hfcore.experiments.commands.table2 import table2_command
@@ -34,5 +36,6 @@ for command in (
     table3_command,
     table5_command,
     fig5_command,
+    fig3_command,
 ):
     reproduce_commands.add_command(command)

@@ -1,0 +1,116 @@
+"""The runs of figure 3: one Hessian-free training each, in a run folder of its own."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hfcore as hf
+from hfcore.experiments.fig3 import ESN, GRADIENT_BATCHES, NONE, TIKHONOV, Case, Settings
+from hfcore.experiments.fig3_rows import UNFINISHED, Row, is_done, summary
+from hfcore.experiments.report import processor
+
+COST_UNIT = 1000  # hf.train counts in as many sequences
+FAN_IN = 15  # incoming weights of a unit, of inputs too where there are more
+CHECKPOINT_EVERY = 5
+ROW = "row.json"  # in the run folder, once the run is done
+
+
+@dataclass(frozen=True)
+class Job:
+    """One case with what it takes to run it, in this process or another."""
+
+    case: Case
+    settings: Settings
+    folder: Path
+    device: str = "cpu"
+    threads: int | None = 1
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    @property
+    def row(self) -> Row | None:
+        """Its row where it is done, to the present limit at least."""
+        path = self.folder / ROW
+        row: Row | None = json.loads(path.read_text()) if path.exists() else None
+        return row if row is not None and is_done(row, self.settings.limit) else None
+
+    def run(self) -> bool:
+        """Train, from the last checkpoint where there is one; False if it was interrupted.
+
+        Raises what :func:`hfcore.train` raises.
+        """
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        task, unit = self.case.task(), self._unit
+        model = self._net(task)
+        whole = isinstance(task, hf.problems.FiniteProblem)
+        batches = (
+            hf.minibatches.FullGradient(curvature_batches=1, seed=None)
+            if whole
+            else hf.minibatches.Fresh(GRADIENT_BATCHES, self.settings.batch_size)
+        )
+        result = hf.train(
+            model,
+            task,
+            hf.HessianFree(model, task.loss, **self._options()),
+            batches=batches,
+            stop=hf.training.Limits(minibatches=self.settings.limit * unit / COST_UNIT),
+            test_size=self.settings.test_size,
+            seed=self.case.seed,
+            run_dir=self.folder,
+            resume=self.folder.is_dir(),
+            checkpoint_every=CHECKPOINT_EVERY,
+            progress=False,
+            notes={"start": self.case.start},
+        )
+        if result.reason == "interrupted":
+            return False
+        row = {**self._row(), "reason": result.reason, "solved": result.solved}
+        hf.training.write_atomic(self.folder / ROW, (json.dumps(row, indent=1) + "\n").encode())
+        return True
+
+    @property
+    def _unit(self) -> int:
+        """Sequences of a minibatch."""
+        task = self.case.task()
+        if isinstance(task, hf.problems.FiniteProblem):
+            return task.all_cases().inputs.shape[1]
+        return self.settings.batch_size
+
+    def _net(self, task: hf.problems.SequenceProblem) -> hf.RNN:
+        model = hf.RNN(task.input_size, self.settings.hidden, task.output_size)
+        generator = torch.Generator().manual_seed(self.case.seed)
+        if self.case.start == ESN:
+            hf.init.esn_(model, generator, **hf.presets.esn2013(task))
+        else:
+            hf.init.sparse_(model, generator, sparse_inputs=task.input_size > FAN_IN)
+        return model.to(self.device)
+
+    def _options(self) -> dict[str, Any]:
+        options = dict(hf.presets.rnn2011)
+        if self.case.damping == TIKHONOV:
+            options["structural"] = 0.0
+        if self.case.preconditioner != NONE:
+            options["preconditioner"] = self.case.preconditioner
+        return options
+
+    def so_far(self) -> Row | None:
+        """The row of a run that was begun and is not done."""
+        if self.row is not None or not (self.folder / "metrics.jsonl").exists():
+            return None
+        return {**self._row(), "reason": UNFINISHED, "solved": False}
+
+    def _row(self) -> Row:
+        lines = hf.training.read_metrics(self.folder / "metrics.jsonl")
+        return {
+            **asdict(self.case),
+            **asdict(self.settings),
+            **summary(lines, COST_UNIT / self._unit),
+            "machine": processor(),
+        }

@@ -1,0 +1,114 @@
+"""Several runs side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import Any, Protocol
+
+INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
+
+
+class Runnable(Protocol):
+    """What is run; it can be pickled."""
+
+    def run(self) -> bool:
+        """False if it was interrupted."""
+
+
+def side_by_side(
+    jobs: Iterable[Runnable],
+    workers: int,
+    *,
+    begun: Callable[[Any], None] = lambda job: None,
+    ended: Callable[[Any], None] = lambda job: None,
+) -> bool:
+    """Run all jobs, ``workers`` at a time; False if they were interrupted.
+
+    One worker is this process. Ctrl-C and SIGTERM reach the jobs, which end with a checkpoint.
+    ``begun`` and ``ended`` are told of each. Raises what a job raised in this process, RuntimeError
+    naming a job that failed in another one, once the others that were running have ended.
+    """
+    if workers == 1:
+        for job in jobs:
+            begun(job)
+            if not job.run():
+                return False
+            ended(job)
+        return True
+    return _Processes(jobs, workers, begun, ended)()
+
+
+class _Processes:
+    """Jobs in processes of their own."""
+
+    def __init__(
+        self,
+        jobs: Iterable[Runnable],
+        workers: int,
+        begun: Callable[[Any], None],
+        ended: Callable[[Any], None],
+    ) -> None:
+        self._waiting = iter(jobs)
+        self._workers, self._begun, self._ended = workers, begun, ended
+        self._running: dict[int, tuple[BaseProcess, Runnable]] = {}
+        # A forked process would have torch's threads without the threads.
+        self._context = multiprocessing.get_context("spawn")
+
+    def __call__(self) -> bool:
+        whole, failed = True, None
+        try:
+            while self._fill(whole and failed is None) or self._running:
+                for process, job in self._done():
+                    if process.exitcode == INTERRUPTED:
+                        whole = False
+                    elif process.exitcode != 0:
+                        failed = failed or job
+                    else:
+                        self._ended(job)
+        except KeyboardInterrupt:
+            whole = False
+        finally:
+            for process, _ in self._running.values():
+                process.terminate()
+            for process, _ in self._running.values():
+                process.join()
+        if failed is not None:
+            raise RuntimeError(f"{failed}: failed, see above")
+        return whole
+
+    def _fill(self, more: bool) -> bool:
+        """Begin jobs while there are free workers and ``more`` are wanted; whether any began."""
+        began = False
+        while more and len(self._running) < self._workers:
+            job = next(self._waiting, None)
+            if job is None:
+                break
+            process = self._context.Process(target=_run, args=(job,))
+            process.start()
+            self._running[process.sentinel] = process, job
+            self._begun(job)
+            began = True
+        return began
+
+    def _done(self) -> list[tuple[BaseProcess, Runnable]]:
+        """Waits for one that has ended, at least."""
+        ready = [self._running.pop(sentinel) for sentinel in wait(list(self._running))]  # type: ignore[call-overload]
+        for process, _ in ready:
+            process.join()
+        return ready
+
+
+def _run(job: Runnable) -> None:
+    """In the process: its exit code says how the job ended."""
+    try:
+        code = 0 if job.run() else INTERRUPTED
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except Exception as error:
+        print(f"{job}: {error}", file=sys.stderr)
+        code = 1
+    sys.exit(code)
