@@ -12,7 +12,7 @@ import torch
 import hfcore as hf
 from hfcore.experiments.fig3 import ESN, GRADIENT_BATCHES, NONE, TIKHONOV, Case, Settings
 from hfcore.experiments.fig3_rows import UNFINISHED, Row, is_done, summary
-from hfcore.experiments.report import processor
+from hfcore.experiments.machine import processor
 
 COST_UNIT = 1000  # hf.train counts in as many sequences
 FAN_IN = 15  # incoming weights of a unit, of inputs too where there are more

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -54,17 +52,6 @@ def write_results(folder: Path, name: str, text: str, data: dict[str, Any]) -> t
 def result_json(result: Trained) -> dict[str, Any]:
     """A run as it goes into the file of results."""
     return {"stopped": result.reason, "counts": result.best, "iterations": result.lines}
-
-
-def processor() -> str:
-    """The name of this machine's processor, and how many cores of it there are."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        lines = cpuinfo.read_text().splitlines()
-        models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def _plain(value: Any) -> Any:

@@ -96,7 +96,9 @@ class _Processes:
 
     def _done(self) -> list[tuple[BaseProcess, Runnable]]:
         """Waits for one that has ended, at least."""
-        ready = [self._running.pop(sentinel) for sentinel in wait(list(self._running))]  # type: ignore[call-overload]
+        wait(list(self._running))
+        over = [key for key, (process, _) in self._running.items() if not process.is_alive()]
+        ready = [self._running.pop(key) for key in over]
         for process, _ in ready:
             process.join()
         return ready

@@ -143,7 +143,7 @@ def _fill(
         code = 0
         for i in range(len(steps)):
             t = generator.integers(steps[i, 0], steps[i, 1])
-            bit = generator.integers(0, 2)
+            bit = int(generator.integers(0, 2))
             inputs[t, b, :DISTRACTORS] = 0.0
             inputs[t, b, X + bit] = 1.0
             code = 2 * code + bit

@@ -24,6 +24,7 @@ class Judging1997:
         self._seen = 0
 
     def __call__(self, outputs: Tensor, batch: Batch) -> tuple[float, float]:
+        """Judge the ``outputs [T,B,k]`` of a batch, keeping their deviations."""
         wanted = self._problem.criterion_1997.sequences - self._seen
         if wanted > 0:
             found = self._problem.deviation(outputs, batch)[:wanted]

@@ -161,7 +161,16 @@ def test_the_figure_is_printed_written_and_printed_again(tmp_path: Path) -> None
     assert tables_of(again.output) == tables_of(result.output)
     stored = tmp_path / "committed.json"
     stored.write_bytes((folder / "fig3.json").read_bytes())
-    printed = invoke(*TINY, "--results", stored, "--print-only", "--run-dir", tmp_path / "printed")
+    printed = invoke(
+        *TINY,
+        "--problems",
+        "xor",
+        "--results",
+        stored,
+        "--print-only",
+        "--run-dir",
+        tmp_path / "printed",
+    )
     assert tables_of(printed.output) == tables_of(result.output)
     assert rows_of(tmp_path / "printed") == rows
     more = invoke(
@@ -171,7 +180,7 @@ def test_the_figure_is_printed_written_and_printed_again(tmp_path: Path) -> None
     assert "add-T8-structural-seed0: begins" in more.output
     assert "xor-T8-structural-seed0: begins" not in more.output
     assert len(rows_of(tmp_path / "more")) == 5
-    other = [a if a != "5" else "4" for a in TINY]
+    other = [*(a if a != "5" else "4" for a in TINY), "--problems", "xor"]
     refused = invoke(*other, "--results", stored, "--run-dir", tmp_path / "other")
     assert refused.exit_code == 1
     assert "had hidden 5, need 4 like here" in refused.output
@@ -266,6 +275,7 @@ def test_a_file_that_holds_no_results(tmp_path: Path) -> None:
     path = tmp_path / "fig3.json"
     for text in ("{", "{}", '{"runs": [{"problem": "add"}]}', "[]"):
         path.write_text(text)
-        result = invoke(*TINY, "--results", path, "--print-only", "--run-dir", tmp_path / "run")
+        arguments = [*TINY, "--problems", "xor", "--print-only", "--run-dir", tmp_path / "run"]
+        result = invoke(*arguments, "--results", path)
         assert result.exit_code == 1
         assert f"{path}: holds no results of this figure" in result.output
