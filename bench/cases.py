@@ -89,3 +89,4 @@ ADDITION_SMALL = Case(B=100, T=80, H=100, n=2, k=1, last=True, recurrence_flops_
 WIDE_ALL = Case(B=100, T=30, H=300, n=225, k=225, last=False)
 WIDE_LAST = Case(B=100, T=30, H=300, n=225, k=225, last=True)
 LARGE = Case(B=100, T=20, H=1024, n=64, k=64, last=False)
+ROLLS = Case(B=200, T=200, H=300, n=88, k=88, last=False)

@@ -20,6 +20,7 @@ NAMES = {
     cases.WIDE_ALL: FAST,
     cases.WIDE_LAST: FAST,
     cases.LARGE: BY_HAND,
+    cases.ROLLS: ["torch by hand"],
 }
 
 

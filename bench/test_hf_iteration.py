@@ -33,13 +33,16 @@ class Iteration:
         structural: float,
         backend: str | None,
         objective: type[FusedObjective] = FusedObjective,
+        *,
+        model: hf.RNN | None = None,
+        loss: hf.losses.Loss | None = None,
     ) -> None:
         self.batches, self.backend = batches, backend
-        self.model = hf.RNN(2, H, 1)
+        self.model = hf.RNN(2, H, 1) if model is None else model
         hf.init.sparse_(self.model, torch.Generator().manual_seed(0))
         self.optimizer = hf.HessianFree(
             self.model,
-            objective=objective(net_of(self.model, hf.losses.SquaredError())),
+            objective=objective(net_of(self.model, loss or hf.losses.SquaredError())),
             **{**hf.presets.rnn2011, "structural": structural},
         )
         self.stats: list[hf.StepStats] = []

@@ -32,6 +32,7 @@ from hfcore.curvature.hessian import Hessian
 from hfcore.curvature.jacobian import Jacobian
 from hfcore.curvature.linear_operator import LinearOperator
 from hfcore.models.echo_state import EchoState
+from hfcore.models.lstm import BlockLSTM
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
 from hfcore.models.stacked_rnn import StackedRNN
@@ -63,6 +64,7 @@ __all__ = [
     "BackendUnavailable",
     "Batch",
     "Batches",
+    "BlockLSTM",
     "Callback",
     "ClassicalMomentum",
     "EchoState",

@@ -9,6 +9,7 @@ import click
 from hfcore.cli.options import device_of, folder_option
 from hfcore.data import DataFileError
 from hfcore.problems import Reconstruction, ZeroOne
+from hfcore.problems.next_step import FromWindows
 from hfcore.training import RunFolderError, load_run
 from hfcore.training.load import Which
 
@@ -39,7 +40,7 @@ def evaluate_command(
         )
     try:
         run = load_run(run_dir, which, device=device_of(device))
-        if isinstance(run.problem, Reconstruction):
+        if isinstance(run.problem, Reconstruction | FromWindows):
             run.problem.folder = folder
         error = run.test(test_size=test_size)
     except (RunFolderError, DataFileError, ValueError) as problem:

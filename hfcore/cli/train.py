@@ -143,7 +143,8 @@ def train_command(
     """Train a recurrent net or an autoencoder on PROBLEM.
 
     PROBLEM is addition, multiplication, xor, temporal-order-2bit, temporal-order-3bit,
-    random-permutation, memorization-5bit, memorization-20bit, curves, mnist or faces.
+    random-permutation, memorization-5bit, memorization-20bit, bouncing-balls, piano-rolls,
+    spoken-digits, curves, mnist or faces.
     """
     given = {key: options[key] for key in PROBLEM_OPTIONS if options[key] is not None}
     task = problem_of(problem, **given)

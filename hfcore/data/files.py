@@ -1,17 +1,23 @@
 """Where data files come from: a folder, HFCORE_DATA, or a verified download kept in the cache.
 
 A folder holds the files either directly or under the sub-folder of their set (``mnist/``,
-``olivetti/``). A folder that is named, by argument or by HFCORE_DATA, is binding: a file that is
-missing there is an error, not a download.
+``olivetti/``, …). A folder that is named, by argument or by HFCORE_DATA, is binding: a file that is
+missing there is an error, not a download. Files that were repacked lie at no address: without a
+folder they are looked for in the cache alone.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import urllib.request
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from hfcore.arguments import path as checked_path
 from hfcore.training.atomic import write_atomic
@@ -36,6 +42,8 @@ class DataFile:
     size: int
     sha256: str
     url: str
+    repacked: bool = False
+    """The address holds what the file was made from, not the file."""
 
     def read(self, folder: Folder = None) -> bytes:
         """The verified bytes, from ``folder``, else HFCORE_DATA, else the cache or a download.
@@ -76,8 +84,9 @@ class DataFile:
         return None
 
     def _remedy(self) -> str:
+        made = "made from" if self.repacked else "from"
         return (
-            f"put {self.name} ({self.size} bytes, SHA-256 {self.sha256[:12]}…, from {self.url}) "
+            f"put {self.name} ({self.size} bytes, SHA-256 {self.sha256[:12]}…, {made} {self.url}) "
             f"into a folder and name it as folder or in {VARIABLE}"
         )
 
@@ -85,6 +94,8 @@ class DataFile:
         path = cache_folder() / self.group / self.name
         if path.is_file() and self._damage(path.read_bytes()) is None:
             return path.read_bytes()
+        if self.repacked:
+            raise DataFileError(f"{path}: is not there, or damaged; {self._remedy()}")
         data = self._download()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,3 +124,20 @@ class DataFile:
 def cache_folder() -> Path:
     """``hfcore`` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfcore"
+
+
+def read_arrays(packed: bytes, name: str, needed: Sequence[str]) -> dict[str, np.ndarray]:
+    """The ``needed`` arrays ``[…]`` of an .npz file; ``name`` is for the message.
+
+    Raises :class:`hfcore.data.DataFileError` for what is no .npz file of plain arrays, and for one
+    without some of them.
+    """
+    try:
+        with np.load(io.BytesIO(packed)) as arrays:
+            missing = [key for key in needed if key not in arrays]
+            found = {key: arrays[key] for key in needed if key not in missing}
+    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile) as error:
+        raise DataFileError(f"{name}: is no .npz file of plain arrays ({error})") from error
+    if missing:
+        raise DataFileError(f"{name}: has no array {', '.join(missing)}")
+    return found

@@ -4,6 +4,7 @@
     hfcore reproduce martens2010-table2    training and test errors of the three autoencoders
     hfcore reproduce fig2                  error against seconds, with and without pre-training
     hfcore reproduce fig3                  Martens & Sutskever (2011): minibatches to success
+    hfcore reproduce table1-2011           next-step prediction: RNN + HF and LSTM + GD
     hfcore reproduce table1, table2, table3    Sutskever et al. (2013): momentum on autoencoders
     hfcore reproduce table5                momentum on recurrent nets, from the same paper
     hfcore reproduce fig5                  CG against NAG on a quadratic of a Hessian-free run

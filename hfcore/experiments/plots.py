@@ -37,23 +37,31 @@ def plot_log(lines: Sequence[Line], path: Path, facts: str) -> None:
 
 
 def plot_seconds(
-    results: Mapping[str, Trained], levels: Mapping[str, float], path: Path, facts: str
+    results: Mapping[str, Trained],
+    levels: Mapping[str, float],
+    path: Path,
+    facts: str,
+    *,
+    error: str = "train_error",
+    label: str = "train error (Σ squared, per image)",
 ) -> None:
-    """Train error of every method against seconds of training (Martens 2010, figure 2).
+    """An error of every method against seconds of training (Martens 2010, figure 2).
 
-    ``levels`` are errors of predictors that are not trained so.
+    ``levels`` are errors of predictors that are not trained so; ``error`` is the column of the
+    lines, ``label`` what it is called.
     """
     figure, (ax,) = _figure(1, facts)
     for name, result in results.items():
         at = [result.before + line["training_seconds"] for line in result.lines]
-        error = [line["train_error"] for line in result.lines]
-        ax.plot(at, error, linewidth=1.2, marker="." if len(at) < 50 else None, label=name)
+        errors = [line[error] for line in result.lines]
+        ax.plot(at, errors, linewidth=1.2, marker="." if len(at) < 50 else None, label=name)
     for name, level in levels.items():
         ax.axhline(level, color="gray", linewidth=0.8, linestyle="--")
         ax.annotate(name, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom")
     ax.set_yscale("log")
-    ax.set_xlabel("seconds of training, pre-training included")
-    ax.set_ylabel("train error (Σ squared, per image)")
+    before = any(result.before for result in results.values())
+    ax.set_xlabel("seconds of training" + (", pre-training included" if before else ""))
+    ax.set_ylabel(label)
     ax.legend(fontsize="small")
     save_figure(figure, path)
 

@@ -137,3 +137,12 @@ MARTENS2010_TABLE2 = _table(
     },
     "Martens (2010), table 2",
 )
+
+# ---- Martens & Sutskever (2011)
+
+# Test losses on sequences of natural origin, for MIDI the log-likelihood.
+TABLE1_2011 = _table(
+    "RNN+HF LSTM+GD",
+    {"balls": "22 35", "midi": "-569 -683", "speech": "22 41"},
+    "Martens & Sutskever (2011), table 1",
+)

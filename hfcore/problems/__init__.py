@@ -56,6 +56,7 @@ from hfcore.problems.base import (
 )
 from hfcore.problems.memorization import Memorization5, Memorization20
 from hfcore.problems.multiplication import Multiplication
+from hfcore.problems.next_step import BouncingBalls, NextStep, PianoRolls, SpokenDigits
 from hfcore.problems.random_permutation import RandomPermutation
 from hfcore.problems.reconstruction import DATASETS, Reconstruction
 from hfcore.problems.temporal_order import TemporalOrder2, TemporalOrder3
@@ -65,6 +66,7 @@ __all__ = [
     "PROBLEMS",
     "SEQUENCES",
     "Addition",
+    "BouncingBalls",
     "Criterion1997",
     "FiniteProblem",
     "FixedTest",
@@ -72,10 +74,13 @@ __all__ = [
     "Memorization5",
     "Memorization20",
     "Multiplication",
+    "NextStep",
+    "PianoRolls",
     "Problem",
     "RandomPermutation",
     "Reconstruction",
     "SequenceProblem",
+    "SpokenDigits",
     "TemporalOrder2",
     "TemporalOrder3",
     "Xor",
@@ -98,6 +103,7 @@ SEQUENCES: dict[str, Callable[..., SequenceProblem]] = {
 }
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     **SEQUENCES,
+    **{problem.name: problem for problem in (BouncingBalls, PianoRolls, SpokenDigits)},
     **{name: partial(Reconstruction, name) for name in DATASETS},
 }
 

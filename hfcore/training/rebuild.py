@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hfcore import losses
+from hfcore.models.lstm import BlockLSTM
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
 from hfcore.models.stacked_rnn import StackedRNN
@@ -31,6 +32,11 @@ def _stacked_rnn(model: StackedRNN) -> dict[str, Any]:
     return {**arguments, "hidden_sizes": list(model.hidden_sizes)}
 
 
+def _block_lstm(model: BlockLSTM) -> dict[str, Any]:
+    names = ("input_size", "output_size", "blocks", "cells", "forget_bias")
+    return {name: getattr(model, name) for name in names}
+
+
 def _mlp(model: MLP) -> dict[str, Any]:
     return {"sizes": list(model.sizes), "activations": list(model.activations)}
 
@@ -47,6 +53,7 @@ def _autoencoder(model: Autoencoder) -> dict[str, Any]:
 MODELS: dict[str, tuple[type[nn.Module], Callable[..., dict[str, Any]]]] = {
     "RNN": (RNN, _rnn),
     "StackedRNN": (StackedRNN, _stacked_rnn),
+    "BlockLSTM": (BlockLSTM, _block_lstm),
     "MLP": (MLP, _mlp),
     "Autoencoder": (Autoencoder, _autoencoder),
 }

@@ -17,6 +17,7 @@ from hfcore.experiments.commands.autoencoders import (
 from hfcore.experiments.commands.fig3 import fig3_command
 from hfcore.experiments.commands.fig5 import fig5_command
 from hfcore.experiments.commands.table1 import table1_command
+from hfcore.experiments.commands.table1_2011 import table1_2011_command
 from hfcore.experiments.commands.table2 import table2_command
 from hfcore.experiments.commands.table3 import table3_command
 from hfcore.experiments.commands.table5 import table5_command
@@ -31,6 +32,7 @@ for command in (
     curves_log_command,
     martens2010_table2_command,
     fig2_command,
+    table1_2011_command,
     table1_command,
     table2_command,
     table3_command,
