@@ -16,6 +16,7 @@ from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum import NAG, ClassicalMomentum
+from hfcore.optimisers.nonlinear_cg import NonlinearCG
 from hfcore.problems import PROBLEMS, Problem, Reconstruction, SequenceProblem, create
 
 FIRST_ORDER: dict[str, Callable[..., torch.optim.Optimizer]] = {
@@ -26,7 +27,7 @@ FIRST_ORDER: dict[str, Callable[..., torch.optim.Optimizer]] = {
     and value is not torch.optim.Optimizer
 }
 MOMENTUM: dict[str, Callable[..., torch.optim.Optimizer]] = {"nag": NAG, "cm": ClassicalMomentum}
-FIRST_ORDER |= MOMENTUM
+FIRST_ORDER |= {**MOMENTUM, "ncg": NonlinearCG}
 
 # Of recurrent nets, and of autoencoders, whose preset is the one of their data.
 RNN_PRESETS = {"rnn2011": presets.rnn2011, "rnn2011_release": presets.rnn2011_release}

@@ -53,7 +53,9 @@ PROBLEM_OPTIONS = ("length", "target", "layout", "scored", "centre", "images", "
 @click.option("--centre", is_flag=True, default=None, help="Inputs and targets with mean zero.")
 @click.option("--images", type=click.IntRange(1), help="Only so many training images.")
 @folder_option
-@click.option("--optimizer", default="hf", metavar="NAME", help="hf, nag, cm, or of torch.optim.")
+@click.option(
+    "--optimizer", default="hf", metavar="NAME", help="hf, nag, cm, ncg, or of torch.optim."
+)
 @click.option("--hidden", type=click.IntRange(1), default=100, help="Hidden units.")
 @click.option("--nonlinearity", type=click.Choice(["tanh", "logistic", "relu"]), default="tanh")
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32")

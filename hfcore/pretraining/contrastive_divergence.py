@@ -88,7 +88,8 @@ class ContrastiveDivergence:
         )
         torch.sub(v1[0], v0[0], out=self._missed)
         torch.sum(self._missed, 0, out=gb_v).mul_(1.0 / B)
-        return self._missed.square_().sum(dtype=torch.float64)
+        missed = self._missed.view(-1)
+        return torch.dot(missed, missed)
 
     @property
     def last_gradient(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -432,9 +432,11 @@ def test_what_is_no_model_is_named(value) -> None:
         (lambda: hf.SGD(value, 0.1), "params"),
         (lambda: hf.NAG(value, 0.1), "params"),
         (lambda: hf.AdaptiveNAG(value), "params"),
+        (lambda: hf.NonlinearCG(value), "params"),
         (lambda: hf.SGD(problem()[0], 0.1).step(value), "step"),
         (lambda: hf.NAG(problem()[0], 0.1).step(value), "step"),
         (lambda: hf.AdaptiveNAG(problem()[0]).step(value), "closure"),
+        (lambda: hf.NonlinearCG(problem()[0]).step(value), "closure"),
         (lambda: hf.AdaptiveNAG(problem()[0]).step(lambda: 1.0, value), "loss"),
     ):
         with pytest.raises(TypeError, match=f"{name}: got"):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import hfcore as hf
+from command_line import invoke
 from hfcore.optimisers.wolfe_search import Trial, WolfeSearch, cubic_minimum
 from hfcore.training.steps import Iteration, combined
 
@@ -457,3 +458,15 @@ def test_a_pass_has_converged_if_every_step_of_it_has() -> None:
     assert combined([step(True), step(False), step(True)]).stats["converged"] is False
     assert combined([step(True), step(True)]).stats["converged"] is True
     assert combined([step(True), step(True)]).stats["line_searches"] == 6
+
+
+def test_by_the_command(tmp_path: Path) -> None:
+    options = ["train", "addition", "--length", "5", "--hidden", "7", "--optimizer", "ncg"]
+    refused = invoke(*options, "--lr", "0.1")
+    assert refused.exit_code == 2
+    assert "--optimizer ncg" in refused.output
+    folder = tmp_path / "run"
+    result = invoke(*options, "--iterations", "2", "--threads", "1", "--run-dir", folder)
+    assert result.exit_code == 0, result.output
+    lines = hf.training.read_metrics(folder / "metrics.jsonl")
+    assert [line["line_searches"] for line in lines] == [3, 3]

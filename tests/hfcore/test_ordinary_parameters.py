@@ -29,6 +29,7 @@ OPTIMISERS: dict[str, Build] = {
     "ClassicalMomentum": lambda params: hf.ClassicalMomentum(params, 0.05, 0.9),
     "NAG": lambda params: hf.NAG(params, 0.05, 0.9),
     "AdaptiveNAG": lambda params: hf.AdaptiveNAG(params),
+    "NonlinearCG": lambda params: hf.NonlinearCG(params),
     "HessianFree": lambda params: hf.HessianFree(params, damping=1.0),
 }
 MODELS: dict[str, Callable[[], nn.Module]] = {
