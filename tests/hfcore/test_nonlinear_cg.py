@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import hfcore as hf
 from command_line import invoke
 from hfcore.optimisers.wolfe_search import Trial, WolfeSearch, cubic_minimum
+from hfcore.training.run_folder import RunFolder
 from hfcore.training.steps import Iteration, combined
 
 F64 = torch.float64
@@ -94,7 +95,7 @@ def test_on_a_quadratic_it_is_conjugate_gradients() -> None:
 
 
 @pytest.mark.parametrize("f", [None, rosenbrock, regression], ids=str)
-@pytest.mark.parametrize("N", [2, 20])
+@pytest.mark.parametrize("N", [2, 9])
 def test_against_scipy(f: Callable[[Tensor], Tensor] | None, N: int) -> None:
     """The same minimum, at no more than twice the evaluations."""
     f = quadratic(N)[0] if f is None else f
@@ -387,6 +388,12 @@ def test_refusals() -> None:
 # ---- hf.train
 
 
+@pytest.fixture
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn in other tests, and take longer than these runs."""
+    monkeypatch.setattr(RunFolder, "draw", lambda self, *, solved_below: ())
+
+
 def trained(folder: Path | None, iterations: int, resume: bool = False, **options: Any) -> Any:
     draw = torch.Generator().manual_seed(0)
     model = hf.Autoencoder([9, 5, 2], dtype=F64, generator=draw)
@@ -406,6 +413,7 @@ def trained(folder: Path | None, iterations: int, resume: bool = False, **option
     return model, x, result
 
 
+@pytest.mark.usefixtures("_no_plots")
 def test_trains_by_hf_train_and_resumes_to_the_bit(tmp_path: Path) -> None:
     whole, x, _ = trained(tmp_path / "whole", 5)
     trained(tmp_path / "run", 2)
@@ -443,6 +451,7 @@ def test_trains_by_hf_train_and_resumes_to_the_bit(tmp_path: Path) -> None:
     torch.testing.assert_close(model(x), by_hand(x), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.usefixtures("_no_plots")
 def test_a_run_is_rebuilt_with_its_optimiser(tmp_path: Path) -> None:
     trained(tmp_path / "run", 2, max_evaluations=7)
     loaded = hf.load_run(tmp_path / "run")
@@ -460,6 +469,7 @@ def test_a_pass_has_converged_if_every_step_of_it_has() -> None:
     assert combined([step(True), step(True)]).stats["line_searches"] == 6
 
 
+@pytest.mark.usefixtures("_no_plots")
 def test_by_the_command(tmp_path: Path) -> None:
     options = ["train", "addition", "--length", "5", "--hidden", "7", "--optimizer", "ncg"]
     refused = invoke(*options, "--lr", "0.1")

@@ -206,7 +206,7 @@ def test_training_raises_the_likelihood() -> None:
         return float(-rbm.free_energy(images).mean()) - rbm.log_partition()
 
     assert likelihood() == pytest.approx(-6 * math.log(2), abs=0.3)  # of nothing known
-    for _ in range(200):
+    for _ in range(120):
         training.epoch(
             images, learning_rate=0.1, momentum=0.5, weight_cost=2e-4, generator=draw
         )  # fmt: skip

@@ -30,6 +30,7 @@ from hfcore.experiments.published import (
 from hfcore.experiments.training import Trained
 from hfcore.experiments.weight_penalty import WeightPenalty
 from hfcore.presets import AutoencoderPreset
+from hfcore.training.run_folder import RunFolder
 
 SMALL = ["--iterations", "1", "--pretrain-epochs", "2", "--quiet", "--threads", "1"]
 TABLE = ["martens2010-table2", *SMALL, "--columns", "pt-ncg,rand-hf,pt-hf", "--dataset"]
@@ -55,6 +56,8 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(hf.presets.autoencoders):
         monkeypatch.setitem(hf.presets.autoencoders, name, preset_of(name))
     monkeypatch.setattr(command_module, "load", lambda name, folder=None: tiny_data(name))
+    # Plots of every run are drawn in other tests, and take longer than these runs.
+    monkeypatch.setattr(RunFolder, "draw", lambda self, *, solved_below: ())
 
 
 def rows_of(text: str) -> dict[str, list[str]]:
