@@ -19,6 +19,7 @@ from hfcore import (
     pretraining,
     problems,
     schedules,
+    solvers,
     sweeps,
     training,
 )
@@ -107,6 +108,7 @@ __all__ = [
     "problems",
     "schedules",
     "set_matmul_precision",
+    "solvers",
     "sweep",
     "sweeps",
     "train",

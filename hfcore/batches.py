@@ -39,12 +39,15 @@ def labelled(data: Any) -> Any:
 class Batches:
     """Which data plays which part in one HF step (paper: curvature is a part of the gradient data).
 
-    A role may be one batch or a list of batches (lengths may differ between them). ``curvature``
-    also serves ρ. Left out: curvature is the first gradient batch, backtracking the second,
-    line search the third, each falling back to the last there is.
+    A role may be one batch or a list of batches (lengths may differ between them). ``rho`` is what
+    the objective in the reduction ratio ρ is evaluated on; the quadratic model there is always that
+    of ``curvature``. Left out: curvature is the first gradient batch, backtracking the second,
+    line search the third, each falling back to the last there is, and rho is the curvature's data,
+    as in both releases (Martens 2010, section 4.3, has it on all data: rho = gradient).
     """
 
     gradient: Sequence[Batch] | Batch
     curvature: Sequence[Batch] | Batch | None = None
     backtracking: Sequence[Batch] | Batch | None = None
     line_search: Sequence[Batch] | Batch | None = None
+    rho: Sequence[Batch] | Batch | None = None

@@ -17,12 +17,12 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, overload
+from typing import Any, Literal, Self, overload
 
 import torch
 from torch import Tensor
 
-from hfcore.arguments import count, number
+from hfcore.arguments import choice, count, number
 from hfcore.batches import Batch, Batches
 from hfcore.cases import MAX_AXIS, ArrayCases, Cases
 from hfcore.schedules import Phase
@@ -110,9 +110,9 @@ class FullGradient(Policy):
     """Gradient, backtracking and line search on everything; curvature on one batch, in turns.
 
     The data is permuted once; batch i of ``curvature_batches`` equal ones serves the steps i,
-    i + curvature_batches, … (Martens 2010: 4 for CURVES, 8 for MNIST, 20 for FACES). With
-    ``growth`` > 1 the batch grows by that factor every step, up to everything, and a batch starts
-    where the one before it ended (M&S 2012, section 20.12).
+    i + curvature_batches, … (Martens 2010, section 4.3, with 4 for CURVES, 8 for MNIST, 20 for
+    FACES). With ``growth`` > 1 the batch grows by that factor every step, up to everything, and a
+    batch starts where the one before it ended (M&S 2012, section 20.12).
 
     Parameters
     ----------
@@ -121,6 +121,8 @@ class FullGradient(Policy):
     batch_dim : axis of the cases
     curvature_batches : at least 1, at most the number of cases
     growth : at least 1
+    rho : what ρ's objective is on: ``"curvature"``, the curvature's batch (the demo of Martens
+        2010), or ``"gradient"``, everything (the paper, section 4.3)
     seed : of the permutation; None keeps the order
 
     Raises ValueError naming what is wrong.
@@ -134,6 +136,7 @@ class FullGradient(Policy):
         *,
         curvature_batches: int,
         growth: float = 1.0,
+        rho: Literal["curvature", "gradient"] = "curvature",
         seed: int | None = 0,
         batch_dim: int = 0,
     ) -> None:
@@ -141,6 +144,7 @@ class FullGradient(Policy):
             raise ValueError(f"growth: got {growth}, need at least 1 and finite")
         self.curvature_batches = count("curvature_batches", curvature_batches)
         self.growth = float(growth)
+        self.rho = choice("rho", rho, ("curvature", "gradient"))
         self.seed = None if seed is None else count("seed", seed, least=0)
         super().__init__(inputs, targets, mask, batch_dim)
 
@@ -161,7 +165,8 @@ class FullGradient(Policy):
         count("step", step, least=0, most=MAX_STEP)
         curvature = self._curvature(step)
         everything = self.everything
-        return Batches(everything, curvature, everything, everything)
+        rho = everything if self.rho == "gradient" else None
+        return Batches(everything, curvature, everything, everything, rho)
 
     def _curvature(self, step: int) -> Sequence[Batch] | Batch:
         cases = self._data
@@ -189,6 +194,8 @@ class FullGradient(Policy):
             "curvature_batches": self.curvature_batches,
             "growth": self.growth,
             "seed": self.seed,
+            # Runs from before there was a choice are those of the default.
+            **({} if self.rho == "curvature" else {"rho": self.rho}),
         }
 
 

@@ -1,7 +1,7 @@
 """Structural damping of any module: the outputs of named submodules, held by a matching distance.
 
 A submodule's output z that a nonlinearity e follows is held by D'' = e'(z) (Martens & Sutskever
-2011, section 3.1; 2012, section 20.8.4), which adds μ J_zᵀ D'' J_z to the curvature, averaged over
+2011, section 3.2; 2012, section 20.8.4), which adds μ J_zᵀ D'' J_z to the curvature, averaged over
 cases.
 """
 

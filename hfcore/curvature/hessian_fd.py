@@ -13,7 +13,8 @@ from hfcore.objective import Objective, UnstoppableCurvature
 
 
 class FiniteDifferenceHessian(UnstoppableCurvature):
-    """H v ≈ [∇f(θ + εv) − ∇f(θ − εv)] / 2ε (Martens 2010, section 4.1, with both sides).
+    """H v ≈ [∇f(θ + εv) − ∇f(θ − εv)] / 2ε (Martens 2010, sections 3 and 4.2, with both
+    sides).
 
     The truncation error is O(ε²) and rounding O(eps/ε), so that ε‖v‖ = eps^⅓ (1 + ‖θ‖) leaves
     about two thirds of the digits. No structural damping; one objective serves any model.

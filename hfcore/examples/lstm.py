@@ -2,7 +2,7 @@
 
 Batches have their cases along axis 1, as nn.LSTM likes them (``batch_dim=1``); the mask says that
 the last step alone has an output. Structural damping holds what the LSTM returns (Martens &
-Sutskever 2011, section 3.1).
+Sutskever 2011, section 3.2).
 
     python -m hfcore.examples.lstm
 """

@@ -67,14 +67,19 @@ def plot_seconds(
 
 
 def plot_quadratic(
-    cg: np.ndarray, others: Mapping[str, np.ndarray], path: Path, facts: str
+    cg: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray], path: Path, facts: str
 ) -> None:
-    """φ after 0, 1, … m iterations of CG, ``cg [m+1]``, and of the other methods by name."""
+    """φ ``[m+1]`` after 0, 1, … m iterations of CG by arithmetic, and of the other methods by name.
+
+    The axis goes as far down as any CG.
+    """
     figure, (ax,) = _figure(1, facts)
-    ax.plot(cg, color="black", linewidth=1.8, label="CG")
+    for (name, phi), style in zip(cg.items(), ("-", "--", ":"), strict=True):
+        ax.plot(phi, style, color="black", linewidth=1.6, label=f"CG, {name}")
     for name, phi in others.items():
         ax.plot(phi, linewidth=1.0, label=name)
-    ax.set_ylim(1.08 * cg[-1], -0.05 * cg[-1])
+    lowest = min(float(phi.min()) for phi in cg.values())
+    ax.set_ylim(1.08 * lowest, -0.05 * lowest)
     ax.set_xlabel("iterations (products)")
     ax.set_ylabel("φ")
     ax.legend(fontsize="small")

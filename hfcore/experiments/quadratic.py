@@ -3,12 +3,15 @@
 1. The iterates of CG and of NAG from 0 lie in the Krylov space of the matrix and the gradient, so
    m products of the Lanczos process (each vector orthogonalised against all before it, twice) give
    the first m iterates of both in exact arithmetic, of NAG for any ε and μ.
+2. CG in floating point is another matter: its directions lose their conjugacy to rounding, and it
+   falls behind the minimum over the Krylov space. It is run as an HF step runs it.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,8 @@ import hfcore as hf
 
 # A residual smaller than this share of the matrix ends the Lanczos process: the space is whole.
 BREAKDOWN = 1e-6
+
+TENSORS = ("theta", "gradient", "images")  # of a quadratic
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,11 @@ class Quadratic:
     gradient: Tensor
     images: Tensor
 
+    def to(self, dtype: torch.dtype) -> Quadratic:
+        """The same numbers in another arithmetic."""
+        tensors = {name: getattr(self, name).to(dtype) for name in TENSORS}
+        return Quadratic(self.settings, **tensors)
+
     def operator(self) -> hf.GaussNewton:
         """A, rebuilt from what is stored."""
         preset = hf.presets.autoencoders[self.settings.dataset]
@@ -64,10 +74,35 @@ class Quadratic:
             l2=self.settings.l2,
         )
 
+    def conjugate_gradient(
+        self, iterations: int, report: Callable[[int], Any] = lambda j: None
+    ) -> np.ndarray:
+        """φ ``[iterations + 1]`` along CG from 0 in the arithmetic of the tensors (note 2).
+
+        Where it ends early, by a curvature that rounding made negative, φ stays. ``report`` is
+        told of each product.
+        """
+        matrix = self.operator()
+        done = itertools.count(1)
+
+        def product(v: Tensor, out: Tensor) -> Tensor:
+            out.copy_(matrix.matvec(v))
+            report(next(done))
+            return out
+
+        cg = hf.solvers.conjugate_gradient
+        solution = cg.conjugate_gradient(
+            product,
+            -self.gradient,
+            torch.zeros_like(self.gradient),
+            rule=cg.StopRule(iterations, min_iterations=iterations, tolerance=0.0, residual=0.0),
+        )
+        values = np.array(solution.history)
+        return np.pad(values, (0, iterations + 1 - len(values)), mode="edge")
+
     def save(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all."""
-        names = ("theta", "gradient", "images")
-        tensors = {name: getattr(self, name).cpu().contiguous() for name in names}
+        tensors = {name: getattr(self, name).cpu().contiguous() for name in TENSORS}
         metadata = {"settings": json.dumps(asdict(self.settings))}
         hf.training.write_atomic(path, safetensors.torch.save(tensors, metadata=metadata))
 
@@ -77,8 +112,7 @@ class Quadratic:
         try:
             with safetensors.safe_open(path, framework="pt", device=str(device)) as file:
                 settings = QuadraticSettings(**json.loads(file.metadata()["settings"]))
-                names = ("theta", "gradient", "images")
-                return cls(settings, *(file.get_tensor(name) for name in names))
+                return cls(settings, *(file.get_tensor(name) for name in TENSORS))
         except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
             raise hf.training.CheckpointError(f"{path}: holds no quadratic: {error}") from error
 
@@ -106,11 +140,8 @@ class Krylov:
         """The largest Ritz value, an estimate of A's largest eigenvalue from below."""
         return float(np.linalg.eigvalsh(self.matrix)[-1])
 
-    def conjugate_gradient(self) -> np.ndarray:
-        """φ ``[m+1]`` after 0, 1, … m iterations of CG from 0.
-
-        They are the minima over the first k dimensions.
-        """
+    def minima(self) -> np.ndarray:
+        """The least φ ``[m+1]`` in the first 0, 1, … m dimensions: CG's in exact arithmetic."""
         T, m = self.matrix, len(self.diagonal)
         values = [0.0]
         for k in range(1, m + 1):
@@ -157,6 +188,20 @@ class Krylov:
             )
         except (OSError, safetensors.SafetensorError, KeyError) as error:
             raise hf.training.CheckpointError(f"{path}: holds no Krylov space: {error}") from error
+
+
+def save_curves(curves: Mapping[str, np.ndarray], path: Path) -> None:
+    """Write ``[m+1]`` values by name as a safetensors file, whole or not at all."""
+    tensors = {name: torch.from_numpy(values) for name, values in curves.items()}
+    hf.training.write_atomic(path, safetensors.torch.save(tensors))
+
+
+def load_curves(path: Path) -> dict[str, np.ndarray]:
+    """What :func:`save_curves` wrote. Raises CheckpointError for a file that is not one."""
+    try:
+        return {k: v.numpy() for k, v in safetensors.torch.load_file(path).items()}
+    except (OSError, safetensors.SafetensorError) as error:
+        raise hf.training.CheckpointError(f"{path}: holds no curves: {error}") from error
 
 
 def lanczos(

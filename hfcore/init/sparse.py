@@ -57,7 +57,10 @@ def sparse_(
 
     1. b_init stands for W_hh h_0, while the RNN release learns h_0 and draws it from N(0, 1)/√15;
        it starts at zero here, as the release has no counterpart of b_init, b_h or b_y.
-    2. The incoming units of a row are distinct. ``replacement`` draws ``fan_in`` indices that may
+    2. Weights of a tanh net are halved on either side of a tanh layer, as in the 2010 release, so
+       those that leave the inputs, and those that reach an output that is not tanh, by ½ and the
+       others by ¼. Sutskever et al. (2013) say ¼ of all.
+    3. The incoming units of a row are distinct. ``replacement`` draws ``fan_in`` indices that may
        repeat, and then a row keeps fewer, as in the 2010 release.
 
     Raises TypeError or ValueError naming the argument that is wrong.

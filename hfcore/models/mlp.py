@@ -115,7 +115,7 @@ class MLP(nn.Module):
 
 
 class Autoencoder(MLP):
-    """An encoder and its mirror image (Hinton & Salakhutdinov 2006; Martens 2010, section 6).
+    """An encoder and its mirror image (Hinton & Salakhutdinov 2006; Martens 2010, section 7).
 
     ``Autoencoder([784, 400, 200, 100, 50, 25, 6])`` is the CURVES net: hidden units are
     ``activation``, the code layer is ``code``, and the outputs are those before the output

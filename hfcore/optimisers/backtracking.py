@@ -1,4 +1,9 @@
-"""Choosing among the iterates of CG by the true objective (M&S 2012, section 20.8.7)."""
+"""Choosing among the iterates of CG by the true objective (Martens 2010, section 4.6; M&S 2012,
+section 20.8.7).
+
+1. The paper of 2010 stores iterates at ⌈1.3^j⌉, ``"powers"``; its demo, whose settings the presets
+   are, at ⌈5·1.3^j⌉, ``"geometric"``.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +19,23 @@ from hfcore.solvers.conjugate_gradient import NONFINITE, Solution
 Backtracking = Literal["best", "walk", "last"]
 BACKTRACKING = ("best", "walk", "last")
 
-EvaluateEvery = int | Literal["geometric"]
+EvaluateEvery = int | Literal["geometric", "powers"]
+GEOMETRIC: dict[str, float] = {"geometric": 5.0, "powers": 1.0}  # c of ⌈c·1.3^j⌉
+GROWTH = 1.3
 
 
 def evaluation_points(schedule: EvaluateEvery, iterations: int) -> Sequence[int]:
     """The iterations up to ``iterations`` whose iterate may be chosen, the last one apart.
 
-    An int k: every k-th. ``"geometric"``: ⌈5·1.3^j⌉, j = 0, 1, … (Martens 2010).
+    An int k: every k-th. ``"geometric"``: ⌈5·1.3^j⌉, j = 0, 1, …; ``"powers"``: ⌈1.3^j⌉ (note 1).
     """
-    if schedule != "geometric":
+    if isinstance(schedule, int):
         return range(schedule, iterations + 1, schedule)
-    points, j = [], 0
-    while (point := math.ceil(5 * 1.3**j)) <= iterations:
+    points, first, j = [], GEOMETRIC[schedule], 0
+    while (point := math.ceil(first * GROWTH**j)) <= iterations:
         points.append(point)
         j += 1
-    return points
+    return list(dict.fromkeys(points))  # small powers meet in one integer
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """How λ and the trust radius follow the reduction ratio ρ.
 
 Levenberg-Marquardt: Martens 2010, section 4.1; M&S 2012, section 20.8.5. Trust region: M&S 2012,
-section 20.8.6, with the radius rule of Nocedal & Wright, algorithm 4.1.
+section 20.8.6, with the radius rule of Nocedal & Wright, algorithm 4.1, and the norm of Steihaug
+(1983).
 """
 
 from __future__ import annotations
@@ -105,16 +106,24 @@ class LevenbergMarquardt:
 
 @dataclass(frozen=True)
 class TrustRadius:
-    """ρ < ¼ or not a number: radius ¼‖p‖; ρ > ¾ on the boundary: twice the radius."""
+    """ρ < ¼ or not a number: radius ¼‖p‖; ρ > ¾ on the boundary: twice the radius.
+
+    Norms are those of the region: the preconditioner's, where there is one.
+    """
 
     low: float = 0.25
     high: float = 0.75
 
-    def next(self, radius: float, rho: float, step_norm: float) -> float:
-        """The radius of the next step; ``step_norm`` is ‖p‖ before the line search, 0 for none."""
+    def next(
+        self, radius: float, rho: float, step_norm: float, *, on_boundary: bool = False
+    ) -> float:
+        """The radius of the next step.
+
+        ``step_norm`` is ‖p‖ before the line search, 0 for none; ``on_boundary``: CG ended there,
+        at p.
+        """
         if math.isnan(rho) or rho < self.low:
             return 0.25 * (step_norm if step_norm > 0 else radius)
-        on_boundary = step_norm > 0.99 * radius  # p is there but for rounding
         return 2.0 * radius if rho > self.high and on_boundary else radius
 
 

@@ -1,4 +1,12 @@
-"""Hessian-free optimisation (Martens 2010; Martens & Sutskever 2011, 2012) as a torch optimiser."""
+"""Hessian-free optimisation (Martens 2010; Martens & Sutskever 2011, 2012) as a torch optimiser.
+
+1. Without a preset the options are those of the RNN release of 2011 for every model, feed-forward
+   nets included; only ``damping="auto"`` looks at the model. Martens (2010) is
+   ``hf.presets.martens2010_curves`` and its like.
+2. ``l2`` penalises biases too, as the demo of 2010 does; the starred runs of that paper have it on
+   the connection weights.
+Further notes are in :mod:`hfcore.optimisers.newton_step`.
+"""
 
 from __future__ import annotations
 
@@ -71,15 +79,17 @@ class HessianFree(torch.optim.Optimizer):
         submodules to ``"identity"``, the matching nonlinearity of that output (``"tanh"``,
         ``"logistic"``, ``"softmax"``), or a pair of it and μ
     trust_radius : first radius of a trust region, which then moves in place of λ (M&S 2012,
-        section 20.8.6); None: off
-    l2 : weight decay ½·l2·‖θ‖², biases included; None: the objective's own, else 0
-    cg_max_iter, cg_tolerance, cg_lookback, cg_residual : CG's stop rules (Martens 2010, section
-        4.4); a tolerance of 0 stops where the quadratic no longer falls
+        section 20.8.6), in the preconditioner's norm (Steihaug 1983); None: off
+    l2 : weight decay ½·l2·‖θ‖², biases included (note 2); None: the objective's own, else 0
+    cg_max_iter, cg_tolerance, cg_lookback : CG stops where the quadratic makes too little progress
+        (Martens 2010, section 4.4); a tolerance of 0 stops where it no longer falls
+    cg_residual : CG stops at ‖r‖ below it (RNN release); ``"relative"``: below min(½, ‖g‖^½)·‖g‖ of
+        standard truncated Newton, against which Martens 2010, section 4.4, argues
     cg_decay : factor on the previous final iterate that starts CG; 0 starts at zero
     cg_restart : CG starts at zero after a rejected step (RNN release); False: as ever (Martens
         2010)
-    cg_evaluate_every : CG iterations between iterates that may be chosen; ``"geometric"``:
-        ⌈5·1.3^j⌉ (Martens 2010)
+    cg_evaluate_every : CG iterations between iterates that may be chosen; ``"powers"``: those at
+        ⌈1.3^j⌉ (Martens 2010, section 4.6), ``"geometric"``: at ⌈5·1.3^j⌉ (its demo)
     cg_backtracking : ``"best"`` keeps the best evaluated iterate (RNN release), ``"walk"`` walks
         back from the last while the objective does not get worse (Martens 2010), ``"last"`` takes
         the last
@@ -90,7 +100,7 @@ class HessianFree(torch.optim.Optimizer):
         ``preconditioner_exponent`` None is the published one
     diagonal_probes : probes a case where diag(G) is estimated
     rho : ``"damped"``: ρ's model includes the damping terms (RNN release); ``"undamped"``: it does
-        not (Martens 2010), which costs one more product
+        not (Martens 2010), which costs one more product. ρ's data: :class:`hfcore.Batches`
     rho_low, rho_high, damping_up, damping_down, damping_failed : the Levenberg-Marquardt rule;
         ``damping_failed`` is the factor after a rejected step. λ moves within bounds relative to
         the curvature, see :class:`hfcore.optimisers.damping.DampingBounds`
@@ -129,7 +139,7 @@ class HessianFree(torch.optim.Optimizer):
         cg_max_iter: int = 300,
         cg_tolerance: float = 5e-4,
         cg_lookback: int = 10,
-        cg_residual: float = 1e-10,
+        cg_residual: float | Literal["relative"] = 1e-10,
         cg_decay: float = 0.95,
         cg_restart: bool = True,
         cg_evaluate_every: EvaluateEvery = 10,

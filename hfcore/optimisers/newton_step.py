@@ -6,13 +6,19 @@ Numbered notes say where this departs from the papers.
    releases; when the line search fails it is dropped (2011) or stays (2010, ``cg_restart`` False).
 2. The papers do not say what to do when the curvature or every trial objective is not finite: λ
    grows by its own rule and CG starts afresh, so that a poisoned start cannot fail later steps.
-3. Within a trust region CG starts at zero: only from there does ‖x‖ grow monotonically, so that
-   the first crossing of the boundary is the solution's (Steihaug 1983).
+3. Within a trust region CG starts at zero: only from there does ‖x‖ grow monotonically, in the norm
+   of the preconditioner, so that the first crossing of the boundary is the solution's (Steihaug
+   1983). The radius is in that norm.
 4. Within a trust region λ stays as it is: the radius moves in its place.
 5. The first-step search of λ doubles or halves until ρ is inside the window; where ρ jumps across
    it, the larger λ of the two is taken.
 6. A step without decrease that was predicted to be smaller than the rounding of f says nothing of
    λ, which stays: the step reports that it has converged.
+7. After a rejected step λ follows ρ as after any other, in both releases and here: where ρ, which
+   is on other data than the line search, is above ¾ it falls. ``damping_failed`` is another factor
+   for such steps (Chapelle & Erhan 2011).
+8. λ has bounds, see :class:`hfcore.optimisers.damping.DampingBounds`; the releases have none, and
+   their λ goes on falling late in a run.
 """
 
 from __future__ import annotations
@@ -35,14 +41,16 @@ from hfcore.optimisers.line_search import NoStep
 from hfcore.optimisers.options import Options
 from hfcore.optimisers.outcome import Outcome, Proposal
 from hfcore.optimisers.preconditioner import update
-from hfcore.optimisers.roles import Roles
+from hfcore.optimisers.roles import Roles, same_data
 from hfcore.optimisers.statistics import Ledger
 from hfcore.solvers import device_conjugate_gradient as device
 from hfcore.solvers.conjugate_gradient import (
+    BOUNDARY,
     NONPOSITIVE,
     RESIDUAL,
     Observer,
     Solution,
+    StopRule,
     conjugate_gradient,
 )
 from hfcore.solvers.preconditioners import Preconditioner
@@ -90,6 +98,7 @@ class NewtonStep:
         self.first = first
         self.curvature_scale = curvature_scale
         self._at = torch.empty_like(theta)
+        self._at_start: list[tuple[Any, float]] = []  # (data, f(θ) on them)
 
     def run(self, damping: float, start: Tensor) -> Outcome:
         """Solve from ``start [N]`` at λ = ``damping`` and search along the step."""
@@ -143,7 +152,7 @@ class NewtonStep:
         """The line search along the iterate that was kept."""
         search = self.options.step.search
         with self.ledger.phase("line_search"):
-            f0 = self._evaluate(self.roles.line_search, self.theta)
+            f0 = self._loss_at_start(self.roles.line_search)
         if proposal.kept is None:
             if _nothing_to_solve(proposal.solution):
                 self._say("the gradient is zero: nothing to do")
@@ -244,10 +253,14 @@ class NewtonStep:
         radius = self.options.damping.radius
         if math.isinf(radius):
             return math.inf
-        p = None if proposal.kept is None else proposal.kept.p
-        norm = 0.0 if p is None else math.sqrt(dot(p, p))
+        solution, kept = proposal.solution, proposal.kept
+        norm = 0.0 if kept is None else solution.norms[kept.iteration]
+        on_boundary = (
+            kept is not None and solution.stop == BOUNDARY and kept.iteration == solution.iterations
+        )
         smallest = torch.finfo(self.theta.dtype).tiny
-        return max(TrustRadius().next(radius, proposal.rho, norm), smallest)
+        following = TrustRadius().next(radius, proposal.rho, norm, on_boundary=on_boundary)
+        return max(following, smallest)
 
     def _chooser(self) -> IterateChooser:
         """Picks the iterate that the true objective prefers."""
@@ -268,10 +281,13 @@ class NewtonStep:
             conjugate_gradient,
             self._matrix(damping),
             -self.gradient,
-            rule=self.options.cg.stop,
+            rule=self._stop_rule(),
             preconditioner=M,
             radius=radius,
         )
+
+    def _stop_rule(self) -> StopRule:
+        return self.options.cg.stop(math.sqrt(dot(self.gradient, self.gradient)))
 
     def _points(self) -> Sequence[int]:
         cg = self.options.cg
@@ -323,7 +339,7 @@ class NewtonStep:
             matrix if stops else lambda v, out, stop: matrix(v, out),
             -self.gradient,
             start,
-            rule=self.options.cg.stop,
+            rule=self._stop_rule(),
             observer=observer,
             observe_at=self._points(),
             preconditioner=M,
@@ -339,15 +355,32 @@ class NewtonStep:
             return self._evaluate(self.roles.backtracking, self._moved(p, 1.0))
 
     def _ratio(self, kept: Candidate) -> float:
-        """ρ on the curvature data; its base value came with the curvature's activations."""
-        p, model_change = kept.p, kept.model_change
+        """ρ: f on its data, where a value that is known is not computed again; q on the
+        curvature's."""
+        p, model_change, data = kept.p, kept.model_change, self.roles.rho
         assert p is not None
         with self.ledger.phase("rho"):
-            after = self._evaluate(self.roles.curvature, self._moved(p, 1.0))
+            if same_data(data, self.roles.curvature):
+                before = self.curvature.loss  # came with its activations
+            else:
+                before = self._loss_at_start(data)
+            if kept.loss is not None and same_data(data, self.roles.backtracking):
+                after = kept.loss
+            else:
+                after = self._evaluate(data, self._moved(p, 1.0))
             if self.options.damping.rho == "undamped":
                 Bp = self._matrix(0.0)(p, torch.empty_like(p))
                 model_change = 0.5 * dot(p, Bp) + dot(self.gradient, p)
-            return reduction_ratio(after - self.curvature.loss, model_change)
+            return reduction_ratio(after - before, model_change)
+
+    def _loss_at_start(self, data: Any) -> float:
+        """f(θ) on the data, evaluated once."""
+        for known, value in self._at_start:
+            if same_data(known, data):
+                return value
+        value = self._evaluate(data, self.theta)
+        self._at_start.append((data, value))
+        return value
 
     def _evaluate(self, data: Any, theta: Tensor) -> float:
         check_interrupt()

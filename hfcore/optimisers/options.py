@@ -8,14 +8,14 @@ run folders see plain numbers. :meth:`Options.of` checks them all. What each mea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, Self, get_type_hints
 
 from hfcore.arguments import choice, count, flag, nonnegative, number, positive
 from hfcore.objective import CURVATURE_KINDS, CurvatureKind
-from hfcore.optimisers.backtracking import BACKTRACKING, Backtracking, EvaluateEvery
+from hfcore.optimisers.backtracking import BACKTRACKING, GEOMETRIC, Backtracking, EvaluateEvery
 from hfcore.optimisers.damping import DAMPING_RULES, RHO_CONVENTIONS, LevenbergMarquardt
 from hfcore.optimisers.line_search import FixedStep, LineSearch, NoStep
 from hfcore.optimisers.preconditioner import (
@@ -38,13 +38,15 @@ def optional(check: Check) -> Check:
     return lambda name, value: None if value is None else check(name, value)
 
 
-def unless(word: str, check: Check) -> Check:
-    """The word, or what ``check`` allows."""
+def unless(words: str | Iterable[str], check: Check) -> Check:
+    """The word, or one of several, or what ``check`` allows."""
+    known = (words,) if isinstance(words, str) else tuple(words)
 
     def either(name: str, value: Any) -> Any:
         if isinstance(value, str):
-            if value != word:
-                raise ValueError(f"{name}: got {value!r}, need a number or {word!r}")
+            if value not in known:
+                need = " or ".join(map(repr, known))
+                raise ValueError(f"{name}: got {value!r}, need a number or {need}")
             return value
         return check(name, value)
 
@@ -141,10 +143,10 @@ class ConjugateGradient(Checked):
     cg_max_iter: Annotated[int, count]
     cg_tolerance: Annotated[float, nonnegative]
     cg_lookback: Annotated[int, count]
-    cg_residual: Annotated[float, nonnegative]
+    cg_residual: Annotated[float | Literal["relative"], unless("relative", nonnegative)]
     cg_decay: Annotated[float, nonnegative]
     cg_restart: Annotated[bool, flag]
-    cg_evaluate_every: Annotated[EvaluateEvery, unless("geometric", count)]
+    cg_evaluate_every: Annotated[EvaluateEvery, unless(GEOMETRIC, count)]
     cg_backtracking: Annotated[Backtracking, one_of(BACKTRACKING)]
     cg_loss_increase_after: Annotated[int | None, optional(partial(count, least=0))]
 
@@ -153,13 +155,19 @@ class ConjugateGradient(Checked):
         if self.cg_loss_increase_after is not None and self.cg_backtracking == "last":
             raise ValueError("cg_loss_increase_after: needs cg_backtracking 'best' or 'walk'")
 
-    @property
-    def stop(self) -> StopRule:
+    def stop(self, gradient_norm: float) -> StopRule:
+        """The rule of a solve whose right-hand side has that norm.
+
+        Relative is ‖r‖ < min(½, ‖g‖^½)·‖g‖, of standard HF (Martens 2010, section 4.4).
+        """
+        residual = self.cg_residual
+        if isinstance(residual, str):
+            residual = min(0.5, math.sqrt(gradient_norm)) * gradient_norm
         return StopRule(
             max_iterations=self.cg_max_iter,
             tolerance=self.cg_tolerance,
             lookback=self.cg_lookback,
-            residual=self.cg_residual,
+            residual=residual,
         )
 
 

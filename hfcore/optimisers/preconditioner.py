@@ -12,6 +12,8 @@ M = (d + damping + l2)^exponent, with d from one of
 
 The published exponent for the Fisher diagonal is 0.75 (Martens 2010), for the estimated diagonal
 1 (Chapelle & Erhan 2011), for Jacobi 1 by definition.
+
+What their passes count is in :class:`hfcore.optimisers.statistics.StepStats`.
 """
 
 from __future__ import annotations

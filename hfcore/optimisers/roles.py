@@ -20,15 +20,29 @@ class Roles:
     curvature: Any
     backtracking: Any
     line_search: Any
+    rho: Any
+
+    @classmethod
+    def of_one(cls, data: Any) -> Roles:
+        """The same data in every role."""
+        return cls(data, data, data, data, data)
+
+
+def same_data(a: Any, b: Any) -> bool:
+    """Whether two roles have one and the same data, be it in two lists of the same parts."""
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+    return a is b
 
 
 def prepare_roles(objective: Objective, data: Any, *, any_data: bool = False) -> Roles:
     """What ``step`` was given, prepared, by role.
 
     Curvature, backtracking and line search default to the first, second and third gradient batch,
-    as in the original RNN release; the 2011 paper leaves this open. With ``any_data`` what is no
-    batches goes to the objective as it is, and serves every role. Where the objective makes a list
-    of one part of every batch, each batch is prepared once, however many roles it plays.
+    ρ to the curvature's, as in the original RNN release; the 2011 paper leaves this open. With
+    ``any_data`` what is no batches goes to the objective as it is, and serves every role. Where the
+    objective makes a list of one part of every batch, each batch is prepared once, however many
+    roles it plays.
     """
     if not any_data:
         data = [*map(labelled, data)] if isinstance(data, list) else labelled(data)
@@ -38,7 +52,7 @@ def prepare_roles(objective: Objective, data: Any, *, any_data: bool = False) ->
             what = type(data).__name__
             raise TypeError(f"step: got {what}, need (x, y, mask), hf.Batches or a closure")
         whole = objective.prepare(data)
-        return Roles(whole, whole, whole, whole)
+        return Roles.of_one(whole)
     gradient = _as_list("gradient", batches.gradient)
 
     def role(name: str, given: Sequence[Batch] | Batch | None, index: int) -> list[Batch]:
@@ -47,11 +61,13 @@ def prepare_roles(objective: Objective, data: Any, *, any_data: bool = False) ->
         return _as_list(name, given)
 
     prepare = _Preparation(objective)
+    curvature = role("curvature", batches.curvature, 0)
     return Roles(
         prepare(gradient),
-        prepare(role("curvature", batches.curvature, 0)),
+        prepare(curvature),
         prepare(role("backtracking", batches.backtracking, 1)),
         prepare(role("line_search", batches.line_search, 2)),
+        prepare(curvature if batches.rho is None else _as_list("rho", batches.rho)),
     )
 
 

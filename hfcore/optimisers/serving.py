@@ -80,7 +80,7 @@ class Serving:
     def roles(self, objective: Objective, data: Any) -> Roles:
         """The data by role, prepared."""
         if self._own is None and callable(data):
-            return Roles(data, data, data, data)
+            return Roles.of_one(data)
         return prepare_roles(objective, data, any_data=self._own is not None)
 
     def _check_unaltered(self, objective: Objective) -> None:

@@ -1,6 +1,8 @@
 """Conjugate gradients on A x = b with the stop rules of Hessian-free optimisation.
 
-Minimises φ(x) = ½xᵀAx − bᵀx. Martens (2010), section 4.4; Martens & Sutskever (2012), section 20.4.
+Minimises φ(x) = ½xᵀAx − bᵀx. Martens (2010), section 4.4; Martens & Sutskever (2012), section 20.4;
+for the trust region Steihaug (1983), with the recurrences of Conn, Gould & Toint (2000), section
+7.5.1.
 """
 
 from __future__ import annotations
@@ -57,8 +59,9 @@ def check_definite(rz: float) -> None:
 class StopRule:
     """When CG has done enough.
 
-    Progress: stop at i if i > k, φ_{i−k} < 0 and (φ_{i−k} − φ_i)/|φ_i| < k·tolerance, with
-    k = max(lookback, ⌈lookback_fraction·i⌉). Residual: stop if ‖r‖ < residual.
+    Progress (Martens 2010, section 4.4): stop at i if i > k, φ_{i−k} < 0 and
+    (φ_{i−k} − φ_i)/|φ_i| < k·tolerance, with k = max(lookback, ⌈lookback_fraction·i⌉). Residual
+    (the RNN release of 2011): stop if ‖r‖ < residual.
     """
 
     max_iterations: int = 300
@@ -93,12 +96,16 @@ class StopRule:
 
 @dataclass
 class Solution:
-    """Where CG ended: ``x [N]``, why, after how many iterations, and φ after each (φ_0 first)."""
+    """Where CG ended: ``x [N]``, why, after how many iterations, and φ after each (φ_0 first).
+
+    ``norms``: within a trust region ‖x‖_M after each.
+    """
 
     x: Tensor
     stop: str
     iterations: int
     history: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
 
 
 def conjugate_gradient(
@@ -116,9 +123,9 @@ def conjugate_gradient(
     ``preconditioner``: a positive diagonal M ``[N]``, or an object whose ``apply(r, out)`` is
     M⁻¹ r.
 
-    With a ``radius`` the solve ends where its path leaves the ball ‖x‖ ≤ radius, on the boundary,
-    also along a direction of negative curvature (Steihaug 1983, there in M's norm); ``x0`` must
-    lie inside.
+    With a ``radius`` the solve ends where its path leaves the ball ‖x‖_M ≤ radius, on the boundary,
+    also along a direction of negative curvature: ‖x‖_M² = xᵀMx grows from iterate to iterate, which
+    the Euclidean norm does not under a preconditioner. ``x0`` must be zero then (ValueError).
 
     ``observer(i, x, φ)`` sees the iterate after every iteration and may end the solve. x is reused
     between calls: an observer that wants to keep it copies it. pᵀAp that is not positive or not
@@ -128,6 +135,8 @@ def conjugate_gradient(
     # φ(x0) and the residual cost one product, unless the start is zero.
     r = b.clone()
     if bool(x0.any()):
+        if not math.isinf(radius):
+            raise ValueError("x0: is not zero, need zero with a radius")
         r.sub_(product(x, p_image))
     M = preconditioner if isinstance(preconditioner, Tensor) else None
     inverse = None if isinstance(preconditioner, Tensor) else preconditioner
@@ -138,47 +147,79 @@ def conjugate_gradient(
     rz = ops.dot(r, z)
     check_definite(rz)
     history = [-0.5 * (ops.dot(x, r) + ops.dot(x, b))]
+    ball = None if math.isinf(radius) else _Ball(radius, rz)
+    norms = [] if ball is None else ball.norms
     if not math.isfinite(rz):
-        return Solution(x0.clone(), NONFINITE, 0, history)
+        return Solution(x0.clone(), NONFINITE, 0, history, norms)
     if rz == 0.0:
-        return Solution(x, RESIDUAL, 0, history)
+        return Solution(x, RESIDUAL, 0, history, norms)
     while True:
         check_interrupt()
         product(direction, p_image)
         given = r if inverse is not None else z
         curvature, rz_new, phi = ops.cg_update(x, r, given, direction, p_image, b, rz, M)
         if not math.isfinite(curvature):
-            return Solution(x, NONFINITE, len(history) - 1, history)
-        if curvature <= 0.0 and math.isinf(radius):
+            return Solution(x, NONFINITE, len(history) - 1, history, norms)
+        if curvature <= 0.0 and ball is None:
             return Solution(x, NONPOSITIVE, len(history) - 1, history)
-        if not math.isinf(radius) and (curvature <= 0.0 or ops.dot(x, x) >= radius * radius):
+        if ball is not None and (curvature <= 0.0 or not ball.holds(rz / curvature)):
             if curvature > 0.0:  # back to where this iteration began
                 x.add_(direction, alpha=-rz / curvature)
-            tau = _to_boundary(x, direction, radius)
+            tau = ball.to_boundary()
             history.append(history[-1] - tau * rz + 0.5 * tau * tau * curvature)
-            return Solution(x.add_(direction, alpha=tau), BOUNDARY, len(history) - 1, history)
+            return Solution(
+                x.add_(direction, alpha=tau), BOUNDARY, len(history) - 1, history, norms
+            )
         history.append(phi)
         if not (math.isfinite(phi) and math.isfinite(rz_new)):
-            return Solution(x, NONFINITE, len(history) - 1, history)
+            return Solution(x, NONFINITE, len(history) - 1, history, norms)
         if observer is not None and observer(len(history) - 1, x, phi):
-            return Solution(x, OBSERVER, len(history) - 1, history)
+            return Solution(x, OBSERVER, len(history) - 1, history, norms)
         norm = math.sqrt(rz_new if M is None else ops.dot(r, r))
         stop = rule.reason(history, norm)
         if stop is not None:
-            return Solution(x, stop, len(history) - 1, history)
+            return Solution(x, stop, len(history) - 1, history, norms)
         if inverse is not None:
             rz_new = ops.dot(r, applied(inverse, r, z))
             check_definite(rz_new)
             if not math.isfinite(rz_new):
-                return Solution(x, NONFINITE, len(history) - 1, history)
+                return Solution(x, NONFINITE, len(history) - 1, history, norms)
+        if ball is not None:
+            ball.turn(rz_new, rz_new / rz)
         ops.cg_direction(direction, z, rz_new / rz)
         rz = rz_new
 
 
-def _to_boundary(x: Tensor, p: Tensor, radius: float) -> float:
-    """τ ≥ 0 with ‖x + τp‖ = radius, for x inside."""
-    pp, xp = ops.dot(p, p), ops.dot(x, p)
-    inside = max(radius * radius - ops.dot(x, x), 0.0)
-    root = math.sqrt(xp * xp + pp * inside)
-    # The form without cancellation.
-    return inside / (xp + root) if xp > 0 else (root - xp) / pp
+class _Ball:
+    """The ball ‖x‖_M ≤ radius on CG's path from 0: xᵀMx, xᵀMp and pᵀMp of iterate and direction.
+
+    They follow from CG's own scalars, since M-products of an iterate are not to be had where M is
+    known by its inverse. ``norms`` holds ‖x‖_M of every iterate.
+    """
+
+    def __init__(self, radius: float, rz: float) -> None:
+        self._radius, self._xx, self._xp, self._pp = radius, 0.0, 0.0, rz
+        self.norms = [0.0]
+
+    def holds(self, alpha: float) -> bool:
+        """Whether x + αp is inside; the iterate then is that, else it stays."""
+        xx = self._xx + alpha * (2.0 * self._xp + alpha * self._pp)
+        if not xx < self._radius * self._radius:  # NaN is outside
+            return False
+        self._xp += alpha * self._pp
+        self._xx = xx
+        self.norms.append(math.sqrt(max(xx, 0.0)))
+        return True
+
+    def turn(self, rz: float, beta: float) -> None:
+        """The direction becomes z + βp; zᵀMp = rᵀp and zᵀMx = rᵀx are zero."""
+        self._pp = rz + beta * beta * self._pp
+        self._xp *= beta
+
+    def to_boundary(self) -> float:
+        """τ ≥ 0 with ‖x + τp‖_M = radius; the last of the norms."""
+        inside = max(self._radius * self._radius - self._xx, 0.0)
+        root = math.sqrt(self._xp * self._xp + self._pp * inside)
+        self.norms.append(self._radius)
+        # The form without cancellation.
+        return inside / (self._xp + root) if self._xp > 0 else (root - self._xp) / self._pp

@@ -171,7 +171,13 @@ def _placed_roles(work: Batches, device: torch.device) -> Batches:
 
     roles = (
         role if role is None else one(role) if isinstance(role, Batch) else [one(b) for b in role]
-        for role in (work.gradient, work.curvature, work.backtracking, work.line_search)
+        for role in (
+            work.gradient,
+            work.curvature,
+            work.backtracking,
+            work.line_search,
+            work.rho,
+        )
     )
     return Batches(*roles)  # type: ignore[arg-type]
 

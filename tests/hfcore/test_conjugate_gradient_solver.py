@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
 
@@ -143,7 +144,11 @@ def test_trust_region_ends_on_its_boundary(preconditioned, shift, radius) -> Non
         product(A), b, torch.zeros_like(b), rule=EXACT, preconditioner=M, radius=radius
     )
     assert solution.stop == cg.BOUNDARY
-    assert float(solution.x.norm()) == pytest.approx(radius, rel=1e-12)
+    weights = torch.ones_like(b) if M is None else M
+    length = float((weights * solution.x.square()).sum().sqrt())
+    assert length == pytest.approx(radius, rel=1e-12)
+    assert solution.norms[-1] == radius
+    assert len(solution.norms) == len(solution.history)
     phi = [float(0.5 * x @ A @ x - b @ x) for x in (torch.zeros_like(b), solution.x)]
     assert solution.history[-1] == pytest.approx(phi[1], rel=1e-9)
     if M is None:
@@ -151,6 +156,46 @@ def test_trust_region_ends_on_its_boundary(preconditioned, shift, radius) -> Non
         alphas = torch.linspace(0, radius / float(b.norm()), 1001, dtype=A.dtype)
         along = 0.5 * alphas**2 * (b @ A @ b) - alphas * (b @ b)
         assert phi[1] <= float(along.min()) + 1e-12
+
+
+@pytest.mark.parametrize("operator", [False, True])
+@pytest.mark.parametrize("radius", [0.02, 0.5, 1.4, 1e3])
+def test_trust_region_is_a_ball_in_the_norm_of_the_preconditioner(operator, radius) -> None:
+    """With y = M^½ x it is Steihaug's method without one; the Euclidean norm would not do."""
+    A, b = spd(20, condition=30)
+    M = torch.logspace(-0.5, 0.5, 20, dtype=A.dtype)
+    seen: list[Tensor] = []
+    solution = conjugate_gradient(
+        product(A),
+        b,
+        torch.zeros_like(b),
+        rule=EXACT,
+        preconditioner=Dense(torch.diag(M)) if operator else M,
+        radius=radius,
+        observer=lambda i, x, phi: bool(seen.append(x.clone())),
+    )
+    root = M.sqrt()
+    plain = conjugate_gradient(
+        product(A / root / root[:, None]), b / root, torch.zeros_like(b), rule=EXACT, radius=radius
+    )
+    lengths = [0.0, *(float((root * x).norm()) for x in seen)]
+    if radius < 1e3:
+        assert solution.stop == plain.stop == cg.BOUNDARY
+        assert solution.iterations == plain.iterations
+        torch.testing.assert_close(root * solution.x, plain.x, rtol=1e-6, atol=1e-9)
+        assert solution.norms[:-1] == pytest.approx(lengths, rel=1e-6)
+        assert float((root * solution.x).norm()) == pytest.approx(radius, rel=1e-6)
+    else:  # it grows until nothing but rounding is left, while ‖x‖ falls
+        assert solution.stop == cg.RESIDUAL
+        assert all(b > a for a, b in itertools.pairwise(lengths[:16]))
+        euclidean = [float(x.norm()) for x in seen]
+        assert any(b < a * (1 - 1e-4) for a, b in itertools.pairwise(euclidean))
+
+
+def test_a_trust_region_needs_a_start_at_zero() -> None:
+    A, b = spd(5)
+    with pytest.raises(ValueError, match="x0: is not zero, need zero with a radius"):
+        conjugate_gradient(product(A), b, torch.ones_like(b), rule=EXACT, radius=1.0)
 
 
 class Dense:

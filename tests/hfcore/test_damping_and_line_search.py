@@ -112,9 +112,10 @@ def test_named_conventions() -> None:
 
 def test_trust_radius_follows_rho() -> None:
     rule = TrustRadius()
-    assert rule.next(2.0, 0.9, 2.0) == 4.0
+    assert rule.next(2.0, 0.9, 2.0, on_boundary=True) == 4.0
     assert rule.next(2.0, 0.9, 1.0) == 2.0  # inside: the radius did not bind
-    assert rule.next(2.0, 0.5, 2.0) == 2.0
+    assert rule.next(2.0, 0.9, 1.999) == 2.0
+    assert rule.next(2.0, 0.5, 2.0, on_boundary=True) == 2.0
     assert rule.next(2.0, 0.1, 1.0) == 0.25
     assert rule.next(2.0, math.nan, 0.0) == 0.5
     assert rule.next(2.0, -math.inf, 2.0) == 0.5
@@ -133,3 +134,5 @@ def test_evaluation_points_of_martens_2010() -> None:
     assert evaluation_points("geometric", 250) == published
     assert list(evaluation_points(10, 35)) == [10, 20, 30]
     assert evaluation_points("geometric", 4) == []
+    # Section 4.6 of the paper: ⌈1.3^j⌉, j = 0, 1, …
+    assert evaluation_points("powers", 20) == [1, 2, 3, 4, 5, 7, 9, 11, 14, 18]

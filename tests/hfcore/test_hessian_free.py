@@ -111,6 +111,61 @@ def test_roles_use_their_own_data(monkeypatch) -> None:
     assert seen["loss"] == {pointers[0], pointers[1], pointers[2]}
 
 
+@pytest.mark.parametrize("convention", ["damped", "undamped"])
+def test_rho_is_the_objectives_change_on_its_own_data(convention) -> None:
+    """Five roles, five batches: f of ρ on the fifth, q on the curvature's (dense)."""
+    model, batches = problem()
+    extra = problem(seed=5)[1][0]
+    before = flat(model)
+    loss = hf.losses.SquaredError()
+    opt = hf.HessianFree(
+        model, loss, damping=0.5, cg_backtracking="last", rho=convention, line_search_max=1
+    )
+    data = hf.Batches(batches[0], batches[1], batches[2], batches[3], rho=extra)
+    stats = opt.step(data)
+    assert stats.alpha == 1.0
+    p = flat(model) - before
+    objective = hf.objective_for(model, loss)
+    f = [objective.loss(objective.prepare(extra), theta) for theta in (before, before + p)]
+    gradient = objective.gradient(objective.prepare(batches[0]), before)[1]
+    Bp = objective.curvature(objective.prepare(batches[1]), before).product(p)
+    q = float(gradient @ p + 0.5 * p @ Bp)
+    if convention == "damped":
+        q += 0.5 * 0.5 * float(p @ p)
+    assert stats.rho == pytest.approx((f[1] - f[0]) / q, rel=1e-9)
+
+
+def test_values_that_are_known_are_not_computed_again_for_rho(monkeypatch) -> None:
+    """ρ on all data, as the paper of 2010 has it, costs nothing beside backtracking and search."""
+    model, batches = problem()
+    steps = {}
+    for rho in ("curvature", "gradient"):
+        net = copy.deepcopy(model)
+        policy = hf.minibatches.FullGradient(
+            batches[0].inputs, batches[0].targets, curvature_batches=3, rho=rho, batch_dim=1
+        )
+        opt = hf.HessianFree(net, hf.losses.SquaredError(), **OPTIONS)
+        steps[rho] = opt.step(policy(0))
+    on_part, on_all = steps["curvature"], steps["gradient"]
+    assert on_all.cg_iterations == on_part.cg_iterations
+    assert on_all.rho != on_part.rho
+    assert on_all.alpha == on_part.alpha == 1.0
+    # One evaluation less: that of the part at θ + p.
+    assert on_all.objective_evaluations == on_part.objective_evaluations - 1
+    q = (on_all.loss_after - on_all.line_search_loss) / on_all.rho
+    assert q < 0
+    # The same objective on lists of the same parts is the same data.
+    net = copy.deepcopy(model)
+    opt = hf.HessianFree(net, hf.losses.SquaredError(), **OPTIONS)
+    stats = opt.step(hf.Batches(batches, batches[0], batches, batches, rho=list(batches)))
+    assert stats.objective_evaluations == 1 + 4 * (1 + _tried(stats) + 1)
+
+
+def _tried(stats: hf.StepStats) -> int:
+    """Evaluations of "best" backtracking: every tenth iterate and the last."""
+    return stats.cg_iterations // 10 + (stats.cg_iterations % 10 > 0)
+
+
 def test_roles_given_as_lists_use_their_own_data() -> None:
     """Batches that a role's list makes on its way must not stand in for those of another role."""
 
@@ -128,6 +183,9 @@ def test_roles_given_as_lists_use_their_own_data() -> None:
         )
         got = (roles.gradient, roles.curvature, roles.backtracking, roles.line_search)
         assert got == ([0, 1], [2, 3], [4], [5, 6])
+        assert roles.rho == [2, 3]
+        own = prepare_roles(Values(), hf.Batches(batches[:2], rho=[batches[6], batches[0]]))
+        assert own.rho == [6, 0]
     with pytest.raises(TypeError, match="line_search: got a tuple of tensors"):
         prepare_roles(Values(), hf.Batches(hf.Batch(*batch(0.0)), line_search=batch(1.0)))
 

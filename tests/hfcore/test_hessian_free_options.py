@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import hfcore as hf
 from hfcore.objective_factory import objective_for
+from hfcore.optimisers.options import ConjugateGradient
+from hfcore.solvers.preconditioners import DiagonalPreconditioner
 from hfcore.training.state_tree import flatten, unflatten
 from oracles.exact_steps import EXACT
 
@@ -156,6 +158,102 @@ def test_trust_radius_bounds_the_step_and_follows_rho() -> None:
         assert stats.step_norm <= radius * (1 + 1e-9)
     # The quadratic is good near the start: steps on the boundary double the radius.
     assert radii[:3] == [0.05, 0.1, 0.2]
+
+
+@pytest.mark.parametrize("preconditioner", ["fisher", "object"])
+def test_trust_radius_is_in_the_norm_of_the_preconditioner(preconditioner) -> None:
+    """The first step minimises the quadratic in that ball, and only a boundary doubles it."""
+    model, x, y = problem()
+    B, gradient, _ = dense(model, x, y)
+    M = torch.logspace(-2, 1, len(gradient), dtype=gradient.dtype)
+    if preconditioner == "fisher":
+        objective = objective_for(model, LOSS, l2=L2)
+        squares = objective.squared_gradients(objective.prepare(hf.Batch(x, y)), flat(model))
+        M = (squares + DAMPING + L2) ** 0.75
+    given = preconditioner if preconditioner == "fisher" else DiagonalPreconditioner(M)
+    A = B + DAMPING * torch.eye(len(B), dtype=B.dtype)
+    whole = torch.linalg.solve(A, gradient)
+    reach = float((M * whole.square()).sum().sqrt())
+    for share in (0.05, 1.005):  # the second lies beyond the minimum, though by less than 1 %
+        net = copy.deepcopy(model)
+        opt = hf.HessianFree(
+            net,
+            LOSS,
+            **{**EXACT, "cg_backtracking": "last", "cg_residual": 1e-12},
+            damping=DAMPING,
+            l2=L2,
+            preconditioner=given,
+            trust_radius=share * reach,
+        )
+        stats = opt.step((x, y))
+        move = flat(net) - flat(model)
+        length = float((M * move.square()).sum().sqrt())
+        assert stats.rho > 0.75
+        assert stats.alpha == 1.0
+        radius = opt.param_groups[0]["trust_radius"]
+        if share < 1:
+            assert length == pytest.approx(share * reach, rel=1e-9)
+            assert radius == 2 * share * reach
+        else:
+            torch.testing.assert_close(move, -whole, rtol=1e-7, atol=1e-9)
+            assert radius == share * reach
+
+
+def test_a_preconditioners_pass_counts_as_a_minibatch() -> None:
+    model, x, y = problem()
+    counts = {
+        name: (stats.gradients, stats.products - stats.cg_iterations)
+        for name in (None, "fisher", "ggn_diagonal", "jacobi")
+        for _, stats in [step_of(model, x, y, preconditioner=name, diagonal_probes=3)]
+    }
+    assert counts == {None: (1, 0), "fisher": (2, 0), "ggn_diagonal": (1, 3), "jacobi": (1, 1)}
+    _, scaled = step_of(model, x, y, scale_damping=0.1, diagonal_probes=2)
+    assert scaled.products - scaled.cg_iterations == 2
+    halves = [(x[:8], y[:8]), (x[8:], y[8:])]
+    net = copy.deepcopy(model)
+    stats = hf.HessianFree(net, LOSS, damping=DAMPING, preconditioner="fisher").step(halves)
+    assert stats.gradients == 4
+
+
+def test_relative_residual_is_the_rule_of_standard_hf() -> None:
+    """‖r‖ < min(½, ‖g‖^½)·‖g‖, of section 4.4 of Martens (2010), at the first iterate that has
+    it."""
+    model, x, y = problem()
+    B, gradient, _ = dense(model, x, y)
+    A = B + DAMPING * torch.eye(len(B), dtype=B.dtype)
+    size = float(gradient.norm())
+    for scale in (1.0, 1e-3):  # ‖g‖^½ above and below ½
+        goal = min(0.5, math.sqrt(scale * size)) * scale * size
+        rule = ConjugateGradient.of({**defaults(), "cg_residual": "relative"})
+        assert rule.stop(scale * size).residual == pytest.approx(goal, rel=1e-12)
+    # Where the gradient is small the rule asks for several iterations.
+    opt = hf.HessianFree(model, LOSS, damping=DAMPING, l2=L2, damping_up=1.0, damping_down=1.0)
+    for _ in range(6):
+        opt.step((x, y))
+    B, gradient, _ = dense(model, x, y)
+    A = B + 1e-6 * torch.eye(len(B), dtype=B.dtype)
+    size = float(gradient.norm())
+    goal = min(0.5, math.sqrt(size)) * size
+    options = {
+        "damping": 1e-6,
+        "cg_residual": "relative",
+        "cg_backtracking": "last",
+        "cg_tolerance": 0.0,
+    }
+    move, stats = step_of(model, x, y, **options)
+    assert stats.cg_stop == "residual below tolerance"
+    assert stats.cg_iterations > 1
+    assert float((gradient + A @ move).norm()) < goal
+    earlier, _ = step_of(model, x, y, **options, cg_max_iter=stats.cg_iterations - 1)
+    assert float((gradient + A @ earlier).norm()) >= goal
+    with pytest.raises(ValueError, match="cg_residual: got 'absolute', need a number or 'relat"):
+        hf.HessianFree(model, LOSS, cg_residual="absolute")
+
+
+def defaults() -> dict[str, object]:
+    """The options as an optimiser without any has them."""
+    model, _, _ = problem()
+    return hf.HessianFree(model, LOSS).param_groups[0]
 
 
 def test_a_trust_radius_moves_in_place_of_damping() -> None:

@@ -43,6 +43,21 @@ def test_full_gradient_permutes_once_and_by_seed() -> None:
     assert orders[3] == list(range(50))
 
 
+def test_rho_is_on_the_curvatures_batch_or_on_everything() -> None:
+    demo = hf.minibatches.FullGradient(*cases(9), curvature_batches=3)
+    paper = hf.minibatches.FullGradient(*cases(9), curvature_batches=3, rho="gradient")
+    assert demo(1).rho is None
+    assert paper(1).rho is paper(1).gradient
+    assert torch.equal(paper(1).curvature.inputs, demo(1).curvature.inputs)
+    assert "rho" not in demo.config()  # as runs were recorded before there was a choice
+    assert paper.config()["rho"] == "gradient"
+    preset = hf.presets.autoencoders["mnist"]
+    assert preset.policy(seed=4).config() == {**demo.config(), "curvature_batches": 8, "seed": 4}
+    assert preset.policy(rho="gradient").rho == "gradient"
+    with pytest.raises(ValueError, match="rho: got 'all', need"):
+        hf.minibatches.FullGradient(curvature_batches=3, rho="all")
+
+
 def test_growing_curvature_batches_follow_each_other() -> None:
     policy = hf.minibatches.FullGradient(*cases(64), curvature_batches=16, growth=1.5, seed=None)
     sizes = [len(policy(step).curvature.inputs) for step in range(9)]

@@ -21,7 +21,7 @@ from hfcore.experiments import fig5
 from hfcore.experiments.commands import fig5 as command_module
 from hfcore.experiments.commands import training as training_module
 from hfcore.experiments.experiment import HF, Experiment, Method
-from hfcore.experiments.quadratic import Krylov, Quadratic, lanczos
+from hfcore.experiments.quadratic import Krylov, Quadratic, QuadraticSettings, lanczos
 from hfcore.experiments.report import describe
 from hfcore.minibatches import FullGradient
 from hfcore.presets import AutoencoderPreset
@@ -52,7 +52,7 @@ def matrix(size: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
 # ---- the Krylov space
 
 
-def test_cg_in_the_krylov_space_is_cg() -> None:
+def test_minima_over_the_krylov_space_are_those_of_cg() -> None:
     A, g = matrix(30)
     krylov = lanczos(lambda v: A @ v, g, 12)
     rule = StopRule(max_iterations=12, min_iterations=12, tolerance=0.0)
@@ -60,7 +60,7 @@ def test_cg_in_the_krylov_space_is_cg() -> None:
         lambda v, out: torch.mv(A, v, out=out), -g, torch.zeros_like(g), rule=rule
     )
     assert direct.iterations == 12
-    np.testing.assert_allclose(krylov.conjugate_gradient(), direct.history, rtol=1e-9)
+    np.testing.assert_allclose(krylov.minima(), direct.history, rtol=1e-9)
 
 
 @pytest.mark.parametrize("momentum", [Constant(0.0), Constant(0.9), Nesterov()])
@@ -83,7 +83,7 @@ def test_a_space_that_is_whole_ends_the_process() -> None:
     assert len(krylov.diagonal) == 6
     assert krylov.largest == pytest.approx(10.0)
     best = -0.5 * float(g @ torch.linalg.solve(A, g))
-    assert krylov.conjugate_gradient()[-1] == pytest.approx(best)
+    assert krylov.minima()[-1] == pytest.approx(best)
     same = lanczos(lambda v: 3 * v, g, 20)
     assert same.diagonal == pytest.approx([3.0])
     assert same.asked == 20
@@ -122,6 +122,35 @@ def test_the_stored_quadratic_is_that_of_the_next_step(tmp_path: Path) -> None:
     assert stats.damping == quadratic.settings.damping
 
 
+def test_cg_on_the_quadratic_is_run_in_its_arithmetic() -> None:
+    """CG as an HF step runs it: φ is that of its iterates, and float32 falls behind float64."""
+    experiment = Experiment(curves(60, 5, seed=1), hf.presets.autoencoders["curves"], seed=3)
+    model = experiment.training(Method(HF)).model
+    theta = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    g = 1e-2 * torch.randn(len(theta), generator=torch.Generator().manual_seed(1))
+    settings = QuadraticSettings("curves", 2, 1e-6, 2e-5, 3)
+    quadratic = Quadratic(settings, theta, g, experiment.dataset.train)
+    told: list[int] = []
+    single = quadratic.conjugate_gradient(60, report=told.append)
+    double = quadratic.to(torch.float64).conjugate_gradient(60)
+    assert told == list(range(1, 61))
+    exact = lanczos(quadratic.to(torch.float64).operator().matvec, g.double(), 60).minima()
+    # Nothing is below the minimum over the space, but for float32's own digits.
+    assert (double >= exact * (1 + 1e-9)).all()
+    assert (single >= exact * (1 + 1e-4)).all()
+    np.testing.assert_allclose(double[:5], exact[:5], rtol=1e-9)
+    np.testing.assert_allclose(single[:3], exact[:3], rtol=1e-4)
+    assert single[-1] > double[-1] > exact[-1]
+    # φ of textbook CG's second iterate.
+    A, b = quadratic.to(torch.float64).operator(), -g.double()
+    first = (b @ b) / (b @ (A @ b)) * b
+    r = b - A @ first
+    p = r + (r @ r) / (b @ b) * b
+    second = first + (r @ r) / (p @ (A @ p)) * p
+    phi = [float(0.5 * x @ (A @ x) - b @ x) for x in (first, second)]
+    np.testing.assert_allclose(double[1:3], phi, rtol=1e-10)
+
+
 @pytest.mark.parametrize("content", [b"", b"not a safetensors file"])
 def test_broken_files(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.safetensors"
@@ -145,24 +174,33 @@ def test_the_values_are_printed_and_written(tmp_path: Path) -> None:
     lines = [line for line in result.output.splitlines() if line.startswith("| ")]
     rows = [line.strip("| ").split(" | ") for line in lines]
     assert [row[0] for row in rows[:6]] == ["iterations", "---", "1", "2", "5", "9"]
-    cg = found["cg"]
-    assert len(cg) == 10
-    assert cg[0] == 0.0
-    assert all(b <= a for a, b in itertools.pairwise(cg))
+    assert list(found["cg"]) == ["float32", "float64", "exact"]
+    real, exact = found["cg"]["float32"], found["cg"]["exact"]
+    for phi in found["cg"].values():
+        assert len(phi) == 10
+        assert phi[0] == 0.0
+        rounding = 1e-6 * abs(phi[-1])
+        assert all(b <= a + rounding for a, b in itertools.pairwise(phi))
     for row in rows[2:6]:
-        assert row[1] == number(cg[int(row[0])])
-        best = min(trial["phi"][int(row[0])] for trial in found["nag"])
-        assert row[3] == number(best)
-        assert best >= cg[int(row[0])] * (1 + 1e-9)  # CG is the best in the Krylov space
-        assert row[4] == f"{100 * best / cg[int(row[0])]:.1f} %"
+        i = int(row[0])
+        assert row[1:4] == [number(phi[i]) for phi in found["cg"].values()]
+        best = min(trial["phi"][i] for trial in found["nag"])
+        assert row[5] == number(best)
+        assert best >= exact[i] * (1 + 1e-9)  # the best in the Krylov space
+        assert row[6:8] == [f"{100 * best / phi[i]:.1f} %" for phi in (real, exact)]
     assert len(found["nag"]) == len(fig5.MOMENTA) * len(fig5.MULTIPLES)
     assert (folder / "fig5.png").read_bytes().startswith(PNG)
     assert (folder / "fig5.md").read_text().strip() in result.output
     # Resumed, nothing is computed again.
-    stored = (folder / "krylov.safetensors").stat().st_mtime_ns
+    files = [folder / name for name in ("krylov.safetensors", "cg.safetensors")]
+    stored = [file.stat().st_mtime_ns for file in files]
     again = invoke(*TINY, "--run-dir", folder, "--resume")
     assert again.output == result.output
-    assert (folder / "krylov.safetensors").stat().st_mtime_ns == stored
+    assert [file.stat().st_mtime_ns for file in files] == stored
+    files[1].write_bytes(b"not a safetensors file")
+    broken = invoke(*TINY, "--run-dir", folder, "--resume")
+    assert broken.exit_code == 1
+    assert "cg.safetensors: holds no curves" in broken.output
 
 
 def test_stopped_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

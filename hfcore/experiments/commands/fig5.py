@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import click
+import numpy as np
 
 import hfcore as hf
 from hfcore.cli.invocation import run_options
@@ -19,11 +22,17 @@ from hfcore.experiments.experiment import (
     on_device,
     without_validation,
 )
-from hfcore.experiments.fig5 import CG_ITERATIONS, ITERATIONS, fig5_report, quadratic_of
-from hfcore.experiments.quadratic import Krylov, Quadratic, lanczos
+from hfcore.experiments.fig5 import (
+    ARITHMETIC,
+    CG_ITERATIONS,
+    ITERATIONS,
+    fig5_report,
+    quadratic_of,
+)
+from hfcore.experiments.quadratic import Krylov, Quadratic, lanczos, load_curves, save_curves
 
 DATASET = "curves"
-QUADRATIC, KRYLOV = "quadratic.safetensors", "krylov.safetensors"
+QUADRATIC, KRYLOV, CG = "quadratic.safetensors", "krylov.safetensors", "cg.safetensors"
 
 
 @click.command("fig5")
@@ -50,7 +59,8 @@ def fig5_command(
     """CG against Nesterov's momentum on one quadratic of HF, as in Sutskever et al. (2013), fig. 5.
 
     Trains on CURVES with Hessian-free steps, keeps the quadratic of the next step (run folder:
-    quadratic.safetensors), and prints φ of both methods. With --resume the same command continues,
+    quadratic.safetensors), and prints φ of both methods, CG's in float32, in float64 and in exact
+    arithmetic. With --resume the same command continues,
     and when all is done prints the table again.
     """
     trainings = Trainings("fig5", options)
@@ -63,8 +73,9 @@ def fig5_command(
         quadratic, interrupted = _quadratic(trainings, experiment, iterations)
         if quadratic is not None:
             krylov = _krylov(trainings, quadratic, cg_iterations)
-            facts = dataset.facts
-            trainings.show(*fig5_report(krylov, quadratic.settings, facts, trainings.folder))
+            cg = _conjugate_gradients(trainings, quadratic, cg_iterations)
+            report = fig5_report(krylov, cg, quadratic.settings, dataset.facts, trainings.folder)
+            trainings.show(*report)
     trainings.end(context, interrupted=interrupted)
 
 
@@ -98,13 +109,36 @@ def _krylov(trainings: Trainings, quadratic: Quadratic, iterations: int) -> Kryl
         krylov = Krylov.load(path)
         if krylov.asked == iterations:
             return krylov
-    hidden = trainings.options["quiet"] or not sys.stderr.isatty()
-    with click.progressbar(
-        length=iterations, label="products", hidden=hidden, file=sys.stderr
-    ) as bar:
+    with _progress(trainings, iterations) as told:
         matrix = quadratic.operator()
-        krylov = lanczos(
-            matrix.matvec, quadratic.gradient, iterations, report=lambda j: bar.update(1)
-        )
+        krylov = lanczos(matrix.matvec, quadratic.gradient, iterations, report=told)
     krylov.save(path)
     return krylov
+
+
+def _conjugate_gradients(
+    trainings: Trainings, quadratic: Quadratic, iterations: int
+) -> dict[str, np.ndarray]:
+    """φ ``[m+1]`` of CG in each arithmetic, computed first if it is not there."""
+    path = trainings.folder / CG
+    if trainings.options["resume"] and path.exists():
+        found = load_curves(path)
+        if all(name in found and len(found[name]) == iterations + 1 for name in ARITHMETIC):
+            return found
+    with _progress(trainings, iterations * len(ARITHMETIC)) as told:
+        found = {
+            name: quadratic.to(dtype).conjugate_gradient(iterations, report=told)
+            for name, dtype in ARITHMETIC.items()
+        }
+    save_curves(found, path)
+    return found
+
+
+@contextmanager
+def _progress(trainings: Trainings, products: int) -> Iterator[Callable[[int], None]]:
+    """A bar for so many products, as what is to be told of each."""
+    hidden = trainings.options["quiet"] or not sys.stderr.isatty()
+    with click.progressbar(
+        length=products, label="products", hidden=hidden, file=sys.stderr
+    ) as bar:
+        yield lambda j: bar.update(1)
