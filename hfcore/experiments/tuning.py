@@ -1,9 +1,10 @@
 """The procedure of Sutskever et al. (2013): a learning rate for every column, then more seeds.
 
-1. The paper searches the rate of each column on one seed and then averages over four. Here too:
-   the first seed decides by its least final error, by its loss where errors are equal.
-2. That seed's run counts among the others. If the search has as many updates as the final runs it
-   is not done again: the same run would give the same bits.
+1. The paper shows for each column the rate with the best average over four seeds: ``"average"``.
+   ``"first-seed"`` is what costs less: the first seed decides alone, and the others follow at its
+   rate. Either way by the least final error, by the loss where errors are equal.
+2. The runs of the search count among the others. If the search has as many updates as the final
+   runs they are not done again: the same run would give the same bits.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import hfcore as hf
 
 Row = dict[str, Any]  # of SweepResult.rows()
+ChooseBy = Literal["average", "first-seed"]
+CHOOSE_BY = ("average", "first-seed")
 
 SEARCH, SEEDS = "search", "seeds"  # the run folders of a problem
 
@@ -75,8 +78,7 @@ class ColumnResult:
         """Mean final error over the seeds; infinite if one diverged, None if there is none."""
         if not self.rows:
             return None
-        errors = [math.inf if row["error"] is None else row["error"] for row in self.rows]
-        return math.fsum(errors) / len(errors)
+        return _mean(self.rows, "error")
 
     @property
     def outcomes(self) -> dict[str, int]:
@@ -127,6 +129,13 @@ class Procedure:
     final_updates: int = 0
     """Updates at the end with μ = 0.9 at most; a shorter run has no more than it has."""
     report: Callable[[str], None] = lambda line: None
+    choose_by: ChooseBy = "average"
+    """What decides on a rate: note 1."""
+
+    @property
+    def searching_seeds(self) -> Sequence[int]:
+        """Those on which rates are searched."""
+        return self.seeds if self.choose_by == "average" else self.seeds[:1]
 
     def __call__(
         self, problem: hf.problems.Problem, columns: Sequence[Column], folder: Path
@@ -143,13 +152,14 @@ class Procedure:
         if open_choice:
             grids = [column.grid(column.rates) for column in open_choice]
             at = folder / SEARCH
-            search = self._sweep(problem, grids, self.seeds[:1], self.search_updates, at)
+            search = self._sweep(problem, grids, self.searching_seeds, self.search_updates, at)
             if search.reason == "interrupted":
                 results = [ColumnResult(c, None, c.runs(search), []) for c in columns]
                 return Tuned(results, search, None, False)
-        chosen = {c.name: _choose(c, c.runs(search)) for c in columns}
+        chosen = {c.name: best_rate(c, c.runs(search)) for c in columns}
         grids = [c.grid([rate]) for c in columns if (rate := chosen[c.name]) is not None]
-        seeds = self.seeds[1:] if whole else self.seeds
+        searched_whole = self.searching_seeds if whole else ()
+        seeds = [seed for seed in self.seeds if seed not in searched_whole]
         if grids and seeds:
             final = self._sweep(problem, grids, seeds, self.updates, folder / SEEDS)
         results = []
@@ -215,13 +225,23 @@ def rates_for(
     return next((given[key] for key in keys if key in given), default)
 
 
-def _choose(column: Column, searched: Sequence[SweepRun]) -> float | None:
-    """The rate with the least final error, None if all diverged; one rate needs no search."""
+def best_rate(column: Column, searched: Sequence[SweepRun]) -> float | None:
+    """The rate with the least mean final error over the seeds; one rate needs no search.
+
+    None where at every rate some run diverged.
+    """
     if not searched:
         return column.rates[0]
-    rows = [run.row for run in searched]
-    ended = [row for row in rows if row["error"] is not None and math.isfinite(row["error"])]
-    if not ended:
-        return None
-    best = min(ended, key=lambda row: (row["error"], row["test_loss"]))
-    return float(best["learning_rate"])
+    found: dict[float, tuple[float, float]] = {}
+    for rate in dict.fromkeys(run.row["learning_rate"] for run in searched):
+        rows = [run.row for run in searched if run.row["learning_rate"] == rate]
+        found[rate] = (_mean(rows, "error"), _mean(rows, "test_loss"))
+    best = min(found, key=found.__getitem__)
+    return float(best) if math.isfinite(found[best][0]) else None
+
+
+def _mean(rows: Sequence[Row], key: str) -> float:
+    """Over the runs; infinite if one diverged."""
+    values = [math.inf if row[key] is None else float(row[key]) for row in rows]
+    finite = all(map(math.isfinite, values))
+    return math.fsum(values) / len(values) if finite else math.inf

@@ -66,7 +66,7 @@ def _detail(problem: str, result: ColumnResult, published: PublishedTable) -> li
         problem,
         result.column.name,
         none if result.chosen is None else f"{result.chosen:g}",
-        str(len(result.searched)),
+        str(len({run.row["learning_rate"] for run in result.searched})),
         number(result.error),
         number(published.get(problem, result.column.name)),
         each or "–",
@@ -78,10 +78,14 @@ def _detail(problem: str, result: ColumnResult, published: PublishedTable) -> li
 def procedure_text(settings: Mapping[str, Any]) -> str:
     """How rates were chosen and what was averaged."""
     seeds = ", ".join(str(seed) for seed in settings["seeds"])
+    by = (
+        "mean error over the seeds, as in the paper,"
+        if settings["choose_by"] == "average"
+        else f"error of seed {settings['seeds'][0]} alone, not as in the paper the mean of four,"
+    )
     return (
         f"Seeds {seeds}; {settings['updates']:,} updates on batches of {settings['batch_size']}; ε "
-        f"chosen by the error of seed {settings['seeds'][0]} after "
-        f"{settings['search_updates']:,} updates, that seed counts among the others."
+        f"chosen by the {by} after {settings['search_updates']:,} updates."
     )
 
 

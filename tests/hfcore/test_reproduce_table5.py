@@ -13,6 +13,7 @@ from interrupts import interrupted_sweeps
 
 from command_line import assert_another_run_is_refused, invoke, tables_of
 from hfcore.cli.tables import clock, number
+from hfcore.experiments import tuning
 from hfcore.experiments.published import TABLE5
 from hfcore.experiments.table5 import COLUMNS, PROBLEMS, RATES, Rung, columns_of
 from hfcore.experiments.tuning import (
@@ -56,7 +57,7 @@ def test_the_rate_with_the_least_error_of_the_first_seed_is_run_with_all_seeds(
     tmp_path: Path,
 ) -> None:
     columns = [Column("0", SGD, (0.3, 0.01, 1e30)), Column("0.9N", NAG, (0.03, 1e-3))]
-    tuned = tune(tmp_path, columns, seeds=(3, 1, 2))
+    tuned = tune(tmp_path, columns, seeds=(3, 1, 2), choose_by="first-seed")
     assert tuned.finished
     assert tuned.search is not None
     assert tuned.final is not None
@@ -77,6 +78,55 @@ def test_the_rate_with_the_least_error_of_the_first_seed_is_run_with_all_seeds(
         ]
         assert result.error == pytest.approx(sum(r["error"] for r in alone.rows()) / 3)
     assert tuned.seconds == tuned.search.seconds + tuned.final.seconds
+
+
+def row(rate: float, seed: int, error: float | None, loss: float | None = 1.0) -> SweepRun:
+    return SweepRun(
+        {"learning_rate": rate, "seed": seed, "error": error, "test_loss": loss, **SGD}, []
+    )
+
+
+@pytest.mark.parametrize(
+    ("errors", "chosen"),
+    [
+        # The first seed alone would take 0.1, and a median 0.1 too.
+        ({0.1: (0.0, 0.0, 0.9), 0.01: (0.2, 0.3, 0.2)}, 0.01),
+        ({0.1: (0.0, None, 0.0), 0.01: (0.8, 0.8, 0.8)}, 0.01),  # one diverged
+        ({0.1: (0.5, None, 0.0), 0.01: (0.8, 0.8, None)}, None),
+        ({0.1: (0.5, 0.1, 0.0)}, 0.1),
+    ],
+)
+def test_the_rate_with_the_best_average_is_chosen(
+    errors: dict[float, tuple[float | None, ...]], chosen: float | None
+) -> None:
+    """Sutskever et al. (2013), table 5: over all seeds, not over the first."""
+    searched = [row(rate, seed, e) for rate, es in errors.items() for seed, e in enumerate(es)]
+    assert tuning.best_rate(Column("0", SGD, tuple(errors)), searched) == chosen
+    equal = [row(0.1, 0, 0.5, 2.0), row(0.1, 1, 0.5, 2.0), row(0.3, 0, 0.4, 1.0)]
+    equal.append(row(0.3, 1, 0.6, 2.0))
+    assert tuning.best_rate(Column("0", SGD, (0.1, 0.3)), equal) == 0.3  # by the loss
+
+
+def test_averages_are_of_runs_of_all_seeds(tmp_path: Path) -> None:
+    columns = [Column("0", SGD, (0.3, 0.01)), Column("0.9N", NAG, (0.03,))]
+    tuned = tune(tmp_path, columns, seeds=(3, 1))
+    assert tuned.search is not None
+    assert tuned.final is None  # the search was as long: nothing is done again
+    assert sorted(run.seed for run in tuned.search.runs) == [1, 1, 1, 3, 3, 3]
+    rates = {run.row["learning_rate"] for run in tuned.column("0").searched}
+    means = {
+        rate: sum(
+            r.row["error"] for r in tuned.column("0").searched if r.row["learning_rate"] == rate
+        )
+        for rate in rates
+    }
+    assert means[tuned.column("0").chosen] == min(means.values())
+    assert [row["seed"] for row in tuned.column("0").rows] == [3, 1]
+    shorter = tune(tmp_path / "shorter", columns, seeds=(3, 1), search_updates=10)
+    assert shorter.search is not None
+    assert shorter.final is not None
+    assert sorted(run.seed for run in shorter.search.runs) == [1, 1, 3, 3]
+    assert sorted(run.seed for run in shorter.final.runs) == [1, 1, 3, 3]
 
 
 def test_a_shorter_search_leaves_all_seeds_to_the_final_runs(tmp_path: Path) -> None:
@@ -106,7 +156,7 @@ def test_a_column_that_always_diverges_has_no_rate(tmp_path: Path) -> None:
     assert lost.chosen is None
     assert lost.error is None
     assert lost.rows == []
-    assert [run.row["outcome"] for run in lost.searched] == ["diverged"] * 2
+    assert [run.row["outcome"] for run in lost.searched] == ["diverged"] * 4
     assert len(tuned.column("0.9N").rows) == 2
 
 
@@ -183,9 +233,8 @@ def test_the_table_stands_beside_the_published_one(tmp_path: Path) -> None:
         assert (folder / f"{name}.png").read_bytes().startswith(PNG)
     with (folder / "add-5_map.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(r["stage"], r["seed"]) for r in rows] == [
-        *[("search", "0")] * 2, ("seeds", "1"), *[("search", "0")] * 2, ("seeds", "1"),
-    ]  # fmt: skip
+    found = sorted((r["stage"], r["seed"]) for r in rows)
+    assert found == [("search", "0")] * 4 + [("search", "1")] * 4
     assert {r["outcome"] for r in rows} <= {"plateau", "escaped", "solved", "collapsed"}
     # When all is done the same command prints the table again.
     assert invoke(*arguments, "--resume").output == result.output
@@ -217,7 +266,7 @@ def test_stopped_and_resumed_the_table_is_the_same(
 def test_what_begins_is_said(tmp_path: Path) -> None:
     arguments = [a for a in TINY if a != "--quiet"]
     result = invoke(*arguments, "--rates", "0.1", "--run-dir", tmp_path / "run")
-    assert f"{tmp_path / 'run' / 'add-5' / 'search'}: 2 runs of 20 updates" in result.output
+    assert f"{tmp_path / 'run' / 'add-5' / 'search'}: 4 runs of 20 updates" in result.output
 
 
 REFUSED = {

@@ -38,8 +38,8 @@ def table1_command(
 ) -> None:
     """Autoencoders with momentum beside Sutskever et al. (2013), table 1.
 
-    The learning rate of every column is chosen by a search on the first seed; the hybrid starts
-    from the weights of that seed. Files, Ctrl-C and --resume are as for table5.
+    The learning rate of every column is chosen by a search; the hybrid starts from the weights of
+    the first seed. Files, Ctrl-C and --resume are as for table5.
     """
     sets, chosen = datasets_of(datasets), columns_given(columns)
     rates = rates_of(

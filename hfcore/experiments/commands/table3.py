@@ -25,7 +25,7 @@ from hfcore.experiments.table3 import DATASET, MOMENTUM, SCALES, scale_columns, 
 def table3_command(context: click.Context, /, scales: str, momentum: float, **options: Any) -> None:
     """The scale of the start on CURVES beside Sutskever et al. (2013), table 3.
 
-    The learning rate of every scale is chosen by a search on the first seed. The paper trains for
+    The learning rate of every scale is chosen by a search. The paper trains for
     750,000 updates. Files, Ctrl-C and --resume are as for table5.
     """
     chosen = numbers(scales, "--scales")

@@ -44,7 +44,7 @@ def table5_command(
 ) -> None:
     """Recurrent nets with momentum beside Sutskever et al. (2013), table 5.
 
-    The learning rate of every column is chosen on the first seed, then the other seeds follow.
+    The learning rate of every column is that with the best average over the seeds.
     Prints the table and writes it (markdown), the numbers (JSON), the map of learning rates and
     outcomes of every problem (CSV, PNG) and a plot into the run folder. Ctrl-C ends it with
     checkpoints; with --resume the same command continues, and when all is done prints the table

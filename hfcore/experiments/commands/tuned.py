@@ -9,7 +9,7 @@ import click
 
 from hfcore.cli.invocation import Invocation, run_options
 from hfcore.cli.options import Decorator, decorated_by, names, numbers, seeds_of
-from hfcore.experiments.tuning import Procedure, column_settings
+from hfcore.experiments.tuning import CHOOSE_BY, Procedure, column_settings
 
 T = TypeVar("T")
 
@@ -40,6 +40,13 @@ def tuned_options(
             "--search-updates",
             type=click.IntRange(1),
             help=f"Of the runs that choose ε.  [default: {search}]",
+        ),
+        click.option(
+            "--choose-by",
+            type=click.Choice(CHOOSE_BY),
+            default=CHOOSE_BY[0],
+            help="What decides on ε: the average over all seeds, as in the paper, or the first "
+            "seed alone, after which the others follow at its ε.",
         ),
         click.option("--seeds", default=seeds, metavar="N|A,B,…", help="How many, or which."),
         click.option("--batch-size", type=click.IntRange(1), default=batch_size),
@@ -118,6 +125,7 @@ def procedure_of(
         },
         final_updates=options.get("final_updates", 0),
         report=(lambda line: None) if options["quiet"] else click.echo,
+        choose_by=options["choose_by"],
     )
 
 
@@ -127,6 +135,7 @@ def settings_of(procedure: Procedure, **more: Any) -> Mapping[str, Any]:
         "seeds": list(procedure.seeds),
         "updates": procedure.updates,
         "search_updates": procedure.search_updates,
+        "choose_by": procedure.choose_by,
         "batch_size": procedure.options["batch_size"],
         **more,
     }
