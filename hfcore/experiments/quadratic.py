@@ -197,7 +197,10 @@ def save_curves(curves: Mapping[str, np.ndarray], path: Path) -> None:
 
 
 def load_curves(path: Path) -> dict[str, np.ndarray]:
-    """What :func:`save_curves` wrote. Raises CheckpointError for a file that is not one."""
+    """The values ``[m+1]`` that :func:`save_curves` wrote.
+
+    Raises CheckpointError for a file that is not one.
+    """
     try:
         return {k: v.numpy() for k, v in safetensors.torch.load_file(path).items()}
     except (OSError, safetensors.SafetensorError) as error:
