@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.io.wavfile
 import torch
 
 from hfcore.data import DataFileError, speech_features, spoken_digits
@@ -202,8 +203,43 @@ def test_files_with_other_contents(
         spoken_digits(tmp_path)
 
 
+def as_recordings(arrays: dict[str, Any], folder: Path) -> None:
+    """One file a clip, as the repository has them."""
+    folder.mkdir(parents=True)
+    clips = np.split(arrays["pcm"], arrays["offsets"][1:-1])
+    for i, (clip, digit, speaker) in enumerate(
+        zip(clips, arrays["digit"], arrays["speaker"], strict=True)
+    ):
+        name = f"{digit}_{arrays['speaker_names'][speaker]}_{i % 3}.wav"
+        scipy.io.wavfile.write(folder / name, 8000, clip)
+
+
+def test_recordings_are_the_repacked_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrays = recordings()
+    pretend(arrays, tmp_path, monkeypatch)
+    packed = spoken_digits(tmp_path)
+    digest = hashlib.sha256(arrays["pcm"].tobytes()).hexdigest()
+    monkeypatch.setattr(import_module("hfcore.data.spoken_digits"), "SAMPLES_SHA256", digest)
+    for inside in ("recordings", "fsdd/recordings"):
+        as_recordings(arrays, tmp_path / "clone" / inside)
+        found = spoken_digits(tmp_path / "clone")
+        assert found.facts == packed.facts
+        for part in ("train", "validation", "test"):
+            assert all(map(torch.equal, found.part(part), packed.part(part)))
+
+
+def test_other_recordings(tmp_path: Path) -> None:
+    as_recordings(recordings(), tmp_path / "recordings")
+    with pytest.raises(DataFileError, match="recordings: holds 18 recordings with other samples"):
+        spoken_digits(tmp_path)
+    (tmp_path / "recordings" / "0_ada_0.wav").write_bytes(b"RIFF")
+    with pytest.raises(DataFileError, match=r"0_ada_0\.wav: is no recording of a digit"):
+        spoken_digits(tmp_path)
+
+
 def test_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(DataFileError, match=r"fsdd_8khz\.npz: is not there; put fsdd_8khz\.npz"):
+    said = r"fsdd_8khz\.npz: is not there; put fsdd_8khz\.npz .*; or put the folder recordings "
+    with pytest.raises(DataFileError, match=said):
         spoken_digits(tmp_path)
 
 
