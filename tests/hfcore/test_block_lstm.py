@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import hfcore as hf
+from hfcore.training.run_folder import RunFolder
 
 SHAPES = [(1, 1, 1, 1, 1, 1), (5, 3, 2, 2, 3, 4), (7, 2, 5, 3, 1, 2)]
 IDS = [f"T{T}-B{B}-n{n}-K{K}-m{m}-k{k}" for T, B, n, K, m, k in SHAPES]
@@ -132,7 +133,9 @@ def test_the_generator_decides_the_weights() -> None:
     assert not torch.equal(one.W_h, other.W_h)
 
 
-def test_a_run_is_loaded_again(tmp_path: Path) -> None:
+def test_a_run_is_loaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # plots are drawn in other tests, and take longer than this run
+    monkeypatch.setattr(RunFolder, "draw", lambda self, *, solved_below: ())
     x = torch.rand(4, 6, 3, generator=torch.Generator().manual_seed(0))
     model = hf.BlockLSTM(3, 3, blocks=2, cells=2, generator=torch.Generator().manual_seed(0))
     opt = hf.ClassicalMomentum(model.parameters(), lr=0.05, momentum=0.9)

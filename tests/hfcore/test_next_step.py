@@ -26,6 +26,7 @@ from hfcore.problems import (
     ZeroOne,
     create,
 )
+from hfcore.training.run_folder import RunFolder
 
 KINDS: list[type[Any]] = [BouncingBalls, PianoRolls, SpokenDigits]
 SMALL: dict[str, Any] = {"length": 4}
@@ -249,7 +250,11 @@ def test_hessian_free_lowers_the_error(kind: type[Any]) -> None:
     assert result.validation_error is not None
 
 
-def test_the_command_trains_and_evaluates_films(tmp_path: Path) -> None:
+def test_the_command_trains_and_evaluates_films(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # plots are drawn in other tests, and take longer than this run
+    monkeypatch.setattr(RunFolder, "draw", lambda self, *, solved_below: ())
     folder = tmp_path / "run"
     result = invoke(
         "train", "bouncing-balls", "--length", "3", "--hidden", "4", "--batch-size", "10",

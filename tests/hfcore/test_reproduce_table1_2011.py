@@ -6,6 +6,7 @@ import json
 import math
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from hfcore.experiments.next_step import (
 from hfcore.experiments.published import TABLE1_2011
 from hfcore.experiments.table1_2011 import chosen
 from hfcore.experiments.training import Trained
+from hfcore.training.run_folder import RunFolder
 
 PNG = b"\x89PNG\r\n\x1a\n"
 COMMAND = ["reproduce", "table1-2011"]
@@ -47,11 +49,17 @@ def made_up(size: int) -> SequenceSet:
     return SequenceSet("made_up", **parts, facts="Pieces made up.")  # type: ignore[arg-type]
 
 
-@pytest.fixture(autouse=True)
-def _no_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of every set are made up."""
-    monkeypatch.setattr(hf.problems.PianoRolls, "_read", lambda self: made_up(88))
-    monkeypatch.setattr(hf.problems.SpokenDigits, "_read", lambda self: made_up(39))
+READ = hf.problems.SpokenDigits._read
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    """Pieces of every set are made up, and runs leave out their plots, which take longer."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hf.problems.PianoRolls, "_read", lambda self: made_up(88))
+        patch.setattr(hf.problems.SpokenDigits, "_read", lambda self: made_up(39))
+        patch.setattr(RunFolder, "draw", lambda self, *, solved_below: ())
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +234,7 @@ def test_windows_that_are_too_long(tmp_path: Path) -> None:
 
 
 def test_missing_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+    monkeypatch.setattr(hf.problems.SpokenDigits, "_read", READ)
     arguments = ["--task", "speech", "--folder", tmp_path, "--run-dir", tmp_path / "run"]
     result = invoke(*COMMAND, *arguments)
     assert result.exit_code == 1
