@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from hfcore.autograd.data import BatchPart
 from hfcore.autograd.losses import SplitLoss
+from hfcore.probes import random_signs
 
 logger = logging.getLogger("hfcore")
 
@@ -63,13 +64,19 @@ class CaseSquares:
             with torch.no_grad():
                 s = self._outputs(chunk, self._parameters)
             root = self._loss.root(s, chunk)
-            directions = (
-                _units(s, self._loss.dim) if probes is None else _signs(s, probes, generator)
-            )
+            directions = self._directions(s, probes, generator)
             for w in directions:
                 pulled = self._per_case(chunk, self._pull_of_case, [root(w)])
                 total += pulled.square().sum(0)
         return total if probes is None else total / probes
+
+    def _directions(
+        self, s: Tensor, probes: int | None, generator: torch.Generator | None
+    ) -> Iterator[Tensor]:
+        """Each ``[…]`` like s: every unit, or so many draws of signs."""
+        if probes is None:
+            return _units(s, self._loss.dim)
+        return (random_signs(s.shape, s, generator) for _ in range(probes))
 
     def _zeros(self) -> Tensor:
         return self._parameters[0].new_zeros(self._numbers)
@@ -150,13 +157,6 @@ def _axes(value: Any, dim: int) -> Any:
 
 def _flat(parts: Iterable[Tensor]) -> Tensor:
     return torch.cat([p.reshape(-1) for p in parts])
-
-
-def _signs(s: Tensor, probes: int, generator: torch.Generator | None) -> Iterator[Tensor]:
-    device = s.device if generator is None else generator.device
-    for _ in range(probes):
-        bits = torch.randint(2, s.shape, generator=generator, device=device)
-        yield (2 * bits - 1).to(s.device, s.dtype)
 
 
 def _units(s: Tensor, dim: int) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hfcore import arguments
+from hfcore.probes import random_signs
 
 Matmat = Callable[[Tensor], Tensor]
 
@@ -58,7 +59,5 @@ def _blocks(
             V = like.new_zeros(N, width)
             V[torch.arange(at, at + width), torch.arange(width)] = 1
         else:
-            device = like.device if generator is None else generator.device
-            bits = torch.randint(2, (width, N), generator=generator, device=device)
-            V = (2 * bits - 1).to(like.device, like.dtype).mT
+            V = random_signs((width, N), like, generator).mT
         yield V

@@ -13,8 +13,9 @@ from hfcore.bindings.checks import check_choice, check_out, check_positive, chec
 from hfcore.bindings.threads import among_kernels
 from hfcore.losses import OutputHessian
 from hfcore.nets.data import Data
-from hfcore.nets.net import Into, Pass, Tangent, Uncached, blocks, random_signs
+from hfcore.nets.net import Into, Pass, Tangent, Uncached, blocks
 from hfcore.objective import CurvatureKind
+from hfcore.probes import random_signs
 
 if TYPE_CHECKING:
     from hfcore.nets.objective import FusedObjective

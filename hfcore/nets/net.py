@@ -285,13 +285,3 @@ def blocks(rows: int, size: int) -> Iterator[slice]:
     """Rows in pieces of at most ``size``."""
     for start in range(0, rows, size):
         yield slice(start, min(start + size, rows))
-
-
-def random_signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """±1 with equal odds, ``[*shape]`` in the dtype of ``like`` and on its device.
-
-    A generator draws on its own device.
-    """
-    device = like.device if generator is None else generator.device
-    bits = torch.randint(2, shape, generator=generator, device=device)
-    return bits.to(device=like.device, dtype=like.dtype).mul_(2).sub_(1)

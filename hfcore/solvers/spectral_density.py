@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hfcore import arguments
 from hfcore.bindings.checks import check_tensor
+from hfcore.probes import random_signs
 from hfcore.solvers.lanczos import NOTHING
 
 # Bytes of Lanczos vectors that probes worked on together may fill.
@@ -90,7 +91,7 @@ def spectral_density(
     together = max(1, BASIS_BYTES // (steps * N * A.dtype.itemsize))
     parts = []
     for at in range(0, probes, together):
-        signs = _signs(min(together, probes - at), A, generator)
+        signs = random_signs((min(together, probes - at), N), A, generator)
         parts.append(_quadrature(*_tridiagonal(A, signs / math.sqrt(N), steps)))
     nodes, weights = (torch.cat(part) for part in zip(*parts, strict=True))
     low, high = float(nodes[weights > 0].min()), float(nodes[weights > 0].max())
@@ -113,13 +114,6 @@ def _check_grid(grid: int | Tensor | None) -> None:
             raise ValueError("grid: holds NaN or Inf, need finite values")
     elif grid is not None:
         arguments.count("grid", grid, most=MOST_POINTS)
-
-
-def _signs(probes: int, A: Any, generator: torch.Generator | None) -> Tensor:
-    """Rows ``[p,N]`` of random signs."""
-    device = A.device if generator is None else generator.device
-    bits = torch.randint(2, (probes, A.shape[0]), generator=generator, device=device)
-    return (2 * bits - 1).to(A.device, A.dtype)
 
 
 def _tridiagonal(A: Any, v: Tensor, steps: int) -> tuple[Tensor, Tensor]:
