@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from hfcore.arguments import count
+from hfcore.autograd.choice import NotACurvature
 from hfcore.autograd.data import BatchPart
 from hfcore.autograd.losses import LinearMap, second_of
 from hfcore.autograd.objective import ModuleObjective
@@ -26,7 +27,8 @@ from hfcore.checked_objective import CheckedObjective, checked_objective
 from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
 from hfcore.curvature.operator import check_alone, flat_parameters, operator_data
 from hfcore.losses import Loss
-from hfcore.objective_factory import batch_dim_of, objective_for
+from hfcore.objective import CurvatureKind
+from hfcore.objective_factory import batch_dim_of, curvature_of, objective_for
 
 # The step of the finite differences (the author's own check of his 2010 code).
 STEP = 1e-6
@@ -89,7 +91,8 @@ def check_curvature(
 
     A float64 copy of the model is checked, by the implementation that trains it (fused for hf.RNN
     and hf.MLP). ``coordinates`` of every parameter and ``directions`` random vectors are compared;
-    ``options`` go to the objective, as in :class:`hfcore.GaussNewton`. A kink (ReLU, max) nearer
+    ``options`` go to the objective, as in :class:`hfcore.GaussNewton`. Products that training
+    refuses are reported, with those of plain autograd in their place. A kink (ReLU, max) nearer
     than 1e-6 to a preactivation shows as an error of the finite differences.
 
     An :class:`hfcore.Objective` of one's own, with ``theta [N]`` or a model that holds the
@@ -116,8 +119,15 @@ def check_curvature(
     objective = objective_for(wide, loss, **options)
     batch = Batch(_double(inputs), _double(targets), _double(mask))
     data = objective.prepare(batch)
-    dim = options.get("batch_dim", batch_dim_of(model))
-    net = ModuleObjective(wide, loss, batch_dim=dim, strategy="double_vjp")
+    net = ModuleObjective(
+        wide,
+        loss,
+        l2=objective.l2,
+        batch_dim=options.get("batch_dim", batch_dim_of(model)),
+        strategy="double_vjp",
+        outputs=options.get("outputs"),
+    )
+    net.refuses = False  # what training refuses is compared, too
     (part,) = net.prepare([batch])  # type: ignore[misc]
     checker = _ModelChecker(objective, data, net, part, flat_parameters(wide, theta), seed)
     return CurvatureReport(checker.run(coordinates, directions))
@@ -143,13 +153,21 @@ class _Checker:
         where = self._coordinates(coordinates)
         V = [self._direction() for _ in range(directions)]
         first, second = (self._objective.loss(self._data, self._theta) for _ in range(2))
-        G = self._objective.curvature(self._data, self._theta)
-        products = [G.product(v) for v in V]
         return [
             Check("loss, evaluated twice", abs(first - second) / abs(first or 1.0), BY_ALGEBRA),
             Check("gradient: differences of the loss", self._gradient(where, V), BY_DIFFERENCES),
-            *self._of_outputs(G, where, V),
+            *self._of_gauss_newton(where, V),
             *self._of_hessian(V),
+        ]
+
+    def _of_gauss_newton(self, where: list[int], V: list[Tensor]) -> list[Check]:
+        G, refused = self._curvature("ggn")
+        checks = [*self._of_outputs(G, where, V), *refused]
+        if G is None:
+            return checks
+        products = [G.product(v) for v in V]
+        return [
+            *checks,
             Check("G symmetric: uᵀGv = vᵀGu", _asymmetry(V, products), BY_ALGEBRA),
             Check("G positive: −vᵀGv", _negativity(V, products), BY_ALGEBRA),
         ]
@@ -159,12 +177,28 @@ class _Checker:
 
     def _of_hessian(self, V: list[Tensor]) -> list[Check]:
         try:
-            exact = self._objective.curvature(self._data, self._theta, "hessian")
+            H, refused = self._curvature("hessian")
         except ValueError:  # how an objective of one's own says that it serves none
             if isinstance(self._objective, CheckedObjective):
                 return []
             raise
-        return [Check("H v: differences of the gradient", self._hessian(exact, V), BY_DIFFERENCES)]
+        if H is None:
+            return refused
+        name = "H v: differences of the gradient"
+        return [Check(name, self._hessian(H, V), BY_DIFFERENCES), *refused]
+
+    def _curvature(self, kind: CurvatureKind) -> tuple[Any, list[Check]]:
+        """The curvature that trains; where training refuses it, why, and its products all the same
+        if they can be had (else None)."""
+        try:
+            return curvature_of(self._objective, self._data, self._theta, kind), []
+        except NotACurvature as error:
+            letter = "H" if kind == "hessian" else "G"
+            check = Check(f"{letter} in training: {error.equation}", error.error, error.limit)
+            return self._unchecked(kind), [check]
+
+    def _unchecked(self, kind: CurvatureKind) -> Any:
+        return None
 
     def _direction(self) -> Tensor:
         v = torch.randn(len(self._theta), generator=self._generator, dtype=torch.float64)
@@ -228,6 +262,9 @@ class _ModelChecker(_Checker):
             Check("G e_j: JᵀL''J/n by differences", self._columns(G, where), BY_DIFFERENCES),
         ]
 
+    def _unchecked(self, kind: CurvatureKind) -> Any:
+        return self._net.curvature([self._part], self._theta, kind)
+
     def _outputs(self, theta: Tensor) -> Tensor:
         outputs = self._net.evaluate(self._part, self._net.parameters.split(theta)).outputs
         assert outputs is not None
@@ -285,7 +322,7 @@ def _asymmetry(V: list[Tensor], products: list[Tensor]) -> float:
         for i, (u, Gu) in enumerate(zip(V, products, strict=True))
         for v, Gv in zip(V[:i], products[:i], strict=True)
     ]
-    return max(errors, default=0.0)
+    return math.nan if any(map(math.isnan, errors)) else max(errors, default=0.0)
 
 
 def _negativity(V: list[Tensor], products: list[Tensor]) -> float:

@@ -75,27 +75,44 @@ def freed(strategy: Strategy) -> Strategy:
 
 
 class NotACurvature(ValueError):
-    """Products that are not finite or not symmetric (``finite``)."""
+    """Products that are none of a curvature: not symmetric, or not finite.
 
-    def __init__(self, message: str, *, finite: bool) -> None:
+    ``equation`` does not hold: by ``error`` of its size (NaN: not finite), where ``limit`` would be
+    rounding.
+    """
+
+    def __init__(self, message: str, equation: str, error: float, limit: float) -> None:
         super().__init__(message)
-        self.finite = finite
+        self.equation = equation
+        self.error = error
+        self.limit = limit
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.error)
+
+    def said(self, message: str) -> NotACurvature:
+        """The same in other words."""
+        return NotACurvature(message, self.equation, self.error, self.limit)
 
 
 class Chooser:
-    """Tries strategies on one piece; every one that is taken is checked."""
+    """Tries strategies on one piece; what is taken is checked, unless ``checked`` is False."""
 
-    def __init__(self, build: Callable[[], Graph], like: Like, *, recompute: bool) -> None:
+    def __init__(
+        self, build: Callable[[], Graph], like: Like, *, recompute: bool, checked: bool = True
+    ) -> None:
         self._build = build
         self._like = like
         self._recompute = recompute
+        self._checked = checked
         self._declined: dict[str, str] = {}
-        self._finite = True
+        self._refused: NotACurvature | None = None
 
     def one(self, name: str) -> tuple[Choice, Strategy]:
         """The strategy of that name. Raises NotACurvature, or what torch raises."""
         strategy = self._make(name, self._graph())
-        check_curvature(strategy, self._like)
+        self._check(strategy)
         return Choice(name), strategy
 
     def by_structure(self) -> tuple[Choice, Strategy]:
@@ -166,19 +183,24 @@ class Chooser:
         """The strategy, checked; None where it was declined."""
         try:
             strategy = self._make(name, graph)
-            check_curvature(strategy, self._like)
+            self._check(strategy)
         except DECLINED as error:
             if name == "double_vjp":
                 if not isinstance(error, NotACurvature):
                     raise  # the one that must work: its error is the caller's
-                self._finite = error.finite
+                self._refused = error.with_traceback(None)  # which holds the graph
             self._declined[name] = str(error).splitlines()[0] if str(error) else repr(error)
             return None
         return strategy
 
+    def _check(self, strategy: Strategy) -> None:
+        if self._checked:
+            check_curvature(strategy, self._like)
+
     def _check_any(self, found: dict[str, Strategy]) -> None:
         if not found:
-            raise NotACurvature(self._declined["double_vjp"], finite=self._finite)
+            assert self._refused is not None  # by the double vjp, whose other errors are raised
+            raise self._refused
 
     def _seconds(self, strategy: Strategy, graph: Graph | None) -> float:
         """Seconds of the fastest of a few products: what another process takes is not a cost."""
@@ -252,21 +274,23 @@ def check_curvature(strategy: Strategy, like: Like) -> None:
     """
     jacobian = strategy.jacobian()
     if jacobian is not None:
-        _refuse(
-            adjoint_error(jacobian, like), error_limit(like), "J v and Jᵀw belong to two matrices"
-        )
+        error = adjoint_error(jacobian, like)
+        _refuse(error, like, "⟨w, J v⟩ = ⟨Jᵀw, v⟩", "J v and Jᵀw belong to two matrices")
         del jacobian
-    _refuse(asymmetry(strategy, like), error_limit(like), "uᵀGv and vᵀGu differ")
+    _refuse(asymmetry(strategy, like), like, "uᵀGv = vᵀGu", "uᵀGv and vᵀGu differ")
 
 
-def _refuse(error: float, limit: float, what: str) -> None:
-    if not math.isfinite(error):
-        raise NotACurvature("products with the curvature are not finite", finite=False)
-    if error > limit:
-        raise NotACurvature(
-            f"products with the curvature are not symmetric: {what}, by {error:.2g} of their size",
-            finite=True,
+def _refuse(error: float, like: Like, equation: str, instead: str) -> None:
+    limit = error_limit(like)
+    if error <= limit:
+        return
+    message = "products with the curvature are not finite"
+    if math.isfinite(error):
+        message = (
+            f"products with the curvature are not symmetric: {instead}, by {error:.2g} of their "
+            "size"
         )
+    raise NotACurvature(message, equation, error, limit)
 
 
 def error_limit(like: Like) -> float:

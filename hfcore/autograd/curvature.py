@@ -226,7 +226,10 @@ class ModuleCurvature(UnstoppableCurvature):
         graph, value = self._graphs.build(piece)
         look = Look(graph, self.kind)
         choose = Chooser(
-            lambda: self._graphs.build(piece)[0], graph.like, recompute=self._recompute
+            lambda: self._graphs.build(piece)[0],
+            graph.like,
+            recompute=self._recompute,
+            checked=objective.refuses,
         )
         del graph  # one at a time
         try:
@@ -238,7 +241,7 @@ class ModuleCurvature(UnstoppableCurvature):
                 self.strategy = asked
                 choice, strategy = choose.one(asked)
         except NotACurvature as error:
-            raise ValueError(explain(error, self._graphs, piece)) from error
+            raise error.said(explain(error, self._graphs, piece)) from error
         objective.choices[self._key()] = replace(choice, asked=asked)
         self.strategy = choice.name
         for message in look.doubts(objective, piece, self._theta, strategy):

@@ -120,6 +120,8 @@ class ModuleObjective:
         self.strategy = strategy
         self.expected_products = expected_products
         self.chunk_size = chunk_size
+        # Whether products that are those of no curvature are refused.
+        self.refuses = True
         # What was chosen, by kind of curvature.
         self.choices: dict[str, Choice] = {}
         self._squares: CaseSquares | None = None
@@ -216,7 +218,7 @@ class ModuleObjective:
         with self.parameters.holding(theta):
             self._check_chunks(data)
             for piece, share in self.pieces(data):
-                total += share * self.evaluator.value(piece, self.evaluate(piece))
+                total += share * self.evaluator.mean_loss(piece)
         return total + self.regulariser(theta)
 
     def gradient(self, data: ModuleData, theta: Tensor) -> tuple[float, Tensor]:

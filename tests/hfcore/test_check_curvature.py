@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from functools import partial
 
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 import command_line
 import hfcore as hf
+from hfcore.autograd.objective import ModuleObjective
 from hfcore.nets.curvature import FusedCurvature
-from hfcore.verify import Check, CurvatureReport
-from oracles.custom_tanh import SavesInput
+from hfcore.verify import Check, CurvatureReport, _asymmetry
+from oracles.custom_tanh import OnceOnly, SavesInput
 from oracles.modules import LOSSES, MODELS, task
 
 
@@ -128,8 +130,59 @@ def test_a_loss_that_is_not_convex_in_the_outputs_is_seen() -> None:
     assert found == {"G positive"}
 
 
+class _Once(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(OnceOnly.apply(self.first(x)))
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "double_vjp"}, {"l2": 0.1, "chunk_size": 4}])
+def test_products_that_training_refuses_are_reported_as_wrong(options) -> None:
+    _, x, y = mlp()
+    torch.manual_seed(0)
+    report = hf.check_curvature(_Once(), nn.MSELoss(), x, y, **options)
+    found = wrong(report)
+    assert {"G in training", "G symmetric", "G e_j", "J v", "H in training", "H v"} <= found
+    assert not {"gradient", "loss", "L'' at the outputs"} & found
+    errors = {check.name.split(":")[0]: check.error for check in report.checks}
+    assert 0.01 < errors["G in training"] < 10  # far from the limit, of rounding
+    assert "⟨w, J v⟩ = ⟨Jᵀw, v⟩" in str(report)
+
+
+def test_products_that_are_not_finite_are_reported_as_wrong() -> None:
+    """torch.logcumsumexp by the double vjp; the strategy that training chooses is right."""
+    _, x, y = mlp()
+    torch.manual_seed(0)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.logcumsumexp(self.linear(x), 1)
+
+    report = hf.check_curvature(Net(), nn.MSELoss(), x, y, strategy="double_vjp")
+    assert "G in training" in wrong(report)
+    assert any(math.isnan(check.error) for check in report.checks)
+
+
+def test_an_objective_of_ones_own_that_refuses_its_curvature_is_reported() -> None:
+    _, x, y = mlp()
+    torch.manual_seed(0)
+    model = _Once().double()
+    inside = ModuleObjective(model, nn.MSELoss())
+    report = hf.check_curvature(model, objective=inside, inputs=x.double(), targets=y.double())
+    assert wrong(report) == {"G in training", "H in training"}
+
+
 def test_nan_is_wrong() -> None:
     assert not Check("x", float("nan"), 1.0).right
+    bad, good = torch.tensor([math.nan, 1.0]), torch.ones(2)
+    assert math.isnan(_asymmetry([good, good, good], [bad, good, 2 * good]))
     assert "WRONG" in str(CurvatureReport([Check("x", float("nan"), 1.0)]))
 
 
@@ -177,6 +230,24 @@ def right():
 def wrong():
     return Net(True), nn.CrossEntropyLoss(), torch.randn(4, 2), torch.randint(3, (4,))
 
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return g * (1 - x.tanh() ** 2)
+
+class OnceNet(Net):
+    def forward(self, x):
+        return Once.apply(self.linear(x))
+
+def once():
+    return OnceNet(False), nn.CrossEntropyLoss(), torch.randn(4, 2), torch.randint(3, (4,))
+
 def short():
     return Net(False), nn.CrossEntropyLoss()
 
@@ -190,6 +261,10 @@ def test_a_model_of_ones_own(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     assert invoke("users_curvature:right").exit_code == 0
+    assert invoke("users_curvature:right").exit_code == 0
+    once = invoke("users_curvature:once")
+    assert once.exit_code == 1
+    assert "G in training" in once.output
     result = invoke("users_curvature:wrong")
     assert result.exit_code == 1
     assert "WRONG" in result.output
