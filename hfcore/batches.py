@@ -35,6 +35,26 @@ def labelled(data: Any) -> Any:
     return Batch(inputs, data[LABELS])
 
 
+def check_unambiguous(name: str, data: Any) -> None:
+    """Raise TypeError for what may be one batch of several inputs and targets, or several batches.
+
+    That is a tuple of tuples or lists, and a list of two of which one is a list. A list of tuples
+    ``(x, y)`` holds batches.
+    """
+    if not isinstance(data, tuple | list) or isinstance(data, Batch):
+        return
+    inner = all(isinstance(item, tuple | list) and not isinstance(item, Batch) for item in data)
+    if not data or not inner:
+        return
+    two_lists = len(data) == 2 and any(isinstance(item, list) for item in data)
+    if isinstance(data, tuple) or two_lists:
+        kind, other = type(data).__name__, type(data[-1]).__name__
+        raise TypeError(
+            f"{name}: a {kind} of {len(data)} {other}s is one batch or several; need "
+            "hf.Batch(inputs, targets) for one, a list of tuples (inputs, targets) for several"
+        )
+
+
 @dataclass(frozen=True)
 class Batches:
     """Which data plays which part in one HF step (paper: curvature is a part of the gradient data).

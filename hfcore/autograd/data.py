@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hfcore.arguments import called
-from hfcore.batches import Batch, labelled
+from hfcore.batches import Batch, check_unambiguous, labelled
 from hfcore.losses import Loss
 from hfcore.losses.weights import checked_weights
 
@@ -215,8 +215,8 @@ def as_batch_list(data: Any) -> list[Any]:
     """One batch ``(inputs, targets[, mask])`` or several as a list.
 
     A list holds batches, unless its first item is a tensor; a tuple is one batch, unless its items
-    are :class:`hfcore.Batch`. Raises TypeError for a tuple that could be either: inputs and targets
-    that are tuples themselves, or two batches.
+    are :class:`hfcore.Batch`. Raises TypeError for what could be either: inputs and targets that
+    are tuples or lists themselves, or batches.
     """
     data = labelled(data)
     if isinstance(data, (Batch, BatchPart)):
@@ -230,9 +230,5 @@ def as_batch_list(data: Any) -> list[Any]:
     pair = len(data) in (2, 3) and (isinstance(data[0], Mapping) or isinstance(data[1], Tensor))
     if isinstance(data[0], Tensor) or pair:
         return [data]
-    if isinstance(data, tuple) and len(data) in (2, 3) and isinstance(data[1], (tuple, list)):
-        raise TypeError(
-            f"data: a tuple of {len(data)} tuples is one batch or several; need hf.Batch(inputs, "
-            "targets) for one, a list for several"
-        )
+    check_unambiguous("data", data)
     return list(data)

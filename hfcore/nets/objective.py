@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hfcore.batches import Batch
+from hfcore.batches import Batch, check_unambiguous
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.nets.curvature import FusedCurvature
@@ -70,6 +70,7 @@ class FusedObjective:
 
     def prepare(self, data: Batch | Sequence[Batch]) -> list[Data]:
         """Check batches; one batch, or a list whose mean (weighted by size) is the objective."""
+        check_unambiguous("data", data)
         batches = [data] if isinstance(data, Batch) else list(data)
         if not batches:
             raise ValueError("data: got no batch, need at least one")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hfcore.batches import Batch, Batches, labelled
+from hfcore.batches import Batch, Batches, check_unambiguous, labelled
 from hfcore.objective import Objective
 
 
@@ -104,8 +104,7 @@ def as_batches(data: Any) -> Batches | None:
     """``(x, y)``, ``(x, y, mask)``, a :class:`Batch`, a list of them, or :class:`Batches`; None for
     anything else.
 
-    Raises TypeError for a tuple of tuples, which may be one batch of structured inputs and targets
-    or several batches.
+    Raises TypeError for what may be one batch of structured inputs and targets or several batches.
     """
     if isinstance(data, Batches):
         return data
@@ -121,11 +120,7 @@ def as_batches(data: Any) -> Batches | None:
         return Batches(gradient=Batch(*data))  # inputs are a tuple, list or dict of tensors
     if not all(isinstance(part, tuple | list) for part in data):
         return None
-    if isinstance(data, tuple) and not all(isinstance(part, Batch) for part in data):
-        raise TypeError(
-            f"step: got a tuple of {len(data)} tuples, need hf.Batch(inputs, targets) for one "
-            "batch or a list for several"
-        )
+    check_unambiguous("step", data)
     return Batches(gradient=list(data))
 
 
@@ -135,6 +130,7 @@ def _as_list(name: str, role: Sequence[Batch] | Batch) -> list[Batch]:
         raise TypeError(
             f"{name}: got a {type(role).__name__} of tensors, need an hf.Batch or a list of them"
         )
+    check_unambiguous(name, role)
     batches = [role] if isinstance(role, Batch) else [_as_batch(b) for b in role]
     if not batches:
         raise ValueError(f"{name}: got no batch, need at least one")

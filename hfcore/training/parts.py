@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from hfcore.batches import Batch, labelled
+from hfcore.batches import Batch, check_unambiguous, labelled
 from hfcore.cases import ArrayCases, Cases, SequenceCases
 from hfcore.data.dataset import Dataset
 from hfcore.losses.weights import checked_weights
@@ -89,6 +89,7 @@ def part_of(name: str, data: Any, form: Form) -> Part:
     if isinstance(data, tuple) and len(data) in (2, 3) and all(map(_is_array, data[:2])):
         return Part(cases=_arrays(name, data, form))
     if isinstance(data, list):
+        check_unambiguous(name, data)
         return Part(cases=_sequences(name, data, form))
     if callable(getattr(data, "batch", None)):
         return Part(problem=data, name=str(data.name))
