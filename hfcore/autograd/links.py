@@ -1,11 +1,11 @@
-"""Outputs that have been through the nonlinearity which the loss applies itself."""
+"""Which nonlinearity the outputs of a module come from, as their graph shows it."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from hfcore.autograd.losses import PROBABILITIES
-from hfcore.losses import LogisticCrossEntropy, Loss, SoftmaxCrossEntropy
+from hfcore.losses import Loss
+from hfcore.losses.applied import check_applied_once
 
 # Ops that move numbers and do not change them.
 MOVES = (
@@ -13,21 +13,14 @@ MOVES = (
     "Permute", "Select", "Slice", "Clone", "Alias", "Expand", "ToCopy",
 )  # fmt: skip
 
+# What autograd calls the nonlinearities that losses apply.
+OPS = {"Sigmoid": "logistic", "Softmax": "softmax", "Tanh": "tanh", "Exp": "exp"}
+
 
 def check_link(outputs: Tensor, loss: Loss) -> None:
-    """Raise ValueError where ``outputs […,k]`` come from the nonlinearity that the loss applies.
-
-    That is a sigmoid before a logistic cross-entropy, or a softmax before a softmax
-    cross-entropy, as the outputs' graph shows it: it would be applied twice.
-    """
-    name = _last_op(outputs)
-    if name == "Sigmoid" and isinstance(loss, LogisticCrossEntropy):
-        raise ValueError(
-            "outputs: come from a sigmoid, which the logistic cross-entropy applies itself; need "
-            "the outputs before it"
-        )
-    if name == "Softmax" and isinstance(loss, SoftmaxCrossEntropy):
-        raise ValueError(PROBABILITIES)
+    """Raise ValueError where ``outputs […,k]`` come from the nonlinearity that the loss applies."""
+    if loss.nonlinearity:
+        check_applied_once(OPS.get(_last_op(outputs), ""), loss)
 
 
 def _last_op(outputs: Tensor) -> str:

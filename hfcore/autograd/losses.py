@@ -12,15 +12,11 @@ from torch.func import hessian, vmap
 
 from hfcore.autograd.data import BatchPart
 from hfcore.losses import Loss
+from hfcore.losses.applied import PROBABILITIES
 from hfcore.losses.hessian import symmetric_root
 
 MeanLoss = Callable[[Tensor, Any], Tensor]
 LinearMap = Callable[[Tensor], Tensor]
-
-PROBABILITIES = (
-    "outputs: every row is a probability distribution, as if a softmax had been applied; the "
-    "losses of hf.losses take the outputs before it (their gradient and L'' belong to those)"
-)
 
 
 class SplitLoss(Protocol):
@@ -111,8 +107,7 @@ class PackageLoss:
         return mean if self.factor == 1 else mean * self.factor
 
     def value(self, outputs: Tensor, part: BatchPart) -> float:
-        if self.loss.takes_classes and _are_distributions(outputs):
-            raise ValueError(PROBABILITIES)
+        check_distributions(outputs, self.loss)
         scale = self.factor / part.count
         return self.loss.value(*self._as_sequence(outputs, part), scale=scale)
 
@@ -135,6 +130,12 @@ class PackageLoss:
         targets = part.targets.reshape(1, lead, *part.targets.shape[outputs.ndim - 1 :])
         mask = None if part.mask is None else part.mask.reshape(1, lead)
         return outputs.reshape(1, lead, -1).contiguous(), targets, mask
+
+
+def check_distributions(outputs: Tensor, loss: Loss) -> None:
+    """Raise ValueError where the rows of ``outputs […,k]`` are what a softmax gives already."""
+    if loss.takes_classes and _are_distributions(outputs):
+        raise ValueError(PROBABILITIES)
 
 
 def _are_distributions(outputs: Tensor) -> bool:

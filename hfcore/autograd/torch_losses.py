@@ -8,8 +8,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from hfcore.autograd.data import BatchPart
-from hfcore.autograd.losses import CallableLoss, LinearMap, PackageLoss
-from hfcore.losses import Loss, from_torch
+from hfcore.autograd.losses import CallableLoss, LinearMap, PackageLoss, check_distributions
+from hfcore.losses import Loss
+from hfcore.losses.from_torch import converted
 
 
 def recognised(loss: Any, dim: int) -> TorchLoss | None:
@@ -20,11 +21,10 @@ def recognised(loss: Any, dim: int) -> TorchLoss | None:
     """
     if not isinstance(loss, nn.Module) or getattr(loss, "reduction", None) != "mean":
         return None
-    try:
-        served = from_torch(loss)
-    except (TypeError, ValueError):  # another loss, or an option that is not served
+    served = converted(loss)
+    if served is None or (served.takes_classes and dim != 0):
         return None
-    return None if served.takes_classes and dim != 0 else TorchLoss(loss, served, dim)
+    return TorchLoss(loss, served, dim)
 
 
 class TorchLoss(PackageLoss):
@@ -72,6 +72,7 @@ class TorchLoss(PackageLoss):
         if not self._fits(outputs, part):
             return self.plain.value(outputs, part)
         s, y = self._arranged(outputs, part)
+        check_distributions(s, self.loss)
         return self.loss.value(*self._as_sequence(s, y), scale=self._share(outputs) / part.count)
 
     def second(self, outputs: Tensor, part: BatchPart) -> LinearMap:

@@ -53,6 +53,8 @@ class Loss(ABC):
     # The same of predictions ŷ and their means.
     prediction_range: tuple[float, float] = (-math.inf, math.inf)
     prediction_need: str = "finite numbers"
+    # What it applies to s itself, where that is "logistic", "softmax", "tanh" or "exp".
+    nonlinearity: str = ""
     # Its name among the ops; "": it has no kernels.
     kind: ClassVar[str] = ""
     # Whether targets are class indices, one an output.

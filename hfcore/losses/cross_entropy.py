@@ -27,6 +27,7 @@ class LogisticCrossEntropy(KernelLoss):
     """
 
     kind = "logistic"
+    nonlinearity = "logistic"
     separable = True
     target_range = (0.0, 1.0)
     target_need = "values in [0,1]"
@@ -111,6 +112,7 @@ class SoftmaxCrossEntropy(KernelLoss):
     """
 
     kind = "softmax"
+    nonlinearity = "softmax"
     takes_classes = True
     prediction_range = (0.0, 1.0)
     prediction_need = "frequencies in [0, 1]"

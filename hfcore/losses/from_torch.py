@@ -47,6 +47,16 @@ def from_torch(module: nn.Module) -> Loss:
     return convert(module)
 
 
+def converted(loss: object) -> Loss | None:
+    """The same of a loss that is served, None for everything else."""
+    if type(loss) not in CONVERSIONS:
+        return None
+    try:
+        return from_torch(loss)  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # an option that is not served
+        return None
+
+
 def _mean(module: nn.Module, mean: Mean) -> Mean:
     return mean if module.reduction == "mean" else "sum"
 

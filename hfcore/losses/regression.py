@@ -58,6 +58,7 @@ class PoissonNLL(KernelLoss):
     """Σ e^s − y s: counts y ≥ 0 whose rate is e^s; without the constant log y!."""
 
     kind = "poisson"
+    nonlinearity = "exp"
     separable = True
     target_range = (0.0, math.inf)
     target_need = "values of at least 0"
@@ -98,7 +99,7 @@ class LinkedSquaredError(Loss):
 
     def __init__(self, link: str, *, mean: Mean = "cases", stand_in: StandIn | None = None) -> None:
         super().__init__(mean=mean, stand_in=stand_in)
-        self._link = check_choice("link", link, tuple(LINKS))
+        self.nonlinearity = check_choice("link", link, tuple(LINKS))
         self.prediction_range = RANGES[link]
         low, high = RANGES[link]
         self.prediction_need = f"values in [{low:g}, {high:g}]"
@@ -107,16 +108,16 @@ class LinkedSquaredError(Loss):
         return 0.5 * (self.link(s) - targets).square().sum(-1)
 
     def link(self, s: Tensor) -> Tensor:
-        return LINKS[self._link][0](s)
+        return LINKS[self.nonlinearity][0](s)
 
     def best_constant(self, mean: Tensor, least: float = 1e-9) -> Tensor:
-        low, high = RANGES[self._link]
+        low, high = RANGES[self.nonlinearity]
         share = (mean - low) / (high - low)
         logit = torch.logit(share, eps=least)
-        return logit if self._link == "logistic" else logit / 2
+        return logit if self.nonlinearity == "logistic" else logit / 2
 
     def gauss_newton_diagonal(self, s: Tensor, targets: Tensor) -> Tensor:
-        return LINKS[self._link][1](self.link(s)).square()
+        return LINKS[self.nonlinearity][1](self.link(s)).square()
 
     def _options(self) -> dict[str, object]:
-        return {"link": self._link, **super()._options()}
+        return {"link": self.nonlinearity, **super()._options()}

@@ -25,6 +25,7 @@ from hfcore.bindings.dense import (
 )
 from hfcore.bindings.net import Net, net_gradient, net_update
 from hfcore.losses import Loss
+from hfcore.losses.applied import check_applied_once
 from hfcore.models.mlp import MLP
 from hfcore.nets.data import Data, check_cases
 from hfcore.nets.mlp_structural import structural_layers, structural_product
@@ -74,6 +75,7 @@ class MlpNet(FusedNet):
     ) -> None:
         numel = sum(m * (n + 1) for n, m in pairwise(model.sizes))
         super().__init__(model, loss, numel=numel, output_size=model.sizes[-1])
+        check_applied_once(model.activations[-1], loss)
         self.sizes, self.activations = model.sizes, model.activations
         self.damped = structural_layers(model, structural)
         self.raw = frozenset(l for l, d in self.damped.items() if d.distance != "matching")

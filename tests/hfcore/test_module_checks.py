@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -324,3 +325,78 @@ def test_a_softmax_before_a_softmax_cross_entropy_is_noticed() -> None:
     for cases in (1, 7):
         with pytest.raises(ValueError, match="as if a softmax had been applied"):
             hf.GaussNewton(model, loss, X[:cases], y[:cases])
+
+
+def mlp(last: str) -> hf.MLP:
+    generator = torch.Generator().manual_seed(0)
+    return hf.MLP([3, 4, 2], ["tanh", last], dtype=torch.float64, generator=generator)
+
+
+TWICE: list[tuple[str, Any, str]] = [
+    ("logistic", hf.losses.LogisticCrossEntropy(), "a sigmoid, which the logistic cross-entropy"),
+    (
+        "logistic",
+        hf.losses.from_torch(nn.BCEWithLogitsLoss()),
+        "a sigmoid, which the logistic cross-entropy",
+    ),
+    ("logistic", nn.BCEWithLogitsLoss(), "a sigmoid, which the logistic cross-entropy"),
+    (
+        "logistic",
+        hf.losses.LinkedSquaredError("logistic", stand_in="positive"),
+        "a sigmoid, which the LinkedSquaredError",
+    ),
+    (
+        "tanh",
+        hf.losses.LinkedSquaredError("tanh", stand_in="positive"),
+        "a tanh, which the LinkedSquaredError",
+    ),
+]
+
+
+@pytest.mark.parametrize(("last", "loss", "message"), TWICE)
+def test_a_last_layer_that_the_loss_applies_itself_is_noticed(last, loss, message) -> None:
+    """In a fused net, through autograd, and in training by gradients alone."""
+    y = torch.rand(7, 2, dtype=torch.float64)
+    message = f"outputs: come from {message} applies itself; need the outputs before it"
+    fused, derived = mlp(last), type("Derived", (hf.MLP,), {})([3, 4, 2], ["tanh", last])
+    options: dict[str, Any] = {"stop": hf.training.Limits(iterations=1), "progress": False}
+    for model in (fused, derived.double()):
+        for call in (
+            lambda m=model: hf.GaussNewton(m, loss, X, y),
+            lambda m=model: hf.HessianFree(m, loss).step((X, y)),
+            lambda m=model: hf.train(m, (X, y), hf.NAG(m, 0.1), loss=loss, **options),
+        ):
+            with pytest.raises(ValueError, match=message):
+                call()
+    hf.GaussNewton(mlp(last), hf.losses.SquaredError(), X, y)  # there it belongs to the model
+    hf.GaussNewton(mlp("linear"), loss, X, y)
+    linear = mlp("linear")
+    hf.train(linear, (X, y), hf.NAG(linear, 0.1), loss=loss, **options)
+
+
+class Counts(nn.Module):
+    def forward(self, s: Tensor) -> Tensor:
+        return s.exp()
+
+
+@pytest.mark.parametrize("loss", [hf.losses.PoissonNLL(), nn.PoissonNLLLoss()])
+def test_an_exponential_before_a_loss_of_counts_is_noticed(loss) -> None:
+    model, y = net(torch.tanh), torch.arange(14.0, dtype=torch.float64).view(7, 2)
+    hf.GaussNewton(model, loss, X, y)
+    with pytest.raises(ValueError, match="come from an exponential, which the PoissonNLL applies"):
+        hf.GaussNewton(model.append(Counts()), loss, X, y)
+
+
+class SoftmaxByHand(nn.Module):
+    def forward(self, s: Tensor) -> Tensor:
+        e = s.exp()
+        return e / e.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("loss", [hf.losses.SoftmaxCrossEntropy(), nn.CrossEntropyLoss()])
+@pytest.mark.parametrize("last", [SoftmaxByHand(), nn.Softmax(1)])
+def test_every_softmax_before_a_softmax_cross_entropy_is_noticed(last, loss) -> None:
+    model, y = net(torch.tanh), torch.arange(7) % 2
+    hf.GaussNewton(model, loss, X, y)
+    with pytest.raises(ValueError, match="as if a softmax had been applied"):
+        hf.GaussNewton(model.append(last), loss, X, y)
