@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # Where counts end: they reach compiled code as 64 bits.
 MOST = 2**63 - 1
@@ -123,7 +123,8 @@ def check_call(name: str, function: Callable[..., Any], *arguments: Any) -> None
     """Raise TypeError where a function of the caller's does not take these arguments."""
     try:
         # What is called of a module is its forward; its __call__ takes anything.
-        signature(getattr(function, "forward", function)).bind(*arguments)
+        taken = function.forward if isinstance(function, nn.Module) else function
+        signature(taken).bind(*arguments)
     except TypeError as error:
         need = "it is called without" if not arguments else f"it is called with {len(arguments)}"
         raise TypeError(f"{name}: takes other arguments ({error}); {need}") from error

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from collections.abc import Callable
-from typing import Any
-
 import click
-import torch
-from torch import Tensor
 
+from hfcore.cli.models import problem_of
 from hfcore.losses import NAMED
-from hfcore.models.mlp import MLP
-from hfcore.models.rnn import RNN
 from hfcore.verify import check_curvature
-
-# Sizes of the models that come with the command: inputs, hidden units, outputs, cases, time steps.
-INPUTS, HIDDEN, OUTPUTS, CASES, STEPS = 3, 7, 4, 5, 6
 
 
 @click.command("check-curvature")
@@ -47,9 +36,7 @@ def check_command(
     returns (model, loss, inputs, targets), or a mask as fifth. Everything is computed in float64.
     Exits with 1 when a check is wrong.
     """
-    generator = torch.Generator().manual_seed(seed)
-    own = {"rnn": _rnn, "mlp": _mlp}
-    problem = own[model](loss, nonlinearity, generator) if model in own else _users(model)
+    problem = problem_of(model, loss=loss, nonlinearity=nonlinearity, seed=seed)
     net, loss_function, inputs, targets, *mask = problem
     try:
         report = check_curvature(
@@ -66,43 +53,3 @@ def check_command(
     click.echo(str(report))
     if not report.right:
         context.exit(1)
-
-
-def _rnn(loss: str, nonlinearity: str, generator: torch.Generator) -> tuple[Any, ...]:
-    model = RNN(INPUTS, HIDDEN, OUTPUTS, nonlinearity=nonlinearity, generator=generator)
-    return model, NAMED[loss](), *_data((STEPS, CASES), loss, generator)
-
-
-def _mlp(loss: str, nonlinearity: str, generator: torch.Generator) -> tuple[Any, ...]:
-    sizes = (INPUTS, HIDDEN, HIDDEN, OUTPUTS)
-    model = MLP(sizes, (nonlinearity, nonlinearity, "linear"), generator=generator)
-    return model, NAMED[loss](), *_data((CASES,), loss, generator)
-
-
-def _data(lead: tuple[int, ...], loss: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    x = torch.randn(*lead, INPUTS, generator=generator)
-    if NAMED[loss].takes_classes:
-        return x, torch.randint(OUTPUTS, lead, generator=generator)
-    return x, torch.rand(*lead, OUTPUTS, generator=generator)
-
-
-def _users(name: str) -> tuple[Any, ...]:
-    """What the user's function returns, checked."""
-    module_name, colon, function_name = name.partition(":")
-    if not (module_name and colon and function_name):
-        raise click.BadParameter(
-            f"got {name!r}, need rnn, mlp or package.module:function", param_hint="MODEL"
-        )
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # `hfcore` is a script: the user's folder is not on the path
-    try:
-        function: Callable[[], Any] = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise click.BadParameter(f"got {name!r}: {error}", param_hint="MODEL") from error
-    problem = function()
-    if not isinstance(problem, tuple) or len(problem) not in (4, 5):
-        raise click.ClickException(
-            f"{name}: returned {type(problem).__name__}, need (model, loss, inputs, targets) or "
-            "(model, loss, inputs, targets, mask)"
-        )
-    return problem

@@ -7,20 +7,36 @@ import sys
 import click
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
+from torch import nn
 
 from hfcore.bindings import cuda, dispatch
+from hfcore.cli.models import problem_of
+from hfcore.nets.registry import served_by
 from hfcore.training.environment import instruction_set, package_version
+
+# What the function behind a MODEL returns.
+NEED = "(model, loss), or what check-curvature takes"
 
 
 @click.command("info")
-def info_command() -> None:
-    """Show which implementation serves each op on this machine, and why."""
+@click.argument("models", metavar="[MODEL]...", nargs=-1)
+def info_command(models: tuple[str, ...]) -> None:
+    """Show which implementation serves each op on this machine, and why.
+
+    With MODEL: what serves that model with its loss, a fused net or autograd, and why. MODEL is
+    rnn, mlp, or package.module:function of your own, a function without arguments that returns
+    (model, loss), or more as for check-curvature.
+    """
+    console = Console()
+    if models:
+        console.print(_of_models(models))
+        return
     try:
         chosen = instruction_set()
     except ValueError as error:  # HFCORE_ISA asks for one that is not served here
         raise click.ClickException(str(error)) from error
-    console = Console()
     for device in ("cpu", "cuda"):
         title = f"ops on {device} data, float32"
         table = Table(Column("op", no_wrap=True), "served by", "why", title=title)
@@ -37,6 +53,20 @@ def info_command() -> None:
     facts.add_row("CUDA kernels", _cuda_binaries())
     facts.add_row("CUDA device", cuda.why_no_device() or cuda.describe())
     console.print(facts)
+
+
+def _of_models(names: tuple[str, ...]) -> Table:
+    """What serves each of them with its loss."""
+    table = Table(Column("model", no_wrap=True), "served by", "why")
+    for name in names:
+        model, loss, *_ = problem_of(name, NEED, (2, 4, 5))
+        if not isinstance(model, nn.Module):
+            raise click.ClickException(
+                f"{name}: the model is a {type(model).__name__}, need a torch.nn.Module"
+            )
+        served, why = served_by(model, loss)
+        table.add_row(name, served, escape(why))
+    return table
 
 
 def _cuda_binaries() -> str:

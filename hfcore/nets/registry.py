@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from torch import nn
 
+from hfcore.arguments import check_call
 from hfcore.losses import Loss
+from hfcore.losses.from_torch import converted
 from hfcore.nets.net import FusedNet
 from hfcore.nets.unaltered import LAYERS, why_not_fused
 
@@ -37,38 +39,99 @@ def register(
         raise TypeError(f"model_class: got {model_class!r}, need a subclass of torch.nn.Module")
     if not callable(factory):
         raise TypeError(f"factory: got {type(factory).__name__}, need a callable (model, loss)")
-    _registered[model_class] = factory, tuple(layers)
+    _registered[model_class] = factory, _checked_layers(layers)
 
 
-def net_of(model: Any, loss: Any, **options: Any) -> FusedNet | None:
+def _checked_layers(layers: Any) -> tuple[type[nn.Module], ...]:
+    listed = [*layers] if isinstance(layers, list | tuple) else None
+    if listed is None or not all(isinstance(c, type) and issubclass(c, nn.Module) for c in listed):
+        raise TypeError(f"layers: got {layers!r}, need classes of torch.nn.Module in a sequence")
+    return tuple(listed)
+
+
+def net_of(model: Any, loss: Any, *, outputs: Any = None, **options: Any) -> FusedNet | None:
     """The fused net of a model with a loss of ``hf.losses``; None where there is none.
 
-    Options that the factory does not name are left out. Raises ValueError or TypeError for what
-    the net cannot serve, with the reason.
+    Options that the factory does not name are left out; with ``outputs``, which choose among what
+    the model returns, there is none. Raises ValueError or TypeError for what the net cannot serve,
+    with the reason.
     """
     if type(model) not in _registered or not isinstance(loss, Loss):
         return None
-    if why_left_to_autograd(model, loss) is not None:
+    if why_left_to_autograd(model, loss, outputs) is not None:
         return None
     factory, _ = _registered[type(model)]
-    named = inspect.signature(factory).parameters
-    return factory(model, loss, **{name: options[name] for name in options if name in named})
+    named = _names_of(factory)
+    given = {name: value for name, value in options.items() if name in named}
+    try:
+        net = factory(model, loss, **given)
+    except TypeError:
+        check_call("factory", factory, model, loss)
+        raise
+    if not isinstance(net, FusedNet):
+        raise TypeError(
+            f"factory: gave {type(net).__name__} for {type(model).__name__}, need an "
+            "hf.nets.FusedNet"
+        )
+    return net
 
 
-def why_left_to_autograd(model: Any, loss: Any) -> str | None:
+def _names_of(factory: Factory) -> Collection[str]:
+    """The parameters that a factory names; none where it does not tell."""
+    try:
+        return inspect.signature(factory).parameters.keys()
+    except (TypeError, ValueError):
+        return ()
+
+
+def why_left_to_autograd(model: Any, loss: Any, outputs: Any = None) -> str | None:
     """Why a model of a class with a net, or of one derived from it, is served by autograd.
 
     None: it is fused, or there is nothing to fuse.
     """
     if not (isinstance(model, nn.Module) and isinstance(loss, Loss)):
         return None
-    base = next((c for c in type(model).__mro__ if c in _registered), None)
+    base = _base(model)
     if base is None:
         return None
     if base is not type(model):
-        name = base.__name__ if base.__module__.split(".")[0] != "hfcore" else f"hf.{base.__name__}"
-        return f"{type(model).__name__} is derived from {name}, and may compute otherwise"
+        return f"{type(model).__name__} is derived from {_shown(base)}, and may compute otherwise"
+    if outputs is not None:
+        return f"outputs={outputs!r} chooses among what it returns"
     return why_altered(model)
+
+
+def served_by(model: nn.Module, loss: Any, outputs: Any = None) -> tuple[str, str]:
+    """What serves a model with a loss, the name of a net's class or ``"autograd"``, and why.
+
+    ``"nothing"`` where a net refuses the model, with its reason.
+    """
+    base = _base(model)
+    if base is None:
+        return "autograd", f"no net of hf.nets is made for {type(model).__name__}"
+    if not isinstance(loss, Loss):
+        remedy = "" if converted(loss) is None else "; hf.losses.from_torch makes one of it"
+        named = type(loss).__name__ if isinstance(loss, nn.Module) else "a function"
+        return "autograd", f"the loss, {named}, is none of hf.losses{remedy}"
+    reason = why_left_to_autograd(model, loss, outputs)
+    if reason is not None:
+        return "autograd", reason
+    try:
+        net = net_of(model, loss)
+    except (TypeError, ValueError) as error:
+        return "nothing", str(error)
+    return type(net).__name__, f"an unaltered {_shown(base)} with a loss of hf.losses"
+
+
+def _base(model: Any) -> type | None:
+    """The nearest class with a net among those of a model."""
+    return next((c for c in type(model).__mro__ if c in _registered), None)
+
+
+def _shown(model_class: type) -> str:
+    """The name of a class of models as users write it."""
+    own = model_class.__module__.split(".")[0] == "hfcore"
+    return f"hf.{model_class.__name__}" if own else model_class.__name__
 
 
 def why_altered(model: nn.Module) -> str | None:

@@ -52,6 +52,85 @@ def test_info_explains_every_op(monkeypatch: pytest.MonkeyPatch) -> None:
         assert fact in result.output
 
 
+INFO_MODELS = """
+import torch
+from torch import nn
+import hfcore as hf
+
+LOSS = hf.losses.SquaredError()
+
+class Derived(hf.MLP):
+    pass
+
+def fused():
+    return hf.StackedRNN(2, [3], 1), LOSS, torch.zeros(2, 2, 2), torch.zeros(2, 2, 1)
+
+def torchs():
+    return hf.MLP([2, 1], ["linear"]), nn.MSELoss()
+
+def function():
+    return hf.MLP([2, 1], ["linear"]), lambda s, t: (s - t).mean()
+
+def derived():
+    return Derived([2, 1], ["linear"]), LOSS
+
+def hooked():
+    model = hf.RNN(2, 3, 1)
+    model.register_forward_hook(lambda m, a, s: s)
+    return model, LOSS
+
+def frozen():
+    model = hf.MLP([2, 1], ["linear"])
+    model.layers[0].bias.requires_grad_(False)
+    return model, LOSS
+
+def plain():
+    return nn.Linear(2, 1), LOSS
+
+def alone():
+    return nn.Linear(2, 1)
+
+def swapped():
+    return LOSS, nn.Linear(2, 1)
+"""
+
+SERVED = {
+    "rnn": ("RnnNet", "an unaltered hf.RNN with a loss of hf.losses"),
+    "mlp": ("MlpNet", "an unaltered hf.MLP with a loss of hf.losses"),
+    "info_models:fused": ("StackedRnnNet", "an unaltered hf.StackedRNN"),
+    "info_models:torchs": ("autograd", "MSELoss, is none of hf.losses; hf.losses.from_torch makes"),
+    "info_models:function": ("autograd", "the loss, a function, is none of hf.losses"),
+    "info_models:derived": ("autograd", "Derived is derived from hf.MLP, and may compute"),
+    "info_models:hooked": ("autograd", "it has a forward hook"),
+    "info_models:frozen": ("nothing", "some parameters of the MLP are frozen"),
+    "info_models:plain": ("autograd", "no net of hf.nets is made for Linear"),
+}
+
+
+def test_info_says_what_serves_a_model_and_why(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "info_models.py").write_text(INFO_MODELS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    result = invoke("info", *SERVED)
+    assert result.exit_code == 0, result.output
+    for name, (served, why) in SERVED.items():
+        (line,) = [text for text in result.output.splitlines() if f" {name} " in text]
+        assert f" {served} " in line
+        assert why in line
+    for name, message in (
+        ("info_models:alone", "returned Linear, need (model, loss), or what check-curvature takes"),
+        ("info_models:swapped", "the model is a SquaredError, need a torch.nn.Module"),
+        ("info_models:LOSS", "is a SquaredError, need a function"),
+        ("info_models:none", "has no attribute 'none'"),
+        ("cnn", "need rnn, mlp or package.module:function"),
+    ):
+        result = invoke("info", name)
+        assert result.exit_code != 0
+        assert message in result.output
+    monkeypatch.delitem(sys.modules, "info_models")
+
+
 def test_train_reports_and_exits_0_when_the_budget_is_spent(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     result = invoke(*TINY, "--run-dir", str(folder), "--quiet")
