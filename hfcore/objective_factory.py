@@ -40,17 +40,26 @@ def objective_for(
     to modules; ``options`` are the further keywords of the objective: ``memory`` of fused nets,
     those of the module.
     Fused are the exact classes alone, computing what their class says: a derived class, and a net
-    with hooks, parametrizations or pruned weights, goes through autograd, and the log says why.
+    with hooks, parametrizations or pruned weights, or with ``outputs``, goes through autograd, and
+    the log says why.
     Raises ValueError or TypeError for what the model cannot serve, with the reason.
     """
-    net = net_of(model, loss, structural=structural, structural_distance=structural_distance)
+    outputs = options.get("outputs")
+    net = net_of(
+        model,
+        loss,
+        outputs=outputs,
+        structural=structural,
+        structural_distance=structural_distance,
+    )
     if net is not None:
         if chunk_size is not None:
             raise ValueError(
                 "chunk_size: is for modules without a fused product, need memory='recompute'"
             )
+        options.pop("outputs", None)
         return FusedObjective(net, l2=l2, normalize=normalize, **options)
-    reason = why_left_to_autograd(model, loss)
+    reason = why_left_to_autograd(model, loss, outputs)
     if reason is not None:
         _check_without_kernels(reason, normalize, options)
     if isinstance(structural, Mapping):

@@ -70,6 +70,12 @@ def _item(result: Any, select: Select) -> Any:
     raise ValueError(f"outputs: the model returned {type(result).__name__}, without {select!r}")
 
 
+def chosen(module: nn.Module, inputs: Any, select: Select | None) -> Any:
+    """What a module gives for inputs: the outputs ``[B,…]`` that are selected; None: all of it."""
+    result = called(module, inputs)
+    return result if select is None else selected(result, select)
+
+
 def _example(result: Any) -> str:
     """What would choose a tensor of this result."""
     found: Mapping[Any, Any] = getattr(result, "__dict__", {})

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hfcore.arguments import count, number
+from hfcore.autograd.calls import Select
+from hfcore.draws import MOST_CASES
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.training.describe import ADDRESS, describe
 from hfcore.training.environment import describe_environment
@@ -37,7 +39,8 @@ class Settings:
     seed: int
 
     def __post_init__(self) -> None:
-        for name in ("test_size", "test_every", "checkpoint_every", "keep_checkpoints"):
+        object.__setattr__(self, "test_size", count("test_size", self.test_size, most=MOST_CASES))
+        for name in ("test_every", "checkpoint_every", "keep_checkpoints"):
             object.__setattr__(self, name, count(name, getattr(self, name)))
         object.__setattr__(self, "seed", count("seed", self.seed, least=0))
         object.__setattr__(self, "solved_below", number("solved_below", self.solved_below))
@@ -72,6 +75,7 @@ def run_config(
     problem: Problem | None,
     data: Mapping[str, Any],
     loss: Any,
+    outputs: Select | None,
     metric: str,
     callbacks: Mapping[str, Any],
     notes: Mapping[str, Any],
@@ -83,6 +87,7 @@ def run_config(
         "model": model_config(model),
         "optimizer": optimizer_config(optimizer),
         "loss": describe(loss),
+        **_chosen(outputs),
         "metric": metric,
         "data": dict(data),
         "callbacks": dict(callbacks),
@@ -95,6 +100,13 @@ def run_config(
         },
         "environment": {**describe_environment(), "device": device_name(model)},
     }
+
+
+def _chosen(outputs: Select | None) -> dict[str, Any]:
+    """Which of the things that the model returns its outputs are, where somebody says it."""
+    if outputs is None:
+        return {}
+    return {"outputs": {"function": describe(outputs)} if callable(outputs) else outputs}
 
 
 def model_config(model: torch.nn.Module) -> dict[str, Any]:
@@ -128,6 +140,7 @@ def optimizer_config(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     loss = getattr(optimizer, "loss", None)
     if loss is not None:
         config["loss"] = describe(loss)
+    config |= _chosen(optimizer.outputs if isinstance(optimizer, HessianFree) else None)
     objective = getattr(optimizer, "objective", None)
     if objective is not None:
         config["objective"] = describe(type(objective))

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from types import CodeType
 from typing import Any
 
 import numpy as np
@@ -34,9 +35,27 @@ def describe(value: object) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
+        return f"{value.__module__}.{value.__qualname__}{_inside(value)}"
     config = getattr(value, "config", None)
     return describe(config()) if callable(config) else ADDRESS.sub("", repr(value))
+
+
+def _inside(function: object) -> str:
+    """What tells a lambda from another one of the same place: the names and constants in it."""
+    code = getattr(function, "__code__", None)
+    if not isinstance(code, CodeType) or code.co_name != "<lambda>":
+        return ""
+    return f"({', '.join(_words(code))})"
+
+
+def _words(code: CodeType) -> list[str]:
+    words = list(code.co_names)
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            words += _words(constant)
+        elif constant is not None:
+            words.append(repr(constant))
+    return words
 
 
 def name_of(function: Callable[..., Any]) -> str:

@@ -12,12 +12,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hfcore.autograd.calls import called
+from hfcore.autograd.calls import Select, chosen, selected
+from hfcore.autograd.links import check_link
 from hfcore.batches import Batch
 from hfcore.bindings.momentum import Step
 from hfcore.flat import FlatParameters
 from hfcore.flat_memory import joined, side_by_side
 from hfcore.losses import Loss
+from hfcore.losses.from_torch import converted
 from hfcore.nets.grouped import GroupedGradient, grouped_gradient
 from hfcore.nets.registry import why_altered, why_left_to_autograd
 from hfcore.optimisers.flat_state import SideBySide
@@ -93,21 +95,32 @@ class FusedBackpropagation:
 
 
 class AutogradBackpropagation:
-    """By autograd through any module; a callable loss is (outputs, targets) → mean over cases."""
+    """By autograd through any module; a callable loss is (outputs, targets) → mean over cases.
+
+    ``outputs`` says which of the things that the module returns the loss takes; None: all of it.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         loss: Loss | Callable[..., Tensor],
         count: int | Callable[[Batch], int],
+        outputs: Select | None = None,
     ) -> None:
         self._model = model
         self._loss = loss
         self._count = count
+        self._outputs = outputs
+        # What is looked at before the first update alone.
+        self._linked: Loss | None = loss if isinstance(loss, Loss) else converted(loss)
 
     def __call__(self, batch: Batch) -> float:
         self._model.zero_grad()
-        s = called(self._model, batch.inputs)
+        s = chosen(self._model, batch.inputs, self._outputs)
+        if self._linked is not None:
+            s = selected(s, None)
+            check_link(s, self._linked)
+            self._linked = None
         if not isinstance(self._loss, Loss):
             return self._through(s, batch)
         loss, outputs = self._loss, s.detach()
@@ -129,13 +142,21 @@ class AutogradBackpropagation:
 
 
 def backpropagation(
-    model: nn.Module, loss: Loss | Callable[..., Tensor], count: int | Callable[[Batch], int]
+    model: nn.Module,
+    loss: Loss | Callable[..., Tensor],
+    count: int | Callable[[Batch], int],
+    outputs: Select | None = None,
 ) -> FusedBackpropagation | AutogradBackpropagation:
-    """The fused one where the model has one, else autograd; ``count``: the cases of a batch."""
-    passes = grouped_gradient(model, loss) if isinstance(loss, Loss) else None
+    """The fused one where the model has one, else autograd.
+
+    ``count``: the cases of a batch; ``outputs``: as in :class:`AutogradBackpropagation`.
+    """
+    passes = None
+    if isinstance(loss, Loss) and outputs is None:
+        passes = grouped_gradient(model, loss)
     if passes is None:
-        reason = why_left_to_autograd(model, loss)
+        reason = why_left_to_autograd(model, loss, outputs)
         if reason is not None:
             logger.warning("%s goes through autograd: %s", type(model).__name__, reason)
-        return AutogradBackpropagation(model, loss, count)
+        return AutogradBackpropagation(model, loss, count, outputs)
     return FusedBackpropagation(model, passes)

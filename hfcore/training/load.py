@@ -14,6 +14,7 @@ from torch import nn
 
 from hfcore import problems
 from hfcore.arguments import path
+from hfcore.autograd.calls import Select, check_select
 from hfcore.problems import Problem
 from hfcore.training import setup
 from hfcore.training.checkpoint import Checkpoint, Checkpoints
@@ -64,13 +65,15 @@ class LoadedRun:
         *,
         metric: Metric | None = None,
         loss: Any = None,
+        outputs: Select | None = None,
         test_size: int | None = None,
     ) -> float:
         """The error of the model on ``data``, in a form that :func:`hfcore.train` takes.
 
         None: on the run's own problem, its test cases (``test_size`` of them; None: as many as in
         the run). Without ``metric`` it is what the problem calls wrong or its errors, else the
-        loss. Raises ValueError where there is nothing to test on or to measure with.
+        loss. ``outputs`` as in :func:`hfcore.train`; None: those of the run, if no function chose
+        them. Raises ValueError where there is nothing to test on or to measure with.
         """
         drawn = self.config["data"]
         settings = Settings(
@@ -98,7 +101,21 @@ class LoadedRun:
         )
         if loss is None:
             loss = loss_called(self.config.get("loss"))
-        return setup.Measured(self.model, parts, metric, loss, settings)()["test"]
+        outputs = self._outputs(outputs)
+        return setup.Measured(self.model, parts, metric, loss, settings, outputs)()["test"]
+
+    def _outputs(self, given: Select | None) -> Select | None:
+        """Those that were given, or the run's."""
+        check_select(given)
+        if given is not None:
+            return given
+        stored = self.config.get("outputs")
+        if isinstance(stored, dict):
+            raise ValueError(
+                f"outputs: the run chose them by the function {stored.get('function')}, which is "
+                "not in the folder; need it"
+            )
+        return stored
 
 
 def load_run(

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfcore.autograd.calls import called
+from hfcore.autograd.calls import Select, chosen, selected
+from hfcore.autograd.data import BatchPart
+from hfcore.autograd.torch_losses import recognised
 from hfcore.batches import Batch
 from hfcore.losses import Loss
 from hfcore.problems.base import Problem, ZeroOne
@@ -66,30 +68,46 @@ def of_metric(metric: Metric, count: Count) -> Judge:
     return judged
 
 
-def of_loss(loss: Loss | Callable[..., Tensor], count: Count) -> Judge:
-    """The loss's own mean, by default that over cases."""
+def of_loss(loss: Loss | Callable[..., Tensor], count: Count, dim: int) -> Judge:
+    """The loss's own mean, by default that over cases; ``dim`` is the axis of cases in outputs.
+
+    Losses of torch that weigh their targets are averaged by what counts, as in training.
+    """
+    torchs = None if isinstance(loss, Loss) else recognised(loss, dim)
 
     def judged(outputs: Tensor, batch: Batch) -> tuple[float, float]:
         cases = count(batch)
         if isinstance(loss, Loss):
-            counted = loss.counted(batch.targets, batch.mask, outputs.shape[-1], cases)
-            return loss.value(outputs, batch.targets, batch.mask, scale=loss.factor), counted
+            s = selected(outputs, None)
+            counted = loss.counted(batch.targets, batch.mask, s.shape[-1], cases)
+            return loss.value(s, batch.targets, batch.mask, scale=loss.factor), counted
         if batch.mask is not None:
             raise ValueError("mask: needs a loss of hf.losses, or metric=")
-        return float(loss(outputs, batch.targets)) * cases, cases
+        if torchs is None:
+            return float(loss(outputs, batch.targets)) * cases, cases
+        part = BatchPart(batch.inputs, batch.targets, None, cases, dim, dim)
+        return torchs.value(selected(outputs, None), part) * cases, torchs.counted(part)
 
     return judged
 
 
 @torch.no_grad()
-def measured(model: torch.nn.Module, judge: Judge, batches: Iterable[Batch]) -> float:
-    """Mean over all cases, the model in eval mode meanwhile."""
+def measured(
+    model: torch.nn.Module,
+    judge: Judge,
+    batches: Iterable[Batch],
+    outputs: Select | None = None,
+) -> float:
+    """Mean over all cases, the model in eval mode meanwhile.
+
+    ``outputs`` says which of the things that the model returns are judged; None: all of it.
+    """
     was_training = model.training
     model.eval()
     total, cases = 0.0, 0.0
     try:
         for batch in batches:
-            found, count = judge(called(model, batch.inputs), batch)
+            found, count = judge(chosen(model, batch.inputs, outputs), batch)
             total, cases = total + found, cases + count
     finally:
         model.train(was_training)

@@ -104,7 +104,8 @@ def build_optimizer(config: Mapping[str, Any], model: nn.Module) -> torch.optim.
         made: Callable[..., torch.optim.Optimizer] | None = HessianFree
     else:
         made = OPTIMISERS.get(name) or getattr(torch.optim, name, None)
-    if made is None or "groups" in config or "objective" in config:
+    chosen_by_function = isinstance(config.get("outputs"), Mapping)
+    if made is None or "groups" in config or "objective" in config or chosen_by_function:
         return None
     parameters = inspect.signature(made).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hfcore.arguments import count
+from hfcore.autograd.calls import Select, check_select
 from hfcore.batches import Batch
 from hfcore.cases import MAX_AXIS, Cases
 from hfcore.data.dataset import Dataset
@@ -120,6 +121,21 @@ def loss_of(given: Any, problem: Problem | None, optimizer: torch.optim.Optimize
     if given is not None:
         return given
     return minimised if problem is None else problem.loss
+
+
+def outputs_of(given: Any, optimizer: torch.optim.Optimizer) -> Select | None:
+    """Which of the things that the model returns are its outputs: as given, or as HessianFree has.
+
+    Raises TypeError for what does not say it, ValueError for others than HessianFree's.
+    """
+    check_select(given)
+    if not isinstance(optimizer, HessianFree):
+        select: Select | None = given
+        return select
+    own = optimizer.outputs
+    if given is not None and given != own and optimizer.objective is None:
+        raise ValueError(f"outputs: got {given!r}, need {own!r} like the optimiser, or None")
+    return own if given is None else given
 
 
 def counter(data: Data, policy: Any) -> Count:
@@ -233,7 +249,8 @@ def feed_of(data: Data, policy: Any, settings: Settings, device: torch.device) -
 class Measured:
     """What is measured of a model: its error on the validation and the test part.
 
-    Raises ValueError where there is a part and no measure of error.
+    ``outputs`` says which of the things that the model returns are judged. Raises ValueError where
+    there is a part and no measure of error.
     """
 
     def __init__(
@@ -243,8 +260,9 @@ class Measured:
         metric: metrics.Metric | None,
         loss: Any,
         settings: Settings,
+        outputs: Select | None = None,
     ) -> None:
-        self._model = model
+        self._model, self._outputs = model, outputs
         cases = count_along(data.form.input_dim)
         self.shares = metric is None and isinstance(data.problem, ZeroOne)
         """The error is a share of wrong cases: the problem can be solved."""
@@ -264,7 +282,7 @@ class Measured:
             if isinstance(data.problem, Judged1997):
                 self._judged_1997 = data.problem
         elif loss is not None:
-            self._judge = metrics.of_loss(loss, cases)
+            self._judge = metrics.of_loss(loss, cases, data.form.target_dim)
         device = device_of(model)
         self._parts: dict[str, Callable[[], Iterable[Batch]]] = {}
         for name, part in (("validation", data.validation), ("test", data.test)):
@@ -288,10 +306,10 @@ class Measured:
         for name, batches in self._parts.items():
             if name == "test" and self._judged_1997 is not None:
                 kept = Judging1997(self._judged_1997, self._judge)
-                errors[name] = metrics.measured(self._model, kept, batches())
+                errors[name] = metrics.measured(self._model, kept, batches(), self._outputs)
                 self.columns = kept.columns()
             else:
-                errors[name] = metrics.measured(self._model, self._judge, batches())
+                errors[name] = metrics.measured(self._model, self._judge, batches(), self._outputs)
         return errors
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from hfcore.autograd.calls import Select
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.momentum import Step
 from hfcore.losses import Loss
@@ -117,7 +118,8 @@ class FirstOrderStepper:
     hf.ClassicalMomentum and hf.NAG leave the whole update to the fused ops: the parameters then
     have a ``grad`` only with ``gradients``.
 
-    ``problem`` is one of hf.problems, for its loss, or a loss; ``count`` the cases of a batch.
+    ``problem`` is one of hf.problems, for its loss, or a loss; ``count`` the cases of a batch;
+    ``outputs`` which of the things that the model returns the loss takes.
     """
 
     interruptible = False
@@ -130,12 +132,13 @@ class FirstOrderStepper:
         count: int | Count,
         *,
         gradients: bool = True,
+        outputs: Select | None = None,
     ) -> None:
         self._count = _constant(count) if isinstance(count, int) else count
         self._optimizer = optimizer
         self._gradients = gradients
         loss: Any = getattr(problem, "loss", problem)
-        self._backward = backpropagation(model, loss, self._count)
+        self._backward = backpropagation(model, loss, self._count, outputs)
         fused = isinstance(self._backward, FusedBackpropagation)
         self.device = BATCHES_ON if fused else device_of(model)
 
@@ -238,6 +241,7 @@ def make_stepper(
     count: Count,
     *,
     gradients: bool,
+    outputs: Select | None = None,
 ) -> Stepper:
     """The stepper for this optimiser.
 
@@ -257,7 +261,7 @@ def make_stepper(
             "hf.losses, or a function (outputs, targets) → mean loss"
         )
     made = NonlinearCGStepper if isinstance(optimizer, NonlinearCG) else FirstOrderStepper
-    return made(model, loss, optimizer, count, gradients=gradients)
+    return made(model, loss, optimizer, count, gradients=gradients, outputs=outputs)
 
 
 def combined(steps: Sequence[Iteration]) -> Iteration:
