@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcore.arguments import unknown_option
+from hfcore.autograd.calls import Select
 from hfcore.autograd.objective import Closure, ModuleObjective
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.conjugate_gradient import dot
@@ -66,7 +67,8 @@ class HessianFree(torch.optim.Optimizer):
     objective : an :class:`hfcore.Objective` of one's own in the loss's place. Its data is what its
         ``prepare`` takes, see :meth:`step`; ``model`` then only holds the parameters
     curvature : ``"ggn"``, ``"hessian"`` (R-op), ``"hessian_fd"`` (finite differences of the
-        gradient) or ``"fisher"`` (empirical)
+        gradient) or ``"fisher"`` (empirical). Hessians may be indefinite: a step whose CG has no
+        positive curvature in its first direction raises λ past what is there, and says so
     damping : λ₀; ``"auto"`` is the objective's ``damping_start`` at the first step: 0.1·T of an
         hf.RNN, 1 elsewhere
     damping_window : (low, high): the first step doubles or halves λ₀ until its ρ is inside;
@@ -226,6 +228,11 @@ class HessianFree(torch.optim.Optimizer):
     def steps(self) -> int:
         """Steps taken, rejected ones included."""
         return int(self.state[self._parameters.tensors[0]].get("steps", 0))
+
+    @property
+    def outputs(self) -> Select | None:
+        """Which of the things that the model returns the loss takes, as it was built with."""
+        return self._built_with.get("outputs")
 
     def __getstate__(self) -> dict[str, Any]:
         mine = ("_model", "loss", "objective", "_built_with", "last_stats")

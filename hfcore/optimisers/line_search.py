@@ -32,6 +32,8 @@ class LineSearch:
         """(α, f(α)); (0, f0) if nothing was accepted."""
         alpha = self.first
         for _ in range(self.max_evaluations):
+            if alpha == 0.0:  # decayed to nothing
+                break
             value = f(alpha)
             if math.isfinite(value) and value < f0 and value <= f0 + self.armijo * alpha * slope:
                 return alpha, value

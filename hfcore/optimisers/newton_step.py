@@ -19,6 +19,10 @@ Numbered notes say where this departs from the papers.
    for such steps (Chapelle & Erhan 2011).
 8. λ has bounds, see :class:`hfcore.optimisers.damping.DampingBounds`; the releases have none, and
    their λ goes on falling late in a run.
+9. Where the curvature is indefinite (the Hessian, exact or by differences) and CG meets it in its
+   first direction d, there is nothing to try, and factors of 3/2 would reject steps for long. CG
+   starts afresh from zero within the step; where its first direction from there has
+   c = dᵀBd / dᵀDd ≤ −λ, λ is raised to 2|c|, and the step says so.
 """
 
 from __future__ import annotations
@@ -51,6 +55,7 @@ from hfcore.solvers.conjugate_gradient import (
     Observer,
     Solution,
     StopRule,
+    applied,
     conjugate_gradient,
 )
 from hfcore.solvers.preconditioners import Preconditioner
@@ -125,12 +130,51 @@ class NewtonStep:
                 self._say(f"{NONPOSITIVE}; CG ended after {solution.iterations} iterations")
             if kept is not None:
                 return Proposal(solution, kept, damping, self._ratio(kept))
+            if solution.stop == NONPOSITIVE and solution.iterations == 0:
+                raised = self._past_negative_curvature(damping, start)
+                if raised is None:
+                    break
+                damping, start = raised, torch.zeros_like(start)
+                continue
             if solution.stop == NONPOSITIVE or _nothing_to_solve(solution):
                 break
             self._say(f"{solution.stop} at λ = {damping:g}: λ raised, CG starts afresh")  # note 2
             damping = max(damping, SMALLEST_RAISED) * self.options.damping.damping_up
             start = torch.zeros_like(start)
         return Proposal(solution, None, damping, -math.inf)
+
+    def _past_negative_curvature(self, damping: float, start: Tensor) -> float | None:
+        """λ for a new try after CG's first direction from ``start [N]`` had none that is positive.
+
+        None where a larger λ would not help; see note 9.
+        """
+        d, D = self._first_direction(damping), self.scale
+        Bd = self._matrix(0.0)(d, torch.empty_like(d))
+        size = dot(d, d) if D is None else dot(d, D * d)
+        if size == 0:  # of a gradient whose square no float holds
+            return None
+        curvature = dot(d, Bd) / size
+        if damping + curvature > 0 and bool(start.any()):
+            self._say("CG starts afresh at zero")
+            return damping
+        if not -math.inf < curvature < 0:
+            return None
+        eps = torch.finfo(self.theta.dtype).eps
+        bounds = DampingBounds(self.curvature_scale or SMALLEST_RAISED, eps)
+        raised = max(2.0 * abs(curvature), bounds.moved(damping, self.options.damping.damping_up))
+        self._say(
+            f"curvature {curvature:.3g} along the gradient, for which λ = {damping:g} is too small"
+            f": λ raised to {raised:g}, CG starts afresh at zero"
+        )
+        return raised
+
+    def _first_direction(self, damping: float) -> Tensor:
+        """M⁻¹ times −∇f ``[N]``, where CG goes from zero; an operator M is as last updated."""
+        operator = self.options.preconditioning.operator
+        if operator is not None:
+            return applied(operator, -self.gradient, torch.empty_like(self.theta))
+        M = self._preconditioner(damping)
+        return -self.gradient if M is None else -self.gradient / M  # type: ignore[operator]
 
     def _search_damping(self, best: Proposal, start: Tensor, low: float, high: float) -> Proposal:
         """The λ at which the first step's ρ lies in [low, high], by doubling or halving; note 5."""
@@ -140,7 +184,7 @@ class NewtonStep:
                 break
             factor = 2.0 if raising else 0.5
             trial = self._propose(best.damping * factor, start)
-            if not raising and not trial.rho >= low:
+            if not raising and not (trial.rho >= low and trial.damping < best.damping):
                 break
             best = trial
             if raising and trial.rho > high:

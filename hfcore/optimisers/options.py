@@ -29,6 +29,8 @@ from hfcore.solvers.preconditioners import Preconditioner
 
 Check = Callable[[str, Any], Any]
 
+# Probes a case, each a pass back.
+MOST_PROBES = 100_000
 # Seeds of the probes: a generator's 64 bits hold one and the number of the step.
 MAX_SEED = 2**31
 
@@ -201,7 +203,7 @@ class Preconditioning(Checked):
 
     preconditioner: Annotated[DiagonalSource | Preconditioner | None, check_preconditioner]
     preconditioner_exponent: Annotated[float | None, optional(nonnegative)]
-    diagonal_probes: Annotated[int, count]
+    diagonal_probes: Annotated[int, partial(count, most=MOST_PROBES)]
     seed: Annotated[int, partial(count, least=0, most=MAX_SEED - 1)]
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 
@@ -136,3 +137,15 @@ def test_evaluation_points_of_martens_2010() -> None:
     assert evaluation_points("geometric", 4) == []
     # Section 4.6 of the paper: ⌈1.3^j⌉, j = 0, 1, …
     assert evaluation_points("powers", 20) == [1, 2, 3, 4, 5, 7, 9, 11, 14, 18]
+
+
+def test_a_line_search_that_may_go_on_for_ever_ends_where_the_step_is_nothing() -> None:
+    seen: list[float] = []
+
+    def f(alpha: float) -> float:
+        seen.append(alpha)
+        return 1.0
+
+    assert LineSearch(0.5, 0.0, sys.maxsize).search(f, 1.0, -1.0) == (0.0, 1.0)
+    assert 0.0 not in seen
+    assert len(seen) == 1075  # 2⁻¹⁰⁷⁴ is the smallest number

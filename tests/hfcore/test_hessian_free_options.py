@@ -113,6 +113,96 @@ def test_negative_curvature_ends_cg_and_is_reported() -> None:
     assert not torch.equal(before, flat(model))
 
 
+class Point(nn.Module):
+    """θ alone, a few numbers."""
+
+    def __init__(self, *values: float) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+
+class Halves:
+    """M = 2I as an operator that counts its updates."""
+
+    updates = 0
+
+    def update(self) -> None:
+        self.updates += 1
+
+    def apply(self, r: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        return torch.mul(r, 0.5, out=out)
+
+
+@pytest.mark.parametrize("curvature", ["hessian", "hessian_fd"])
+@pytest.mark.parametrize("preconditioner", [None, Halves()], ids=["plain", "operator"])
+@pytest.mark.parametrize("damping", [0.0, 1e-6, 0.3])
+def test_lambda_is_raised_past_negative_curvature_within_the_step(
+    damping, preconditioner, curvature
+) -> None:
+    """Σ ¼(θ² − 1)² near its maximum at 0, where λ by factors of 3/2 would take 35 steps."""
+    model = Point(0.1, -0.2, 0.05)
+
+    def closure():
+        return (0.25 * (model.theta.square() - 1).square()).sum()
+
+    at = model.theta.detach()
+    g = at**3 - at
+    along = float((g * (3 * at**2 - 1) * g).sum() / (g @ g))
+    assert along < -0.8
+    opt = hf.HessianFree(model, curvature=curvature, damping=damping, preconditioner=preconditioner)
+    stats = opt.step(closure)
+    assert stats.accepted
+    assert stats.loss_after < stats.loss
+    assert stats.damping == pytest.approx(2 * abs(along), rel=1e-4)
+    assert any("λ raised to" in m and "curvature -0." in m for m in stats.messages)
+    losses = [opt.step(closure).loss for _ in range(12)]
+    assert losses[-1] < 1e-6
+
+
+def test_a_start_of_negative_curvature_is_left_and_lambda_stays() -> None:
+    """½(a² − b²) + b⁴ from (1, 0): the gradient has curvature 1, CG's start does not."""
+    model = Point(1.0, 0.0)
+
+    def closure():
+        a, b = model.theta
+        return 0.5 * (a * a - b * b) + b**4
+
+    opt = hf.HessianFree(model, curvature="hessian", damping=0.1, cg_decay=1.0)
+    opt.state[model.theta]["cg_last"] = torch.tensor([-1 / 1.1, 0.5], dtype=torch.float64)
+    stats = opt.step(closure)
+    assert stats.damping == 0.1
+    assert "CG starts afresh at zero" in stats.messages
+    want = torch.tensor([1 - 1 / 1.1, 0.0], dtype=torch.float64)
+    torch.testing.assert_close(model.theta.detach(), want, rtol=1e-12, atol=1e-12)
+
+
+def test_scale_damping_is_raised_past_negative_curvature_in_its_own_measure() -> None:
+    """dᵀBd/dᵀDd with D of scale-sensitive damping, for d = −∇f."""
+    model, x, y = problem()
+    for p in model.parameters():
+        p.data.mul_(4.0)
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        for p in model.parameters():
+            p.data.normal_(generator=generator).mul_(2.0)
+        B, gradient, _ = dense(model, x, y, "hessian")
+        if float(gradient @ B @ gradient) < 0:
+            break
+    objective, kappa = objective_for(model, LOSS, l2=L2), 0.02
+    curvature = objective.curvature(objective.prepare(hf.Batch(x, y)), flat(model))
+    generator = torch.Generator().manual_seed(5 * 2**32)
+    D = (curvature.diagonal(3, generator) + kappa) ** 0.75
+    along = float(gradient @ B @ gradient / (gradient @ (D * gradient)))
+    assert along < 0
+    opt = hf.HessianFree(
+        model, LOSS, curvature="hessian_fd", damping=1e-4 * abs(along), l2=L2, scale_damping=kappa,
+        diagonal_probes=3, seed=5,
+    )  # fmt: skip
+    stats = opt.step((x, y))
+    assert stats.damping == pytest.approx(2 * abs(along), rel=1e-4)
+    assert stats.cg_iterations > 0
+
+
 def test_scale_sensitive_damping_solves_with_its_own_matrix() -> None:
     model, x, y = problem()
     B, gradient, _ = dense(model, x, y)
