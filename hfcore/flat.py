@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hfcore.flat_memory import side_by_side
+from hfcore.layout import Layout, layout_of
 
 SINCE = "since this was built for the model's trainable parameters; build it anew"
 
@@ -56,6 +57,9 @@ class FlatParameters:
         self.names = [name for name, _ in named]
         self.tensors = [p for _, p in named]
         self.numel = sum(p.numel() for p in self.tensors)
+        self._layout: Layout | None = None
+        self._trained: list[bool] = []
+        self._lock: RLock | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,13 +73,28 @@ class FlatParameters:
     def lock(self) -> RLock:
         """Held while the parameters are read, written or held at other values, by any thread and
         whatever has been built over the same module (or, without one, the same first parameter)."""
-        return _lock_of(self._source if isinstance(self._source, nn.Module) else self._source[0])
+        if self._lock is None:
+            owner = self._source if isinstance(self._source, nn.Module) else self._source[0]
+            self._lock = _lock_of(owner)
+        return self._lock
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_lock": None, "_layout": None}  # a copy is of another module
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """All submodules when they were last looked at, each once; none of bare parameters."""
+        return [] if self._layout is None else self._layout.modules
 
     def refresh(self) -> None:
         """Look at the module again: a parametrised or pruned one has its parameters by new names.
 
         Raises ValueError where its trainable parameters are not the ones they were.
         """
+        layout = layout_of(self._source) if isinstance(self._source, nn.Module) else None
+        if layout is not None and self._is_known(layout):
+            _check_alike(zip(self.names, self.tensors, strict=True))
+            return
         named = [(name, p) for name, p in _named(self._source) if p.requires_grad]
         if len(named) != len(self.tensors) or any(
             p is not q for (_, p), q in zip(named, self.tensors, strict=True)
@@ -83,6 +102,13 @@ class FlatParameters:
             named = self._in_order(named)
         _check_alike(named)
         self.names = [name for name, _ in named]
+        if layout is not None:
+            self._layout, self._trained = layout, layout.trained()
+
+    def _is_known(self, layout: Layout) -> bool:
+        """Whether nothing has changed since the names were read."""
+        known = self._layout
+        return known is not None and layout.is_like(known) and layout.trained() == self._trained
 
     def _in_order(self, named: list[tuple[str, nn.Parameter]]) -> list[tuple[str, nn.Parameter]]:
         """The parameters of now in the order of the vector."""
@@ -157,15 +183,19 @@ class FlatParameters:
         return None
 
 
-def _check_alike(named: list[tuple[str, nn.Parameter]]) -> None:
-    first = named[0][1]
+def _check_alike(named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    first: tuple[str, torch.dtype, torch.device] | None = None
     for name, p in named:
-        if not p.is_floating_point():
-            raise TypeError(f"model: parameter {name} is {p.dtype}, need real floating point")
-        if p.dtype != first.dtype or p.device != first.device:
+        dtype, device = p.dtype, p.device
+        known = first is not None and dtype is first[1]
+        if not (known or dtype.is_floating_point):
+            raise TypeError(f"model: parameter {name} is {dtype}, need real floating point")
+        if first is None:
+            first = name, dtype, device
+        elif dtype is not first[1] or device != first[2]:
             raise ValueError(
-                f"model: parameter {name} is {p.dtype} on {p.device}, "
-                f"need {first.dtype} on {first.device} like {named[0][0]}"
+                f"model: parameter {name} is {dtype} on {device}, "
+                f"need {first[1]} on {first[2]} like {first[0]}"
             )
 
 

@@ -97,7 +97,7 @@ class BackwardObjective:
         parameters = self.parameters
         parameters.refresh()
         if self._module is not None:
-            check_repeatable(self._module)
+            check_repeatable(self._module, parts=parameters.modules)
         with parameters.lock:
             own, grads = parameters.read(), [p.grad for p in parameters.tensors]
             try:

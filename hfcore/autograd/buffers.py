@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -23,21 +23,17 @@ class SteadyBuffers:
     written again with the values it had (a cache) is none.
     """
 
-    def __init__(self, module: nn.Module | None) -> None:
-        self._module = module
+    def __init__(self) -> None:
         self._written: dict[tuple[int, str], Tensor] = {}
 
     @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Raises ValueError after it, naming a buffer that has moved for the second time."""
-        if self._module is None:
-            yield
-            return
-        before = [(b, b._version) for _, _, b in self._real()]
+    def watched(self, parts: Sequence[nn.Module]) -> Iterator[None]:
+        """Raises ValueError after it, naming a buffer of ``parts`` that has moved a second time."""
+        before = [(b, b._version) for _, _, b in _real(parts)]
         yield
         if torch._C._functorch.maybe_current_level() is not None:  # within a jvp or vmap
             return
-        after = list(self._real())
+        after = _real(parts)
         if len(after) == len(before) and all(
             b is old and b._version == version
             for (_, _, b), (old, version) in zip(after, before, strict=True)
@@ -47,13 +43,6 @@ class SteadyBuffers:
         for part, name, b in after:
             if known.get(id(b)) != b._version:
                 self._check(part, name, b)
-
-    def _real(self) -> Iterator[tuple[nn.Module, str, Tensor]]:
-        assert self._module is not None
-        for part in self._module.modules():
-            for name, b in part._buffers.items():
-                if b is not None and b.is_floating_point():
-                    yield part, name, b
 
     def _check(self, part: nn.Module, name: str, buffer: Tensor) -> None:
         last = self._written.get((id(part), name))
@@ -66,6 +55,17 @@ class SteadyBuffers:
                 "that loss, gradient and curvature products would not belong to one function; call "
                 ".eval() on its module, or keep it fixed during a step"
             )
+
+
+def _real(parts: Sequence[nn.Module]) -> list[tuple[nn.Module, str, Tensor]]:
+    """The real buffers of these modules."""
+    return [
+        (part, name, b)
+        for part in parts
+        if part._buffers
+        for name, b in part._buffers.items()
+        if b is not None and b.is_floating_point()
+    ]
 
 
 def moves_singular_vectors(part: nn.Module) -> bool:

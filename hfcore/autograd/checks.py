@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.parametrizations import _SpectralNorm
 
 from hfcore.autograd.buffers import MOVES_SINGULAR_VECTORS, moves_singular_vectors
 
@@ -25,6 +27,10 @@ BATCH = (
 )
 
 _EMBEDDINGS = (nn.Embedding, nn.EmbeddingBag)
+# What :func:`_why_not` and the check of embeddings can refuse.
+_LOOKED_AT = (
+    *_EMBEDDINGS, _NormBase, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU, _SpectralNorm
+)  # fmt: skip
 
 DISTRIBUTED = ("DistributedDataParallel", "FullyShardedDataParallel")
 
@@ -44,15 +50,23 @@ def check_one_process(module: nn.Module | None) -> None:
         )
 
 
-def check_repeatable(module: nn.Module, *, differentiable: bool = False) -> None:
+def check_repeatable(
+    module: nn.Module,
+    *,
+    differentiable: bool = False,
+    parts: Sequence[nn.Module] | None = None,
+) -> None:
     """Raise ValueError naming a submodule whose evaluations are not one function of θ per case.
 
     Refused: dropout and its kin and spectral normalisation in train mode, batch normalisation by
     the statistics of the batch. Randomness in a forward of one's own cannot be seen here
     (``hf.check_curvature`` does). Where gradients are to be ``differentiable``, embeddings with
-    sparse ones, too.
+    sparse ones, too. ``parts`` are all submodules, where somebody has them already.
     """
-    for part in module.modules():
+    for part in module.modules() if parts is None else parts:
+        kind: type = type(part)
+        if not part._forward_pre_hooks and not _is_looked_at(kind):
+            continue
         reason = _why_not(part)
         if reason is not None:
             where = _named(part, module)
@@ -62,6 +76,12 @@ def check_repeatable(module: nn.Module, *, differentiable: bool = False) -> None
                 f"model: {_named(part, module)} has sparse=True, whose gradients cannot be "
                 "differentiated once more; need sparse=False"
             )
+
+
+@lru_cache(maxsize=4096)
+def _is_looked_at(kind: type) -> bool:
+    """Whether modules of this type may be refused, apart from what hooks do."""
+    return issubclass(kind, _LOOKED_AT)
 
 
 def _named(part: nn.Module, module: nn.Module) -> str:
@@ -89,19 +109,25 @@ def _why_not(part: nn.Module) -> str | None:
 
 
 @contextmanager
-def differentiable_kernels(module: nn.Module | None, *, once: bool = False) -> Iterator[None]:
+def differentiable_kernels(
+    module: nn.Module | None, *, once: bool = False, parts: Iterable[nn.Module] | None = None
+) -> Iterator[None]:
     """Torch picks kernels that can be differentiated twice and forward inside.
 
     Fused attention, the fast path of nn.MultiheadAttention, the LSTM and GRU kernels of oneDNN and
     cuDNN, and compiled graphs (``torch.compile``: the eager module is run in their place) cannot.
-    ``once`` leaves the LSTM's kernels, which vmap likes better, to first derivatives.
+    ``once`` leaves the LSTM's kernels, which vmap likes better, to first derivatives. ``parts`` are
+    all submodules, where somebody has them already.
     """
-    recurrent = module is None or any(isinstance(m, nn.RNNBase) for m in module.modules())
-    with ExitStack() as stack:
-        stack.enter_context(_PLAIN_ATTENTION())
-        if recurrent and not once:
-            stack.enter_context(_PLAIN_RECURRENCE())
-        yield
+    if parts is None and module is not None:
+        parts = module.modules()
+    recurrent = parts is None or any(isinstance(m, nn.RNNBase) for m in parts)
+    with _PLAIN_ATTENTION():
+        if once or not recurrent:
+            yield
+        else:
+            with _PLAIN_RECURRENCE():
+                yield
 
 
 class _Shared:

@@ -65,7 +65,7 @@ class Evaluator:
         self.loss = loss
         self.terms = terms
         self.case_dim = case_dim
-        self._buffers = SteadyBuffers(module)
+        self._buffers = SteadyBuffers()
 
     def evaluate(self, piece: Closure | BatchPart, parameters: Parts | None = None) -> Evaluation:
         """The model on a piece of the data, at ``parameters`` or at its own."""
@@ -125,9 +125,11 @@ class Evaluator:
     @contextmanager
     def _settings(self) -> Iterator[None]:
         self.parameters.refresh()
+        parts = None if self.module is None else self.parameters.modules
         if self.module is not None:
-            check_repeatable(self.module, differentiable=True)
-        with differentiable_kernels(self.module), fresh_casts(), self._buffers.watched():
+            check_repeatable(self.module, differentiable=True, parts=parts)
+        kernels = differentiable_kernels(self.module, parts=parts)
+        with kernels, fresh_casts(), self._buffers.watched(parts or ()):
             yield
 
     @contextmanager
@@ -135,6 +137,16 @@ class Evaluator:
         held = Held(self.terms)
         with held if self.terms else nullcontext():
             yield held
+
+    def mean_loss(self, piece: Closure | BatchPart) -> float:
+        """The mean loss of a piece at the module's own parameters, without its graph."""
+        loss = self.loss
+        if callable(piece) or loss is None or isinstance(loss, CallableLoss):
+            return self.value(piece, self.evaluate(piece))
+        with self.parameters.lock, self._settings(), torch.enable_grad():
+            outputs = self.outputs(piece).detach()
+        with torch.no_grad():
+            return loss.value(outputs, piece)
 
     def value(self, piece: Closure | BatchPart, evaluation: Evaluation) -> float:
         """The mean loss of a piece as a float."""
