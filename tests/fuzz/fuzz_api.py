@@ -12,6 +12,7 @@ HFCORE_FUZZ_CALLS sets the number of calls (10,000), HFCORE_FUZZ_SEED where they
 from __future__ import annotations
 
 import collections
+import copy
 import linecache
 import os
 import random
@@ -21,7 +22,7 @@ import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,9 @@ from torch import Tensor, nn
 
 import hfcore as hf
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+from outside_net import Residual, ResidualNet
+
 CALLS = int(os.environ.get("HFCORE_FUZZ_CALLS", "10000"))
 SEED = int(os.environ.get("HFCORE_FUZZ_SEED", "0"))
 SECONDS = 60  # a call that takes longer hangs
@@ -39,6 +43,10 @@ SECONDS = 60  # a call that takes longer hangs
 PACKAGE = str(Path(hf.__file__).parent)
 # Where a raise may stand: here, and in what our optimisers and schedules inherit.
 OWN_PLACES = (PACKAGE, str(Path(torch.__file__).parent / "optim"))
+
+# How long a run is: what is legal and never ends is none of the package's faults.
+LENGTHS = ("updates", "seeds", "gradient_batches", "batch_size", "test_size")
+LONG, SHORT = 1000, 3
 
 Recipe = Callable[["Source"], "Call"]
 
@@ -48,7 +56,12 @@ class Hang(BaseException):
 
 
 class Call:
-    """A callable, its arguments by name, and what is done with what it gives."""
+    """A callable, its arguments by name, and what is done with what it gives.
+
+    ``spoilt``: an argument may be bad from the start.
+    """
+
+    spoilt = False
 
     def __init__(
         self,
@@ -202,6 +215,32 @@ class Source:
             holed,
             lambda: value.clone().requires_grad_() if value.is_floating_point() else value.bool(),
         )()
+
+
+class Ends(hf.Callback):
+    """Ends a run after a few iterations."""
+
+    reads_gradients = False
+
+    def on_step(self, state: hf.TrainState) -> str | None:
+        return "enough" if state.iteration >= SHORT else None
+
+
+def train(**arguments: Any) -> Any:
+    """``hf.train`` that ends, whatever its limits say; a second argument of any name."""
+    callbacks = arguments.get("callbacks", ())
+    with suppress(TypeError):
+        given = [*callbacks]
+        if all(isinstance(hook, hf.Callback) for hook in given):
+            arguments["callbacks"] = [*given, Ends()]
+    data = arguments.pop("problem" if "problem" in arguments else "data")
+    return hf.train(arguments.pop("model"), data, arguments.pop("optimizer"), **arguments)
+
+
+def short(name: str, value: Any) -> Any:
+    """A legal length of a run that nobody could wait for becomes a short one."""
+    endless = isinstance(value, int | float | np.number) and LONG < value <= sys.maxsize
+    return SHORT if name in LENGTHS and endless else value
 
 
 # ----------------------------------------------------------------------------------- recipes
@@ -545,10 +584,7 @@ def training(source: Source) -> Call:
     if source.pick(True, False):
         arguments |= {"run_dir": Path(tempfile.mkdtemp(dir=FOLDER.name)) / "run", "resume": False}
 
-    def function(problem: Any, **more: Any) -> Any:  # whatever the second parameter is called
-        return hf.train(more.pop("model"), problem, more.pop("optimizer"), **more)
-
-    return Call(function, arguments)
+    return Call(train, arguments)
 
 
 def array_training(source: Source) -> Call:
@@ -574,7 +610,7 @@ def array_training(source: Source) -> Call:
             hf.minibatches.FullGradient(curvature_batches=1),
         )
 
-    return Call(hf.train, arguments)
+    return Call(train, arguments)
 
 
 def limits(source: Source) -> Call:
@@ -623,12 +659,82 @@ class Bowl(hf.Objective):
 
 
 def own_objective(source: Source) -> Call:
-    net = nn.Linear(source.n, source.k)
+    """An objective of one's own: steps, operators, the check and a run."""
+    net = nn.Linear(source.n, source.k).to(source.dtype)
+    x, y = source.tensor(source.B, source.n), source.tensor(source.B, source.k)
+    bowl = Bowl(source)
+    given = {"model": net, "objective": bowl}
 
     def then(opt: Any, source: Source) -> None:
         opt.step((torch.zeros(2), torch.zeros(2)))
 
-    return Call(hf.HessianFree, {"model": net, "objective": Bowl(source), "damping": 1.0}, then)
+    def run(opt: Any, source: Source) -> None:
+        stop = hf.training.Limits(iterations=2)
+        metric = source.pick(lambda s, t: (s - t).square().mean(), None)
+        validation = None if metric is None else (x, y)
+        train(
+            model=net, data=(x, y), optimizer=opt, validation=validation, metric=metric, stop=stop,
+            progress=False,
+        )  # fmt: skip
+
+    theta = source.pick(None, source.tensor(net.weight.numel() + net.bias.numel()))
+    operator = source.pick(hf.GaussNewton, hf.Hessian, hf.EmpiricalFisher)
+    call = source.pick(
+        lambda: Call(hf.HessianFree, {**given, "damping": 1.0}, then),
+        lambda: Call(hf.HessianFree, {**given, "damping": 1.0}, run),
+        lambda: Call(
+            operator,
+            {**given, "inputs": x, "targets": y, "theta": theta, "damping": 0.1},
+            lambda A, source: use_operator(A, source),
+        ),
+        lambda: Call(
+            hf.check_curvature,
+            {**given, "inputs": x, "targets": y, "theta": theta, "directions": 2, "seed": 0},
+        ),
+    )()
+    call.spoilt = bool(bowl.spoilt)
+    return call
+
+
+def registered(source: Source) -> Call:
+    """A net of one's own, made known and used; nothing spoilt: its products are right."""
+
+    class Mine(Residual):
+        pass
+
+    model = Mine(source.n, source.H, source.generator).to(source.dtype)
+    x = source.tensor(source.B, source.n)
+    task = {"model": model, "loss": hf.losses.SquaredError(), "inputs": x, "targets": x * x}
+    arguments = {"model_class": Mine, "factory": ResidualNet, "layers": (nn.ModuleList, nn.Linear)}
+
+    def then(_: None, source: Source) -> None:
+        G = hf.GaussNewton(**task)
+        use_operator(G, source)
+        compare(G, task, source)
+        hf.HessianFree(model, task["loss"], damping=1.0, cg_max_iter=3).step((x, x * x))
+
+    return Call(hf.nets.register, arguments, then)
+
+
+def stacked(source: Source) -> Call:
+    """Every operator of a net of several recurrent layers, and steps on it."""
+    layers = [source.size() for _ in range(source.pick(1, 2, 3))]
+    phi = source.pick("tanh", "logistic", "relu")
+    model = hf.StackedRNN(
+        source.n, layers, source.k, nonlinearity=phi, dtype=source.dtype, generator=source.generator
+    )
+    loss, targets = source.loss_and_targets(source.T, source.B)
+    task = {"model": model, "loss": loss, "inputs": source.tensor(source.T, source.B, source.n)}
+    arguments = {**task, "targets": targets, "damping": source.pick(0.0, 0.1)}
+    kind = source.pick(hf.GaussNewton, hf.GaussNewton, hf.Hessian, hf.EmpiricalFisher)
+    arguments["memory"] = source.pick("auto", "cached", "recompute")
+
+    def then(A: Any, source: Source) -> None:
+        use_operator(A, source)
+        batch = hf.Batch(task["inputs"], targets)
+        hf.HessianFree(model, loss, damping=1.0, cg_max_iter=3).step(batch)
+
+    return Call(kind, arguments, then)
 
 
 def folder(source: Source) -> Call:
@@ -664,8 +770,9 @@ def checked(source: Source) -> Call:
 RECIPES: list[tuple[int, Recipe]] = [
     (6, operator), (8, hessian_free), (3, closure_step), (2, initialisation), (2, model), (2, draw),
     (1, make_problem), (2, policy), (2, loss_value), (1, schedule), (3, training), (1, sweep),
-    (2, make_loss), (2, array_training), (1, limits), (1, load), (2, own_objective), (1, folder),
-    (1, checked), (2, linear_solve), (2, spectrum), (2, algebra), (1, jacobian),
+    (2, make_loss), (2, array_training), (1, limits), (1, load), (4, own_objective), (1, folder),
+    (2, registered), (2, stacked), (1, checked), (2, linear_solve), (2, spectrum), (2, algebra),
+    (1, jacobian),
 ]  # fmt: skip
 FOLDER = tempfile.TemporaryDirectory(prefix="hfcore-fuzz-")
 # Without it, a data set that is not where it is looked for would be downloaded.
@@ -751,14 +858,17 @@ def dense_gauss_newton(task: dict[str, Any]) -> Tensor:
 
 
 def check_product(call: Call, A: Any, source: Source) -> None:
+    """A Gauss-Newton operator of good arguments is right."""
+    if call.function is hf.GaussNewton and not {"structural", "objective"} & call.arguments.keys():
+        compare(A, call.arguments, source)
+
+
+def compare(A: Any, task: dict[str, Any], source: Source) -> None:
     """One product with a random vector against the dense matrix; raises AssertionError."""
-    arguments = call.arguments
-    if call.function is not hf.GaussNewton or arguments.get("structural"):
-        return
     v = source.tensor(A.shape[0])
     got = (A @ v).double()
-    G, wide = dense_gauss_newton(arguments), v.double()
-    shift = arguments["damping"] + arguments.get("l2", 0.0)
+    G, wide = dense_gauss_newton(copy.deepcopy(task)), v.double()
+    shift = task.get("damping", 0.0) + task.get("l2", 0.0)
     want = G @ wide + shift * wide
     scale = G.abs() @ wide.abs() + shift * wide.abs()
     bound = 1e3 * torch.finfo(source.dtype).eps * (scale.max() + 1e-30)
@@ -773,7 +883,7 @@ def run(seed: int, recipe: Recipe, outcomes: collections.Counter[str]) -> str | 
     call = recipe(source)
     spoilt = source.pick(0, 0, 1, 1, 1, 2)
     for name in source.random.sample(sorted(call.arguments), min(spoilt, len(call.arguments))):
-        call.arguments[name] = source.spoilt(call.arguments[name])
+        call.arguments[name] = short(name, source.spoilt(call.arguments[name]))
     what = f"seed {seed}, {recipe.__name__}"
     built = False
     try:
@@ -792,7 +902,7 @@ def run(seed: int, recipe: Recipe, outcomes: collections.Counter[str]) -> str | 
     except Hang:
         return f"{what}: no answer in {SECONDS} s\n{traceback.format_exc(limit=-4)}"
     except Exception as error:
-        if not spoilt and not built:
+        if not (spoilt or call.spoilt or built):
             return f"{what}: good arguments were refused\n{traceback.format_exc(limit=-4)}"
         if not meant(error):
             return f"{what}: {type(error).__name__} leaks\n{traceback.format_exc(limit=-4)}"
