@@ -12,7 +12,7 @@ import torch
 import hfcore as hf
 from hfcore.experiments.fig3 import ESN, GRADIENT_BATCHES, NONE, TIKHONOV, Case, Settings
 from hfcore.experiments.fig3_rows import UNFINISHED, Row, is_done, summary
-from hfcore.experiments.machine import processor
+from hfcore.experiments.machine import machine_name
 
 COST_UNIT = 1000  # hf.train counts in as many sequences
 FAN_IN = 15  # incoming weights of a unit, of inputs too where there are more
@@ -110,7 +110,7 @@ class Job:
         lines = hf.training.read_metrics(self.folder / "metrics.jsonl")
         return {
             **asdict(self.case),
-            **asdict(self.settings),
+            **self.settings.identity,
             **summary(lines, COST_UNIT / self._unit),
-            "machine": processor(),
+            "machine": machine_name(torch.device(self.device)),
         }
