@@ -37,6 +37,9 @@ def config(folder: Path, *arguments: str) -> dict[str, Any]:
         ("multiplication", ["--centre", *MOMENTUM], {"centre": True}),
         ("memorization-5bit", ["--scored", "recall"], {"scored": "recall", "centre": False}),
         ("memorization-20bit", ["--centre", *SGD], {"scored": "all", "centre": True}),
+        ("memorization-5bit", ["--layout", "martens2011"], {"layout": "martens2011"}),
+        ("temporal-order-2bit", [], {"centre": False}),
+        ("random-permutation", ["--scored", "all"], {"scored": "all", "symbols": 100}),
     ],
 )
 def test_options_reach_the_problem(
@@ -53,6 +56,7 @@ def test_options_reach_the_problem(
     [
         ([], {"init": "sparse", "init_scale": 1.0}),
         (["--init", "glorot", "--init-scale", "0.5"], {"init": "glorot", "init_scale": 0.5}),
+        (["--sparse-inputs"], {"init": "sparse", "init_scale": 1.0, "sparse_inputs": True}),
         (["--init", "esn"], {"init": "esn", "input_scale": 0.1, "spectral_radius": 1.1}),
         (
             ["--init", "esn", "--input-scale", "0.3", "--spectral-radius", "0.9"],
@@ -89,6 +93,14 @@ def test_the_input_scale_is_the_problems(tmp_path: Path) -> None:
             "--init esn: spectral_radius: got -1.0",
         ),
         (["addition", "--init", "esn", "--input-scale", "nan"], "--init esn: input_scale: got nan"),
+        (["xor", "--init", "esn", "--sparse-inputs"], "--sparse-inputs has no meaning with --init"),
+        (["curves", "--sparse-inputs"], "--sparse-inputs has no meaning with curves"),
+        (["xor", "--layout", "martens2011"], "got option 'layout', need length, centre"),
+        (["memorization-5bit", "--scored", "last"], "scored: got 'last', need one of 'all'"),
+        (
+            ["memorization-20bit", "--curvature-batches", "1"],
+            "--curvature-batches has no meaning with memorization-20bit",
+        ),
     ],
 )
 def test_wrong_usage_is_told_with_code_2(arguments: list[str], message: str) -> None:
@@ -143,6 +155,20 @@ def test_curvature_batches_speak_to_hf_on_images(
     result = invoke("train", *arguments, *run_dir)
     assert result.exit_code in (1, 2)
     assert message in result.output
+
+
+def test_five_bits_are_trained_on_all_of_them(tmp_path: Path) -> None:
+    """All 32 sequences are the batch of a Hessian-free step, unless another size is asked for."""
+    small = ["--length", "6", "--hidden", "4", "--iterations", "1", "--quiet"]
+    result = invoke("train", "memorization-5bit", *small, "--run-dir", str(tmp_path / "run"))
+    assert result.exit_code == 0, result.output
+    data = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    assert data["batches"] == hf.minibatches.FullGradient(curvature_batches=1).config()
+    stats = hf.training.read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
+    assert stats["gradients"] == 1
+    assert stats["minibatches"] == (1 + stats["products"]) * 32 / 1000
+    stored = config(tmp_path / "drawn", "memorization-5bit")["data"]
+    assert stored["batch_size"] == 16
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
