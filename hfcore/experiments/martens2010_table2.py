@@ -2,7 +2,8 @@
 
 Numbered notes say where the runs depart from the paper.
 
-1. PT+NCG has no weight decay but in the starred runs: neither paper gives it one.
+1. PT+NCG has no weight decay but in the starred runs, a choice: what was at hand of the papers
+   names none for it.
 2. The seconds of what starts from a pre-trained net contain those of the pre-training, once in
    each of its columns.
 """

@@ -1,7 +1,7 @@
 """Nonlinear conjugate gradients (Polak & Ribière 1969), the fine-tuning of Martens' baseline.
 
-Numbered notes say where this departs from the ``minimize`` of Rasmussen, with which Hinton &
-Salakhutdinov (2006) fine-tuned their autoencoders, or settles what it leaves open.
+Numbered notes say where this departs from the ``minimize`` of Rasmussen, as it is remembered, with
+which Hinton & Salakhutdinov (2006) fine-tuned their autoencoders, or settles what it leaves open.
 
 1. β is max(0, β_PR) (Powell 1984); theirs restarts only where the direction does not descend.
 2. A search that finds no decrease is followed by one along the gradient itself, as theirs; if that
