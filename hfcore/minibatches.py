@@ -26,8 +26,8 @@ from hfcore.arguments import choice, count, number
 from hfcore.batches import Batch, Batches
 from hfcore.cases import MAX_AXIS, ArrayCases, Cases
 from hfcore.schedules import Phase
+from hfcore.seeding import generator_of
 
-# A generator's 64 bits hold a seed and the number of a pass.
 MAX_SEED = 2**31 - 1
 MAX_STEP = 2**32 - 1
 
@@ -145,7 +145,7 @@ class FullGradient(Policy):
         self.curvature_batches = count("curvature_batches", curvature_batches)
         self.growth = float(growth)
         self.rho = choice("rho", rho, ("curvature", "gradient"))
-        self.seed = None if seed is None else count("seed", seed, least=0)
+        self.seed = None if seed is None else count("seed", seed, least=0, most=MAX_SEED)
         super().__init__(inputs, targets, mask, batch_dim)
 
     def _put_on(self, cases: Cases) -> None:
@@ -239,7 +239,7 @@ class SmallBatches(Policy):
         cases = self._data
         number, at = divmod(step, self.per_pass)
         if self._order is None or self._order[0] != number:
-            generator = torch.Generator().manual_seed(self.seed * 2**32 + number)
+            generator = generator_of(self.seed, number)
             order = torch.randperm(self.cases, generator=generator)
             self._order = number, cases.batched(order, self.size, generator)
         batch = cases.take(self._order[1][at * self.size : (at + 1) * self.size])

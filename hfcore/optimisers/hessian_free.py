@@ -44,6 +44,7 @@ from hfcore.optimisers.roles import Roles
 from hfcore.optimisers.serving import Serving
 from hfcore.optimisers.statistics import Ledger, StepStats
 from hfcore.optimisers.watched_step import watched_step
+from hfcore.seeding import generator_of
 from hfcore.solvers.preconditioners import Preconditioner
 from hfcore.step_interrupt import interruptible_step
 
@@ -402,8 +403,7 @@ class HessianFree(torch.optim.Optimizer):
         """(the preconditioner's diagonal, D of scale-sensitive damping), each if asked for."""
         estimating, kappa = options.preconditioning, options.damping.scale_damping
         # A generator of its own for every step: nothing to store, the same on a resume.
-        generator = torch.Generator(theta.device)
-        generator.manual_seed(estimating.seed * 2**32 + self.steps)
+        generator = generator_of(estimating.seed, self.steps, device=theta.device)
         diagonal, scale = None, None
         if estimating.diagonal is not None:
             diagonal = estimating.diagonal.diagonal(

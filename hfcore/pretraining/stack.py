@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from hfcore.models.mlp import Autoencoder
 from hfcore.pretraining.contrastive_divergence import ContrastiveDivergence
 from hfcore.pretraining.rbm import RBM
 from hfcore.pretraining.settings import PretrainingSettings
+from hfcore.seeding import generator_of
 from hfcore.training.interrupts import stop_on_signal
 from hfcore.training.metrics_log import read_metrics
 from hfcore.training.resumable import Counters, Resumable, Stateful
@@ -182,12 +182,8 @@ class Stack:
         return self._training
 
     def _generator(self, layer: int, epoch: int, device: torch.device) -> torch.Generator:
-        """Of an epoch of a layer alone, so that a resume needs no state; epoch 0: of the weights.
-
-        Mixed by NumPy, since torch's generator on the CPU looks at 32 bits of its seed.
-        """
-        mixed = np.random.SeedSequence((self.settings.seed, layer, epoch))
-        return torch.Generator(device).manual_seed(int(mixed.generate_state(1, np.uint32)[0]))
+        """Of one epoch of a layer, so that a resume needs no state; epoch 0: of the weights."""
+        return generator_of(self.settings.seed, layer, epoch, device=device)
 
     def _free_energies(self, rbm: RBM) -> dict[str, float]:
         found = {"free_energy": float(rbm.free_energy(self._images[:SAMPLE]).mean())}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import hfcore as hf
 from hfcore.objective_factory import objective_for
 from hfcore.optimisers.options import ConjugateGradient
+from hfcore.seeding import generator_of
 from hfcore.solvers.preconditioners import DiagonalPreconditioner
 from hfcore.training.state_tree import flatten, unflatten
 from oracles.exact_steps import EXACT
@@ -190,7 +191,7 @@ def test_scale_damping_is_raised_past_negative_curvature_in_its_own_measure() ->
             break
     objective, kappa = objective_for(model, LOSS, l2=L2), 0.02
     curvature = objective.curvature(objective.prepare(hf.Batch(x, y)), flat(model))
-    generator = torch.Generator().manual_seed(5 * 2**32)
+    generator = generator_of(5, 0)
     D = (curvature.diagonal(3, generator) + kappa) ** 0.75
     along = float(gradient @ B @ gradient / (gradient @ (D * gradient)))
     assert along < 0
@@ -211,7 +212,7 @@ def test_scale_sensitive_damping_solves_with_its_own_matrix() -> None:
     objective = objective_for(model, LOSS, l2=L2)
     theta = flat(model)
     curvature = objective.curvature(objective.prepare(hf.Batch(x, y)), theta)
-    generator = torch.Generator().manual_seed(5 * 2**32)
+    generator = generator_of(5, 0)
     D = (curvature.diagonal(3, generator) + kappa) ** 0.75
     want = -torch.linalg.solve(B + DAMPING * torch.diag(D), gradient)
     torch.testing.assert_close(move, want, rtol=1e-8, atol=1e-10)

@@ -88,6 +88,8 @@ def test_small_batches_cover_a_pass_and_reshuffle() -> None:
     assert passes[0] != passes[1]
     fresh = hf.minibatches.SmallBatches(*cases(23), size=5, seed=3)
     assert seen(fresh(9).gradient) == passes[2][5:10]
+    other = hf.minibatches.SmallBatches(*cases(23), size=5, seed=4)
+    assert [i for step in range(4) for i in seen(other(step).gradient)] != passes[0]
 
 
 def test_phases_name_their_shares_of_the_data() -> None:
