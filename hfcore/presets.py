@@ -19,7 +19,7 @@ notes say what was chosen.
 6. Weight decay is on biases too, as in the demo, where the line that would leave them out is
    commented out. The starred runs of the paper have it on the connection weights alone.
 7. ρ's objective is on all data in the paper (section 4.3), on the curvature's batch in the demo:
-   ``AutoencoderPreset.policy(rho=…)`` serves both, and is the demo's unless told otherwise.
+   the presets are the demo's, ``dataclasses.replace(preset, rho="gradient")`` is the paper's.
 8. CG's iterates are stored where the demo stores them, ⌈5·1.3^j⌉; the paper's own grid (section
    4.6) is ``{**martens2010_curves, "cg_evaluate_every": "powers"}``.
 """
@@ -105,11 +105,11 @@ class AutoencoderPreset:
     starred_l2: float | None = None
     iterations: int = field(default=200)  # "rarely exceeds 200"
 
-    def policy(
-        self, *, seed: int = 0, rho: Literal["curvature", "gradient"] = "curvature"
-    ) -> FullGradient:
-        """Which images play which part, without the images; ``rho``: note 7."""
-        return FullGradient(curvature_batches=self.curvature_batches, rho=rho, seed=seed)
+    rho: Literal["curvature", "gradient"] = "curvature"  # note 7
+
+    def policy(self, seed: int = 0) -> FullGradient:
+        """Which images play which part, without the images."""
+        return FullGradient(curvature_batches=self.curvature_batches, rho=self.rho, seed=seed)
 
 
 def _autoencoder(

@@ -124,9 +124,7 @@ class Experiment:
         """The optimiser, and which images serve an iteration: all of them, one batch after the
         other where the method takes batches."""
         if method.name == HF:
-            count = self.preset.curvature_batches
-            policy = hf.minibatches.FullGradient(curvature_batches=count, seed=self.seed)
-            return self._hessian_free(model), policy
+            return self._hessian_free(model), self.preset.policy(self.seed)
         if method.name == NCG:
             decay = self.weight_decay if self.weights_alone else 0.0
             groups = [

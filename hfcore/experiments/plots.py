@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import hfcore as hf
+from hfcore.experiments.ablation import Outcome
 from hfcore.experiments.fig3_rows import Group
 from hfcore.experiments.published import CURVES_LOG, CURVES_LOG_DAMPING
 from hfcore.experiments.training import Line, Trained
@@ -83,6 +84,20 @@ def plot_quadratic(
     ax.set_xlabel("iterations (products)")
     ax.set_ylabel("φ")
     ax.legend(fontsize="small")
+    save_figure(figure, path)
+
+
+def plot_ablations(found: Mapping[str, Sequence[Outcome]], path: Path) -> None:
+    """Errors of the variants against the work until then, one panel a comparison."""
+    figure, axes = _figure(len(found), "")
+    for ax, (title, outcomes) in zip(axes, found.items(), strict=True):
+        ax.set_title(title, fontsize=9)
+        for outcome in outcomes:
+            ax.plot(outcome.work, outcome.errors, linewidth=1.0, label=outcome.variant)
+        ax.set_yscale("log")
+        ax.set_ylabel("error")
+        ax.legend(fontsize="small")
+    axes[-1].set_xlabel("minibatches of 1000 cases, or updates of momentum")
     save_figure(figure, path)
 
 

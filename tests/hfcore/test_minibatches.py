@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -53,7 +55,7 @@ def test_rho_is_on_the_curvatures_batch_or_on_everything() -> None:
     assert paper.config()["rho"] == "gradient"
     preset = hf.presets.autoencoders["mnist"]
     assert preset.policy(seed=4).config() == {**demo.config(), "curvature_batches": 8, "seed": 4}
-    assert preset.policy(rho="gradient").rho == "gradient"
+    assert dataclasses.replace(preset, rho="gradient").policy().rho == "gradient"
     with pytest.raises(ValueError, match="rho: got 'all', need"):
         hf.minibatches.FullGradient(curvature_batches=3, rho="all")
 

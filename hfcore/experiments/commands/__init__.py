@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import click
 
+from hfcore.experiments.commands.ablation import ablation_command
 from hfcore.experiments.commands.autoencoders import (
     curves_log_command,
     fig2_command,
@@ -39,5 +40,6 @@ for command in (
     table5_command,
     fig5_command,
     fig3_command,
+    ablation_command,
 ):
     reproduce_commands.add_command(command)
