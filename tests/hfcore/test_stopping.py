@@ -110,7 +110,7 @@ def test_seconds_are_those_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
             clock[0] += 1.0
             return super().step(closure)
 
-    monkeypatch.setattr("hfcore.training.loop.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("hfcore.training.run.time.perf_counter", lambda: clock[0])
     model = net()
     opt = Ticking(model.parameters(), lr=0.1)
     result = train(model, optimizer=opt, stop=Limits(seconds=4.0), callbacks=[Slow()])
