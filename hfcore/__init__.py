@@ -11,6 +11,7 @@ if _find_spec("hfcore.bindings") is None:
 
 from hfcore import (
     data,
+    distributed,
     init,
     losses,
     minibatches,
@@ -94,6 +95,7 @@ __all__ = [
     "cg",
     "check_curvature",
     "data",
+    "distributed",
     "init",
     "load_run",
     "losses",

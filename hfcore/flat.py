@@ -86,6 +86,10 @@ class FlatParameters:
         """All submodules when they were last looked at, each once; none of bare parameters."""
         return [] if self._layout is None else self._layout.modules
 
+    def buffers(self) -> list[Tensor]:
+        """The module's buffers, each ``[…]``; none of bare parameters."""
+        return list(self._source.buffers()) if isinstance(self._source, nn.Module) else []
+
     def refresh(self) -> None:
         """Look at the module again: a parametrised or pruned one has its parameters by new names.
 

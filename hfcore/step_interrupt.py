@@ -23,6 +23,7 @@ class _Step(threading.local):
 
     running = False
     leaving = False
+    agreed = False
 
 
 _step = _Step()
@@ -46,14 +47,27 @@ def leave() -> None:
 
 
 def check_interrupt() -> None:
-    """What a step calls where it may end. Raises :class:`StepInterrupted` if it was asked to."""
-    if _step.leaving:
-        raise StepInterrupted("the step was left: parameters and optimiser are as before it")
+    """What a step calls where it may end. Raises :class:`StepInterrupted` if it was asked to.
+
+    A step of several processes ends where they exchange who was asked, see :func:`leave_now`.
+    """
+    if _step.leaving and not _step.agreed:
+        leave_now()
+
+
+def asked_to_leave() -> bool:
+    """Whether the step of this thread was."""
+    return _step.leaving
+
+
+def leave_now() -> None:
+    """End the step. Raises :class:`StepInterrupted`."""
+    raise StepInterrupted("the step was left: parameters and optimiser are as before it")
 
 
 @contextmanager
-def interruptible_step() -> Iterator[None]:
-    """A step that calls :func:`check_interrupt`.
+def interruptible_step(*, agreed: bool = False) -> Iterator[None]:
+    """A step that calls :func:`check_interrupt`; ``agreed``: several processes end it together.
 
     Where Ctrl-C would raise KeyboardInterrupt anywhere, a first one ends the step at the next
     check, or after it if there is none; a second one acts at once. Whoever else handles SIGINT
@@ -69,7 +83,7 @@ def interruptible_step() -> Iterator[None]:
         signal.signal(number, signal.default_int_handler)
         leave()
 
-    _step.running, _step.leaving = True, False
+    _step.running, _step.leaving, _step.agreed = True, False, agreed
     if alone:
         signal.signal(signal.SIGINT, request)
     try:
@@ -77,6 +91,6 @@ def interruptible_step() -> Iterator[None]:
         if alone and _step.leaving:
             raise KeyboardInterrupt("after a whole step")
     finally:
-        _step.running = _step.leaving = False
+        _step.running = _step.leaving = _step.agreed = False
         if alone and signal.getsignal(signal.SIGINT) is request:
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcore.autograd.autocast import fresh_casts
-from hfcore.autograd.checks import check_one_process, check_repeatable
+from hfcore.autograd.checks import check_repeatable
 from hfcore.autograd.data import NO_GRADIENT
 from hfcore.autograd.evaluation import flatten
 from hfcore.bindings.conjugate_gradient import dot
@@ -42,7 +42,6 @@ class BackwardObjective:
 
     def __init__(self, model: nn.Module | Iterable[nn.Parameter], *, l2: float = 0.0) -> None:
         self._module = model if isinstance(model, nn.Module) else None
-        check_one_process(self._module)
         self.parameters = FlatParameters(model)
         self.l2 = l2
 

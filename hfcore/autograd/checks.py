@@ -32,23 +32,6 @@ _LOOKED_AT = (
     *_EMBEDDINGS, _NormBase, _DropoutNd, nn.RNNBase, nn.MultiheadAttention, nn.RReLU, _SpectralNorm
 )  # fmt: skip
 
-DISTRIBUTED = ("DistributedDataParallel", "FullyShardedDataParallel")
-
-
-def check_one_process(module: nn.Module | None) -> None:
-    """Raise ValueError for a model whose gradients are averaged over several processes.
-
-    Losses and products would be those of each process alone, and the replicas drift apart.
-    """
-    if module is None or not torch.distributed.is_available():
-        return
-    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
-    if several and type(module).__name__ in DISTRIBUTED:
-        raise ValueError(
-            f"model: got a {type(module).__name__} in {torch.distributed.get_world_size()} "
-            "processes, need one process: losses and products are not averaged over them"
-        )
-
 
 def check_repeatable(
     module: nn.Module,

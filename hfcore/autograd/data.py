@@ -15,6 +15,7 @@ from hfcore.arguments import called
 from hfcore.batches import Batch, check_unambiguous, labelled
 from hfcore.losses import Loss
 from hfcore.losses.weights import checked_weights
+from hfcore.shares import aligned
 
 # Gives (loss, outputs), or the loss alone where the curvature needs no outputs.
 Closure = Callable[[], tuple[Tensor, Tensor] | Tensor]
@@ -64,17 +65,21 @@ class BatchPart:
             yield self
             return
         for at in range(0, self.count, size):
-            yield self._narrow(at, min(size, self.count - at))
+            yield self._narrowed(at, min(size, self.count - at), lambda t: t)
 
-    def _narrow(self, at: int, count: int) -> BatchPart:
+    def narrow(self, start: int, count: int) -> BatchPart:
+        """``count`` cases from ``start`` on, in arrays that begin where torch's own do."""
+        return self._narrowed(start, count, aligned)
+
+    def _narrowed(self, at: int, count: int, place: Callable[[Tensor], Tensor]) -> BatchPart:
         def cut(dim: int) -> Callable[[Any], Any]:
-            return lambda t: t.narrow(dim, at, count) if isinstance(t, Tensor) else t
+            return lambda t: place(t.narrow(dim, at, count)) if isinstance(t, Tensor) else t
 
         return replace(
             self,
             inputs=tree_map(cut(self.input_dim), self.inputs),
             targets=tree_map(cut(self.target_dim), self.targets),
-            mask=None if self.mask is None else self.mask.narrow(self.target_dim, at, count),
+            mask=None if self.mask is None else cut(self.target_dim)(self.mask),
             count=count,
         )
 

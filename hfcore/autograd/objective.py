@@ -14,7 +14,7 @@ from hfcore.autograd.autocast import no_casts
 from hfcore.autograd.calls import Select, check_select
 from hfcore.autograd.case_check import check_cases
 from hfcore.autograd.cases import CaseSquares
-from hfcore.autograd.checks import check_one_process, check_repeatable, differentiable_kernels
+from hfcore.autograd.checks import check_repeatable, differentiable_kernels
 from hfcore.autograd.choice import Choice
 from hfcore.autograd.curvature import ModuleCurvature
 from hfcore.autograd.data import (
@@ -36,6 +36,7 @@ from hfcore.bindings.conjugate_gradient import dot
 from hfcore.flat import FlatParameters
 from hfcore.losses import Loss
 from hfcore.objective import DAMPING_START
+from hfcore.shares import Counts, Share, cut
 
 __all__ = ["Closure", "ModuleCurvature", "ModuleObjective", "call_closure"]
 
@@ -104,7 +105,6 @@ class ModuleObjective:
         self.module: nn.Module | None = None
         if isinstance(model, nn.Module):
             self.module = getattr(model, "_orig_mod", model)
-        check_one_process(self.module)
         self.parameters = FlatParameters(model if self.module is None else self.module)
         self._input_dim, self.case_dim = (
             batch_dim if isinstance(batch_dim, tuple) else (batch_dim, batch_dim)
@@ -176,7 +176,7 @@ class ModuleObjective:
             return
         loss = self.loss_function
         assert loss is not None
-        total = loss.total(loss.counted(part) for part in data)
+        total = loss.total([self.counts(data).counted])
         for part in data:
             for chunk in part.chunks(self.chunk_size or part.count):
                 share = chunk.count / total
@@ -187,11 +187,29 @@ class ModuleObjective:
 
     def _fisher_cases(self, data: Sequence[BatchPart]) -> float:
         """What Σ ∇Lᵢ∇Lᵢᵀ over all cases is divided by: f is the mean of n·scale·Lᵢ."""
-        loss, cases = self.loss_function, sum(part.count for part in data)
+        loss, counts = self.loss_function, self.counts(data)
         assert loss is not None
         if loss.counts_cases:
-            return cases
-        return loss.total(loss.counted(part) for part in data) ** 2 / (cases * loss.factor**2)
+            return counts.cases
+        return loss.total([counts.counted]) ** 2 / (counts.cases * loss.factor**2)
+
+    def counts(self, data: ModuleData) -> Counts:
+        """What batches count; of a :class:`hfcore.shares.Share` what the whole counts."""
+        if isinstance(data, Share):
+            return data.whole
+        loss = self.loss_function
+        assert loss is not None
+        assert not callable(data)
+        return Counts(
+            counted=sum(loss.counted(part) for part in data),
+            cases=sum(part.count for part in data),
+            batches=len(data),
+        )
+
+    def share(self, data: ModuleData, start: int, end: int, whole: Counts) -> Share[BatchPart]:
+        """Cases ``start`` … ``end`` − 1 of the batches, as a share of the ``whole``."""
+        assert not callable(data)
+        return Share(cut(data, start, end), whole)
 
     def tell(self, message: str) -> None:
         """Log what the user should know; the next curvature holds it in ``messages``."""
@@ -237,6 +255,8 @@ class ModuleObjective:
     def _check_chunks(self, data: ModuleData) -> None:
         """Before data is cut for the first time."""
         size = self.chunk_size
+        if isinstance(data, Share):
+            self._check_cases("process_group", data)
         if not callable(data) and size is not None and any(part.count > size for part in data):
             self._check_cases("chunk_size", data)
 
@@ -301,10 +321,10 @@ class ModuleObjective:
                     total += sums(squares, chunk)
         if name == "squared_gradients":
             return total / self._fisher_cases(data)
-        loss = self.loss_function
+        loss, counts = self.loss_function, self.counts(data)
         if loss.counts_cases:
-            return total / sum(part.count for part in data)
-        return total * (loss.factor / loss.total(loss.counted(part) for part in data))
+            return total / counts.cases
+        return total * (loss.factor / loss.total([counts.counted]))
 
     def curvature(self, data: ModuleData, theta: Tensor, kind: str = "ggn") -> ModuleCurvature:
         """The curvature at ``theta [N]``: ``"ggn"``, ``"hessian"`` or (batches only) ``"fisher"``.

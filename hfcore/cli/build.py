@@ -116,14 +116,22 @@ def model_of(context: click.Context, problem: Problem, start: Mapping[str, Any])
 
 
 def optimizer_of(
-    context: click.Context, name: str, model: RNN | MLP, problem: Problem
+    context: click.Context,
+    name: str,
+    model: RNN | MLP,
+    problem: Problem,
+    group: Mapping[str, Any] | None = None,
 ) -> torch.optim.Optimizer:
-    """The optimiser called ``name``, with those of the options that speak to it."""
+    """The optimiser called ``name``, with those of the options that speak to it.
+
+    ``group``: keywords of the processes that train together, where it has them.
+    """
+    group = group or {}
     if name == "hf":
         _refuse_others(context, name, [*FIRST_ORDER_OPTIONS, *FIRST_ORDER_ALONE, *SCHEDULE_ALONE])
         settings = {**_hf_preset(context.params["preset"], problem), **_given(context, HF_OPTIONS)}
         try:
-            return HessianFree(model, problem.loss, **settings)
+            return HessianFree(model, problem.loss, **settings, **group)
         except (ValueError, TypeError) as error:
             raise click.UsageError(f"--optimizer hf: {error}") from error
     if name not in FIRST_ORDER:
@@ -135,6 +143,7 @@ def optimizer_of(
     given, wanted = _given(context, FIRST_ORDER_OPTIONS), signature(FIRST_ORDER[name]).parameters
     if "lr" not in given and "lr" in wanted and wanted["lr"].default is Parameter.empty:
         raise click.UsageError(f"--lr: was not given, --optimizer {name} needs a learning rate")
+    given |= group if name in MOMENTUM else {}
     try:
         return FIRST_ORDER[name](model.parameters(), **given)
     except (ValueError, TypeError, RuntimeError) as error:

@@ -19,7 +19,9 @@ from hfcore.cli.options import (
     new_run_dir,
 )
 from hfcore.data import DataFileError
+from hfcore.distributed.ranks import Ranks
 from hfcore.training import RunFolderError
+from hfcore.training.errors import ExecutorError
 
 __all__ = ["Invocation", "run_options"]
 
@@ -49,23 +51,32 @@ def run_options(*, resume: str, quiet: str) -> Decorator:
 class Invocation:
     """A call of the command ``name`` with the ``options`` of :func:`run_options` and its own.
 
+    In several processes, ``ranks``, the first one has the folder and speaks.
+
     Raises click's errors for options that cannot be had.
     """
 
-    def __init__(self, name: str, options: dict[str, Any]) -> None:
+    def __init__(self, name: str, options: dict[str, Any], ranks: Ranks | None = None) -> None:
         check_resume(options["resume"], options["run_dir"])
         if options["threads"] is not None:
             torch.set_num_threads(options["threads"])
         self.options = options
         self.device = device_of(options["device"])
-        self.folder: Path = options["run_dir"] or new_run_dir(name)
-        if options["resume"] and not self.folder.is_dir():
+        self.ranks = Ranks() if ranks is None else ranks
+        new = self.ranks.on_first(lambda: str(options["run_dir"] or new_run_dir(name)))
+        self.folder = Path(self.ranks.sent((new or "").encode()).decode())
+        if options["resume"]:
+            self.ranks.on_first(self._check_resumed)
+
+    def _check_resumed(self) -> None:
+        if not self.folder.is_dir():
             raise click.ClickException(f"{self.folder}: there is no run folder to resume")
 
     @contextmanager
     def errors_shown(self, *more: type[Exception]) -> Iterator[None]:
         """What can go wrong, and ``more``, as an error of the command; what acts at once as 130."""
-        shown: tuple[type[Exception], ...] = (DataFileError, RunFolderError, ValueError, *more)
+        always = (DataFileError, RunFolderError, ExecutorError, ValueError)
+        shown: tuple[type[Exception], ...] = (*always, *more)
         try:
             yield
         except shown as error:
@@ -73,7 +84,8 @@ class Invocation:
         except KeyboardInterrupt as error:
             stored = any(self.folder.rglob("checkpoints/*.json"))
             where = f"; the last checkpoint is in {self.folder}" if stored else ""
-            click.echo(f"interrupted{where}", err=True)
+            if self.ranks.first:
+                click.echo(f"interrupted{where}", err=True)
             raise click.exceptions.Exit(INTERRUPTED) from error
 
     def show(self, table: str, written: Sequence[Path]) -> None:
@@ -85,5 +97,6 @@ class Invocation:
     def end(self, context: click.Context, *, interrupted: bool) -> None:
         """The exit code: 130 after Ctrl-C."""
         if interrupted:
-            click.echo(f"continue with the same command and: --run-dir {self.folder} --resume")
+            if self.ranks.first:
+                click.echo(f"continue with the same command and: --run-dir {self.folder} --resume")
             context.exit(INTERRUPTED)

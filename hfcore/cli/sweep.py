@@ -11,14 +11,16 @@ import click
 from click.core import ParameterSource
 
 from hfcore.cli.build import problem_of
+from hfcore.cli.executors import executor_of, executor_options, part_given
 from hfcore.cli.invocation import Invocation, run_options
 from hfcore.cli.options import folder_option, names, numbers, seeds_of
 from hfcore.cli.tables import clock, markdown, number
 from hfcore.problems import PROBLEMS, Problem, Reconstruction
-from hfcore.sweeps import AutoencoderStart, RnnStart, Start, SweepResult, sweep
+from hfcore.sweeps import AutoencoderStart, RnnStart, Start, SweepResult, join_folder, sweep
 from hfcore.sweeps.grid import METHODS
 from hfcore.sweeps.settings import SCHEDULES
 from hfcore.sweeps.starts import RnnInit
+from hfcore.training import RunFolderError
 
 # Options that are lists of numbers, and the keys of the grid that they become.
 AXES = ("learning_rate", "momentum", "input_scale", "spectral_radius", "scale")
@@ -26,12 +28,12 @@ SHOWN = ("outcome", "updates", "error", "wrong", "test_loss", "best_error", "esc
 
 
 @click.command("sweep")
-@click.argument("problem", metavar="PROBLEM")
+@click.argument("problem", metavar="PROBLEM", required=False)
 @click.option("--length", type=int, help="Sequence length T.  [default: the problem's]")
 @click.option("--centre/--no-centre", default=True, help="Sequences less their expected values.")
 @click.option("--images", type=click.IntRange(1), help="Only so many training images.")
 @folder_option
-@click.option("--learning-rate", required=True, metavar="A,B,…", help="ε.")
+@click.option("--learning-rate", metavar="A,B,…", help="ε.  [required]")
 @click.option("--momentum", default="0.9", metavar="A,B,…", help="μ₀; 0 is plain SGD.")
 @click.option("--method", default="nag", metavar="A,B,…", help=f"Of {', '.join(METHODS)}.")
 @click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="delayed", help="Of μ.")
@@ -56,9 +58,21 @@ SHOWN = ("outcome", "updates", "error", "wrong", "test_loss", "best_error", "esc
 @run_options(
     resume="Continue the sweep in --run-dir, bit for bit.", quiet="No progress, only the table."
 )
+@executor_options()
+@click.option(
+    "--cohort",
+    metavar="I/N",
+    help="The I-th of N parts alone, in --run-dir, begun or continued: for array jobs.",
+)
+@click.option(
+    "--join",
+    "join_dir",
+    type=click.Path(path_type=Path),
+    help="Unite the parts in this --run-dir of --cohort, and print the whole; without PROBLEM.",
+)
 @click.option("--require-solved", is_flag=True, help="Exit with 1 unless a run solved it.")
 @click.pass_context
-def sweep_command(context: click.Context, /, problem: str, **options: Any) -> None:
+def sweep_command(context: click.Context, /, problem: str | None, **options: Any) -> None:
     """Train every combination of the listed values on PROBLEM, all of them at once.
 
     PROBLEM is addition, multiplication, xor, temporal-order-2bit, temporal-order-3bit,
@@ -66,13 +80,26 @@ def sweep_command(context: click.Context, /, problem: str, **options: Any) -> No
     a run; tables, plots and the final parameters are in the run folder. Ctrl-C ends the sweep with
     a checkpoint, and exits with 130.
     """
-    invocation = Invocation(f"sweep-{problem}", options)
     outputs = _outputs(options)
+    if options["join_dir"] is not None:
+        _join(context, problem, options, outputs)
+        return
+    for name, value in (("PROBLEM", problem), ("--learning-rate", options["learning_rate"])):
+        if value is None:
+            raise click.UsageError(f"{name}: was not given")
+    assert problem is not None
+    part = part_given(options["cohort"])
+    if part is not None and options["run_dir"] is None:
+        raise click.UsageError("--cohort needs --run-dir, the folder of all parts")
+    invocation = Invocation(f"sweep-{problem}", options)
     grid = _grid(options)
     seeds = seeds_of(options["seeds"])
     task = _problem(problem, options)
     start = _start(context, task, options)
-    with invocation.errors_shown(TypeError, OSError):
+    with (
+        invocation.errors_shown(TypeError, OSError),
+        executor_of(options, invocation.folder) as by,
+    ):
         result = sweep(
             task,
             grid,
@@ -91,14 +118,36 @@ def sweep_command(context: click.Context, /, problem: str, **options: Any) -> No
             run_dir=invocation.folder,
             resume=options["resume"],
             progress=not options["quiet"],
+            part=part,
+            **by,
         )
-        _report(result)
-        for path in outputs:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            click.echo(f"written: {result.write(path)}")
+        _show(result, outputs)
     invocation.end(context, interrupted=result.reason == "interrupted")
     if options["require_solved"] and all(row["outcome"] != "solved" for row in result.rows()):
         context.exit(1)
+
+
+def _join(
+    context: click.Context, problem: str | None, options: dict[str, Any], outputs: list[Path]
+) -> None:
+    """Unite the parts of a sweep that were computed one by one."""
+    if problem is not None or options["cohort"] is not None:
+        raise click.UsageError("--join goes without PROBLEM and --cohort")
+    try:
+        result = join_folder(options["join_dir"])
+    except RunFolderError as error:
+        raise click.ClickException(str(error)) from error
+    _show(result, outputs)
+    if options["require_solved"] and all(row["outcome"] != "solved" for row in result.rows()):
+        context.exit(1)
+
+
+def _show(result: SweepResult, outputs: list[Path]) -> None:
+    """Print the table and write it."""
+    _report(result)
+    for path in outputs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        click.echo(f"written: {result.write(path)}")
 
 
 def _outputs(options: dict[str, Any]) -> list[Path]:

@@ -22,7 +22,9 @@ from hfcore.cli.build import (
 )
 from hfcore.cli.invocation import Invocation, run_options
 from hfcore.cli.options import folder_option
+from hfcore.cli.processes import processes, processes_options
 from hfcore.data import DataFileError
+from hfcore.distributed.ranks import Ranks
 from hfcore.minibatches import FullGradient
 from hfcore.problems import FiniteProblem, Memorization5, Problem, Reconstruction, ZeroOne
 from hfcore.problems.memorization import Layout
@@ -132,6 +134,7 @@ PROBLEM_OPTIONS = ("length", "target", "layout", "scored", "centre", "images", "
 @run_options(
     resume="Continue the run in --run-dir, bit for bit.", quiet="No progress, only the result."
 )
+@processes_options()
 @click.option("--require-solved", is_flag=True, help="Exit with 1 unless solved.")
 @click.pass_context
 def train_command(
@@ -146,17 +149,34 @@ def train_command(
 
     PROBLEM is addition, multiplication, xor, temporal-order-2bit, temporal-order-3bit,
     random-permutation, memorization-5bit, memorization-20bit, bouncing-balls, piano-rolls,
-    spoken-digits, curves, mnist or faces.
+    spoken-digits, curves, mnist or faces. With several processes: torchrun --nproc-per-node 2 -m
+    hfcore train PROBLEM …
     """
+    with processes(context, options) as ranks:
+        _train(context, problem, optimizer, options, ranks, require_solved=require_solved)
+
+
+def _train(
+    context: click.Context,
+    problem: str,
+    optimizer: str,
+    options: dict[str, Any],
+    ranks: Ranks,
+    *,
+    require_solved: bool,
+) -> None:
+    """The command in each of its processes."""
     given = {key: options[key] for key in PROBLEM_OPTIONS if options[key] is not None}
     task = problem_of(problem, **given)
     length = f"-T{task.length}" if hasattr(task, "length") else ""
-    invocation = Invocation(f"{problem}{length}-{optimizer}-seed{options['seed']}", options)
+    name = f"{problem}{length}-{optimizer}-seed{options['seed']}"
+    invocation = Invocation(name, options, ranks)
     if options["batch_size"] is None:
         options["batch_size"] = context.params["batch_size"] = _batch_size(task, optimizer)
     start = start_of(context, task)
     model = model_of(context, task, start)
-    chosen = optimizer_of(context, optimizer, model, task)
+    group = {"process_group": ranks.group, "reduction": options["reduction"]}
+    chosen = optimizer_of(context, optimizer, model, task, group)
     callbacks: list[Callback] = []
     if optimizer in MOMENTUM:
         callbacks.append(Scheduled(momentum=_momentum(options)))
@@ -177,8 +197,10 @@ def train_command(
             progress=not options["quiet"],
             callbacks=callbacks,
             notes=_notes(options, start),
+            **group,
         )
-    _report(result, shares=isinstance(task, ZeroOne))
+    if ranks.first:
+        _report(result, shares=isinstance(task, ZeroOne))
     invocation.end(context, interrupted=result.reason == "interrupted")
     if require_solved and not result.solved:
         context.exit(1)

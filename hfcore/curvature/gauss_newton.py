@@ -33,6 +33,8 @@ class GaussNewton(CurvatureOperator):
     normalize : hf.RNN: ``"sequences"`` divides sums by B (the paper), ``"outputs"`` by the number
         of unmasked outputs (the original release)
     structural_distance : hf.RNN: ``"matching"`` or ``"quarter"`` (the release's 0.25·(1 − h²))
+    process_group, cases, reduction, local : as in :class:`hfcore.HessianFree`; every process of the
+        group makes the same products, with the same vectors
     options : further keywords of the model's objective: ``l2``, for a module ``batch_dim``,
         ``strategy``, ``chunk_size``
 

@@ -15,6 +15,7 @@ from hfcore.autograd.strategies import Graph, Split
 from hfcore.batches import Batch
 from hfcore.bindings.threads import among_kernels
 from hfcore.curvature.linear_operator import LinearOperator, OperatorAtParameters
+from hfcore.distributed.ranks import check_one_process
 from hfcore.flat import FlatParameters
 from hfcore.losses import SquaredError
 from hfcore.nets.net import FusedNet, Into, blocks
@@ -50,6 +51,8 @@ class Jacobian(OperatorAtParameters):
     model : any torch module whose outputs are one tensor, on its kernels where it is an hf.RNN or
         hf.MLP; frozen parameters are no columns
     inputs : what the model takes: a tensor, or a tuple, list or dict of tensors
+    local : True: the outputs of this process alone, while torch.distributed runs in several. They
+        are no sum over cases, so there is no process_group
 
     Raises TypeError or ValueError for a model or inputs that are not like that, parameters or
     inputs with NaN or Inf, and a model whose two products disagree, since parts of it cannot be
@@ -58,7 +61,9 @@ class Jacobian(OperatorAtParameters):
 
     symmetric = False
 
-    def __init__(self, model: nn.Module, inputs: Any) -> None:
+    def __init__(self, model: nn.Module, inputs: Any, *, local: bool = False) -> None:
+        if not local:
+            check_one_process("hf.Jacobian", sums=False)
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: got {type(model).__name__}, need a torch.nn.Module")
         parameters = FlatParameters(model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from hfcore.bindings.checks import check_tensor
 from hfcore.checked_objective import checked_objective
 from hfcore.curvature.guarded import GuardedCurvature
 from hfcore.curvature.linear_operator import OperatorAtParameters
+from hfcore.distributed.agreement import check_checksums, checksum
+from hfcore.distributed.group import group_of
+from hfcore.distributed.objective import distributed
+from hfcore.distributed.ranks import unwrapped
 from hfcore.flat import FlatParameters, each_listed
 from hfcore.losses import Loss
 from hfcore.nets.objective import Normalize
@@ -27,6 +31,13 @@ UNSET: dict[str, Any] = {
     "normalize": "sequences",
     "structural_distance": "matching",
     "strategy": "auto",
+}
+
+# What all ranks of a group must have the same, by what differs.
+NEED = {
+    "parameters": "the same net on every rank",
+    "data": "the same data on every rank, or cases='own'",
+    "v": "the same vector on every rank; random ones from generators of one seed",
 }
 
 AnyLoss = Loss | Callable[..., Tensor] | None
@@ -71,8 +82,21 @@ class CurvatureOperator(OperatorAtParameters):
         structural: float | Mapping[str, Any] = 0.0,
         normalize: Normalize = "sequences",
         structural_distance: StructuralDistance = "matching",
+        process_group: Any = None,
+        cases: Literal["shared", "own"] = "shared",
+        reduction: Literal["exact", "fast"] | None = None,
+        local: bool = False,
         **options: Any,
     ) -> None:
+        self._group = group_of(
+            f"hf.{type(self).__name__}",
+            process_group,
+            reduction,
+            cases=cases,
+            local=local,
+            model=model,
+        )
+        model = unwrapped(model)
         options |= {"normalize": normalize, "structural_distance": structural_distance}
         self.damping = nonnegative("damping", damping)
         self.structural = structural
@@ -101,11 +125,12 @@ class CurvatureOperator(OperatorAtParameters):
             raise TypeError("model: got None, need a model and its loss, or objective= and theta=")
         else:
             self._objective = objective_for(model, loss, structural=structural, **options)
+        self._objective = distributed(self._objective, self._group)
         theta = flat_parameters(model, theta)
         if inputs is None and objective is None:
             raise TypeError("inputs: got None, need a batch of inputs, batches or a closure")
         given = operator_data(inputs, targets, mask, any_data=objective is not None)
-        self._data = self._objective.prepare(given)
+        self._data = self._prepared(given, theta)
         curvature = curvature_of(self._objective, self._data, theta, self.kind)
         self._curvature = GuardedCurvature(curvature, self._objective, given)
         self._theta = theta
@@ -113,6 +138,24 @@ class CurvatureOperator(OperatorAtParameters):
         self.loss: float = curvature.loss
         if objective is not None and not math.isfinite(self.loss):
             raise ValueError(f"objective.loss: gave {self.loss}, need a finite number")
+
+    def _prepared(self, given: Any, theta: Tensor) -> Any:
+        """The data; in a group an error is one on every rank, and what all must have the same is
+        compared."""
+        if self._group is None or not self._group.several:
+            return self._objective.prepare(given)
+        ranks = self._group.ranks
+        data = ranks.together(lambda: self._objective.prepare(given))
+        named = {"parameters": checksum(theta)}
+        if self._group.cases == "shared" and not callable(given):
+            named["data"] = checksum(given)
+        check_checksums(ranks, named, NEED)
+        return data
+
+    def _check_vectors(self, v: Tensor) -> None:
+        """A product takes one vector: ``v […]`` of every rank."""
+        if self._group is not None and self._group.several:
+            check_checksums(self._group.ranks, {"v": checksum(v)}, NEED)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -130,11 +173,13 @@ class CurvatureOperator(OperatorAtParameters):
         return self.damping + self._objective.l2
 
     def _product(self, v: Tensor, out: Tensor | None) -> Tensor:
+        self._check_vectors(v)
         return self._curvature.product(
             v, damping=self.damping, structural=self.damping * self._mu, out=out
         )
 
     def _products(self, V: Tensor) -> Tensor:
+        self._check_vectors(V)
         return self._curvature.products(V, self.damping, self.damping * self._mu)
 
     def __repr__(self) -> str:

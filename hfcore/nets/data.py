@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from hfcore.bindings.checks import check_tensor, plain
 from hfcore.losses import Loss
 from hfcore.losses.weights import checked_weights
 from hfcore.nets.values import all_finite, range_of
+from hfcore.shares import aligned
 
 # What there is at least one of.
 CASES = {"B": "case"}
@@ -79,10 +81,17 @@ class Data:
         pieces = math.ceil(B / size)
         timed = self.x.ndim == 4
         ends = [min(i * size, B) if timed else B * i // pieces for i in range(pieces + 1)]
-        for b in map(slice, ends, ends[1:]):
-            at = (slice(None),) * (1 + timed) + (b,)
-            w = None if self.w is None else self.w[at]
-            yield replace(self, x=self.x[at], y=self.y[at], w=w)
+        for start, end in pairwise(ends):
+            yield self._narrowed(start, end)
+
+    def narrow(self, start: int, count: int) -> Data:
+        """``count`` cases from ``start`` on, in arrays that begin where torch's own do."""
+        return self._narrowed(start, start + count).placed(lambda _, value: aligned(value))
+
+    def _narrowed(self, start: int, end: int) -> Data:
+        at = (slice(None),) * (self.x.ndim - 2) + (slice(start, end),)
+        x, w = self.x[at], None if self.w is None else self.w[at]
+        return replace(self, x=x, y=x if self.y is self.x else self.y[at], w=w)
 
 
 def check_cases(

@@ -15,6 +15,7 @@ from hfcore.nets.curvature import FusedCurvature
 from hfcore.nets.data import Data
 from hfcore.nets.net import FusedNet, Into, Memory
 from hfcore.objective import CurvatureKind
+from hfcore.shares import Counts, Share, cut
 
 Normalize = Literal["sequences", "outputs"]
 
@@ -83,17 +84,33 @@ class FusedObjective:
         """λ₀ of Hessian-free optimisation on what :meth:`prepare` gave."""
         return self.net.damping_start(data[0])
 
+    def counts(self, data: list[Data]) -> Counts:
+        """What the data count; of a :class:`hfcore.shares.Share` what the whole counts."""
+        if isinstance(data, Share):
+            return data.whole
+        return Counts(
+            counted=sum(self.net.counted(part) for part in data),
+            cases=sum(part.count for part in data),
+            outputs=sum(part.outputs for part in data),
+            batches=len(data),
+        )
+
+    def share(self, data: list[Data], start: int, end: int, whole: Counts) -> Share[Data]:
+        """Cases ``start`` … ``end`` − 1 of the data, as a share of the ``whole``."""
+        return Share(cut(data, start, end), whole)
+
     def scale(self, data: list[Data]) -> float:
         """What a sum over all cases and outputs is multiplied by."""
+        counts = self.counts(data)
         if self.normalize == "sequences":
-            return self.net.loss.scale(self.net.counted(part) for part in data)
-        return 1.0 / sum(part.outputs for part in data)
+            return self.net.loss.scale([counts.counted])
+        return 1.0 / counts.outputs
 
     def case_scale(self, data: list[Data]) -> float:
         """What the summed loss of one case is multiplied by: f is the mean of those over cases."""
         if self.normalize == "sequences" and self.net.loss.means_cases:
             return 1.0
-        return self.scale(data) * sum(part.count for part in data)
+        return self.scale(data) * self.counts(data).cases
 
     def regulariser(self, theta: Tensor) -> float:
         """½ l2 ‖θ‖² of ``theta [N]``."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hfcore.arguments import called, number, positive
 from hfcore.bindings.conjugate_gradient import dot
+from hfcore.distributed.ranks import check_one_process
 from hfcore.flat import FlatParameters, dense_gradients, listed
 from hfcore.momentum_schedules import next_a
 
@@ -43,12 +44,22 @@ class AdaptiveNAG(torch.optim.Optimizer):
     Args:
         params: a module or its parameters, all of one real floating type on one device.
         lr: ε_{−1}; None: from ∇f at two points, as above. A value of at most 1/L is never halved.
+        local: True: a net of this process alone, while torch.distributed runs in several. It has
+            no process_group; in ``hf.train`` it minimises the function that all of them compute.
 
     ``state_dict`` holds θ_{t−1}, a_t, ε_{t−1} and t. Raises TypeError or ValueError naming what is
     wrong.
     """
 
-    def __init__(self, params: nn.Module | Iterable[nn.Parameter], lr: float | None = None) -> None:
+    def __init__(
+        self,
+        params: nn.Module | Iterable[nn.Parameter],
+        lr: float | None = None,
+        *,
+        local: bool = False,
+    ) -> None:
+        if not local:
+            check_one_process("hf.AdaptiveNAG", sums=False)
         if lr is not None:
             lr = positive("lr", lr)
         flat = FlatParameters(params if isinstance(params, nn.Module) else listed("params", params))

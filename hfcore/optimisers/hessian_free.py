@@ -28,6 +28,7 @@ from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.threads import among_kernels
 from hfcore.checked_objective import checked_objective
 from hfcore.curvature.operator import check_alone
+from hfcore.distributed.group import Group, group_of
 from hfcore.flat import FlatParameters, each_listed
 from hfcore.losses import Loss
 from hfcore.nets.objective import Normalize
@@ -43,6 +44,7 @@ from hfcore.optimisers.preconditioner import DiagonalSource
 from hfcore.optimisers.roles import Roles
 from hfcore.optimisers.serving import Serving
 from hfcore.optimisers.statistics import Ledger, StepStats
+from hfcore.optimisers.together import Together
 from hfcore.optimisers.watched_step import watched_step
 from hfcore.seeding import generator_of
 from hfcore.solvers.preconditioners import Preconditioner
@@ -116,6 +118,18 @@ class HessianFree(torch.optim.Optimizer):
     strategy, chunk_size : how products of any other module are computed, see
         ``autograd/objective.py``; what ``"measure"`` found to be cheapest at the first step becomes
         the option, so that a resumed run computes as before
+    process_group : of torch.distributed: its processes train one net together. Each makes the same
+        calls; losses, gradients, products and diagonals are summed over them, everything else is
+        done by each on the same bits. At its first step the parameters, buffers and state of the
+        first are sent to all, at every step they are compared. None: one process; of several,
+        ``local`` must say so
+    cases : ``"shared"``, every process is given the same data and takes its share of the cases; or
+        ``"own"``, every process is given cases of its own, of length 0 where it has none in a role.
+        A closure's loss and gradient are averaged over the processes
+    reduction : ``"exact"``: the cases are cut into shards by the data's shape alone and summed in
+        one order, so that any number of processes gives the same bits, also one without a group;
+        ``"fast"``: one all-reduce a sum. None: exact on gloo, fast on NCCL
+    local : True: a net of this process alone, while torch.distributed runs in several
     options : further keywords of the model's objective, such as ``memory``, ``batch_dim`` and
         ``outputs``
 
@@ -167,9 +181,17 @@ class HessianFree(torch.optim.Optimizer):
         seed: int = 0,
         strategy: str = "auto",
         chunk_size: int | None = None,
+        process_group: Any = None,
+        cases: Literal["shared", "own"] = "shared",
+        reduction: Literal["exact", "fast"] | None = None,
+        local: bool = False,
         **options: Any,
     ) -> None:
         flat = {name: value for name, value in locals().items() if name in OPTIONS}
+        group = group_of(
+            "hf.HessianFree", process_group, reduction, cases=cases, local=local, model=model
+        )
+        self._together = Together(group, local=local)
         built_with = {
             "normalize": normalize,
             "structural_distance": structural_distance,
@@ -200,6 +222,7 @@ class HessianFree(torch.optim.Optimizer):
             for name, value in built_with.items()
             if name != "chunk_size" and not callable(value)
         }
+        recorded |= self._together.recorded()
         super().__init__(FlatParameters(model).tensors, {**flat, "strategy": strategy, **recorded})
         self._build()
 
@@ -215,6 +238,7 @@ class HessianFree(torch.optim.Optimizer):
             structural=options.pop("structural", group["structural"]),
             strategy=group["strategy"],
             options=options,
+            group=self._together.group,
         )
 
     # ------------------------------------------------------------------------------ state
@@ -226,9 +250,20 @@ class HessianFree(torch.optim.Optimizer):
         return value
 
     @property
+    def group(self) -> Group | None:
+        """The processes that train together, None for this one alone."""
+        return self._together.group
+
+    @property
     def steps(self) -> int:
         """Steps taken, rejected ones included."""
-        return int(self.state[self._parameters.tensors[0]].get("steps", 0))
+        return int(self._own_state.get("steps", 0))
+
+    @property
+    def _own_state(self) -> dict[str, Any]:
+        """That of the whole optimiser, which is kept with the first parameter."""
+        state: dict[str, Any] = self.state[self._parameters.tensors[0]]
+        return state
 
     @property
     def outputs(self) -> Select | None:
@@ -236,7 +271,7 @@ class HessianFree(torch.optim.Optimizer):
         return self._built_with.get("outputs")
 
     def __getstate__(self) -> dict[str, Any]:
-        mine = ("_model", "loss", "objective", "_built_with", "last_stats")
+        mine = ("_model", "loss", "objective", "_built_with", "_together", "last_stats")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in mine}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -286,7 +321,7 @@ class HessianFree(torch.optim.Optimizer):
         return Options.of(group)
 
     def _cg_start(self, theta: Tensor) -> Tensor:
-        last = self.state[self._parameters.tensors[0]].get("cg_last")
+        last = self._own_state.get("cg_last")
         if last is None:
             return torch.zeros_like(theta)
         start: Tensor = last.to(theta) * self.param_groups[0]["cg_decay"]
@@ -294,7 +329,7 @@ class HessianFree(torch.optim.Optimizer):
 
     def _remember(self, outcome: Outcome) -> None:
         """The state after a step."""
-        state, group = self.state[self._parameters.tensors[0]], self.param_groups[0]
+        state, group = self._own_state, self.param_groups[0]
         state["steps"] = state.get("steps", 0) + 1
         state["curvature_scale"] = outcome.curvature_scale
         if outcome.cg_last is None:
@@ -328,10 +363,13 @@ class HessianFree(torch.optim.Optimizer):
         data = closure if data is None else data
         options = self._options()
         self._parameters.refresh()
+        if self._together.begin(self._parameters, self._own_state, self.param_groups[0]):
+            options = self._options()  # those of the first rank
         objective = self._serving.objective(data, options, self.param_groups[0]["strategy"])
         theta = self._parameters.read()
         among = among_kernels(theta) if objective.supports_stop else nullcontext()
-        with torch.no_grad(), among, interruptible_step():
+        agreed = self._together.several
+        with torch.no_grad(), among, interruptible_step(agreed=agreed):
             ledger = Ledger()
             step, loss, damping = self._prepared(objective, data, theta, options, ledger)
             outcome = step.run(damping, self._cg_start(theta))
@@ -356,7 +394,8 @@ class HessianFree(torch.optim.Optimizer):
             raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
         group = self.param_groups[0]
         with ledger.phase("prepare"):
-            roles = self._serving.roles(objective, data)
+            roles = self._together.work(lambda: self._serving.roles(objective, data))
+            self._together.compare(theta, self._own_state, group, data)
             damping = _present_damping(objective, roles, options)
         with ledger.phase("gradient"):
             loss, gradient = objective.gradient(roles.gradient, theta)
@@ -388,7 +427,7 @@ class HessianFree(torch.optim.Optimizer):
             diagonal=diagonal,
             scale=scale,
             first=self.steps == 0,
-            curvature_scale=self.state[self._parameters.tensors[0]].get("curvature_scale"),
+            curvature_scale=self._own_state.get("curvature_scale"),
         )
         return step, loss, damping
 

@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,9 @@ from torch import Tensor, nn
 
 from hfcore.arguments import called
 from hfcore.bindings.momentum import Step, momentum_update
+from hfcore.distributed.group import Group, group_of
 from hfcore.flat import listed
+from hfcore.optimisers.averaging import Averaging
 from hfcore.optimisers.flat_state import Layout, Piece, are_same
 from hfcore.optimisers.watched_step import watched_step
 
@@ -49,6 +51,14 @@ class UpdatingClosure(ABC):
         """One update of ``[1,N]`` in place, as ``momentum_update``; gives the loss."""
 
 
+class SummedClosure(ABC):
+    """A closure whose gradients and loss are already those of all processes."""
+
+    @abstractmethod
+    def __call__(self) -> Tensor:
+        """Leave gradients in the parameters; gives the loss, a scalar ``[]``."""
+
+
 class _Known:
     """The layout of a group, and the optimiser's state in which it was found."""
 
@@ -73,13 +83,33 @@ class _Momentum(torch.optim.Optimizer):
     ``state_dict`` holds one ``velocity`` a parameter, in its shape and dtype.
     """
 
-    def __init__(self, params: Parameters, defaults: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        params: Parameters,
+        defaults: dict[str, Any],
+        *,
+        process_group: Any,
+        reduction: str | None,
+        local: bool,
+    ) -> None:
+        what = f"hf.{type(self).__name__}"
+        group = group_of(what, process_group, reduction, local=local, model=params)
+        self._averaging = Averaging(what, group, local=local)
         if isinstance(params, nn.Module):
             params = [p for p in params.parameters() if p.requires_grad]
         else:
             params = listed("params", params)
         self._forget()
         super().__init__(params, defaults)
+        self._averaging.begin(self.param_groups)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_averaging": self._averaging}
+
+    @property
+    def group(self) -> Group | None:
+        """The processes that train together, None for this one alone."""
+        return self._averaging.group
 
     def _forget(self) -> None:
         """Drop what belongs to neither the options nor the state."""
@@ -179,12 +209,21 @@ class _Momentum(torch.optim.Optimizer):
             )
             piece.wrote()
 
+    def _averaged(
+        self, closure: Closure | None, loss: Tensor | None, weight: float
+    ) -> Tensor | None:
+        """The loss; both it and the gradients are those of all processes afterwards."""
+        if not self._averaging.several or isinstance(closure, SummedClosure):
+            return loss
+        return self._averaging.average(self.param_groups, loss, weight)
+
     def _updated_by(self, closure: Closure | None, *, ahead: bool) -> Tensor | None:
         """The loss of an update that the closure did itself; None: it did nothing.
 
         ``ahead``: the gradient is that of θ + μv.
         """
-        if not isinstance(closure, UpdatingClosure) or len(self.param_groups) > 1:
+        several = self._averaging.several
+        if not isinstance(closure, UpdatingClosure) or len(self.param_groups) > 1 or several:
             if closure is not None and not callable(closure):
                 raise TypeError(f"step: got {type(closure).__name__}, need a closure or nothing")
             return None
@@ -210,17 +249,44 @@ class SGD(_Momentum):
             floating point of any precision. float32 and float64 run on compiled kernels.
         lr: ε, at least 0; 0 moves nothing, as warm-up schedules begin.
         weight_decay: l2, the weight of ½‖θ‖², at least 0.
+        process_group: of torch.distributed: gradients and losses of its processes are averaged
+            before every update, by the ``weight`` of each. The first one's parameters are sent to
+            all when the optimiser is made, and compared at every step.
+        reduction: ``"exact"``, in a fixed order, or ``"fast"``, by one all-reduce; None: exact on
+            gloo, fast on NCCL.
+        local: True: a net of this process alone, while torch.distributed runs in several.
 
     Raises TypeError or ValueError naming the option; :meth:`step` TypeError for a sparse gradient.
     """
 
-    def __init__(self, params: Parameters, lr: float, *, weight_decay: float = 0.0) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+    def __init__(
+        self,
+        params: Parameters,
+        lr: float,
+        *,
+        weight_decay: float = 0.0,
+        process_group: Any = None,
+        reduction: Literal["exact", "fast"] | None = None,
+        local: bool = False,
+    ) -> None:
+        super().__init__(
+            params,
+            {"lr": lr, "weight_decay": weight_decay},
+            process_group=process_group,
+            reduction=reduction,
+            local=local,
+        )
 
     @watched_step
-    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
-        """One update; with a closure that leaves gradients at θ, and gives its loss ``[]``."""
-        return _plain_step(self, closure)
+    def step(  # type: ignore[override]
+        self, closure: Closure | None = None, *, weight: float = 1.0
+    ) -> Tensor | None:
+        """One update; with a closure that leaves gradients at θ, and gives its loss ``[]``.
+
+        ``weight`` is what this process counts in the mean over a process_group, such as its number
+        of cases: 0 where it has none.
+        """
+        return _plain_step(self, closure, weight)
 
 
 class ClassicalMomentum(_Momentum):
@@ -233,14 +299,33 @@ class ClassicalMomentum(_Momentum):
     """
 
     def __init__(
-        self, params: Parameters, lr: float, momentum: float = 0.9, *, weight_decay: float = 0.0
+        self,
+        params: Parameters,
+        lr: float,
+        momentum: float = 0.9,
+        *,
+        weight_decay: float = 0.0,
+        process_group: Any = None,
+        reduction: Literal["exact", "fast"] | None = None,
+        local: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(
+            params,
+            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay},
+            process_group=process_group,
+            reduction=reduction,
+            local=local,
+        )
 
     @watched_step
-    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
-        """One update; with a closure that leaves gradients at θ, and gives its loss ``[]``."""
-        return _plain_step(self, closure)
+    def step(  # type: ignore[override]
+        self, closure: Closure | None = None, *, weight: float = 1.0
+    ) -> Tensor | None:
+        """One update; with a closure that leaves gradients at θ, and gives its loss ``[]``.
+
+        ``weight``: as in :meth:`SGD.step`.
+        """
+        return _plain_step(self, closure, weight)
 
 
 class NAG(_Momentum):
@@ -265,9 +350,23 @@ class NAG(_Momentum):
     _inside: bool
 
     def __init__(
-        self, params: Parameters, lr: float, momentum: float = 0.9, *, weight_decay: float = 0.0
+        self,
+        params: Parameters,
+        lr: float,
+        momentum: float = 0.9,
+        *,
+        weight_decay: float = 0.0,
+        process_group: Any = None,
+        reduction: Literal["exact", "fast"] | None = None,
+        local: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        super().__init__(
+            params,
+            {"lr": lr, "momentum": momentum, "weight_decay": weight_decay},
+            process_group=process_group,
+            reduction=reduction,
+            local=local,
+        )
 
     def _forget(self) -> None:
         super()._forget()
@@ -301,12 +400,14 @@ class NAG(_Momentum):
             self._inside = False
 
     @watched_step
-    def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
+    def step(  # type: ignore[override]
+        self, closure: Closure | None = None, *, weight: float = 1.0
+    ) -> Tensor | None:
         """One update; with a closure that leaves gradients, called at θ + μv, and gives its loss.
 
-        The loss is a scalar ``[]``. Without a closure it takes the gradients computed inside the
-        last :meth:`lookahead`, each once. Raises RuntimeError where there was none since the last
-        step, and inside of one.
+        The loss is a scalar ``[]``; ``weight``: as in :meth:`SGD.step`. Without a closure it takes
+        the gradients computed inside the last :meth:`lookahead`, each once. Raises RuntimeError
+        where there was none since the last step, and inside of one.
         """
         if self._inside:
             raise RuntimeError("step: was called inside lookahead(), need it after the context")
@@ -322,6 +423,7 @@ class NAG(_Momentum):
                 "step: the gradient of NAG is taken at θ + μv, need a closure, or a gradient "
                 "computed inside `with opt.lookahead():` since the last step"
             )
+        loss = self._averaged(closure, loss, weight)
         with torch.no_grad():
             for group, (momentum, layout) in zip(self.param_groups, self._looked, strict=True):
                 self._update(group, momentum, layout)
@@ -329,7 +431,7 @@ class NAG(_Momentum):
         return loss
 
 
-def _plain_step(optimizer: _Momentum, closure: Closure | None) -> Tensor | None:
+def _plain_step(optimizer: _Momentum, closure: Closure | None, weight: float) -> Tensor | None:
     """A step whose gradient is taken at θ."""
     loss = optimizer._updated_by(closure, ahead=False)
     if loss is not None:
@@ -340,6 +442,7 @@ def _plain_step(optimizer: _Momentum, closure: Closure | None) -> Tensor | None:
             optimizer._layout(group)
         with torch.enable_grad():
             loss = called(closure)
+    loss = optimizer._averaged(closure, loss, weight)
     with torch.no_grad():
         for group in optimizer.param_groups:
             optimizer._update(group, _options(group).momentum, None)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from hfcore.arguments import count, flag, nonnegative, number
+from hfcore.distributed.ranks import check_one_process
 from hfcore.flat import FlatParameters, listed
 from hfcore.optimisers.descent import Decay, Descent, DescentMemory
 from hfcore.optimisers.watched_step import watched_step
@@ -66,6 +67,8 @@ class NonlinearCG(torch.optim.Optimizer):
         max_evaluations: of the closure, in one line search.
         margin, extrapolation: of its trials, see :class:`hfcore.optimisers.wolfe_search`.
         slope_ratio: a search begins at most so many times as far as the last one ended.
+        local: True: a net of this process alone, while torch.distributed runs in several. It has
+            no process_group; in ``hf.train`` it minimises the function that all of them compute.
 
     ``state_dict`` holds the number of steps, with ``restart=False`` also the direction ``[N]``, α
     and the slope; ``last_stats`` is what the last step reported, None before the first. Raises
@@ -85,8 +88,11 @@ class NonlinearCG(torch.optim.Optimizer):
         margin: float = 0.1,
         extrapolation: float = 3.0,
         slope_ratio: float = 10.0,
+        local: bool = False,
     ) -> None:
         given = locals()
+        if not local:
+            check_one_process("hf.NonlinearCG", sums=False)
         options = {name: given[name] for name in OPTIONS}
         if isinstance(params, nn.Module):
             params = FlatParameters(params).tensors

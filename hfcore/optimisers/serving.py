@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -10,6 +11,10 @@ from torch import nn
 from hfcore.autograd.backward import BackwardObjective
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.checked_objective import checked_objective
+from hfcore.distributed.group import Group
+from hfcore.distributed.objective import DistributedObjective, distributed
+from hfcore.distributed.ranks import unwrapped
+from hfcore.flat import FlatParameters
 from hfcore.nets.registry import why_altered
 from hfcore.objective import Objective
 from hfcore.objective_factory import objective_for
@@ -22,7 +27,8 @@ class Serving:
     of the model and its loss for batches, and two for closures.
 
     ``model``: a module, or parameters alone. ``structural`` is a mapping from submodules or μ;
-    ``options`` are the further keywords of :func:`hfcore.objective_for`.
+    ``options`` are the further keywords of :func:`hfcore.objective_for`; with a ``group`` the
+    objectives are those of all its processes.
     """
 
     def __init__(
@@ -35,20 +41,26 @@ class Serving:
         structural: float | Mapping[str, Any],
         strategy: str,
         options: Mapping[str, Any],
+        group: Group | None = None,
     ) -> None:
-        self._own = None if own is None else checked_objective(own)
+        model = unwrapped(model)
+        on_cuda = FlatParameters(model).device.type == "cuda"
+        together = partial(distributed, group=group, on_cuda=on_cuda)
+        self._own: Any = None if own is None else together(checked_objective(own))
         if self._own is not None:
             return
         named = structural if isinstance(structural, Mapping) else None
-        self._closures = ModuleObjective(model, l2=l2, structural=named, strategy=strategy)
-        self._backward = BackwardObjective(model, l2=l2)
+        closures = ModuleObjective(model, l2=l2, structural=named, strategy=strategy)
+        self._module = closures.module
+        self._closures = together(closures)
+        self._backward = together(BackwardObjective(model, l2=l2))
         self._batches: Objective | None = None
         if loss is None:
             return
         if not isinstance(model, nn.Module):
             raise TypeError("model: got parameters alone, need a module to go with a loss")
-        self._batches = objective_for(
-            model, loss, l2=l2, structural=structural, strategy=strategy, **options
+        self._batches = together(
+            objective_for(model, loss, l2=l2, structural=structural, strategy=strategy, **options)
         )
 
     def objective(self, data: Any, options: Options, strategy: str) -> Objective:
@@ -58,6 +70,9 @@ class Serving:
         """
         objective = self._of(data, options)
         objective.l2 = options.function.l2
+        if isinstance(objective, DistributedObjective):
+            objective.use_strategy(strategy)
+            return objective
         takes_strategy = objective if self._own is None else self._own.given
         if hasattr(takes_strategy, "strategy"):
             takes_strategy.strategy = strategy
@@ -65,7 +80,8 @@ class Serving:
 
     def _of(self, data: Any, options: Options) -> Objective:
         if self._own is not None:
-            return self._own
+            own: Objective = self._own
+            return own
         if callable(data):  # differences need nothing but gradients
             differences = options.function.curvature == "hessian_fd"
             return self._backward if differences else self._closures
@@ -85,8 +101,8 @@ class Serving:
 
     def _check_unaltered(self, objective: Objective) -> None:
         """A fused objective reads parameters alone: refuse what it could not see."""
-        model = self._closures.module
-        if model is None or isinstance(objective, ModuleObjective):
+        model = self._module
+        if model is None or isinstance(getattr(objective, "inner", objective), ModuleObjective):
             return
         reason = why_altered(model)
         if reason is not None:

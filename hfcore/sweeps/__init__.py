@@ -2,6 +2,7 @@
 
 from hfcore.sweeps.engine import sweep
 from hfcore.sweeps.grid import RunSettings, expand
+from hfcore.sweeps.jobs import join_folder
 from hfcore.sweeps.outcome import Constant, Outcome, Test
 from hfcore.sweeps.result import SweepResult, join
 from hfcore.sweeps.rounds import sweep_in_rounds
@@ -19,6 +20,7 @@ __all__ = [
     "default_start",
     "expand",
     "join",
+    "join_folder",
     "sweep",
     "sweep_in_rounds",
 ]

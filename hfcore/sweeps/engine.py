@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -27,17 +27,19 @@ from hfcore.problems import Problem, create
 from hfcore.sweeps.cohort import Cohort, Cohorts
 from hfcore.sweeps.extension import before_last_phase
 from hfcore.sweeps.grid import Grid, RunSettings, expand
+from hfcore.sweeps.jobs import Job, Part, parts_of, run_by, united
 from hfcore.sweeps.measured import Tests, measure
 from hfcore.sweeps.outcome import Test, constant_output
 from hfcore.sweeps.progress import SweepDisplay
 from hfcore.sweeps.result import Reason, SweepResult
 from hfcore.sweeps.settings import SCHEDULES, ScheduleName, SweepSettings
 from hfcore.sweeps.starts import Start, default_start
-from hfcore.training.atomic import write_atomic
+from hfcore.sweeps.stored import written
 from hfcore.training.data import TrainingData
+from hfcore.training.errors import ConfigMismatchError
 from hfcore.training.interrupts import stop_on_signal
 from hfcore.training.resumable import Counters, Resumable
-from hfcore.training.run_folder import RunFolder
+from hfcore.training.run_folder import RunFolder, read_config
 
 
 def sweep(
@@ -60,6 +62,9 @@ def sweep(
     resume: bool = False,
     checkpoint_seconds: float = 60.0,
     progress: bool = True,
+    executor: Any = None,
+    cohorts: int | None = None,
+    part: tuple[int, int] | None = None,
 ) -> SweepResult:
     """Train every combination of a grid's values with every seed, all of them at once.
 
@@ -93,10 +98,19 @@ def sweep(
             in its last ones goes back to where they began, if there was a test.
         checkpoint_seconds: time between checkpoints.
         progress: one progress bar on stderr.
+        executor: anything with ``submit(f, *arguments)`` that gives futures, such as
+            ``concurrent.futures.ProcessPoolExecutor``, ``submitit.AutoExecutor`` or a
+            ``dask.distributed.Client``: parts of the sweep go to its workers, each in a folder of
+            its own in ``run_dir``, which all of them see. Results are those without it, to the bit.
+        cohorts: how many parts, at most the number of runs; None: one for each seed, or more where
+            ``max_bytes`` says so. A sweep is resumed in the parts in which it was begun.
+        part: (3, 16): the third of 16 parts alone, in its folder in ``run_dir``, begun or
+            continued: for the array jobs of any scheduler. :func:`hfcore.sweeps.join_folder`
+            unites them.
 
-    SIGINT or SIGTERM ends the sweep after the current update with a checkpoint. Raises TypeError
-    or ValueError naming what is wrong, :class:`hfcore.training.RunFolderError` and its kin for
-    folders.
+    SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 ends the sweep after the current update with a checkpoint.
+    Raises TypeError or ValueError naming what is wrong, :class:`hfcore.training.RunFolderError` and
+    its kin for folders, and RuntimeError for a worker that has ended or lacks the package.
     """
     check_positive(updates=updates, batch_size=batch_size, test_every=test_every)
     check_positive(test_size=test_size, max_bytes=max_bytes)
@@ -128,12 +142,75 @@ def sweep(
         max_bytes=max_bytes,
         checkpoint_seconds=nonnegative("checkpoint_seconds", checkpoint_seconds),
     )
+    if part is not None:
+        if executor is not None or cohorts is not None or run_dir is None:
+            raise ValueError("part: needs run_dir, and goes without executor and cohorts")
+        return _sweep_part(part, settings, path("run_dir", run_dir))
+    if executor is not None:
+        if run_dir is None:
+            raise ValueError("run_dir: got None with an executor, need a folder that workers see")
+        return _sweep_by(executor, settings, cohorts, path("run_dir", run_dir), resume=resume)
+    if cohorts is not None:
+        raise ValueError(f"cohorts: got {cohorts} without an executor, need None")
     display = SweepDisplay() if progress else None
     if run_dir is None:
         return SweepLoop(settings, None, display).run()
     opened = RunFolder.resume if resume else RunFolder.create
     with opened(path("run_dir", run_dir), settings.config()) as folder:
         return SweepLoop(settings, folder, display).run()
+
+
+# How a sweep was cut that was not told.
+BY_SEED = "by seed and memory"
+
+
+def sweep_parts(settings: SweepSettings, count: int | None) -> list[Part]:
+    """The parts of a sweep; ``count`` None: its cohorts."""
+    if count is not None:
+        most = min(arguments.count("cohorts", count), len(settings.runs))
+        return parts_of([run.seed for run in settings.runs], most)
+    found = list(settings.cohorts())
+    return [Part(i + 1, len(found), indices) for i, indices in enumerate(found)]
+
+
+def _sweep_by(
+    executor: Any, settings: SweepSettings, count: int | None, folder: Path, *, resume: bool
+) -> SweepResult:
+    """The sweep on the workers of an executor, in the folders of its parts."""
+    begun = (read_config(folder / "config.json") if resume else None) or {}
+    cut = begun.get("cohorts", count or BY_SEED)
+    parts = sweep_parts(settings, None if cut == BY_SEED else cut)
+    config = {**settings.config(), "cohorts": cut}
+    opened = RunFolder.resume if resume else RunFolder.create
+    if begun and "cohorts" not in begun:
+        raise ConfigMismatchError(f"{folder}: holds a sweep without an executor, need None")
+    with opened(folder, config):
+        jobs = [Job(part, settings.runs, folder, settings.arguments()) for part in parts]
+        found = run_by(executor, jobs, getattr(executor, "stop_workers", lambda: None))
+        done = [
+            _unbegun(job, settings) if r is None else r for job, r in zip(jobs, found, strict=True)
+        ]
+        return united(parts, done, folder)
+
+
+def _sweep_part(part: tuple[int, int], settings: SweepSettings, folder: Path) -> SweepResult:
+    """One part alone."""
+    if not isinstance(part, tuple | list) or len(part) != 2:
+        raise ValueError(f"part: got {part!r}, need (number, count) such as (3, 16)")
+    among = count("part", part[1], most=len(settings.runs))
+    parts = sweep_parts(settings, among)
+    number = count("part", part[0], most=among)
+    return Job(parts[number - 1], settings.runs, folder, settings.arguments())()
+
+
+def _unbegun(job: Job, settings: SweepSettings) -> SweepResult:
+    """Of a part that a signal kept from beginning."""
+    data = TrainingData(settings.problem, job.runs[0].seed, torch.float32, settings.device)
+    constant = constant_output(settings.problem, data.test_set(settings.test_size))
+    nothing = [list[Test]() for _ in job.runs]
+    return SweepResult(
+        job.runs, nothing, {}, {}, constant, "interrupted", 0, 0.0, settings.solved_below
+    )
 
 
 @dataclass
@@ -302,15 +379,4 @@ class SweepLoop:
             self.at.seconds,
             self.settings.solved_below,
         )
-        return result if self.folder is None else _written(result, self.folder.path)
-
-
-def _written(result: SweepResult, folder: Path) -> SweepResult:
-    """The same with its tables, final parameters and plots written into ``folder``."""
-    from hfcore.sweeps.plots import draw_plots  # matplotlib is slow to import
-
-    result.write(folder / "runs.csv")
-    result.write(folder / "history.csv", history=True)
-    tensors = {f"{index:05d}": theta.contiguous() for index, theta in result.parameters.items()}
-    write_atomic(folder / "parameters.safetensors", safetensors.torch.save(tensors))
-    return replace(result, run_dir=folder, plots=draw_plots(result, folder / "plots"))
+        return result if self.folder is None else written(result, self.folder.path)

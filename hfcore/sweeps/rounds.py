@@ -13,8 +13,9 @@ from typing import Any
 
 from hfcore.problems import Problem
 from hfcore.sweeps.engine import sweep
-from hfcore.sweeps.grid import OPTIMISER_KEYS, RunSettings
+from hfcore.sweeps.grid import RunSettings
 from hfcore.sweeps.result import SweepResult, join
+from hfcore.sweeps.stored import run_of
 from hfcore.training.errors import RunFolderError
 from hfcore.training.run_folder import read_config
 
@@ -59,11 +60,6 @@ def _runs_in(folder: Path) -> list[RunSettings] | None:
         return None
     try:
         rows = config["sweep"]
-        return [_run(rows[str(i)]) for i in range(len(rows))]
+        return [run_of(rows[str(i)]) for i in range(len(rows))]
     except (KeyError, TypeError) as error:
         raise RunFolderError(f"{path}: is not the config of a sweep: {error}") from error
-
-
-def _run(row: dict[str, Any]) -> RunSettings:
-    known = {key: row[key] for key in (*OPTIMISER_KEYS, "seed")}
-    return RunSettings(**known, options={k: v for k, v in row.items() if k not in known})

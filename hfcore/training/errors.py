@@ -18,6 +18,10 @@ class ConfigMismatchError(ValueError):
     """A run folder belongs to another config; the message names each differing key."""
 
 
+class ExecutorError(RuntimeError):
+    """A worker of an executor lacks what it needs, or has ended; the message says what to do."""
+
+
 def cannot_write(path: Path, error: OSError) -> RunFolderError:
     """The error for a failed write, saying "disk full" where that is the reason."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):

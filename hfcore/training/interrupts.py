@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM as a request to stop after the current step."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2 as a request to stop after the current step.
+
+Slurm and submitit send the last two before a job's time is over. Whoever handled them before is
+called when the run has stopped: submitit then puts the job into the queue again.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,20 @@ from types import FrameType
 from hfcore.step_interrupt import can_leave, leave, say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Where the system has them.
+OF_SCHEDULERS = tuple(
+    getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
+)
 AFTER_STEP = "stopping after this step; again to stop within it"
 AFTER_ITERATION = "stopping after this iteration; again to stop at once"
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
+def stop_on_signal(*, soon: bool = False) -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether a signal came.
 
-    The first signal only sets the flag. A second one ends a Hessian-free step between two
+    The first signal only sets the flag; with ``soon`` it also does what a second does where that is
+    not to end at once. A second one ends a Hessian-free step between two
     iterations of CG, with :class:`StepInterrupted`; elsewhere, and a third time, it does at once
     what it did before (Ctrl-C: KeyboardInterrupt). What comes next is said on stderr. Outside the
     main thread signals are left alone.
@@ -28,7 +37,8 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     came = threading.Event()
-    previous = {s: signal.getsignal(s) or signal.SIG_DFL for s in SIGNALS}
+    handed_on: list[int] = []
+    previous = {s: signal.getsignal(s) or signal.SIG_DFL for s in (*SIGNALS, *OF_SCHEDULERS)}
 
     def restore() -> None:
         for number, handler in previous.items():
@@ -37,19 +47,26 @@ def stop_on_signal() -> Iterator[Callable[[], bool]]:
     def request(number: int, frame: FrameType | None) -> None:
         if not came.is_set():
             came.set()
-            say(AFTER_STEP if can_leave() else AFTER_ITERATION)
+            if number in OF_SCHEDULERS and callable(previous[signal.Signals(number)]):
+                handed_on.append(number)
+            if soon and can_leave():
+                leave()
+            else:
+                say(AFTER_STEP if can_leave() else AFTER_ITERATION)
         elif can_leave():
             leave()
         else:
             restore()
             signal.raise_signal(number)
 
-    for number in SIGNALS:
+    for number in previous:
         signal.signal(number, request)
     try:
         yield came.is_set
     finally:
         restore()
+    for again in handed_on:
+        signal.raise_signal(again)
 
 
 @contextmanager

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from hfcore.arguments import flag, path
 from hfcore.autograd.calls import Select
-from hfcore.training import setup
+from hfcore.distributed.ranks import Ranks
+from hfcore.optimisers.hessian_free import HessianFree
+from hfcore.training import setup, several
 from hfcore.training.callbacks import Callback, CallbackStates
 from hfcore.training.config import Settings, default_every, limits_of, run_config
 from hfcore.training.limits import Limits
@@ -50,6 +54,9 @@ def train(
     keep_checkpoints: int = 2,
     progress: bool = True,
     notes: Mapping[str, Any] | None = None,
+    process_group: Any = None,
+    reduction: Literal["exact", "fast"] | None = None,
+    local: bool = False,
 ) -> TrainResult:
     """Train ``model`` on ``data`` until a limit is met, the problem solved, or a callback stops it.
 
@@ -109,13 +116,21 @@ def train(
         keep_checkpoints: the last so many stay in ``run_dir``.
         progress: show progress on stderr.
         notes: further settings to keep in config.json; a resume compares them too.
+        process_group: of torch.distributed: its processes make the same call and train one net,
+            drawing the same batches and taking each its share of the cases. The first of them
+            writes the run folder, which the others need not see, and shows progress. None: that of
+            the optimiser.
+        reduction, local: as in :class:`hfcore.HessianFree`; the reduction of a first-order
+            optimiser's gradients.
 
-    SIGINT or SIGTERM ends training after the current step with a checkpoint. A second one ends a
-    Hessian-free step between two iterations of CG, with a checkpoint of the last whole iteration,
-    and acts at once elsewhere, as does a third. Raises TypeError or ValueError naming the argument
-    that is wrong, :class:`RunFolderError` for a folder that cannot be used or written,
-    :class:`CheckpointError` if no checkpoint is good, and :class:`ConfigMismatchError` if the
-    folder belongs to another config.
+    SIGINT, SIGTERM, SIGUSR1 or SIGUSR2, to any of the processes, ends training after the current
+    step with a checkpoint. A second one ends a Hessian-free step between two iterations of CG, with
+    a checkpoint of the last whole iteration, and acts at once elsewhere, as does a third; under
+    torchrun, which kills 30 seconds later, the first one does so. Raises TypeError or ValueError
+    naming the argument that is wrong, :class:`RunFolderError` for a folder that cannot be used or
+    written, :class:`CheckpointError` if no checkpoint is good, :class:`ConfigMismatchError` if the
+    folder belongs to another config, and :class:`hfcore.distributed.RankLost` where another process
+    has ended.
     """
     setup.check_kinds(model, optimizer, run_dir, notes)
     if next(model.parameters(), None) is None:
@@ -134,6 +149,8 @@ def train(
     flag("progress", progress)
     if flag("resume", resume) and run_dir is None:
         raise ValueError("resume: got True without run_dir, need the run folder to resume")
+    group = several.group_of_run(model, optimizer, process_group, reduction, local=local)
+    ranks = Ranks() if group is None else group.ranks
     parts = setup.data_of(
         model, optimizer, data, validation=validation, test=test, batch_dim=batch_dim
     )
@@ -155,6 +172,8 @@ def train(
         setup.counter(parts, policy),
         gradients=any(hook.reads_gradients for hook in hooks),
         outputs=outputs,
+        group=group,
+        batch_dim=(parts.form.input_dim, parts.form.target_dim),
     )
     run = Run(
         model,
@@ -162,11 +181,12 @@ def train(
         parts,
         stepper,
         setup.feed_of(parts, policy, settings, stepper.device),
-        setup.Measured(model, parts, metric, minimised, settings, outputs),
+        setup.Measured(model, parts, metric, minimised, settings, outputs, ranks),
         settings,
-        [*hooks, ProgressDisplay()] if progress else hooks,
+        [*hooks, ProgressDisplay()] if progress and ranks.first else hooks,
+        ranks,
     )
-    if run_dir is None:
+    if run_dir is None and ranks.size == 1:
         run.begin(test_untrained)
         return run.result(run.loop())
     config = run_config(
@@ -181,7 +201,14 @@ def train(
         callbacks=CallbackStates(hooks).config(),
         notes=notes or {},
     )
+    if group is not None and not isinstance(optimizer, HessianFree):
+        config["data"]["reduction"] = group.reduction
+    several.check_configs(ranks, config)
     opened = RunFolder.resume if resume else RunFolder.create
-    with opened(path("run_dir", run_dir), config, keep=keep_checkpoints) as run.folder:
+    with contextlib.ExitStack() as stack:
+        if run_dir is not None:
+            run.path = path("run_dir", run_dir)
+            folder = functools.partial(opened, run.path, config, keep=keep_checkpoints)
+            run.folder = ranks.on_first(lambda: stack.enter_context(folder()))
         run.begin(test_untrained)
         return run.result(run.loop())

@@ -13,6 +13,7 @@ from hfcore.autograd.calls import Select, chosen, selected
 from hfcore.autograd.data import BatchPart
 from hfcore.autograd.torch_losses import recognised
 from hfcore.batches import Batch
+from hfcore.distributed.ranks import Ranks
 from hfcore.losses import Loss
 from hfcore.problems.base import Problem, ZeroOne
 from hfcore.training.steps import Count
@@ -91,29 +92,48 @@ def of_loss(loss: Loss | Callable[..., Tensor], count: Count, dim: int) -> Judge
     return judged
 
 
-@torch.no_grad()
 def measured(
     model: torch.nn.Module,
     judge: Judge,
     batches: Iterable[Batch],
     outputs: Select | None = None,
+    ranks: Ranks | None = None,
 ) -> float:
     """Mean over all cases, the model in eval mode meanwhile.
 
-    ``outputs`` says which of the things that the model returns are judged; None: all of it.
+    ``outputs`` says which of the things that the model returns are judged; None: all of it. Of
+    several ``ranks`` each takes some of the batches; the mean is the same on all.
     """
-    was_training = model.training
-    model.eval()
+    ranks = Ranks() if ranks is None else ranks
+    mine = ranks.together(lambda: _judged(model, judge, batches, outputs, ranks))
+    # Of every batch the sum and the count that one rank has, and zeros of the others.
+    sums = [sum(column) for column in zip(*ranks.numbers(mine), strict=True)]
     total, cases = 0.0, 0.0
-    try:
-        for batch in batches:
-            found, count = judge(chosen(model, batch.inputs, outputs), batch)
-            total, cases = total + found, cases + count
-    finally:
-        model.train(was_training)
+    for found, count in zip(sums[::2], sums[1::2], strict=True):
+        total, cases = total + found, cases + count
     if cases == 0:
         raise ValueError("test: gave no case, need at least one")
     return total / cases
+
+
+@torch.no_grad()
+def _judged(
+    model: torch.nn.Module,
+    judge: Judge,
+    batches: Iterable[Batch],
+    outputs: Select | None,
+    ranks: Ranks,
+) -> list[float]:
+    """Sum and count of every batch in turn, 0 of those of other ranks."""
+    was_training, judged = model.training, list[float]()
+    model.eval()
+    try:
+        for i, batch in enumerate(batches):
+            own = i % ranks.size == ranks.rank
+            judged += judge(chosen(model, batch.inputs, outputs), batch) if own else (0.0, 0.0)
+    finally:
+        model.train(was_training)
+    return judged
 
 
 def _takes_mask(metric: Metric) -> bool:

@@ -12,8 +12,11 @@ from typing import Any, Protocol, get_type_hints
 
 import torch
 
+from hfcore.distributed.ranks import Ranks
+from hfcore.training.checkpoint import Checkpoint
 from hfcore.training.errors import CheckpointError
 from hfcore.training.run_folder import RunFolder
+from hfcore.training.state_tree import packed, unpacked
 
 
 class Stateful(Protocol):
@@ -27,11 +30,15 @@ class Stateful(Protocol):
 class Resumable:
     """A run in an open folder, or in none: then nothing is stored.
 
+    Of several ``ranks`` the first has the folder; what it finds there is sent to the others.
+
     Args:
         folder: where it is.
         parts: what is stored, in the order in which it is restored.
         done: the number of the present checkpoint, such as the iterations done.
         what: what the parts have to fit, for the message when they do not.
+        ranks: the processes of the run; None: this one.
+        stores: whether the first rank has a folder; None: as this one.
     """
 
     def __init__(
@@ -40,8 +47,13 @@ class Resumable:
         parts: Mapping[str, Stateful],
         done: Callable[[], int],
         what: str,
+        *,
+        ranks: Ranks | None = None,
+        stores: bool | None = None,
     ) -> None:
         self.folder = folder
+        self._ranks = Ranks() if ranks is None else ranks
+        self._stores = folder is not None if stores is None else stores
         self.parts = parts
         self._done = done
         self._what = what
@@ -52,17 +64,37 @@ class Resumable:
 
         Raises :class:`CheckpointError` for one that does not fit, or if all are lost.
         """
-        if self.folder is None:
+        if not self._stores:
             return
-        checkpoint = self.folder.checkpoints.load()
+        checkpoint = self._last()
         if checkpoint is None:
-            self.folder.require_unstarted()
             self.save()
         else:
-            self._restore(checkpoint.iteration, checkpoint.state)
+            self._ranks.together(lambda: self._restore(checkpoint.iteration, checkpoint.state))
             self._stored_at = checkpoint.iteration
-        # Before the first iteration nothing of the log is kept: what it has is logged again.
-        self.folder.start_logs(self._done() or -1)
+        if self.folder is not None:
+            # Before the first iteration nothing of the log is kept: what it has is logged again.
+            self.folder.start_logs(self._done() or -1)
+
+    def _last(self) -> Checkpoint | None:
+        """The last checkpoint, on every rank; None where nothing has been begun."""
+
+        def load() -> Checkpoint | None:
+            assert self.folder is not None
+            found = self.folder.checkpoints.load()
+            if found is None:
+                self.folder.require_unstarted()
+            return found
+
+        found = self._ranks.on_first(load)
+        if self._ranks.size == 1:
+            return found
+        mine = b"" if found is None else packed({"at": found.iteration, "state": found.state})
+        sent = self._ranks.sent(mine)
+        if not sent:
+            return None
+        known = unpacked(sent)
+        return Checkpoint(known["at"], known["state"])
 
     def states(self, *names: str) -> dict[str, Any]:
         """The present states of these parts."""
@@ -71,13 +103,16 @@ class Resumable:
     def save(self, earlier: Mapping[str, Any] | None = None) -> None:
         """Commit a checkpoint, unless this one is there; ``earlier``: states of parts that have
         moved on since."""
-        if self.folder is None or self._stored_at == self._done():
+        if not self._stores or self._stored_at == self._done():
             return
-        self.folder.checkpoint(self._done(), {**self.states(*self.parts), **(earlier or {})})
+        self._ranks.on_first(lambda: self._write(earlier or {}))
         self._stored_at = self._done()
 
-    def _restore(self, iteration: int, state: Mapping[str, Any]) -> None:
+    def _write(self, earlier: Mapping[str, Any]) -> None:
         assert self.folder is not None
+        self.folder.checkpoint(self._done(), {**self.states(*self.parts), **earlier})
+
+    def _restore(self, iteration: int, state: Mapping[str, Any]) -> None:
         try:
             for name, part in self.parts.items():
                 part.load_state_dict(state[name])
@@ -85,9 +120,9 @@ class Resumable:
                 raise ValueError(f"its state is of iteration {self._done()}")
         except Exception as error:  # whatever a state from a file can bring about
             reason = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            where = "" if self.folder is None else f"{self.folder.checkpoints.folder}: "
             raise CheckpointError(
-                f"{self.folder.checkpoints.folder}: iteration {iteration} does not fit "
-                f"{self._what}: {reason}"
+                f"{where}iteration {iteration} does not fit {self._what}: {reason}"
             ) from error
 
 

@@ -8,13 +8,16 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from hfcore.batches import Batches
+from hfcore.distributed.ranks import Ranks
+from hfcore.distributed.torchrun import kills_soon
 from hfcore.step_interrupt import StepInterrupted
-from hfcore.training import setup
+from hfcore.training import setup, several
 from hfcore.training.callbacks import Callback, CallbackStates, StopRequest, TrainState
 from hfcore.training.config import Settings
 from hfcore.training.counters import Progress, in_minibatches
@@ -45,7 +48,9 @@ class Run:
         measured: setup.Measured,
         settings: Settings,
         hooks: Sequence[Callback],
+        ranks: Ranks,
     ) -> None:
+        self.ranks = ranks
         self.model = model
         self.optimizer = optimizer
         self.data = data
@@ -54,12 +59,14 @@ class Run:
         self.measured = measured
         self.settings = settings
         self.hooks = hooks
-        self.folder: RunFolder | None = None
+        self.path: Path | None = None
+        self.folder: RunFolder | None = None  # of the first rank
         self.at = Progress()
         self.metrics: dict[str, Any] = {}
 
     def begin(self, test_untrained: bool) -> None:
         """Begin, or take up the last checkpoint."""
+        several.send_model(self.ranks, self.model)
         self.stored = Resumable(
             self.folder,
             {
@@ -72,6 +79,8 @@ class Run:
             },
             lambda: self.at.iteration,
             "this model and optimiser",
+            ranks=self.ranks,
+            stores=self.path is not None,
         )
         self.stored.begin_or_resume()
         if test_untrained and self.at.iteration == 0:
@@ -90,10 +99,12 @@ class Run:
         """Iterate until there is a reason to stop."""
         session = time.perf_counter() - self.at.seconds
         closed = contextlib.closing(self.feed)
-        with stop_on_signal() as interrupted, closed, self._hooked() as asked:
+        with stop_on_signal(soon=kills_soon()) as interrupted, closed, self._hooked() as asked:
             while (reason := self._reason_to_stop(interrupted, asked)) is None:
                 asked = self._iterate(session)
-                if asked is not None or self.at.iteration % self.settings.checkpoint_every == 0:
+                due = self.at.iteration % self.settings.checkpoint_every == 0
+                # Of several ranks the first one's reasons count, and all store together.
+                if due or (asked is not None and self.ranks.size == 1):
                     self.stored.save()
             if reason not in ("interrupted", "diverged") and not self.at.is_tested:
                 self._test()
@@ -115,7 +126,7 @@ class Run:
             seconds=self.at.seconds,
             test_error=_or_nan(self.at.test_error),
             validation_error=self.at.validation_error,
-            run_dir=None if folder is None else folder.path,
+            run_dir=self.path,
             plots=() if folder is None else folder.draw(solved_below=self._solved_below()),
         )
         if folder is not None:
@@ -130,6 +141,10 @@ class Run:
         return below is not None and error is not None and error < below
 
     def _reason_to_stop(self, interrupted: Callable[[], bool], asked: str | None) -> str | None:
+        reason = self._own_reason(interrupted, asked)
+        return several.agreed_reason(self.ranks, reason, interrupted)
+
+    def _own_reason(self, interrupted: Callable[[], bool], asked: str | None) -> str | None:
         if self.at.diverged:
             return "diverged"
         if self._solved():
@@ -236,7 +251,7 @@ class Run:
             limits=self.settings.limits,
             test_error=self.at.test_error,
             training_seconds=self.at.seconds,
-            run_dir=None if self.folder is None else self.folder.path,
+            run_dir=self.path,
             metrics=self.metrics,
             name=self.data.train.name,
             validation_error=self.at.validation_error,

@@ -14,6 +14,7 @@ from hfcore.autograd.calls import Select, check_select
 from hfcore.batches import Batch
 from hfcore.cases import MAX_AXIS, Cases
 from hfcore.data.dataset import Dataset
+from hfcore.distributed.ranks import Ranks
 from hfcore.minibatches import Fresh, FullGradient, Policy, SmallBatches
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.problems.base import FiniteProblem, Judged1997, Problem, ZeroOne
@@ -247,7 +248,7 @@ def feed_of(data: Data, policy: Any, settings: Settings, device: torch.device) -
 
 
 class Measured:
-    """What is measured of a model: its error on the validation and the test part.
+    """What is measured of a model: its error on the validation and the test part, by all ``ranks``.
 
     ``outputs`` says which of the things that the model returns are judged. Raises ValueError where
     there is a part and no measure of error.
@@ -261,8 +262,9 @@ class Measured:
         loss: Any,
         settings: Settings,
         outputs: Select | None = None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self._model, self._outputs = model, outputs
+        self._model, self._outputs, self._ranks = model, outputs, ranks
         cases = count_along(data.form.input_dim)
         self.shares = metric is None and isinstance(data.problem, ZeroOne)
         """The error is a share of wrong cases: the problem can be solved."""
@@ -305,11 +307,14 @@ class Measured:
         errors = {}
         for name, batches in self._parts.items():
             if name == "test" and self._judged_1997 is not None:
+                # Every rank judges all of them: what is kept is not exchanged.
                 kept = Judging1997(self._judged_1997, self._judge)
                 errors[name] = metrics.measured(self._model, kept, batches(), self._outputs)
                 self.columns = kept.columns()
             else:
-                errors[name] = metrics.measured(self._model, self._judge, batches(), self._outputs)
+                errors[name] = metrics.measured(
+                    self._model, self._judge, batches(), self._outputs, self._ranks
+                )
         return errors
 
 

@@ -7,9 +7,12 @@ Python's JSON writes finite floats with the digits that give the same bits back.
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -75,3 +78,16 @@ def unflatten(node: Json, tensors: dict[str, Tensor]) -> Any:
     if "$items" in node:
         return {unflatten(k, tensors): unflatten(v, tensors) for k, v in node["$items"]}
     return {k: unflatten(v, tensors) for k, v in node.items()}
+
+
+def packed(state: Mapping[str, object]) -> bytes:
+    """A whole state as bytes: the length of its JSON, that, and safetensors."""
+    tensors: dict[str, Tensor] = {}
+    tree = json.dumps(flatten(dict(state), "state", tensors), allow_nan=False).encode()
+    return len(tree).to_bytes(8, "little") + tree + safetensors.torch.save(tensors)
+
+
+def unpacked(data: bytes) -> Any:
+    """Inverse of :func:`packed`."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    return unflatten(json.loads(data[8:end]), safetensors.torch.load(data[end:]))

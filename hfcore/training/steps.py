@@ -14,12 +14,18 @@ from torch.utils._pytree import tree_leaves
 from hfcore.autograd.calls import Select
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.momentum import Step
+from hfcore.distributed.group import Group
 from hfcore.losses import Loss
 from hfcore.nets.grouped import BATCHES_ON
 from hfcore.optimisers.hessian_free import HessianFree
-from hfcore.optimisers.momentum import UpdatingClosure
+from hfcore.optimisers.momentum import SummedClosure, UpdatingClosure
 from hfcore.optimisers.nonlinear_cg import NonlinearCG
-from hfcore.training.gradients import FusedBackpropagation, backpropagation
+from hfcore.training.gradients import (
+    AutogradBackpropagation,
+    FusedBackpropagation,
+    backpropagation,
+)
+from hfcore.training.several import DistributedBackpropagation
 
 if TYPE_CHECKING:
     from hfcore.problems import Problem
@@ -37,6 +43,7 @@ ADDED_UP = (
 )
 
 Count = Callable[[Batch], int]
+Backpropagation = FusedBackpropagation | AutogradBackpropagation | DistributedBackpropagation
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,8 @@ class FirstOrderStepper:
     have a ``grad`` only with ``gradients``.
 
     ``problem`` is one of hf.problems, for its loss, or a loss; ``count`` the cases of a batch;
-    ``outputs`` which of the things that the model returns the loss takes.
+    ``outputs`` which of the things that the model returns the loss takes. Of a ``group`` every
+    process takes its share of the cases, which lie along ``batch_dim``.
     """
 
     interruptible = False
@@ -133,12 +141,18 @@ class FirstOrderStepper:
         *,
         gradients: bool = True,
         outputs: Select | None = None,
+        group: Group | None = None,
+        batch_dim: tuple[int, int] = (0, 0),
     ) -> None:
         self._count = _constant(count) if isinstance(count, int) else count
         self._optimizer = optimizer
         self._gradients = gradients
         loss: Any = getattr(problem, "loss", problem)
-        self._backward = backpropagation(model, loss, self._count, outputs)
+        self._backward: Backpropagation
+        if group is None:
+            self._backward = backpropagation(model, loss, self._count, outputs)
+        else:
+            self._backward = DistributedBackpropagation(model, loss, group, batch_dim, outputs)
         fused = isinstance(self._backward, FusedBackpropagation)
         self.device = BATCHES_ON if fused else device_of(model)
 
@@ -158,15 +172,14 @@ class FirstOrderStepper:
     def _closure(self, batches: list[Batch], losses: list[float]) -> Callable[[], Tensor]:
         """The loss on the batches, which joins ``losses``."""
         backward = self._backward
-        if len(batches) > 1:
-            return lambda: _recorded(self._together(batches), losses)
-        (batch,) = batches
-        if isinstance(backward, FusedBackpropagation):
-            return _FusedClosure(backward, batch, losses, gradients=self._gradients)
-        return lambda: _recorded(backward(batch), losses)
+        if isinstance(backward, FusedBackpropagation) and len(batches) == 1:
+            return _FusedClosure(backward, batches[0], losses, gradients=self._gradients)
+        return _BatchClosure(lambda: _recorded(self._together(batches), losses))
 
     def _together(self, batches: list[Batch]) -> float:
         """Mean loss and gradient over the cases of all batches."""
+        if len(batches) == 1:
+            return self._backward(batches[0])
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
         sums = [torch.zeros_like(p) for p in parameters]
         cases = [self._count(batch) for batch in batches]
@@ -194,6 +207,16 @@ class NonlinearCGStepper(FirstOrderStepper):
         seconds = {**done.stats["seconds"], "gradient": stats.pop("seconds")["gradient"]}
         del stats["evaluations"]  # each is a gradient, which are counted
         return replace(done, stats={**done.stats, **stats, "seconds": seconds})
+
+
+class _BatchClosure(SummedClosure):
+    """The loss of some batches, on all processes where there are several."""
+
+    def __init__(self, call: Callable[[], Tensor]) -> None:
+        self._call = call
+
+    def __call__(self) -> Tensor:
+        return self._call()
 
 
 class _FusedClosure(UpdatingClosure):
@@ -242,8 +265,10 @@ def make_stepper(
     *,
     gradients: bool,
     outputs: Select | None = None,
+    group: Group | None = None,
+    batch_dim: tuple[int, int] = (0, 0),
 ) -> Stepper:
-    """The stepper for this optimiser.
+    """The stepper for this optimiser, of all processes of a ``group``.
 
     Without ``gradients`` it may leave none in the parameters, where that is faster.
     Raises ValueError if the optimiser holds a parameter that is not the model's, or a first-order
@@ -261,7 +286,16 @@ def make_stepper(
             "hf.losses, or a function (outputs, targets) → mean loss"
         )
     made = NonlinearCGStepper if isinstance(optimizer, NonlinearCG) else FirstOrderStepper
-    return made(model, loss, optimizer, count, gradients=gradients, outputs=outputs)
+    return made(
+        model,
+        loss,
+        optimizer,
+        count,
+        gradients=gradients,
+        outputs=outputs,
+        group=group,
+        batch_dim=batch_dim,
+    )
 
 
 def combined(steps: Sequence[Iteration]) -> Iteration:

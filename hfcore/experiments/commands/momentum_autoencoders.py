@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import hfcore as hf
+from hfcore.cli.executors import executor_of
 from hfcore.cli.invocation import Invocation
 from hfcore.cli.options import Decorator, decorated_by, folder_option, names
 from hfcore.experiments.commands.tuned import (
@@ -80,12 +81,13 @@ class AutoencoderTable:
     ) -> dict[str, Tuned]:
         """Each data set with its columns; ends early after Ctrl-C."""
         results: dict[str, Tuned] = {}
-        for name in datasets:
-            problem = self.problem(name)
-            procedure = self.procedure.having(test_size=len(problem.images))
-            results[name] = procedure(problem, columns(name), self.invocation.folder / name)
-            if not results[name].finished:
-                break
+        with executor_of(self.invocation.options, self.invocation.folder) as by:
+            for name in datasets:
+                problem = self.problem(name)
+                procedure = self.procedure.having(test_size=len(problem.images), **by)
+                results[name] = procedure(problem, columns(name), self.invocation.folder / name)
+                if not results[name].finished:
+                    break
         return results
 
     def problem(self, name: str) -> hf.problems.Reconstruction:

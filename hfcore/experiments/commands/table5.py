@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 import hfcore as hf
+from hfcore.cli.executors import executor_of
 from hfcore.cli.invocation import Invocation
 from hfcore.cli.options import names
 from hfcore.experiments.commands.tuned import (
@@ -58,7 +59,8 @@ def table5_command(
     start = hf.RnnStart(hidden_size=hidden)
     procedure = procedure_of(invocation, schedule="delayed", start=start, test_size=TEST_SIZE)
     results: dict[str, Tuned] = {}
-    with invocation.errors_shown():
+    with invocation.errors_shown(), executor_of(options, invocation.folder) as by:
+        procedure = procedure.having(**by)
         for rung in rungs:
             folder = invocation.folder / str(rung)
             tuned = procedure(rung.problem(), columns_of(rung, chosen, rates), folder)

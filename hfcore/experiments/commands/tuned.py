@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from hfcore.cli.executors import executor_options
 from hfcore.cli.invocation import Invocation, run_options
 from hfcore.cli.options import Decorator, decorated_by, names, numbers, seeds_of
 from hfcore.experiments.tuning import CHOOSE_BY, Procedure, column_settings
@@ -51,6 +52,7 @@ def tuned_options(
         click.option("--seeds", default=seeds, metavar="N|A,B,…", help="How many, or which."),
         click.option("--batch-size", type=click.IntRange(1), default=batch_size),
         click.option("--test-every", type=click.IntRange(1), default=test_every, help="Updates."),
+        executor_options(),
         run_options(
             resume="Continue the runs in --run-dir, to more --updates perhaps.",
             quiet="Only the table at the end.",
