@@ -82,11 +82,11 @@ class DistributedObjective(Objective):
         return getattr(self.inner, "given", self.inner)
 
     @property
-    def supports_stop(self) -> bool:
+    def supports_stop(self) -> bool:  # type: ignore[override]
         return bool(self.inner.supports_stop) and (not self._on_cuda or self.sums.recordable)
 
     @property
-    def l2(self) -> float:  # type: ignore[override]
+    def l2(self) -> float:
         return float(self.inner.l2) if self._own_l2 else self._added_l2
 
     @l2.setter

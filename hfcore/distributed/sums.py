@@ -61,7 +61,7 @@ class Sums:
         return out
 
     def recorded(self, order: Order, leaf: Leaf, out: Tensor) -> Tensor:
-        """The same without a word beside the vectors, for a CUDA graph."""
+        """The same without a word beside the vectors ``[…]``, for a CUDA graph."""
         if self.ranks.size == 1:
             self._tree.below((0, order.shards), leaf, out.view(-1))
             return out

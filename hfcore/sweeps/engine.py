@@ -34,7 +34,7 @@ from hfcore.sweeps.progress import SweepDisplay
 from hfcore.sweeps.result import Reason, SweepResult
 from hfcore.sweeps.settings import SCHEDULES, ScheduleName, SweepSettings
 from hfcore.sweeps.starts import Start, default_start
-from hfcore.sweeps.stored import written
+from hfcore.sweeps.stored import drawn, written
 from hfcore.training.data import TrainingData
 from hfcore.training.errors import ConfigMismatchError
 from hfcore.training.interrupts import stop_on_signal
@@ -155,8 +155,16 @@ def sweep(
     display = SweepDisplay() if progress else None
     if run_dir is None:
         return SweepLoop(settings, None, display).run()
+    found = sweep_alone(settings, path("run_dir", run_dir), resume=resume, display=display)
+    return drawn(found)
+
+
+def sweep_alone(
+    settings: SweepSettings, path: Path, *, resume: bool, display: SweepDisplay | None = None
+) -> SweepResult:
+    """A sweep in one process and in a folder, without its plots."""
     opened = RunFolder.resume if resume else RunFolder.create
-    with opened(path("run_dir", run_dir), settings.config()) as folder:
+    with opened(path, settings.config()) as folder:
         return SweepLoop(settings, folder, display).run()
 
 
@@ -178,14 +186,14 @@ def _sweep_by(
 ) -> SweepResult:
     """The sweep on the workers of an executor, in the folders of its parts."""
     begun = (read_config(folder / "config.json") if resume else None) or {}
-    cut = begun.get("cohorts", count or BY_SEED)
+    cut = begun.get("cohorts", BY_SEED if count is None else count)
     parts = sweep_parts(settings, None if cut == BY_SEED else cut)
     config = {**settings.config(), "cohorts": cut}
     opened = RunFolder.resume if resume else RunFolder.create
     if begun and "cohorts" not in begun:
         raise ConfigMismatchError(f"{folder}: holds a sweep without an executor, need None")
     with opened(folder, config):
-        jobs = [Job(part, settings.runs, folder, settings.arguments()) for part in parts]
+        jobs = [Job(part, settings, folder) for part in parts]
         found = run_by(executor, jobs, getattr(executor, "stop_workers", lambda: None))
         done = [
             _unbegun(job, settings) if r is None else r for job, r in zip(jobs, found, strict=True)
@@ -200,16 +208,17 @@ def _sweep_part(part: tuple[int, int], settings: SweepSettings, folder: Path) ->
     among = count("part", part[1], most=len(settings.runs))
     parts = sweep_parts(settings, among)
     number = count("part", part[0], most=among)
-    return Job(parts[number - 1], settings.runs, folder, settings.arguments())()
+    return drawn(Job(parts[number - 1], settings, folder)())
 
 
 def _unbegun(job: Job, settings: SweepSettings) -> SweepResult:
     """Of a part that a signal kept from beginning."""
-    data = TrainingData(settings.problem, job.runs[0].seed, torch.float32, settings.device)
+    runs = job.settings.runs
+    data = TrainingData(settings.problem, runs[0].seed, torch.float32, settings.device)
     constant = constant_output(settings.problem, data.test_set(settings.test_size))
-    nothing = [list[Test]() for _ in job.runs]
+    nothing = [list[Test]() for _ in runs]
     return SweepResult(
-        job.runs, nothing, {}, {}, constant, "interrupted", 0, 0.0, settings.solved_below
+        runs, nothing, {}, {}, constant, "interrupted", 0, 0.0, settings.solved_below
     )
 
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, CancelledError, Future
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hfcore.sweeps.grid import RunSettings
 from hfcore.sweeps.result import SweepResult, join
-from hfcore.sweeps.stored import read_result, written
+from hfcore.sweeps.settings import SweepSettings
+from hfcore.sweeps.stored import drawn, read_result, written
 from hfcore.training.atomic import write_atomic
 from hfcore.training.errors import ExecutorError, RunFolderError
 from hfcore.training.interrupts import stop_on_signal
@@ -55,28 +55,20 @@ def parts_of(seeds: Sequence[int], count: int) -> list[Part]:
 
 
 class Job:
-    """One part as a call that any executor can make.
+    """One part of the sweep of ``settings`` as a call that any executor can make."""
 
-    ``arguments`` are those of :func:`hfcore.sweep` but for the runs and the folder.
-    """
-
-    def __init__(
-        self, part: Part, runs: Sequence[RunSettings], run_dir: Path, arguments: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, part: Part, settings: SweepSettings, run_dir: Path) -> None:
         self.part = part
-        self.runs = [runs[i] for i in part.indices]
+        self.settings = replace(settings, runs=[settings.runs[i] for i in part.indices])
         self.folder = part.folder(run_dir).absolute()
-        self.arguments = dict(arguments)
 
     def __call__(self) -> SweepResult:
         """Begin or continue it; what has ended is read."""
-        from hfcore.sweeps.engine import sweep
+        from hfcore.sweeps.engine import sweep_alone  # which is made of jobs
 
         write_atomic(_indices(self.folder), json.dumps(self.part.indices).encode())
         resume = (self.folder / "config.json").exists()
-        return sweep(
-            grid=self.runs, run_dir=self.folder, resume=resume, progress=False, **self.arguments
-        )
+        return sweep_alone(self.settings, self.folder, resume=resume)
 
     def checkpoint(self, *arguments: Any) -> Any:
         """What submitit submits in its place when a scheduler takes the machine away."""
@@ -145,7 +137,7 @@ def united(parts: Sequence[Part], results: Sequence[SweepResult], run_dir: Path)
     whole = join(results)
     order = [index for part in parts for index in part.indices]
     at = sorted(range(len(order)), key=order.__getitem__)
-    return written(whole.of(at), run_dir)
+    return drawn(written(whole.of(at), run_dir))
 
 
 def join_folder(run_dir: Path) -> SweepResult:

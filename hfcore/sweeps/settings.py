@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -70,12 +70,6 @@ class SweepSettings:
         """The untrained net of one run, on the CPU."""
         run = self.runs[index]
         return self.start.build(self.problem, run.seed, **run.options)
-
-    def arguments(self) -> dict[str, Any]:
-        """Those of :func:`hfcore.sweep` but for runs, folder and display."""
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        del own["runs"]
-        return own
 
     def config(self) -> dict[str, Any]:
         """What config.json holds; ``run`` and ``environment`` may differ on a resume."""

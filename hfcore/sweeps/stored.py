@@ -21,9 +21,7 @@ RESULT, PARAMETERS = "result.json", "parameters.safetensors"
 
 
 def written(result: SweepResult, folder: Path) -> SweepResult:
-    """The same with its tables, final parameters and plots written into ``folder``."""
-    from hfcore.sweeps.plots import draw_plots  # matplotlib is slow to import
-
+    """The same with its tables and final parameters written into ``folder``."""
     result.write(folder / "runs.csv")
     result.write(folder / "history.csv", history=True)
     tensors = {f"{index:05d}": theta.contiguous() for index, theta in result.parameters.items()}
@@ -39,7 +37,15 @@ def written(result: SweepResult, folder: Path) -> SweepResult:
         "solved_below": result.solved_below,
     }
     write_atomic(folder / RESULT, json.dumps(flatten(body, "", {}), allow_nan=False).encode())
-    return replace(result, run_dir=folder, plots=draw_plots(result, folder / "plots"))
+    return replace(result, run_dir=folder)
+
+
+def drawn(result: SweepResult) -> SweepResult:
+    """The same with plots drawn in its folder."""
+    from hfcore.sweeps.plots import draw_plots  # matplotlib is slow to import
+
+    assert result.run_dir is not None
+    return replace(result, plots=draw_plots(result, result.run_dir / "plots"))
 
 
 def read_result(folder: Path) -> SweepResult:

@@ -17,7 +17,9 @@ FOLDER = Path(hfcore.experiments.__file__).parent
 FILES = sorted(FOLDER.rglob("*.py"))
 OWN = "hfcore.experiments"
 # Beside ``hfcore`` itself: what command lines on top of it are built from.
-COMMAND_LINES = ("hfcore.cli.invocation", "hfcore.cli.options", "hfcore.cli.tables")
+COMMAND_LINES = tuple(
+    f"hfcore.cli.{name}" for name in ("executors", "invocation", "options", "tables")
+)
 
 
 def not_public(source: str) -> Iterator[str]:
