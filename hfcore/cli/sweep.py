@@ -84,10 +84,10 @@ def sweep_command(context: click.Context, /, problem: str | None, **options: Any
     if options["join_dir"] is not None:
         _join(context, problem, options, outputs)
         return
-    for name, value in (("PROBLEM", problem), ("--learning-rate", options["learning_rate"])):
-        if value is None:
-            raise click.UsageError(f"{name}: was not given")
-    assert problem is not None
+    if problem is None:
+        raise click.UsageError("Missing argument 'PROBLEM'.")
+    if options["learning_rate"] is None:
+        raise click.UsageError("Missing option '--learning-rate'.")
     part = part_given(options["cohort"])
     if part is not None and options["run_dir"] is None:
         raise click.UsageError("--cohort needs --run-dir, the folder of all parts")

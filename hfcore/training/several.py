@@ -117,9 +117,9 @@ class DistributedBackpropagation:
         outputs: Select | None = None,
     ) -> None:
         model = unwrapped(model)
-        options: dict[str, Any] = (
-            {} if net_of(model, loss) is not None else {"batch_dim": batch_dim}
-        )
+        options: dict[str, Any] = {}
+        if net_of(model, loss) is None:
+            options = {"batch_dim": batch_dim, "outputs": outputs}
         self.parameters = FlatParameters(model)
         on_cuda = self.parameters.device.type == "cuda"
         self._objective = distributed(objective_for(model, loss, **options), group, on_cuda=on_cuda)

@@ -113,6 +113,9 @@ PREPARED: list[tuple[str, Callable[[], Names], dict[str, str]]] = [
     }),
     ("opt = hf.NAG(", momentum, {}),
     ("result = hf.sweep(", dict, {"10_000": "20", "seeds=4": "seeds=2, progress=False"}),
+    ("with hf.distributed.started_group()", operators, {
+        'run_dir="runs/mine"': "minibatches=1, progress=False",
+    }),
 ]  # fmt: skip
 
 

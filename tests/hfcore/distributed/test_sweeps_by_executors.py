@@ -267,5 +267,5 @@ def test_options_of_the_command_that_are_wrong(tmp_path: Path) -> None:
         result = invoke(*COMMAND, *more)
         assert result.exit_code == 2, result.output
         assert message in result.output
-    assert "PROBLEM: was not given" in invoke("sweep", "--learning-rate", "0.1").output
-    assert "--learning-rate: was not given" in invoke("sweep", "addition").output
+    assert "Missing argument 'PROBLEM'" in invoke("sweep", "--learning-rate", "0.1").output
+    assert "Missing option '--learning-rate'" in invoke("sweep", "addition").output
