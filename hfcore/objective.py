@@ -124,11 +124,6 @@ class Objective(Protocol):
         """How many minibatches one pass over the data counts; left out: 1."""
         return 1
 
-    def counted(self, data: Any) -> float:
-        """What the data of one of several processes count in the mean over them, such as their
-        cases: at least 0; left out: 1."""
-        return 1.0
-
     def damping_start(self, data: Any) -> float:
         """λ₀ where ``damping="auto"``, at the gradient data of the first step; left out: 1."""
         return DAMPING_START

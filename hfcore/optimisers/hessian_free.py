@@ -125,7 +125,8 @@ class HessianFree(torch.optim.Optimizer):
         ``local`` must say so
     cases : ``"shared"``, every process is given the same data and takes its share of the cases; or
         ``"own"``, every process is given cases of its own, of length 0 where it has none in a role.
-        A closure's loss and gradient are averaged over the processes
+        A closure's loss and gradient are averaged over the processes; those of an objective of
+        one's own, always with data of its own, by ``objective.counted(data)``, 1 without that
     reduction : ``"exact"``: the cases are cut into shards by the data's shape alone and summed in
         one order, so that any number of processes gives the same bits, also one without a group;
         ``"fast"``: one all-reduce a sum. None: exact on gloo, fast on NCCL
