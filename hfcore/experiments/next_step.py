@@ -67,8 +67,7 @@ TASKS = {
     "speech": Task(
         hf.problems.SpokenDigits,
         "squared error of a frame of 39 features",
-        "The paper's TIMIT is licensed: spoken digits stand in, another front end gives the "
-        "features, and the paper does not state its unit.",
+        "The paper has TIMIT, another front end, and a unit that it does not state.",
     ),
 }
 

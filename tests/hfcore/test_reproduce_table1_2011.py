@@ -99,7 +99,7 @@ def test_the_table_of_balls(whole: tuple[Path, Result]) -> None:
 
 @pytest.mark.parametrize(
     ("task", "published", "stands_in"),
-    [("midi", ["-569"], "MIDI data are not public"), ("speech", ["–"], "TIMIT is")],
+    [("midi", ["-569"], "MIDI data are not public"), ("speech", ["–"], "The paper has TIMIT")],
 )
 def test_tables_of_windows(task: str, published: list[str], stands_in: str, tmp_path: Path) -> None:
     arguments = [*COMMAND, "--task", task, *SIZES, *LIMITS, "--rates", "1e-4", "--quiet"]
