@@ -15,6 +15,7 @@ from hfcore.experiments.commands.autoencoders import (
     fig2_command,
     martens2010_table2_command,
 )
+from hfcore.experiments.commands.fig1_2013 import fig1_2013_command
 from hfcore.experiments.commands.fig3 import fig3_command
 from hfcore.experiments.commands.fig5 import fig5_command
 from hfcore.experiments.commands.table1 import table1_command
@@ -41,5 +42,6 @@ for command in (
     fig5_command,
     fig3_command,
     ablation_command,
+    fig1_2013_command,
 ):
     reproduce_commands.add_command(command)
