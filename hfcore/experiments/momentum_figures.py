@@ -134,5 +134,5 @@ def _figure(size: tuple[float, float]) -> Figure:
 
 
 def _arrow(ax: Axes, start: np.ndarray, end: np.ndarray, colour: str, label: str) -> None:
-    ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour})
+    ax.annotate("", tuple(end), tuple(start), arrowprops={"arrowstyle": "->", "color": colour})
     ax.plot(*np.stack([start, end]).T, color=colour, linewidth=0.8, label=label)
