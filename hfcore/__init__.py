@@ -2,11 +2,13 @@
 
 from importlib.util import find_spec as _find_spec
 
+__version__ = "0.2.0"
+
 if _find_spec("hfcore.bindings") is None:
     raise ImportError(
         "hfcore is imported from its bare checkout, which has no compiled kernels beside it: "
-        "install it (`make install`, or `pip install .`) and run Python outside the checkout or "
-        "with `python -P`."
+        "`make install` or `pip install -e .` makes the checkout itself importable; an hfcore "
+        "that was installed by `pip install .` is found with `python -P` or in another folder."
     )
 
 from hfcore import (

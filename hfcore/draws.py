@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numba
 import numpy as np
 import torch
-from numba.core import caching
 from torch import Tensor
 
 from hfcore.arguments import number
 
-logger = logging.getLogger("hfcore")
-
 # Of a draw, and steps of a sequence: far more than a machine holds.
 MOST_CASES = 2**31 - 1
-
-FunctionCache: Any = caching.FunctionCache  # numba has few types
 
 _NUMPY_DTYPE: dict[torch.dtype, type[np.floating[Any]]] = {
     torch.float32: np.float32,
@@ -28,39 +21,26 @@ _NUMPY_DTYPE: dict[torch.dtype, type[np.floating[Any]]] = {
 }
 
 
-class _CacheIfPossible(FunctionCache):  # type: ignore[misc]
-    """Numba's cache, passed over where a file of it is torn or cannot be written.
+class _Loop:
+    """A function that numba compiles at its first call, which imports numba as well."""
 
-    A torn one is written again. Numba itself raises what reading or writing raised, without the
-    name of the file.
-    """
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
 
-    def load_overload(self, sig: Any, target_context: Any) -> Any:
-        try:
-            return super().load_overload(sig, target_context)
-        except Exception as error:  # unpickling a torn file may raise anything
-            logger.warning("%s: a compiled loop cannot be read: %r", self.cache_path, error)
-            return None
+    def __call__(self, *arguments: Any) -> None:
+        self.dispatcher(*arguments)
 
-    def save_overload(self, sig: Any, data: Any) -> None:
-        try:
-            super().save_overload(sig, data)
-        except Exception:
-            try:
-                self.flush()  # an index that cannot be read is replaced
-                super().save_overload(sig, data)
-            except Exception as error:  # a full or read-only disk
-                logger.warning("%s: a compiled loop cannot be kept: %r", self.cache_path, error)
+    @functools.cached_property
+    def dispatcher(self) -> Callable[..., None]:
+        """What numba makes of the function."""
+        from hfcore.compiled_loops import compiled  # numba is slow to import
+
+        return compiled(self._function)
 
 
 def compile_kernel(function: Callable[..., None]) -> Callable[..., None]:
     """``numba.njit`` without the GIL; compiles at the first call, cached on disk where possible."""
-    compiled: Callable[..., None] = numba.njit(nogil=True)(function)
-    # RuntimeError: neither the install nor the user's cache folder is writable.
-    with contextlib.suppress(RuntimeError):
-        cache = _CacheIfPossible(function)
-        compiled._cache = cache  # type: ignore[attr-defined]
-    return compiled
+    return _Loop(function)
 
 
 def check_draw(

@@ -12,10 +12,7 @@ import logging
 from typing import Any
 
 import numpy as np
-import scipy.linalg
-import scipy.sparse
-import scipy.sparse.csgraph
-import scipy.sparse.linalg
+import scipy  # its parts are slow to import and come when they are used
 import torch
 from torch import Tensor
 
@@ -124,7 +121,7 @@ def rows_to_csr(index: Tensor, values: Tensor) -> Any:
 def leading_modulus(A: Any) -> float | None:
     """Modulus of the leading eigenvalue by Arnoldi iterations on A^16; None without success."""
     H = A.shape[0]
-    space = _leading_space(A / (scipy.sparse.linalg.norm(A) / np.sqrt(H)))
+    space = _leading_space(A / (np.linalg.norm(A.data) / np.sqrt(H)))
     if space is None:
         return None
     image = A @ space
@@ -153,6 +150,8 @@ def _leading_space(A: Any) -> np.ndarray | None:
 
     A has been scaled to entries for which A^16 does not overflow.
     """
+    from scipy.sparse import linalg
+
     H = A.shape[0]
 
     def product(x: Any) -> Any:
@@ -160,9 +159,9 @@ def _leading_space(A: Any) -> np.ndarray | None:
             x = A @ x
         return x
 
-    operator = scipy.sparse.linalg.LinearOperator((H, H), matvec=product, dtype=np.float64)
+    operator = linalg.LinearOperator((H, H), matvec=product, dtype=np.float64)
     try:
-        _, vectors = scipy.sparse.linalg.eigs(
+        _, vectors = linalg.eigs(
             operator,
             k=WANTED,
             ncv=SUBSPACE,
@@ -170,7 +169,7 @@ def _leading_space(A: Any) -> np.ndarray | None:
             tol=RITZ_TOLERANCE,
             maxiter=RESTARTS,
         )
-    except scipy.sparse.linalg.ArpackError:  # no convergence, or no space to work in
+    except linalg.ArpackError:  # no convergence, or no space to work in
         return None
     parts = np.concatenate([vectors.real, vectors.imag], axis=1)
     return np.asarray(scipy.linalg.orth(parts, rcond=1e-8))
@@ -194,8 +193,10 @@ def _irreducible_radius(A: Any) -> float:
 
 def _diagonal_blocks(A: Any) -> list[Any]:
     """The strongly connected components; those of one row by their largest entry."""
+    from scipy.sparse.csgraph import connected_components
+
     A.eliminate_zeros()
-    count, label = scipy.sparse.csgraph.connected_components(A, connection="strong")
+    count, label = connected_components(A, connection="strong")
     if count == 1:
         return [A]
     size = np.bincount(label, minlength=count)

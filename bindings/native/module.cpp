@@ -7,36 +7,29 @@
 namespace hfcore {
 namespace {
 
-Isa widest_isa() {
-#ifdef HFCORE_HAS_avx512
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
-        return Isa::avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2"))
-        return Isa::avx2;
+// Whether this build has kernels for the set; one for a single machine has no others.
+bool is_built(Isa isa) {
+#ifdef HFCORE_ONLY
+    return isa == Isa::HFCORE_ONLY;
+#else
+    static_cast<void>(isa);
+    return true;
 #endif
-    return Isa::baseline;
-}
-
-const char* name_of(Isa isa) {
-    switch (isa) {
-        case Isa::avx512: return "avx512";
-        case Isa::avx2: return "avx2";
-        default: return "baseline";
-    }
 }
 
 // HFCORE_ISA asks for a narrower set than the machine has, for tests; it must be one that it has.
 Isa chosen_isa() {
     const Isa widest = widest_isa();
     const char* asked = std::getenv("HFCORE_ISA");
-    if (asked == nullptr || *asked == '\0') return widest;
+    if (asked == nullptr || *asked == '\0') {
+        if (is_built(widest)) return widest;
+        value_error(std::string("hfcore was built for another machine alone, this one serves ") +
+                    name_of(widest) + ": install it again here");
+    }
     std::string served;
     for (const Isa isa : {Isa::baseline, Isa::avx2, Isa::avx512}) {
         if (isa > widest) break;
+        if (!is_built(isa)) continue;
         if (std::strcmp(asked, name_of(isa)) == 0) return isa;
         served += (served.empty() ? "" : ", ") + std::string(name_of(isa));
     }

@@ -10,11 +10,11 @@
 #include <initializer_list>
 #include <string>
 
+#include "kernels/cpu/isa.h"
+
 namespace hfcore {
 
 namespace nb = nanobind;
-
-enum class Isa { baseline, avx2, avx512 };
 
 // The widest set that this machine has and this build contains, or the one that HFCORE_ISA asks for;
 // ValueError for one that is not served here.
@@ -75,7 +75,9 @@ void with_float_type(const char* name, const Array& a, F&& f) {
 }
 
 // Picks the kernels of the active instruction set: HFCORE_PICK(recurrence_kernels<float>()).
-#ifdef HFCORE_HAS_avx512
+#if defined(HFCORE_ONLY)
+#define HFCORE_PICK(call) (static_cast<void>(::hfcore::active_isa()), HFCORE_ONLY::call)
+#elif defined(HFCORE_HAS_avx512)
 #define HFCORE_PICK(call)                                                \
     (::hfcore::active_isa() == ::hfcore::Isa::avx512 ? avx512::call      \
      : ::hfcore::active_isa() == ::hfcore::Isa::avx2 ? avx2::call        \

@@ -6,15 +6,16 @@ from typing import Any
 
 import click
 
+from hfcore import __version__
 from hfcore.cli.check_curvature import check_command
 from hfcore.cli.data import data_commands
 from hfcore.cli.evaluate import evaluate_command
 from hfcore.cli.info import info_command
 from hfcore.cli.options import INTERRUPTED
+from hfcore.cli.report import report_command
 from hfcore.cli.sweep import sweep_command
 from hfcore.cli.train import train_command
 from hfcore.experiments.commands import reproduce_commands
-from hfcore.training.environment import package_version
 from hfcore.training.interrupts import interrupt_on_signal
 
 
@@ -33,7 +34,7 @@ class _Commands(click.Group):
 @click.group(
     cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True}
 )
-@click.version_option(package_version("hfcore"), prog_name="hfcore")
+@click.version_option(__version__, prog_name="hfcore")
 def main() -> None:
     """Hessian-free and first-order training."""
 
@@ -43,6 +44,7 @@ for command in (
     train_command,
     evaluate_command,
     sweep_command,
+    report_command,
     check_command,
     data_commands,
     reproduce_commands,

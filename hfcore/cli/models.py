@@ -71,7 +71,12 @@ def _users(name: str, need: str, lengths: Sequence[int]) -> tuple[Any, ...]:
         raise click.BadParameter(
             f"got {name!r}: is a {type(function).__name__}, need a function", param_hint="MODEL"
         )
-    problem = function()
+    try:
+        problem = function()
+    except Exception as error:  # the user's own code
+        raise click.ClickException(
+            f"{name}: cannot be called without arguments: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(problem, tuple) or len(problem) not in lengths:
         raise click.ClickException(f"{name}: returned {type(problem).__name__}, need {need}")
     return problem

@@ -25,6 +25,7 @@ from hfcore.cli.options import folder_option
 from hfcore.cli.processes import processes, processes_options
 from hfcore.data import DataFileError
 from hfcore.distributed.ranks import Ranks
+from hfcore.extras import missing
 from hfcore.minibatches import FullGradient
 from hfcore.problems import FiniteProblem, Memorization5, Problem, Reconstruction, ZeroOne
 from hfcore.problems.memorization import Layout
@@ -296,6 +297,14 @@ def _report(result: TrainResult, *, shares: bool) -> None:
         ("seconds of training", f"{result.seconds:.1f}"),
         ("run folder", str(result.run_dir)),
         *(("plot", str(path)) for path in result.plots),
+        *(
+            ("not written", sentence)
+            for sentence in (
+                None if result.plots else missing("matplotlib", "no plots"),
+                missing("tensorboard", "no TensorBoard events"),
+            )
+            if sentence is not None
+        ),
     ]
     for name, value in rows:
         click.echo(f"{name:22s}{value}")

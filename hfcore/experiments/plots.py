@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 import hfcore as hf
 from hfcore.experiments.ablation import Outcome
-from hfcore.experiments.fig3_rows import UNFINISHED, Group
+from hfcore.experiments.fig3_rows import Group
 from hfcore.experiments.published import CURVES_LOG, CURVES_LOG_DAMPING
 from hfcore.experiments.training import Line, Trained
 
@@ -122,7 +122,7 @@ def plot_groups(groups: Sequence[Group], limit: float, path: Path) -> None:
     """Minibatches to success against T, a panel a problem (Martens & Sutskever 2011, figure 3).
 
     Means of the runs that were solved, with bars from the least to the most of them; a cross at
-    ``limit`` says how many of how many failed, a triangle how far a run has come that goes on.
+    ``limit`` says how many of how many failed.
     """
     problems = list(dict.fromkeys(group.problem for group in groups))
     variants = list(dict.fromkeys(group.variant for group in groups))
@@ -169,9 +169,6 @@ def _plot_variant(
             mean = sum(solved) / len(solved)
             span = [[mean - min(solved)], [max(solved) - mean]]
             ax.errorbar([x], [mean], yerr=span, fmt="o", markersize=4, capsize=3, color=color)
-        for row in group.rows:
-            if row["reason"] == UNFINISHED and row["minibatches"]:
-                ax.plot([x], [row["minibatches"]], "^", color=color, markersize=5, fillstyle="none")
         if group.failed:
             ax.plot([x], [limit], "x", color=color, markersize=6)
             text = f"{group.failed}/{group.failed + len(solved)}"

@@ -63,6 +63,11 @@ from hfcore.step_interrupt import check_interrupt
 
 # Failed solves (nothing finite to try) before a step is given up.
 MAX_RETRIES = 8
+# Values of ρ that are no ratio, and what they say.
+RHO_SAYS = {
+    "-inf": "ρ = −∞: at full length the step raises the objective on the curvature's data",
+    "nan": "ρ is not a number: the quadratic foretells no decrease to compare with",
+}
 # From λ = 0 a raise would stay there.
 SMALLEST_RAISED = 1e-6
 # Doublings or halvings of λ in the first step's search.
@@ -215,6 +220,8 @@ class NewtonStep:
             return self._without_decrease(proposal, f0, bounds)
         rule = self.options.damping.rule
         damping_next = rule.next(proposal.damping, proposal.rho, bounds=bounds)
+        if (why := RHO_SAYS.get(str(proposal.rho))) is not None:
+            self._say(why)
         return Outcome(
             move=alpha * p,
             alpha=alpha,

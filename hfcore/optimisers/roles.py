@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from hfcore.batches import Batch, Batches, check_unambiguous, labelled
@@ -49,6 +50,11 @@ def prepare_roles(objective: Objective, data: Any, *, any_data: bool = False) ->
     batches = as_batches(data)
     if batches is None:
         if not any_data:
+            if isinstance(data, tuple) and any(isinstance(x, np.ndarray) for x in data):
+                raise TypeError(
+                    "step: got a tuple with a numpy.ndarray, need torch tensors (torch.from_numpy "
+                    "makes one)"
+                )
             what = type(data).__name__
             raise TypeError(f"step: got {what}, need (x, y, mask), hf.Batches or a closure")
         whole = objective.prepare(data)

@@ -14,6 +14,11 @@ from hfcore.bindings.nvtx import annotate
 class StepStats:
     """One step in numbers; ``dataclasses.asdict`` of it is JSON but for inf and nan.
 
+    ρ is the objective's change over the one that the quadratic foretold: 1 where both agree; below
+    ¼ λ rises, above ¾ it falls. ρ = −∞ says that the objective rose, was not finite, or that CG
+    gave nothing to try; NaN that the quadratic foretold no decrease to compare with. A healthy run
+    has some of both; where most steps have them, the batches of curvature are too small.
+
     Work is counted in minibatches: one product, gradient or objective evaluation on one batch is 1.
     So are the passes of a diagonal preconditioner and of scale-sensitive damping: over the gradient
     data they are among the gradients, over the curvature data among the products.
@@ -22,7 +27,7 @@ class StepStats:
     loss: float  # objective on the gradient data, before
     line_search_loss: float  # objective on the line search data, before
     loss_after: float  # and after
-    rho: float  # reduction ratio ρ
+    rho: float  # reduction ratio ρ, −∞ or NaN as above
     damping: float  # λ used
     damping_next: float  # λ of the next step
     cg_iterations: int

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,6 @@ from hfcore.sweeps.grid import Grid, RunSettings, expand
 from hfcore.sweeps.jobs import Job, Part, parts_of, run_by, united
 from hfcore.sweeps.measured import Tests, measure
 from hfcore.sweeps.outcome import Test, constant_output
-from hfcore.sweeps.progress import SweepDisplay
 from hfcore.sweeps.result import Reason, SweepResult
 from hfcore.sweeps.settings import SCHEDULES, ScheduleName, SweepSettings
 from hfcore.sweeps.starts import Start, default_start
@@ -40,6 +39,9 @@ from hfcore.training.errors import ConfigMismatchError
 from hfcore.training.interrupts import stop_on_signal
 from hfcore.training.resumable import Counters, Resumable
 from hfcore.training.run_folder import RunFolder, read_config
+
+if TYPE_CHECKING:
+    from hfcore.sweeps.progress import SweepDisplay
 
 
 def sweep(
@@ -152,7 +154,7 @@ def sweep(
         return _sweep_by(executor, settings, cohorts, path("run_dir", run_dir), resume=resume)
     if cohorts is not None:
         raise ValueError(f"cohorts: got {cohorts} without an executor, need None")
-    display = SweepDisplay() if progress else None
+    display = _display() if progress else None
     if run_dir is None:
         return SweepLoop(settings, None, display).run()
     found = sweep_alone(settings, path("run_dir", run_dir), resume=resume, display=display)
@@ -220,6 +222,12 @@ def _unbegun(job: Job, settings: SweepSettings) -> SweepResult:
     return SweepResult(
         runs, nothing, {}, {}, constant, "interrupted", 0, 0.0, settings.solved_below
     )
+
+
+def _display() -> SweepDisplay:
+    from hfcore.sweeps.progress import SweepDisplay  # rich is slow to import
+
+    return SweepDisplay()
 
 
 @dataclass

@@ -59,8 +59,11 @@ def error_curves(result: SweepResult) -> Figure:
         new = run.label not in colours
         colour = colours.setdefault(run.label, f"C{len(colours) % 10}")
         label = run.label if new else None
-        ax.plot(*zip(*points, strict=True), color=colour, linewidth=0.8, alpha=0.7, label=label)
+        style: dict[str, Any] = {"color": colour, "linewidth": 0.8, "alpha": 0.7}
+        marker = "o" if len(points) == 1 else None  # a line of one point shows nothing
+        ax.plot(*zip(*points, strict=True), **style, marker=marker, markersize=3, label=label)
     ax.axhline(result.constant.error, color="gray", linewidth=0.8, linestyle="--")
+    ax.set_title("Test error of every run", fontsize="medium")
     ax.set_yscale("log")
     ax.set_xlabel("updates")
     ax.set_ylabel("test error (dashed: constant output)")
@@ -87,7 +90,9 @@ def outcome_map(result: SweepResult) -> Figure:
     ax.set_yticks(range(len(rates)), [f"{rate:g}" for rate in rates], fontsize=7)
     ax.set_xlim(-0.5, len(columns) - 0.5)
     ax.set_ylim(-0.5, len(rates) - 0.5)
+    ax.set_xlabel("momentum")
     ax.set_ylabel("learning rate ε")
+    ax.set_title("Best outcome and least error of each setting", fontsize="medium")
     return figure
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import safetensors.torch
 
+from hfcore.extras import missing
 from hfcore.sweeps.grid import OPTIMISER_KEYS, RunSettings
 from hfcore.sweeps.outcome import Constant, Test
 from hfcore.sweeps.result import SweepResult
@@ -41,7 +42,9 @@ def written(result: SweepResult, folder: Path) -> SweepResult:
 
 
 def drawn(result: SweepResult) -> SweepResult:
-    """The same with plots drawn in its folder."""
+    """The same with plots drawn in its folder, if matplotlib is there."""
+    if missing("matplotlib", "no plots"):
+        return result
     from hfcore.sweeps.plots import draw_plots  # matplotlib is slow to import
 
     assert result.run_dir is not None

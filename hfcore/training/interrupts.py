@@ -6,6 +6,7 @@ called when the run has stopped: submitit then puts the job into the queue again
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,13 +20,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 OF_SCHEDULERS = tuple(
     getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)
 )
-AFTER_STEP = "stopping after this step; again to stop within it"
-AFTER_ITERATION = "stopping after this iteration; again to stop at once"
+AFTER_STEP = "stopping after this step"
+AFTER_ITERATION = "stopping after this iteration"
+AGAIN = "again to abort it"
 
 
 @contextmanager
-def stop_on_signal(*, soon: bool = False) -> Iterator[Callable[[], bool]]:
+def stop_on_signal(
+    seconds_left: Callable[[], float | None] = lambda: None, *, soon: bool = False
+) -> Iterator[Callable[[], bool]]:
     """Yields a function that tells whether a signal came.
+
+    ``seconds_left`` tells how long the running iteration is expected to take yet, None if unknown.
 
     The first signal only sets the flag; with ``soon`` it also does what a second does where that is
     not to end at once. A second one ends a Hessian-free step between two
@@ -52,7 +58,9 @@ def stop_on_signal(*, soon: bool = False) -> Iterator[Callable[[], bool]]:
             if soon and can_leave():
                 leave()
             else:
-                say(AFTER_STEP if can_leave() else AFTER_ITERATION)
+                left = seconds_left()
+                about = "" if left is None else f" (about {math.ceil(left)} s)"
+                say(f"{AFTER_STEP if can_leave() else AFTER_ITERATION}{about}; {AGAIN}")
         elif can_leave():
             leave()
         else:

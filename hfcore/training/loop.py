@@ -19,7 +19,6 @@ from hfcore.training.callbacks import Callback, CallbackStates
 from hfcore.training.config import Settings, default_every, limits_of, run_config
 from hfcore.training.limits import Limits
 from hfcore.training.metrics import Metric
-from hfcore.training.progress import ProgressDisplay
 from hfcore.training.result import TrainResult
 from hfcore.training.run import Run
 from hfcore.training.run_folder import RunFolder
@@ -183,7 +182,7 @@ def train(
         setup.feed_of(parts, policy, settings, stepper.device),
         setup.Measured(model, parts, metric, minimised, settings, outputs, ranks),
         settings,
-        [*hooks, ProgressDisplay()] if progress and ranks.first else hooks,
+        [*hooks, *_display(progress and ranks.first)],
         ranks,
     )
     if run_dir is None and ranks.size == 1:
@@ -212,3 +211,11 @@ def train(
             run.folder = ranks.on_first(lambda: stack.enter_context(folder()))
         run.begin(test_untrained)
         return run.result(run.loop())
+
+
+def _display(progress: bool) -> list[Callback]:
+    if not progress:
+        return []
+    from hfcore.training.progress import ProgressDisplay  # rich is slow to import
+
+    return [ProgressDisplay()]

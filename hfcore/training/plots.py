@@ -41,9 +41,10 @@ def draw_plots(metrics: Metrics, folder: Path, *, solved_below: float | None) ->
     return tuple(folder / name for name in figures)
 
 
-def _figure(rows: int) -> tuple[Figure, list[Axes]]:
+def _figure(rows: int, title: str) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(7.0, 2.8 * rows), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize="medium")
     axes = [figure.add_subplot(rows, 1, i + 1) for i in range(rows)]
     for ax in axes:
         ax.grid(alpha=0.3)
@@ -67,8 +68,9 @@ def _draw(ax: Axes, metrics: Metrics, key: str, label: str, *, log: bool = False
 
 
 def _loss_and_error(metrics: Metrics, solved_below: float | None) -> Figure:
-    figure, (loss, error) = _figure(2)
-    _draw(loss, metrics, "loss", "loss (training data)", log=True)
+    figure, (loss, error) = _figure(2, "Training loss and test error after each step")
+    lines = [{**m, "loss": m.get("loss_after", m.get("loss"))} for m in metrics]
+    _draw(loss, lines, "loss", "loss (training data)", log=True)
     if solved_below is None:
         _draw(error, metrics, "test_error", "test error", log=True)
         return figure
@@ -79,7 +81,7 @@ def _loss_and_error(metrics: Metrics, solved_below: float | None) -> Figure:
 
 
 def _damping_and_rho(metrics: Metrics) -> Figure:
-    figure, (damping, rho) = _figure(2)
+    figure, (damping, rho) = _figure(2, "How far the quadratic is trusted: λ and ρ")
     _draw(damping, metrics, "damping", "damping λ", log=True)
     low, high = RHO_RANGE
     steps = [m for m in metrics if "rho" in m]  # the untrained model has a line without
@@ -92,7 +94,7 @@ def _damping_and_rho(metrics: Metrics) -> Figure:
 
 
 def _cg_iterations(metrics: Metrics) -> Figure:
-    figure, (ax,) = _figure(1)
+    figure, (ax,) = _figure(1, "Iterations of conjugate gradients in each step")
     _draw(ax, metrics, "cg_iterations", "CG iterations")
     _draw(ax, metrics, "cg_kept", "CG iterations")
     ax.legend(["run", "kept"], loc="best", fontsize="small")

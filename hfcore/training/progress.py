@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from rich.console import Console, Group
@@ -77,14 +78,21 @@ class ProgressDisplay(Callback):
 
 
 def describe(state: TrainState) -> str:
-    """Loss, error, λ and CG iterations of the last step."""
+    """Loss and error after the last step, λ and CG iterations of it.
+
+    An update of a first-order optimiser has the loss of its batch before it. An error of an earlier
+    test says so.
+    """
     m = state.metrics
     parts = [f"step {state.iteration}"]
     if "loss" in m:
-        parts.append(f"loss {m['loss']:.4g}")
+        after = m.get("loss_after", m["loss"])
+        parts.append(f"loss {after if math.isfinite(after) else m['loss']:.4g}")
     for name, error in (("validation", state.validation_error), ("error", state.test_error)):
         if error is not None:
             parts.append(f"{name} {100 * error:.2f}%" if state.shares else f"{name} {error:.4g}")
+    if state.test_error is not None and m.get("test_error") is None:
+        parts.append("(at the last test)")
     if "damping" in m:
         parts.append(f"λ {m['damping']:.3g}")
     if "cg_iterations" in m:

@@ -63,6 +63,8 @@ class Run:
         self.folder: RunFolder | None = None  # of the first rank
         self.at = Progress()
         self.metrics: dict[str, Any] = {}
+        self._iteration_began = 0.0
+        self._iteration_took: float | None = None
 
     def begin(self, test_untrained: bool) -> None:
         """Begin, or take up the last checkpoint."""
@@ -99,7 +101,8 @@ class Run:
         """Iterate until there is a reason to stop."""
         session = time.perf_counter() - self.at.seconds
         closed = contextlib.closing(self.feed)
-        with stop_on_signal(soon=kills_soon()) as interrupted, closed, self._hooked() as asked:
+        stopping = stop_on_signal(self._seconds_left, soon=kills_soon())
+        with stopping as interrupted, closed, self._hooked() as asked:
             while (reason := self._reason_to_stop(interrupted, asked)) is None:
                 asked = self._iterate(session)
                 due = self.at.iteration % self.settings.checkpoint_every == 0
@@ -159,7 +162,7 @@ class Run:
 
     def _iterate(self, session: float) -> str | None:
         """One iteration with its test, log line and callbacks; the reason of a callback to stop."""
-        started = time.perf_counter()
+        started = self._iteration_began = time.perf_counter()
         before = self._before() if self.stepper.interruptible else {}
         work = self.feed(self.at.iteration)
         drawn = time.perf_counter()
@@ -182,9 +185,16 @@ class Run:
         self.at.seconds = time.perf_counter() - session
         seconds = {"data": drawn - started, "test": time.perf_counter() - stepped}
         self._log(self._line(done, seconds))
+        self._iteration_took = time.perf_counter() - started
         state = self._state()
         # a list: every hook runs
         return next(filter(None, [_reason(hook.on_step(state)) for hook in self.hooks]), None)
+
+    def _seconds_left(self) -> float | None:
+        """How long the running iteration takes yet if it takes as long as the last one."""
+        if self._iteration_took is None:
+            return None
+        return max(0.0, self._iteration_began + self._iteration_took - time.perf_counter())
 
     def _before(self) -> dict[str, Any]:
         """What an iteration changes even if its step does not come to its end."""

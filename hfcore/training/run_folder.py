@@ -3,8 +3,8 @@
 RUN/config.json       what was trained, how, and on what machine
 RUN/metrics.jsonl     one line an iteration, see metrics_log.py; non-finite numbers as "nan", "inf"
 RUN/result.json       how training ended, once it has
-RUN/tensorboard/      the same numbers as TensorBoard events
-RUN/plots/            PNG files, drawn when training ends
+RUN/tensorboard/      the same numbers as TensorBoard events, where TensorBoard is installed
+RUN/plots/            PNG files, drawn when training ends, where matplotlib is installed
 RUN/checkpoints/      see checkpoint.py
 """
 
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from hfcore.extras import missing
 from hfcore.training.atomic import (
     lock_folder,
     remove_temporary,
@@ -127,17 +128,13 @@ class RunFolder:
         """Open metrics and events for appending, cut back to what belongs to iteration ``after``.
 
         Later lines, and a last line torn by a kill, are dropped, of ``after`` -1 all of them;
-        TensorBoard is told to forget later points.
+        TensorBoard is told to forget later points. Without TensorBoard there are no events.
         """
-        from torch.utils.tensorboard import SummaryWriter  # slow to import, not every user needs it
-
         path = self.path / "metrics.jsonl"
         try:
             self.lines = cut_metrics(path, after)
             self._metrics = path.open("a", encoding="utf-8")
-            self._events = SummaryWriter(
-                str(self.path / "tensorboard"), purge_step=after + 1 if after > 0 else None
-            )
+            self._events = _event_writer(self.path / "tensorboard", after)
         except OSError as error:
             raise cannot_write(path, error) from error
 
@@ -147,7 +144,7 @@ class RunFolder:
         try:
             self._metrics.write(sealed_line(plain(line)))
             self._metrics.flush()
-            for key, value in line.items():
+            for key, value in line.items() if self._events is not None else ():
                 if isinstance(value, int | float) and key != "iteration":
                     self._events.add_scalar(key, float(value), line["iteration"])
         except OSError as error:
@@ -158,13 +155,16 @@ class RunFolder:
         if self._metrics is not None:
             try:
                 os.fsync(self._metrics.fileno())
-                self._events.flush()
+                if self._events is not None:
+                    self._events.flush()
             except OSError as error:
                 raise cannot_write(self.path, error) from error
         self.checkpoints.save(iteration, state)
 
     def draw(self, *, solved_below: float | None) -> tuple[Path, ...]:
-        """Draw the plots from metrics.jsonl; returns their paths."""
+        """Draw the plots from metrics.jsonl; returns their paths, none without matplotlib."""
+        if missing("matplotlib", "no plots"):
+            return ()
         from hfcore.training.plots import draw_plots  # matplotlib is slow to import
 
         folder = self.path / "plots"
@@ -211,6 +211,15 @@ class RunFolder:
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
         text = json.dumps(plain(content), indent=2, allow_nan=False) + "\n"
         write_atomic(self.path / name, text.encode())
+
+
+def _event_writer(folder: Path, after: int) -> Any:
+    """What writes TensorBoard's events behind iteration ``after``; None without TensorBoard."""
+    if missing("tensorboard", "no TensorBoard events"):
+        return None
+    from torch.utils.tensorboard import SummaryWriter  # slow to import, not every user needs it
+
+    return SummaryWriter(str(folder), purge_step=after + 1 if after > 0 else None)
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:

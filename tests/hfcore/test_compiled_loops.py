@@ -32,7 +32,7 @@ def hits(folder: Path) -> int:
     array = np.zeros(3)
     kernel(array)
     assert array.tolist() == [1.0, 2.0, 3.0]
-    return sum(kernel.stats.cache_hits.values())
+    return sum(kernel.dispatcher.stats.cache_hits.values())
 
 
 def test_torn_files_are_mended(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -220,29 +217,3 @@ def test_without_curvlinops_the_package_is_named(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "curvlinops._torch_base", None)
     with pytest.raises(ImportError, match="to_curvlinops: needs the package curvlinops"):
         symmetric(0).to_curvlinops()
-
-
-def test_the_lines_of_the_readme_run() -> None:
-    text = (Path(__file__).parents[2] / "README.md").read_text()
-    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.S) if "G.solve(b" in b]
-    code = blocks[0].replace(", A.to_curvlinops()", "")
-    model = nn.Sequential()
-    model.add_module("encoder", nn.Linear(3, 4))
-    model.add_module("head", nn.Linear(4, 2))
-    model = model.double()
-    x, y = normal(9, 3), normal(9, 2, seed=1)
-    loss = hf.losses.SquaredError()
-    names: dict[str, Any] = {
-        "G": hf.GaussNewton(model, loss, x, y, damping=0.1),
-        "H": hf.Hessian(model, loss, x, y, damping=0.1),
-        "F": hf.EmpiricalFisher(model, loss, x, y),
-        "b": normal(26),
-        "model": model,
-        "x": x,
-        "hf": hf,
-        "torch": torch,
-    }
-    exec(code, names)
-    assert names["info"].converged
-    assert names["A"].shape == (16, 16)
-    assert names["vectors"].shape == (26, 10)

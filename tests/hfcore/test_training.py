@@ -378,7 +378,7 @@ def test_progress_shows_the_numbers_of_the_step(terminal: bool) -> None:
     run("hf", iterations=1, callbacks=[Watch(), ProgressDisplay(console)])
     m, text = seen[0].metrics, output.getvalue()
     for number in (
-        f"loss {m['loss']:.4g}",
+        f"loss {m['loss_after']:.4g}",
         f"error {100 * m['test_error']:.2f}%",
         f"λ {m['damping']:.3g}",
         f"CG {m['cg_iterations']}",

@@ -7,6 +7,8 @@ command a file.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import click
 
 from hfcore.experiments.commands.ablation import ablation_command
@@ -28,6 +30,8 @@ from hfcore.experiments.commands.table5 import table5_command
 @click.group("reproduce")
 def reproduce_commands() -> None:
     """Run published experiments and print their figures beside the published ones."""
+    if find_spec("matplotlib") is None:
+        raise click.ClickException("hfcore reproduce draws plots: pip install matplotlib")
 
 
 for command in (

@@ -1,0 +1,123 @@
+"""Every block of Python in the README and on the site runs; calls that are refused say so."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import hfcore as hf
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+MOST_WORDS = 1200
+
+# Pages whose blocks are only compiled: they are programs of several processes.
+COMPILED = {"docs/distributed.md"}
+# What is made smaller; each text must be on its page.
+ADDITION = {
+    "length=30": "length=5",
+    "opt, batch_size=100,": "opt, batch_size=20, minibatches=0.5, test_size=50, progress=False,",
+}
+SMALL_BATCH = {"batch_size=50": "batch_size=20, test_size=50, progress=False"}
+QUIET = {"iterations=20)": "iterations=2), progress=False"}
+SMALLER: dict[str, dict[str, str]] = {
+    "README.md": {**ADDITION, **QUIET, "2_000": "20, progress=False", "Addition(20": "Addition(6"},
+    "docs/index.md": ADDITION,
+    "docs/how-to/data.md": {**QUIET, "iterations=10)": "iterations=2), progress=False"},
+    "docs/how-to/sweeps.md": {
+        "10_000": "20, test_size=50, progress=False", "seeds=4": "seeds=2", "(20,": "(6,",
+    },
+    "docs/how-to/resume.md": {"stop=": "test_size=50, progress=False, stop="},
+    "docs/how-to/pretraining.md": {
+        "[784, 400, 200, 100, 50, 25, 6]": "[784, 10, 3]",
+        "curves(400, 100": "curves(100, 100",
+        "epochs=20": "epochs=1",
+        "iterations=2)": "iterations=1), progress=False",
+    },
+    "docs/how-to/gpu.md": SMALL_BATCH,
+    "docs/how-to/reproducibility.md": SMALL_BATCH,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Block:
+    code: str
+    refused: str | None
+    """The error of a call that is refused, as the block of text behind it has it."""
+
+
+def blocks(path: Path) -> list[Block]:
+    found = re.findall(
+        r"^```python\n(.*?)^```\n(?:\n```text\n(\w+: .*?)\n```\n)?", path.read_text(), re.S | re.M
+    )
+    return [Block(code, refused or None) for code, refused in found]
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+WITH_CODE = [path for path in PAGES if blocks(path)]
+
+
+@pytest.mark.parametrize("path", WITH_CODE, ids=name_of)
+def test_blocks_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One page is one session: each block goes on where the one before ended."""
+    monkeypatch.chdir(tmp_path)
+    page, text = name_of(path), path.read_text()
+    if page in COMPILED:
+        for block in blocks(path):
+            compile(block.code, page, "exec")
+        return
+    smaller = SMALLER.get(page, {})
+    assert all(long in text for long in smaller)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    for block in blocks(path):
+        code = block.code
+        for long, short in smaller.items():
+            code = code.replace(long, short)
+        if block.refused is None:
+            exec(compile(code, page, "exec"), names)
+            continue
+        with pytest.raises(Exception) as error:  # noqa: PT011
+            exec(compile(code, page, "exec"), names)
+        said = f"{error.type.__name__}: {error.value}"
+        assert " ".join(said.split()) == " ".join(block.refused.split())
+
+
+def test_every_how_to_shows_a_call_that_is_refused() -> None:
+    for path in sorted((ROOT / "docs" / "how-to").glob("*.md")):
+        assert any(block.refused for block in blocks(path)), path.name
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= MOST_WORDS
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_links_and_pictures_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", path.read_text(), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target
+
+
+def test_the_reference_is_complete() -> None:
+    """Every public name has its place, once."""
+    pages = (ROOT / "docs" / "reference").glob("*.md")
+    places = re.findall(r"^::: hfcore\.(\S+)$", "\n".join(p.read_text() for p in pages), re.M)
+    assert len(places) == len(set(places))
+    modules = {name for name in hf.__all__ if type(getattr(hf, name)) is type(hf)}
+    public = {f"{name}" for name in hf.__all__} - modules
+    for module in modules - {"presets", "solvers"}:
+        members = getattr(getattr(hf, module), "__all__", ())
+        at = getattr(hf, module)
+        own = [name for name in members if getattr(hf, name, None) is not getattr(at, name)]
+        public |= {f"{module}.{name}" for name in own}
+    assert public - set(places) == set()
