@@ -94,7 +94,9 @@ def test_on_a_quadratic_it_is_conjugate_gradients() -> None:
         torch.testing.assert_close(model.theta.detach(), x, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("f", [None, rosenbrock, regression], ids=str)
+@pytest.mark.parametrize(
+    "f", [None, rosenbrock, regression], ids=lambda f: "quadratic" if f is None else f.__name__
+)
 @pytest.mark.parametrize("N", [2, 9])
 def test_against_scipy(f: Callable[[Tensor], Tensor] | None, N: int) -> None:
     """The same minimum, at no more than twice the evaluations."""
