@@ -8,7 +8,7 @@ Martens & Sutskever (2011) used is not described but for its 39 dimensions.
 from __future__ import annotations
 
 import numpy as np
-import scipy.fft
+import scipy  # scipy.fft is slow to import and comes when it is used
 
 from hfcore.bindings.checks import check_positive
 

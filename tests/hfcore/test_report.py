@@ -134,6 +134,14 @@ def test_imports_that_can_wait() -> None:
     """``import hfcore`` alone loads none of the slow libraries that only some calls need."""
     from python_process import python
 
-    slow = ("numba", "scipy.sparse", "scipy.linalg", "rich", "matplotlib", "tensorboard")
+    slow = (
+        "numba",
+        "scipy.sparse",
+        "scipy.linalg",
+        "scipy.fft",
+        "rich",
+        "matplotlib",
+        "tensorboard",
+    )
     code = f"import sys, hfcore; print([name for name in {slow} if name in sys.modules])"
     assert python("-c", code).stdout == "[]\n"
