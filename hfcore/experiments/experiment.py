@@ -67,7 +67,13 @@ class Method:
         pretrained = name.startswith(PRETRAINED)
         name = name.removeprefix(PRETRAINED if pretrained else RANDOM)
         try:
-            return cls(name.strip(), float(rate) if rate else None, pretrained)
+            chosen = float(rate) if rate else None
+        except ValueError as error:
+            raise ValueError(
+                f"method: got {text.strip()}, need a number as the rate (name or name=rate)"
+            ) from error
+        try:
+            return cls(name.strip(), chosen, pretrained)
         except ValueError as error:
             raise ValueError(f"{error} (name or name=rate, behind pt- or rand-)") from error
 
