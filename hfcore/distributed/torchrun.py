@@ -69,7 +69,11 @@ def started_group(
     if place.type == "cuda":
         torch.cuda.set_device(place)
     backend = "nccl" if place.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=seconds))
+    limit = timedelta(seconds=seconds)
+    # torchrun's own store outlives a restart, and with it the addresses of processes that ended.
+    store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+    store = dist.PrefixStore(f"hfcore/{restarts()}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     try:
         yield dist.group.WORLD
     finally:
