@@ -29,7 +29,7 @@ def test_any_number_of_ranks_is_one_process_and_has_one_pattern_of_bits(
     wide = cases.products(None, kind=kind, dtype=torch.float64)
     whole = {k: v for k, v in wide.items() if k not in ("estimate", "trace")}
     of_size = {}
-    for size in (1, 2, 3, 4):
+    for size in (2, 3, 4) if kind in ("rnn", "mlp") else (3,):
         found = ranks.run(size, "products", kind=kind, dtype=torch.float64)
         assert not any(isinstance(one, Failed) for one in found), found
         for one in found[1:]:
@@ -42,19 +42,17 @@ def test_any_number_of_ranks_is_one_process_and_has_one_pattern_of_bits(
             assert torch.equal(value, alone[name]), (name, size)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_fast_sums(ranks: Server, kind: str, size: int) -> None:
+def test_fast_sums(ranks: Server, kind: str) -> None:
     wide = cases.products(None, kind=kind, dtype=torch.float64)
     whole = {k: v for k, v in wide.items() if k not in ("estimate", "trace")}
-    found = ranks.run(size, "products", kind=kind, dtype=torch.float64, reduction="fast")
+    found = ranks.run(3, "products", kind=kind, dtype=torch.float64, reduction="fast")
     assert not any(isinstance(one, Failed) for one in found), found
     for one in found:
         assert all(torch.equal(one[name], found[0][name]) for name in one)
     assert_close({name: found[0][name] for name in whole}, whole)
 
 
-@pytest.mark.parametrize("reduction", ["exact", "fast"])
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(("size", "reduction"), [(2, "fast"), (3, "exact")])
 def test_cases_of_ones_own(ranks: Server, kind: str, size: int, reduction: str) -> None:
     """Unequal shares, and ranks that have none of a batch."""
     wide = cases.products(None, kind=kind, dtype=torch.float64)

@@ -15,7 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+# Four processes that import torch, one after the other or at once: too slow for every day.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform != "linux", reason="reads /proc"),
+]
 
 TORCHRUN = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone"]
 TRAIN = ["-m", "hfcore", "train", "addition", "--length", "4", "--hidden", "5", "--quiet"]

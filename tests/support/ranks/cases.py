@@ -177,6 +177,23 @@ def steps(
     return {"thetas": thetas, "stats": losses, "state": opt.state_dict()}
 
 
+# Those that find their ranks in torchrun's variables.
+STARTED = ("command",)
+
+
+def command(
+    group: Any, *, arguments: list[str], restarts: int = 0, may_restart: bool = False
+) -> tuple[int, str]:
+    """``hfcore ARGUMENTS`` as torchrun starts it: exit code and output."""
+    from command_line import invoke
+
+    os.environ["TORCHELASTIC_RUN_ID"] = "test"
+    os.environ["TORCHELASTIC_RESTART_COUNT"] = str(restarts)
+    os.environ["TORCHELASTIC_MAX_RESTARTS"] = str(int(may_restart))
+    result = invoke(*arguments)
+    return result.exit_code, result.output
+
+
 def refusals(group: Any) -> list[str]:
     """What is refused without a word on the processes, and what is not."""
     model, loss, (batch, *_), _ = problem("mlp", torch.float64)

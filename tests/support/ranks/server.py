@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import socket
 import sys
+import tempfile
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -28,15 +30,17 @@ def serve() -> None:
     # What is imported and compiled at first use, before the first fork.
     for kind in cases.KINDS:
         cases.products(None, kind=kind, dtype=torch.float64)
+    with tempfile.TemporaryDirectory() as folder:
+        cases.trained(None, optimizer="hf", run_dir=folder, iterations=1)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what ranks print is no answer
     for line in sys.stdin:
         size, case, arguments, folder, timeout = pickle.loads(bytes.fromhex(line.strip()))
-        pids = []
+        pids, port = [], free_port()
         for rank in range(size):
             pid = os.fork()
             if pid == 0:
-                one(rank, size, case, arguments, Path(folder))
+                one(rank, size, case, arguments, Path(folder), port)
             pids.append(pid)
         statuses = waited(pids, timeout)
         answers.write((" ".join(map(str, statuses)) + "\n").encode())
@@ -59,10 +63,20 @@ def waited(pids: list[int], timeout: float) -> list[int]:
     return [statuses[pid] for pid in pids]
 
 
-def one(rank: int, size: int, case: str, arguments: dict[str, Any], folder: Path) -> None:
+def free_port() -> int:
+    """For the store of ranks that start their group themselves."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def one(
+    rank: int, size: int, case: str, arguments: dict[str, Any], folder: Path, port: int
+) -> None:
     result: Any
     try:
-        if size:
+        if case not in cases.STARTED:
             dist.init_process_group(
                 "gloo",
                 init_method=f"file://{folder}/store",
@@ -70,6 +84,9 @@ def one(rank: int, size: int, case: str, arguments: dict[str, Any], folder: Path
                 world_size=size,
                 timeout=timedelta(seconds=20),
             )
+        else:
+            os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "localhost"}
+            os.environ["MASTER_PORT"] = str(port)
         result = getattr(cases, case)(dist.group.WORLD, **arguments)
     except BaseException as error:
         if os.environ.get("RANKS_SHOW"):
