@@ -336,7 +336,7 @@ def trained(
     *,
     optimizer: str,
     run_dir: str | None = None,
-    iterations: int = 6,
+    iterations: int = 4,
     resume: bool = False,
     send: tuple[int, int] | None = None,
     reduction: str | None = None,
