@@ -71,8 +71,9 @@ def started_group(
     backend = "nccl" if place.type == "cuda" else "gloo"
     limit = timedelta(seconds=seconds)
     # torchrun's own store outlives a restart, and with it the addresses of processes that ended.
-    store, rank, size = next(dist.rendezvous("env://", timeout=limit))
-    store = dist.PrefixStore(f"hfcore/{restarts()}", store)
+    stores: Any = dist  # which does not export these two by its types
+    store, rank, size = next(stores.rendezvous("env://", timeout=limit))
+    store = stores.PrefixStore(f"hfcore/{restarts()}", store)
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=limit)
     try:
         yield dist.group.WORLD
