@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 import numpy as np
+import torch
 
 import hfcore as hf
 from hfcore.cli.invocation import run_options
@@ -110,8 +111,9 @@ def _krylov(trainings: Trainings, quadratic: Quadratic, iterations: int) -> Kryl
         if krylov.asked == iterations:
             return krylov
     with _progress(trainings, iterations) as told:
-        matrix = quadratic.operator()
-        krylov = lanczos(matrix.matvec, quadratic.gradient, iterations, report=told)
+        # In float32 the tridiagonal matrix is off by a percent in φ.
+        double = quadratic.to(torch.float64)
+        krylov = lanczos(double.operator().matvec, double.gradient, iterations, report=told)
     krylov.save(path)
     return krylov
 
