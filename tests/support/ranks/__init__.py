@@ -37,8 +37,9 @@ class Server:
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "GLOO_SOCKET_IFNAME": "lo",
+            # An empty entry would be the checkout.
             "PYTHONPATH": os.pathsep.join(
-                [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+                filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
             ),
         }
         self._process = subprocess.Popen(
