@@ -256,7 +256,7 @@ def read_config(path: Path) -> dict[str, Any] | None:
 
 
 def _compare(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    there, here = _dotted(stored), _dotted(plain(config))
+    there, here = dotted(stored), dotted(plain(config))
     differing = [
         f"{key} is {_shown(there, key)} there and {_shown(here, key)} here"
         for key in sorted(there.keys() | here.keys())
@@ -277,13 +277,13 @@ def _compare(path: Path, stored: Mapping[str, Any], config: Mapping[str, Any]) -
             )
 
 
-def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
+def dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
     """Nested dicts as one dict with keys like ``problem.length``."""
     if not isinstance(tree, dict):
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(_dotted(value, f"{prefix}.{key}" if prefix else str(key)))
+        flat.update(dotted(value, f"{prefix}.{key}" if prefix else str(key)))
     return flat
 
 

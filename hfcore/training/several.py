@@ -19,6 +19,7 @@ from hfcore.losses import Loss
 from hfcore.nets.registry import net_of
 from hfcore.objective_factory import objective_for
 from hfcore.optimisers.hessian_free import HessianFree
+from hfcore.training.run_folder import dotted
 
 NEED = {
     "parameters": "the same net on every rank: nothing but the optimiser may move it",
@@ -71,16 +72,7 @@ def _check_like(group: Group | None, own: Group | None) -> None:
 def check_configs(ranks: Ranks, config: Mapping[str, Any]) -> None:
     """Raise ValueError naming the first setting of a run that is another one on some rank."""
     if ranks.size > 1:
-        check_same(ranks, _dotted({k: v for k, v in config.items() if k not in MAY_DIFFER}))
-
-
-def _dotted(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_dotted(value, f"{prefix}.{key}" if prefix else str(key)))
-    return flat
+        check_same(ranks, dotted({k: v for k, v in config.items() if k not in MAY_DIFFER}))
 
 
 def send_model(ranks: Ranks, model: torch.nn.Module) -> None:
