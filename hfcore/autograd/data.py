@@ -43,7 +43,7 @@ class BatchPart:
     ``inputs`` goes to the model as it is: a tensor, or a tuple, list or dict of tensors.
     ``mask`` has the targets' leading axes ``[…]`` and is bool, or weights ≥ 0, or None.
     ``fisher_cases``: what a sum over squared gradients of the cases is divided by, None: their
-    number.
+    number. ``largest_class``: of targets that are classes, which a model must have outputs for.
     """
 
     inputs: Any
@@ -53,6 +53,7 @@ class BatchPart:
     input_dim: int
     target_dim: int
     fisher_cases: float | None = None
+    largest_class: int = 0
 
     @property
     def in_fisher(self) -> float:
@@ -98,9 +99,18 @@ ModuleData = Closure | Sequence[BatchPart]
 
 
 def check_part(
-    batch: Any, *, like: Tensor, input_dim: int, target_dim: int, loss: Loss | None
+    batch: Any,
+    *,
+    like: Tensor,
+    input_dim: int,
+    target_dim: int,
+    loss: Loss | None,
+    served: Loss | None = None,
 ) -> BatchPart:
     """Check ``(inputs, targets[, mask])`` once.
+
+    ``loss`` of hf.losses takes the targets as they are; ``served`` is what stands for one of
+    torch's, whose classes are looked at alone.
 
     Raises TypeError or ValueError naming the argument: no tensor, another device than the
     parameters', no case, numbers of cases that differ, NaN or Inf in inputs or counted targets.
@@ -125,7 +135,8 @@ def check_part(
         raise ValueError("inputs: holds NaN or Inf, need finite values")
     if loss is not None:
         targets = _check_targets(targets, mask, loss)
-    return BatchPart(inputs, targets, mask, count, input_dim, target_dim)
+    largest = _largest_class(targets, served or loss)
+    return BatchPart(inputs, targets, mask, count, input_dim, target_dim, largest_class=largest)
 
 
 def _unpack(batch: Any) -> tuple[Any, Any, Any]:
@@ -177,6 +188,18 @@ def _check_targets(targets: Any, mask: Tensor | None, loss: Loss) -> Tensor:
         values = torch.where(keep, targets, torch.zeros_like(targets))
     loss.check_values(values)
     return values
+
+
+def _largest_class(targets: Any, loss: Loss | None) -> int:
+    """0 for targets that are no classes, whose dtype is the matter of ``check_targets``."""
+    if loss is None or not loss.takes_classes:
+        return 0
+    if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
+        return 0
+    least, largest = loss.class_range(targets)
+    if least < 0:
+        raise ValueError(f"targets: got class {least}, need classes from 0")
+    return largest
 
 
 def _is_pair(result: object) -> TypeGuard[tuple[Tensor, Tensor]]:

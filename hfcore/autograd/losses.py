@@ -89,6 +89,7 @@ class PackageLoss:
         if outputs.ndim < 2:
             raise ValueError(f"outputs: got shape {list(outputs.shape)}, need at least [B,k]")
         self.loss.check_targets(outputs.shape, part.targets, outputs.dtype)
+        check_classes(part, outputs.shape[-1])
         if part.mask is not None and part.mask.shape != outputs.shape[:-1]:
             raise ValueError(
                 f"mask: got shape {list(part.mask.shape)}, need {list(outputs.shape[:-1])} like "
@@ -130,6 +131,15 @@ class PackageLoss:
         targets = part.targets.reshape(1, lead, *part.targets.shape[outputs.ndim - 1 :])
         mask = None if part.mask is None else part.mask.reshape(1, lead)
         return outputs.reshape(1, lead, -1).contiguous(), targets, mask
+
+
+def check_classes(part: BatchPart, outputs: int) -> None:
+    """Raise ValueError where a target is a class beyond the number of outputs."""
+    if part.largest_class >= outputs:
+        raise ValueError(
+            f"targets: got class {part.largest_class}, need classes below {outputs}, the number of "
+            "outputs"
+        )
 
 
 def check_distributions(outputs: Tensor, loss: Loss) -> None:

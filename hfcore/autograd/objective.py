@@ -155,6 +155,7 @@ class ModuleObjective:
             input_dim=self._input_dim,
             target_dim=self.case_dim,
             loss=self._loss,
+            served=getattr(self.loss_function, "loss", None),
         )
 
     def minibatches(self, data: ModuleData) -> int:

@@ -8,7 +8,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from hfcore.autograd.data import BatchPart
-from hfcore.autograd.losses import CallableLoss, LinearMap, PackageLoss, check_distributions
+from hfcore.autograd.losses import (
+    CallableLoss,
+    LinearMap,
+    PackageLoss,
+    check_classes,
+    check_distributions,
+)
 from hfcore.losses import Loss
 from hfcore.losses.from_torch import converted
 
@@ -51,6 +57,8 @@ class TorchLoss(PackageLoss):
 
     def check(self, outputs: Tensor, part: BatchPart) -> None:
         self.plain.check(outputs, part)
+        if outputs.ndim > 1:
+            check_classes(part, outputs.shape[1])
 
     def cases(self, outputs: Tensor, part: BatchPart) -> Tensor:
         if not self._fits(outputs, part):

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from hfcore.autograd.calls import Select, called, check_select, selected
 from hfcore.autograd.evaluation import Evaluator, flatten
 from hfcore.autograd.strategies import Graph, Split
 from hfcore.batches import Batch
 from hfcore.bindings.threads import among_kernels
 from hfcore.curvature.linear_operator import LinearOperator, OperatorAtParameters
-from hfcore.distributed.ranks import check_one_process
+from hfcore.distributed.ranks import check_local
 from hfcore.flat import FlatParameters
 from hfcore.losses import SquaredError
 from hfcore.nets.net import FusedNet, Into, blocks
@@ -42,15 +43,18 @@ class Jacobian(OperatorAtParameters):
 
     ``J @ v`` is the R-operator (Pearlmutter 1994), ``J.mT @ u`` backpropagation; ``J.mT @ J`` is a
     symmetric operator with all that belongs to one. Outputs are ``model(inputs)``, for fused nets
-    those before the output nonlinearity, as one vector in their order in memory; ``outputs`` has
-    their values and shape. The activations of one forward pass are kept, so that an operator
-    outlives later changes of the parameters and stays at the old ones.
+    those before the output nonlinearity, as one vector in their order in memory; the attribute
+    ``outputs`` has their values and shape. The activations of one forward pass are kept, so that an
+    operator outlives later changes of the parameters and stays at the old ones.
 
     Parameters
     ----------
-    model : any torch module whose outputs are one tensor, on its kernels where it is an hf.RNN or
-        hf.MLP; frozen parameters are no columns
-    inputs : what the model takes: a tensor, or a tuple, list or dict of tensors
+    model : any torch module, on its kernels where it is an hf.RNN or hf.MLP; frozen parameters are
+        no columns
+    inputs : what the model takes: a tensor, or a tuple, list or dict of tensors; a dict goes to
+        ``forward`` as keywords, where it has arguments of these names
+    outputs : which of the things that the model returns are differentiated, one tensor: a key or
+        attribute (``"logits"``), an index, or a function; None: it returns a tensor
     local : True: the outputs of this process alone, while torch.distributed runs in several. They
         are no sum over cases, so there is no process_group
 
@@ -61,11 +65,18 @@ class Jacobian(OperatorAtParameters):
 
     symmetric = False
 
-    def __init__(self, model: nn.Module, inputs: Any, *, local: bool = False) -> None:
-        if not local:
-            check_one_process("hf.Jacobian", sums=False)
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        *,
+        outputs: Select | None = None,
+        local: bool = False,
+    ) -> None:
+        check_local("hf.Jacobian", local)
         if not isinstance(model, nn.Module):
             raise TypeError(f"model: got {type(model).__name__}, need a torch.nn.Module")
+        check_select(outputs)
         parameters = FlatParameters(model)
         theta = parameters.read()
         bad = parameters.first_bad(theta)
@@ -73,7 +84,7 @@ class Jacobian(OperatorAtParameters):
             raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
         self._theta = theta
         self.parameter_slices = parameters.slices()
-        self._passes = _passes(model, inputs, parameters, theta)
+        self._passes = _passes(model, inputs, outputs, parameters, theta)
         self._transposed = _Transposed(self)
         self._check_products()
 
@@ -191,15 +202,18 @@ class _GraphPasses:
     """A retained graph of any module."""
 
     def __init__(
-        self, model: nn.Module, inputs: Any, parameters: FlatParameters, theta: Tensor
+        self,
+        model: nn.Module,
+        inputs: Any,
+        select: Select | None,
+        parameters: FlatParameters,
+        theta: Tensor,
     ) -> None:
         module = getattr(model, "_orig_mod", model)  # compiled graphs are differentiated once only
         evaluator = Evaluator(module, parameters, None, [], 0)
 
         def outputs() -> tuple[Tensor, Tensor]:
-            s = _called(module, inputs)
-            if not isinstance(s, Tensor):
-                raise TypeError(f"outputs: the model returned {type(s).__name__}, need one tensor")
+            s = selected(_called(module, inputs), select)
             return s.sum(), s
 
         leaves = [p.clone().requires_grad_() for p in parameters.split(theta)]
@@ -230,14 +244,20 @@ class _GraphPasses:
         return torch.stack(rows)
 
 
-def _passes(model: nn.Module, inputs: Any, parameters: FlatParameters, theta: Tensor) -> Passes:
+def _passes(
+    model: nn.Module,
+    inputs: Any,
+    select: Select | None,
+    parameters: FlatParameters,
+    theta: Tensor,
+) -> Passes:
     """Fused, where a net with kernels trains all parameters; else by autograd."""
     _check_inputs(inputs, theta)
     if all(p.requires_grad for p in model.parameters()):
-        net = net_of(model, SquaredError())
+        net = net_of(model, SquaredError(), outputs=select)
         if net is not None:
             return _FusedPasses(net, inputs, theta)
-    return _GraphPasses(model, inputs, parameters, theta)
+    return _GraphPasses(model, inputs, select, parameters, theta)
 
 
 def _given(result: Tensor, out: Tensor | None) -> Tensor:
@@ -245,9 +265,9 @@ def _given(result: Tensor, out: Tensor | None) -> Tensor:
 
 
 def _called(module: nn.Module, inputs: Any) -> Any:
-    """module(inputs); ValueError with what it raised for inputs that it does not take."""
+    """``module`` of its inputs; ValueError with what it raised for those that it does not take."""
     try:
-        return module(inputs)
+        return called(module, inputs)
     except Exception as error:
         raise ValueError(f"inputs: the model raised {type(error).__name__}: {error}") from error
 

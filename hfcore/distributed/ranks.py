@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hfcore.arguments import flag
+
 T = TypeVar("T")
 
 # By the name that torch 2.13 gave it, or the one before.
@@ -184,8 +186,7 @@ def ranks_of(what: str, process_group: Any, local: bool, model: Any = None) -> R
     group without the caller, and for parameters that are cut over the processes; TypeError for
     what is no group.
     """
-    if not isinstance(local, bool):
-        raise TypeError(f"local: got {type(local).__name__}, need True or False")
+    flag("local", local)
     if process_group is not None and local:
         raise ValueError("local: got True beside a process_group, need one of the two")
     several = world_size() > 1
@@ -216,6 +217,15 @@ def ranks_of(what: str, process_group: Any, local: bool, model: Any = None) -> R
     if dist.get_rank(process_group) < 0:
         raise ValueError("process_group: this process is not in it, need a group that it is in")
     return Ranks(process_group)
+
+
+def check_local(what: str, local: Any) -> None:
+    """``local`` of something that takes no group: True wherever several processes run.
+
+    Raises TypeError or ValueError.
+    """
+    if not flag("local", local):
+        check_one_process(what, sums=False)
 
 
 def check_one_process(what: str, *, sums: bool = True) -> None:

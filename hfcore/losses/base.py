@@ -142,6 +142,11 @@ class Loss(ABC):
                 f"targets: an unmasked target is {targets[bad][0].item()}, need {self.target_need}"
             )
 
+    def class_range(self, targets: Tensor) -> tuple[int, int]:
+        """The least and the largest of the classes ``targets […]`` that count, int64."""
+        least, largest = targets.aminmax()
+        return int(least), int(largest)
+
     def check_range(self, low: float, high: float) -> None:
         """The same from the least and the largest of finite targets."""
         least, largest = self.target_range

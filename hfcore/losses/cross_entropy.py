@@ -153,6 +153,9 @@ class SoftmaxCrossEntropy(KernelLoss):
         if self.weight is not None:
             self.weight.check_length(s_shape[-1])
 
+    def class_range(self, targets: Tensor) -> tuple[int, int]:
+        return super().class_range(self._counting(targets, None)[0])
+
     def link(self, s: Tensor) -> Tensor:
         return torch.softmax(s, -1)
 

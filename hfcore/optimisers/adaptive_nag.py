@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from hfcore.arguments import called, number, positive
 from hfcore.bindings.conjugate_gradient import dot
-from hfcore.distributed.ranks import check_one_process
+from hfcore.distributed.ranks import check_local
 from hfcore.flat import FlatParameters, dense_gradients, listed
 from hfcore.momentum_schedules import next_a
 
@@ -58,8 +58,7 @@ class AdaptiveNAG(torch.optim.Optimizer):
         *,
         local: bool = False,
     ) -> None:
-        if not local:
-            check_one_process("hf.AdaptiveNAG", sums=False)
+        check_local("hf.AdaptiveNAG", local)
         if lr is not None:
             lr = positive("lr", lr)
         flat = FlatParameters(params if isinstance(params, nn.Module) else listed("params", params))

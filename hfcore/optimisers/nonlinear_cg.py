@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from hfcore.arguments import count, flag, nonnegative, number
-from hfcore.distributed.ranks import check_one_process
+from hfcore.distributed.ranks import check_local
 from hfcore.flat import FlatParameters, listed
 from hfcore.optimisers.descent import Decay, Descent, DescentMemory
 from hfcore.optimisers.watched_step import watched_step
@@ -91,8 +91,7 @@ class NonlinearCG(torch.optim.Optimizer):
         local: bool = False,
     ) -> None:
         given = locals()
-        if not local:
-            check_one_process("hf.NonlinearCG", sums=False)
+        check_local("hf.NonlinearCG", local)
         options = {name: given[name] for name in OPTIONS}
         if isinstance(params, nn.Module):
             params = FlatParameters(params).tensors
@@ -196,21 +195,29 @@ class NonlinearCG(torch.optim.Optimizer):
         first = self.param_groups[0]
         for group in self.param_groups:
             nonnegative("weight_decay", group["weight_decay"])
-            for name in OPTIONS:
-                if name != "weight_decay" and group[name] != first[name]:
-                    raise ValueError(
-                        f"{name}: got {group[name]!r} in one group and {first[name]!r} in another, "
-                        "need one value: a line search is of all parameters together"
-                    )
+        search = WolfeSearch(**{name: first[name] for name in SEARCH_OPTIONS})
         count("line_searches", first["line_searches"])
         flag("restart", first["restart"])
         ratio = number("slope_ratio", first["slope_ratio"])
         if not 1 <= ratio < float("inf"):
             raise ValueError(f"slope_ratio: got {ratio}, need at least 1 and finite")
-        return WolfeSearch(**{name: first[name] for name in SEARCH_OPTIONS})
+        for group in self.param_groups[1:]:
+            for name in COMMON_OPTIONS:
+                _check_common(name, group[name], first[name])
+        return search
+
+
+def _check_common(name: str, value: Any, first: Any) -> None:
+    """Raise ValueError where a group has another value of an option of the whole."""
+    if not isinstance(value, bool | int | float) or value != first:
+        raise ValueError(
+            f"{name}: got {value!r} in one group and {first!r} in another, need one value: a line "
+            "search is of all parameters together"
+        )
 
 
 SEARCH_OPTIONS = (
     "sufficient_decrease", "curvature", "max_evaluations", "margin", "extrapolation"
 )  # fmt: skip
-OPTIONS = ("line_searches", "restart", "weight_decay", "slope_ratio", *SEARCH_OPTIONS)
+COMMON_OPTIONS = ("line_searches", "restart", "slope_ratio", *SEARCH_OPTIONS)
+OPTIONS = ("weight_decay", *COMMON_OPTIONS)

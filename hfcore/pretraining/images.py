@@ -42,6 +42,8 @@ def _checked(name: str, given: Any, visible: str, like: Tensor) -> Tensor:
         )
     check_tensor(name, given, ["N", like.shape[1]], dtype=like.dtype)
     check_positive(N=len(given))
+    if given.is_meta:
+        raise ValueError(f"{name}: is on meta, need a device that holds its values")
     images = given.detach().to(like.device).contiguous()
     low, high = (float(x) for x in images.aminmax())
     if not (math.isfinite(low) and math.isfinite(high)):

@@ -34,11 +34,16 @@ from torch import Tensor, nn
 import hfcore as hf
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).parent))
+import api_recipes
+from api_source import Call, Source
 from outside_net import Residual, ResidualNet
 
+HERE = Path(__file__).parent
 CALLS = int(os.environ.get("HFCORE_FUZZ_CALLS", "10000"))
 SEED = int(os.environ.get("HFCORE_FUZZ_SEED", "0"))
-SECONDS = 60  # a call that takes longer hangs
+# A call hangs that computes for longer, or does not answer for longer on a busy machine.
+SECONDS, WAITING_SECONDS = 60, 1800
 
 PACKAGE = str(Path(hf.__file__).parent)
 # Where a raise may stand: here, and in what our optimisers and schedules inherit.
@@ -48,173 +53,11 @@ OWN_PLACES = (PACKAGE, str(Path(torch.__file__).parent / "optim"))
 LENGTHS = ("updates", "seeds", "gradient_batches", "batch_size", "test_size")
 LONG, SHORT = 1000, 3
 
-Recipe = Callable[["Source"], "Call"]
+Recipe = Callable[[Source], Call]
 
 
 class Hang(BaseException):
     """A call that did not answer in time."""
-
-
-class Call:
-    """A callable, its arguments by name, and what is done with what it gives.
-
-    ``spoilt``: an argument may be bad from the start.
-    """
-
-    spoilt = False
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        arguments: dict[str, Any],
-        then: Callable[[Any, Source], None] | None = None,
-    ) -> None:
-        self.function, self.arguments, self.then = function, arguments, then
-
-
-class Source:
-    """Random sizes, data, models and spoilt values of one call."""
-
-    def __init__(self, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.dtype = self.random.choice([torch.float32, torch.float64])
-        self.T, self.B = self.size(), self.size()
-        self.n, self.H, self.k = self.size(), self.size(), self.size()
-
-    def size(self) -> int:
-        return self.random.choice([1, 1, 2, 3, 4, 5, 7])
-
-    def pick(self, *values: Any) -> Any:
-        return self.random.choice(values)
-
-    def tensor(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, dtype=self.dtype)
-
-    def classes(self, *shape: int) -> Tensor:
-        return torch.randint(self.k, shape, generator=self.generator)
-
-    # ---- models with data
-
-    def loss_and_targets(self, *shape: int) -> tuple[hf.losses.Loss, Tensor]:
-        kind = self.pick("squared", "logistic", "softmax", "huber", "poisson")
-        if kind == "softmax":
-            return hf.losses.SoftmaxCrossEntropy(), self.classes(*shape)
-        if kind == "logistic":
-            return hf.losses.LogisticCrossEntropy(), self.tensor(*shape, self.k).sigmoid()
-        if kind == "poisson":
-            return hf.losses.PoissonNLL(), self.tensor(*shape, self.k).square()
-        if kind == "huber":
-            return hf.losses.HuberLoss(0.8), self.tensor(*shape, self.k)
-        return hf.losses.SquaredError(), self.tensor(*shape, self.k)
-
-    def sequences(self) -> dict[str, Any]:
-        sparse = self.pick(False, False, True)
-        model: nn.Module
-        model = hf.RNN(self.n, self.H, self.k, dtype=self.dtype, generator=self.generator)
-        if sparse:
-            fan_in = min(self.H, self.pick(1, 2, 15))
-            sparse_options: dict[str, Any] = {"sparse": True, "fan_in": fan_in, "dtype": self.dtype}
-            model = hf.RNN(self.n, self.H, self.k, **sparse_options)
-            hf.init.esn_(model, self.generator, fan_in=fan_in)
-        elif self.pick(True, False, False):
-            layers = [self.H, self.size()]
-            model = hf.StackedRNN(
-                self.n, layers, self.k, dtype=self.dtype, generator=self.generator
-            )
-        loss, targets = self.loss_and_targets(self.T, self.B)
-        mask = None
-        if self.pick(False, True):
-            mask = torch.rand(self.T, self.B, generator=self.generator) < 0.5
-            mask[self.random.randrange(self.T), self.random.randrange(self.B)] = True
-        inputs = self.tensor(self.T, self.B, self.n)
-        return {"model": model, "loss": loss, "inputs": inputs, "targets": targets, "mask": mask}
-
-    def cases(self) -> dict[str, Any]:
-        loss, targets = self.loss_and_targets(self.B)
-        phi = self.pick("tanh", "logistic", "relu", "linear")
-        model: nn.Module
-        if self.pick(True, False):
-            sizes = [self.n, self.H, self.k]
-            model = hf.MLP(sizes, [phi, "linear"], dtype=self.dtype, generator=self.generator)
-        else:
-            layers = nn.Linear(self.n, self.H), nn.Tanh(), nn.Linear(self.H, self.k)
-            model = nn.Sequential(*layers).to(self.dtype)
-        inputs = self.tensor(self.B, self.n)
-        return {"model": model, "loss": loss, "inputs": inputs, "targets": targets}
-
-    def task(self) -> dict[str, Any]:
-        return self.sequences() if self.pick(True, False) else self.cases()
-
-    def problem(self) -> Any:
-        kind = self.pick("Addition", "Multiplication", "Memorization5")
-        return getattr(hf.problems, kind)(self.pick(3, 5, 8) if kind != "Memorization5" else 3)
-
-    # ---- spoilt values
-
-    def anything(self) -> Any:
-        numbers = 0, 1, -1, 2.5, -0.5, float("nan"), float("inf"), 1e-300, 10**30, sys.maxsize, 1j
-        texts = "", "nonsense", b"x", Path(".")
-        holders = [], [1, 2], (), {}, {"a": 1}, iter([]), nn.Linear(2, 2)
-        arrays = np.float32(1), np.zeros(3), np.zeros((2, 2), dtype=object)
-        tensors = (
-            torch.zeros(0),
-            torch.zeros(()),
-            torch.zeros(2, 3),
-            torch.full((3,), torch.nan),
-            torch.zeros(3, dtype=torch.int64),
-            torch.zeros(2, dtype=torch.complex64),
-            torch.zeros(2, 2).to_sparse(),
-            torch.zeros(2, device="meta"),
-        )
-        others = None, True, object(), int, len
-        return self.pick(*others, *numbers, *texts, *holders, *arrays, *tensors)
-
-    def spoilt(self, value: Any) -> Any:
-        """Something else in the place of ``value``, often of its kind."""
-        if self.random.random() < 0.4:
-            return self.anything()
-        if isinstance(value, Tensor):
-            return self.spoilt_tensor(value)
-        if isinstance(value, bool):
-            return self.pick(2, "yes", None)
-        if isinstance(value, int | float):
-            others = 0, -1, -0.5, value + 0.5, float("nan"), float("inf"), str(value), True
-            return self.pick(*others, np.float64(value), torch.tensor(float(value)), 10**30)
-        if isinstance(value, str):
-            return self.pick(value + "x", value[:-1], value.upper(), "")
-        if callable(value) and not isinstance(value, nn.Module):
-            return self.pick(lambda *a, **k: None, lambda: 0, lambda *a, **k: self.anything())
-        return self.anything()
-
-    def spoilt_tensor(self, value: Tensor) -> Any:
-        def holed() -> Tensor:
-            if value.dtype == torch.bool:
-                return ~value
-            if not value.is_floating_point() or value.numel() == 0:
-                return value - 1000
-            bad = value.clone()
-            bad.view(-1)[self.random.randrange(value.numel())] = self.pick(torch.nan, torch.inf)
-            return bad
-
-        other = torch.float32 if value.dtype == torch.float64 else torch.float64
-        return self.pick(
-            lambda: value[:0],
-            lambda: value[:1],
-            lambda: torch.cat([value, value]),
-            lambda: value.unsqueeze(0),
-            lambda: value.reshape(-1),
-            lambda: value.mT if value.ndim > 1 else value[::2],
-            lambda: value.to(other),
-            lambda: value.to(torch.complex64),
-            lambda: value.to(torch.int32),
-            lambda: value.half(),
-            lambda: value.numpy(force=True),
-            lambda: value.tolist(),
-            lambda: value.to("meta"),
-            holed,
-            lambda: value.clone().requires_grad_() if value.is_floating_point() else value.bool(),
-        )()
 
 
 class Ends(hf.Callback):
@@ -344,18 +187,6 @@ def algebra(source: Source) -> Call:
             use_operator(result if source.random.random() < 0.9 else result + B, source)
 
     return Call(getattr(A, name), arguments, then)
-
-
-def jacobian(source: Source) -> Call:
-    task = source.task()
-    arguments = {"model": task["model"], "inputs": task["inputs"]}
-
-    def then(J: Any, source: Source) -> None:
-        which = source.pick(J, J.mT, J.mT @ J)
-        v = source.tensor(which.shape[1])
-        which @ (v if source.random.random() < 0.5 else source.spoilt(v))
-
-    return Call(hf.Jacobian, arguments, then)
 
 
 OPTIONS: dict[str, tuple[Any, ...]] = {
@@ -772,7 +603,7 @@ RECIPES: list[tuple[int, Recipe]] = [
     (1, make_problem), (2, policy), (2, loss_value), (1, schedule), (3, training), (1, sweep),
     (2, make_loss), (2, array_training), (1, limits), (1, load), (4, own_objective), (1, folder),
     (2, registered), (2, stacked), (1, checked), (2, linear_solve), (2, spectrum), (2, algebra),
-    (1, jacobian),
+    *api_recipes.RECIPES,
 ]  # fmt: skip
 FOLDER = tempfile.TemporaryDirectory(prefix="hfcore-fuzz-")
 # Without it, a data set that is not where it is looked for would be downloaded.
@@ -788,7 +619,7 @@ def meant(error: BaseException) -> bool:
     if not (own or isinstance(error, ValueError | TypeError)):
         return False
     last = traceback.extract_tb(error.__traceback__)[-1]
-    if last.filename == __file__:  # the signature itself: a missing or an unknown argument
+    if Path(last.filename).parent == HERE:  # the signature itself: a missing or an unknown argument
         return isinstance(error, TypeError)
     frames = list(traceback.walk_tb(error.__traceback__))
     # A context manager that translates an error raises from within.
@@ -809,13 +640,19 @@ def in_time() -> Iterator[None]:
     def over(*_: Any) -> None:
         raise Hang
 
-    before = signal.signal(signal.SIGALRM, over)
-    signal.alarm(SECONDS)
+    clocks = (
+        (signal.SIGPROF, signal.ITIMER_PROF, SECONDS),
+        (signal.SIGALRM, signal.ITIMER_REAL, WAITING_SECONDS),
+    )
+    before = [signal.signal(number, over) for number, _, _ in clocks]
+    for _, clock, seconds in clocks:
+        signal.setitimer(clock, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        for (number, clock, _), handler in zip(clocks, before, strict=True):
+            signal.setitimer(clock, 0)
+            signal.signal(number, handler)
 
 
 def dense_gauss_newton(task: dict[str, Any]) -> Tensor:
@@ -896,7 +733,7 @@ def run(seed: int, recipe: Recipe, outcomes: collections.Counter[str]) -> str | 
             if call.then is not None:
                 call.then(result, source)
     except AssertionError as error:
-        if traceback.extract_tb(error.__traceback__)[-1].filename == __file__:
+        if Path(traceback.extract_tb(error.__traceback__)[-1].filename).parent == HERE:
             return f"{what}: {error}"
         return f"{what}: AssertionError inside\n{traceback.format_exc(limit=-4)}"
     except Hang:

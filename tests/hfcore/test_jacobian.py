@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -185,6 +186,53 @@ def test_an_altered_or_frozen_net_goes_through_autograd() -> None:
     torch.testing.assert_close(rest.mT @ u, (fused.mT @ u)[n:], rtol=1e-12, atol=1e-12)
 
 
+class Returning(nn.Module):
+    """Takes keywords; what it returns holds the outputs in several ways."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.first, self.second = nn.Linear(3, 2).double(), nn.Linear(4, 2).double()
+
+    def forward(self, a: Tensor, b: Tensor) -> object:
+        s = torch.tanh(self.first(a)) * self.second(b)
+        if self.kind == "attribute":
+            return SimpleNamespace(logits=s, size=3)
+        return {"logits": s, "extra": 2 * s} if self.kind == "key" else (a, s)
+
+
+@pytest.mark.parametrize(
+    ("kind", "outputs"),
+    [("key", "logits"), ("attribute", "logits"), ("index", 1), ("key", lambda o: o["logits"])],
+)
+def test_outputs_are_chosen_and_a_mapping_is_keywords(kind: str, outputs: object) -> None:
+    model = Returning(kind)
+    a, b = normal(5, 3), normal(5, 4, seed=1)
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = model.first, model.second
+
+        def forward(self, inputs: tuple[Tensor, Tensor]) -> Tensor:
+            return torch.tanh(self.first(inputs[0])) * self.second(inputs[1])
+
+    want = oracle(Plain(), (a, b))
+    J = hf.Jacobian(model, {"a": a, "b": b}, outputs=outputs)
+    M, N = want.shape
+    assert J.shape == (M, N)
+    torch.testing.assert_close(J @ torch.eye(N).double(), want, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(J.mT @ torch.eye(M).double(), want.mT, rtol=1e-12, atol=1e-13)
+
+
+def test_of_a_net_with_kernels_its_only_outputs_may_be_chosen() -> None:
+    model, x = make("mlp")
+    J = hf.Jacobian(model, x, outputs=lambda s: s[..., :1])
+    assert not isinstance(J._passes, _FusedPasses)
+    rows = oracle(model, x).view(7, 3, -1)[:, 0]
+    torch.testing.assert_close(J @ torch.eye(rows.shape[1]).double(), rows, rtol=1e-12, atol=1e-13)
+
+
 def test_it_stays_where_it_was_built() -> None:
     for name in ("rnn", "mlp", "conv"):
         model, inputs = make(name)
@@ -267,6 +315,9 @@ def test_bad_arguments_are_named() -> None:
         ),
         (lambda: hf.Jacobian(model, x) @ normal(3), ValueError, r"v: got shape \[3\], need \[43\]"),
         (lambda: hf.Jacobian(model, x).solve(normal(21)), ValueError, "solve: the operator's"),
+        (lambda: hf.Jacobian(model, x, outputs=1.5), TypeError, "outputs: got float, need a key"),
+        (lambda: hf.Jacobian(model, x, outputs="s"), ValueError, "outputs: the model returned Ten"),
+        (lambda: hf.Jacobian(model, x, local=2), TypeError, "local: got int, need True or False"),
         (lambda: hf.Jacobian(model, x).eigsh(1), ValueError, "need a square one"),
     ):
         with pytest.raises(error, match=message):

@@ -35,6 +35,10 @@ def step(inputs: torch.Tensor) -> None:
     hf.HessianFree(net, SQUARED).step((inputs, y))
 
 
+def module_loss(loss: Any, classes: list[int]) -> None:
+    hf.GaussNewton(nn.Linear(3, 2), loss, x, torch.tensor(classes))
+
+
 def closure_step(closure: Callable[..., Any]) -> None:
     hf.HessianFree(nn.Linear(3, 2).parameters()).step(closure)
 
@@ -185,6 +189,41 @@ def closure_step(closure: Callable[..., Any]) -> None:
             lambda: hf.AdaptiveNAG(nn.Linear(2, 2).parameters()).step(len),
             TypeError,
             "closure: takes other arguments",
+        ),
+        (
+            lambda: module_loss(SOFTMAX, [0, 1, 2, 1]),
+            ValueError,
+            "targets: got class 2, need classes below 2, the number of outputs",
+        ),
+        (
+            lambda: module_loss(SOFTMAX, [0, 1, -3, 1]),
+            ValueError,
+            "targets: got class -3, need classes from 0",
+        ),
+        (
+            lambda: module_loss(nn.CrossEntropyLoss(), [0, 7, -100, 1]),
+            ValueError,
+            "targets: got class 7, need classes below 2, the number of outputs",
+        ),
+        (
+            lambda: hf.NonlinearCG(nn.Linear(2, 2), line_searches=torch.zeros(2)),
+            TypeError,
+            "line_searches: got Tensor, need an integer",
+        ),
+        (
+            lambda: hf.NonlinearCG(nn.Linear(2, 2), local="yes"),
+            TypeError,
+            "local: got 'yes', need True or False",
+        ),
+        (
+            lambda: hf.AdaptiveNAG(nn.Linear(2, 2), local=1),
+            TypeError,
+            "local: got int, need True or False",
+        ),
+        (
+            lambda: hf.pretrain(hf.Autoencoder([3, 2]), x.to("meta")),
+            ValueError,
+            "data: is on meta, need a device that holds its values",
         ),
         # ---- checks of products
         (
