@@ -28,7 +28,7 @@ from hfcore.autograd.data import (
     said_of_closures,
 )
 from hfcore.autograd.evaluation import Evaluation, Evaluator, flatten
-from hfcore.autograd.losses import MeanLoss, split_loss
+from hfcore.autograd.losses import MeanLoss, PackageLoss, split_loss
 from hfcore.autograd.strategies import STRATEGIES, Gradients, Parts
 from hfcore.autograd.structural import structural_terms
 from hfcore.bindings.checks import check_choice
@@ -149,13 +149,14 @@ class ModuleObjective:
         return parts
 
     def _check(self, batch: Any) -> BatchPart:
+        served = self.loss_function
         return check_part(
             batch,
             like=self.parameters.tensors[0],
             input_dim=self._input_dim,
             target_dim=self.case_dim,
             loss=self._loss,
-            served=getattr(self.loss_function, "loss", None),
+            served=served.loss if isinstance(served, PackageLoss) else None,
         )
 
     def minibatches(self, data: ModuleData) -> int:
