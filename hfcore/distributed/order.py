@@ -17,6 +17,9 @@ from torch import Tensor
 SHARDS = ((16, 2), (64, 4), (384, 12))
 # Larger data have twice as many as long as each then has at least so many cases.
 CASES_OF_A_SHARD = 512
+# Shards are whole multiples of so many cases, where that leaves them nearly equal: kernels walk so
+# many sequences at a time, and half a walk takes more than half of the time.
+WALKS = (16, 8)
 
 Node = tuple[int, int]
 """A subtree: its first leaf and the one behind its last."""
@@ -41,7 +44,9 @@ class Order:
 
     def edges(self, cases: int) -> list[int]:
         """Where the shards of ``cases`` begin, and the last ends."""
-        return [cases * i // self.shards for i in range(self.shards + 1)]
+        unit = next((walk for walk in WALKS if cases >= 4 * walk * self.shards), 1)
+        inner = [round(cases * i / (self.shards * unit)) * unit for i in range(self.shards)]
+        return [*inner, cases]
 
     def owned(self, rank: int) -> range:
         """The shards of a process."""

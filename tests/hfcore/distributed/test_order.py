@@ -24,11 +24,16 @@ def test_nodes_cover_every_shard_once(shards: int, size: int) -> None:
         assert len(order.nodes(rank)) <= order.most_nodes
 
 
-def test_edges_are_of_nearly_equal_shards() -> None:
-    edges = Order(12, 3).edges(1000)
+@pytest.mark.parametrize("cases", [1, 15, 16, 63, 64, 384, 767, 768, 1000, 5003, 60_000])
+def test_edges_are_of_nearly_equal_shards_that_kernels_walk_whole(cases: int) -> None:
+    shards = shard_count(cases)
+    edges = Order(shards, 3).edges(cases)
     sizes = [b - a for a, b in pairwise(edges)]
-    assert (edges[0], edges[-1]) == (0, 1000)
-    assert max(sizes) - min(sizes) <= 1
+    assert (edges[0], edges[-1]) == (0, cases)
+    walk = 16 if cases >= 768 else 8 if cases >= 384 else 1
+    assert all(edge % walk == 0 for edge in edges[:-1])
+    assert max(sizes) - min(sizes) <= 2 * walk
+    assert max(sizes) <= 1.25 * cases / shards + 1
 
 
 @pytest.mark.parametrize(
