@@ -44,6 +44,8 @@ from hfcore.objective import Objective
 from hfcore.objective_factory import objective_for
 from hfcore.optimisers.adaptive_nag import AdaptiveNAG
 from hfcore.optimisers.hessian_free import HessianFree
+from hfcore.optimisers.least_squares import LeastSquares
+from hfcore.optimisers.least_squares_step import LeastSquaresStats
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
 from hfcore.optimisers.nonlinear_cg import LineSearchStats, NonlinearCG
 from hfcore.optimisers.statistics import StepStats
@@ -79,6 +81,8 @@ __all__ = [
     "HessianFree",
     "Identity",
     "Jacobian",
+    "LeastSquares",
+    "LeastSquaresStats",
     "LineSearchStats",
     "LinearOperator",
     "NonlinearCG",

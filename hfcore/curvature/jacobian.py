@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from hfcore.autograd.calls import Select, called, check_select, selected
-from hfcore.autograd.evaluation import Evaluator, flatten
-from hfcore.autograd.strategies import Graph, Split
+from hfcore.autograd.evaluation import Evaluator
 from hfcore.batches import Batch
 from hfcore.bindings.threads import among_kernels
-from hfcore.curvature.linear_operator import LinearOperator, OperatorAtParameters
+from hfcore.curvature.passes import GraphPasses, OperatorOfPasses, Passes
 from hfcore.distributed.ranks import check_local
 from hfcore.flat import FlatParameters
 from hfcore.losses import SquaredError
@@ -26,19 +24,7 @@ from hfcore.nets.registry import net_of
 ROWS = 16
 
 
-class Passes(Protocol):
-    """A model at fixed parameters and inputs: ``outputs […]`` as it gives them, and J both ways."""
-
-    outputs: Tensor
-
-    def push(self, V: Tensor) -> Tensor:
-        """J v for the rows of ``V [m,N]``, as rows ``[m,M]``."""
-
-    def pull(self, U: Tensor) -> Tensor:
-        """Jᵀu for the rows of ``U [m,M]``, as rows ``[m,N]``."""
-
-
-class Jacobian(OperatorAtParameters):
+class Jacobian(OperatorOfPasses):
     """J ``[M,N]``: derivatives of a model's M outputs by its N parameters, at their present values.
 
     ``J @ v`` is the R-operator (Pearlmutter 1994), ``J.mT @ u`` backpropagation; ``J.mT @ J`` is a
@@ -63,8 +49,6 @@ class Jacobian(OperatorAtParameters):
     differentiated twice.
     """
 
-    symmetric = False
-
     def __init__(
         self,
         model: nn.Module,
@@ -82,89 +66,9 @@ class Jacobian(OperatorAtParameters):
         bad = parameters.first_bad(theta)
         if bad is not None:
             raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
-        self._theta = theta
         self.parameter_slices = parameters.slices()
-        self._passes = _passes(model, inputs, outputs, parameters, theta)
-        self._transposed = _Transposed(self)
-        self._check_products()
-
-    @property
-    def outputs(self) -> Tensor:
-        """The model's outputs there, in their own shape ``[…]``."""
-        return self._passes.outputs
-
-    def _check_products(self) -> None:
-        """uᵀ(Jv) = (Jᵀu)ᵀv at a random pair."""
-        generator = torch.Generator().manual_seed(0)
-        u, v = (
-            torch.randn(size, generator=generator).to(self.device, self.dtype)
-            for size in self.shape
-        )
-        Jv, JTu = self @ v, self._transposed @ u
-        left, right = float(u.double() @ Jv.double()), float(JTu.double() @ v.double())
-        size = float(u.norm() * Jv.norm() + JTu.norm() * v.norm())
-        if not abs(left - right) <= math.sqrt(torch.finfo(self.dtype).eps) * size:
-            raise ValueError(
-                f"model: uᵀ(Jv) is {left:.6g} and (Jᵀu)ᵀv is {right:.6g}, need one number; a part "
-                "of the model cannot be differentiated twice"
-            )
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(M, N) for M outputs and N trainable parameters."""
-        return (self.outputs.numel(), self._theta.numel())
-
-    @property
-    def mT(self) -> LinearOperator:
-        """Jᵀ ``[N,M]``."""
-        return self._transposed
-
-    def _product(self, v: Tensor, out: Tensor | None) -> Tensor:
-        return _given(self._passes.push(v.unsqueeze(0))[0], out)
-
-    def _products(self, V: Tensor) -> Tensor:
-        return self._passes.push(V)
-
-    def _is_transpose_of(self, other: LinearOperator) -> bool:
-        return other is self._transposed
-
-
-class _Transposed(LinearOperator):
-    """Jᵀ of a Jacobian."""
-
-    symmetric = False
-
-    def __init__(self, jacobian: Jacobian) -> None:
-        self._jacobian = jacobian
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        M, N = self._jacobian.shape
-        return (N, M)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._jacobian.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self._jacobian.device
-
-    @property
-    def mT(self) -> LinearOperator:
-        return self._jacobian
-
-    def _product(self, v: Tensor, out: Tensor | None) -> Tensor:
-        return _given(self._jacobian._passes.pull(v.unsqueeze(0))[0], out)
-
-    def _products(self, V: Tensor) -> Tensor:
-        return self._jacobian._passes.pull(V)
-
-    def _is_transpose_of(self, other: LinearOperator) -> bool:
-        return other is self._jacobian
-
-    def __repr__(self) -> str:
-        return f"{self._jacobian!r}.mT"
+        super().__init__(theta, _passes(model, inputs, outputs, parameters, theta))
+        self.check_products("model")
 
 
 class _FusedPasses:
@@ -198,50 +102,26 @@ class _FusedPasses:
         return result
 
 
-class _GraphPasses:
-    """A retained graph of any module."""
+def _graph_passes(
+    model: nn.Module,
+    inputs: Any,
+    select: Select | None,
+    parameters: FlatParameters,
+    theta: Tensor,
+) -> GraphPasses:
+    """Those of any module."""
+    module = getattr(model, "_orig_mod", model)  # compiled graphs are differentiated once only
+    evaluator = Evaluator(module, parameters, None, [], 0)
 
-    def __init__(
-        self,
-        model: nn.Module,
-        inputs: Any,
-        select: Select | None,
-        parameters: FlatParameters,
-        theta: Tensor,
-    ) -> None:
-        module = getattr(model, "_orig_mod", model)  # compiled graphs are differentiated once only
-        evaluator = Evaluator(module, parameters, None, [], 0)
+    def outputs() -> tuple[Tensor, Tensor]:
+        s = selected(_called(module, inputs), select)
+        return s.sum(), s
 
-        def outputs() -> tuple[Tensor, Tensor]:
-            s = selected(_called(module, inputs), select)
-            return s.sum(), s
-
-        leaves = [p.clone().requires_grad_() for p in parameters.split(theta)]
-        with torch.enable_grad():
-            loss, s, _, _ = evaluator.evaluate(outputs, leaves)
-        assert s is not None
-        if s.numel() == 0:
-            raise ValueError(f"outputs: got shape {list(s.shape)}, need at least one")
-        if not s.requires_grad:
-            raise ValueError("model: the outputs do not depend on its trainable parameters")
-        self.outputs = s.detach()
-        self._parameters = parameters
-        self._graph = Graph(leaves, loss, [Split(s, lambda R: R)], [], False, None, None)
-
-    def push(self, V: Tensor) -> Tensor:
-        rows = []
-        for v in V:
-            (tangent,) = self._graph.push(self._parameters.split(v), False)
-            tangent = torch.zeros_like(self.outputs) if tangent is None else tangent.detach()
-            rows.append(tangent.reshape(-1))
-        return torch.stack(rows)
-
-    def pull(self, U: Tensor) -> Tensor:
-        rows = []
-        for u in U:
-            gradients = self._graph.pull([u.reshape(self.outputs.shape)], False)
-            rows.append(flatten(gradients, self._graph.parameters))
-        return torch.stack(rows)
+    leaves = [p.clone().requires_grad_() for p in parameters.split(theta)]
+    with torch.enable_grad():
+        s = evaluator.evaluate(outputs, leaves).outputs
+    assert s is not None
+    return GraphPasses(s, leaves, "model")
 
 
 def _passes(
@@ -257,11 +137,7 @@ def _passes(
         net = net_of(model, SquaredError(), outputs=select)
         if net is not None:
             return _FusedPasses(net, inputs, theta)
-    return _GraphPasses(model, inputs, select, parameters, theta)
-
-
-def _given(result: Tensor, out: Tensor | None) -> Tensor:
-    return result if out is None else out.copy_(result)
+    return _graph_passes(model, inputs, select, parameters, theta)
 
 
 def _called(module: nn.Module, inputs: Any) -> Any:

@@ -105,6 +105,23 @@ class LevenbergMarquardt:
 
 
 @dataclass(frozen=True)
+class Nielsen:
+    """λ·max(⅓, 1 − (2ρ − 1)³) after a step; λ·2, λ·4, λ·8, … after failures that follow each other.
+
+    Nielsen (1999), "Damping parameter in Marquardt's method", equation 2.4b: no jumps where ρ
+    passes a threshold. ``growth`` is the factor of the next failure, 2 after every step.
+    """
+
+    growth: float = 2.0
+
+    def next(self, damping: float, rho: float, *, accepted: bool) -> tuple[float, Nielsen]:
+        """λ for what is tried next, and the rule from there on."""
+        if accepted:
+            return damping * max(1 / 3, 1 - (2 * rho - 1) ** 3), Nielsen()
+        return damping * self.growth, Nielsen(2 * self.growth)
+
+
+@dataclass(frozen=True)
 class TrustRadius:
     """ρ < ¼ or not a number: radius ¼‖p‖; ρ > ¾ on the boundary: twice the radius.
 
