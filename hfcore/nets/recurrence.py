@@ -5,6 +5,7 @@ Arrays are ``[G,T,B,·]``; an axis G of length 1 is shared.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Self
 
 import torch
@@ -13,9 +14,17 @@ from torch import Tensor
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings import sparse as sparse_ops
 from hfcore.bindings.recurrence import RnnWeights
+from hfcore.bindings.scratch import Scratch
 from hfcore.bindings.sparse import EllPattern
 from hfcore.models.rnn import RNN
-from hfcore.nets.through_time import at_outputs, case_squares, outer, times
+from hfcore.nets.through_time import (
+    add_times,
+    at_outputs,
+    case_squares,
+    joined_steps,
+    outer,
+    times,
+)
 
 
 class Recurrence:
@@ -48,21 +57,23 @@ class Recurrence:
         e = self.nonlinearity
         return ops.rnn_forward(x, w, nonlinearity=e, steps=steps, states=states, out=out)
 
-    def carried(self, h: Tensor, W: Tensor) -> Tensor:
-        """``h [G,T,B,H]`` times Wᵀ at every step."""
-        return times(h, W.mT)
+    def add_carried(self, u: Tensor, h: Tensor, W: Tensor, work: Scratch) -> None:
+        """``u [G,T,B,H]`` += h Wᵀ at every step."""
+        add_times(u, h, W.mT)
 
-    def returned(self, g: Tensor, W: Tensor) -> Tensor:
-        """``g [G,T,B,H]`` times W at every step."""
-        return times(g, W)
+    def add_returned(self, u: Tensor, g: Tensor, W: Tensor, work: Scratch) -> None:
+        """``u [G,T,B,H]`` += g W at every step."""
+        add_times(u, g, W)
 
-    def scan(self, u: Tensor, d: Tensor, W: Tensor) -> Tensor:
+    def scan(self, u: Tensor, d: Tensor, W: Tensor, out: Tensor | None) -> Tensor:
         """y_t = d_t ⊙ (y_{t-1} Wᵀ + u_t), ``[G,T,B,H]`` like ``u`` and ``d``."""
-        return ops.linear_scan(u, d, W.mT)
+        return ops.linear_scan(u, d, W.mT, out=out)
 
-    def scan_back(self, u: Tensor, d: Tensor, W: Tensor, a: Tensor | None) -> Tensor:
+    def scan_back(
+        self, u: Tensor, d: Tensor, W: Tensor, a: Tensor | None, out: Tensor | None
+    ) -> Tensor:
         """y_t = d_t ⊙ (y_{t+1} W + u_t) + a_t, ``[G,T,B,H]`` like ``u``, ``d`` and ``a``."""
-        return ops.linear_scan(u, d, W, a, reverse=True)
+        return ops.linear_scan(u, d, W, a, reverse=True, out=out)
 
     def outer(self, g: Tensor, h: Tensor) -> Tensor:
         """gᵀh over time and cases where θ has a weight, ``[G,·]``."""
@@ -105,23 +116,28 @@ class Entries(SparseRecurrence):
         h = sparse_ops.ell_hidden(u, w.W_hh, self.pattern, nonlinearity=e, out=out)
         return h, times(at_outputs(h, steps), w.W_yh.mT) + w.b_y[:, None, None]
 
-    def carried(self, h: Tensor, W: Tensor) -> Tensor:
-        if h.shape[1] == 0:
-            return h
-        moved = sparse_ops.ell_matmul(h.flatten(1, 2), W, self.pattern)
-        return moved.view(len(moved), *h.shape[1:])
+    def add_carried(self, u: Tensor, h: Tensor, W: Tensor, work: Scratch) -> None:
+        self._add(sparse_ops.ell_matmul, u, h, W, work)
 
-    def returned(self, g: Tensor, W: Tensor) -> Tensor:
-        if g.shape[1] == 0:
-            return g
-        moved = sparse_ops.ell_matmul_t(g.flatten(1, 2), W, self.pattern)
-        return moved.view(len(moved), *g.shape[1:])
+    def add_returned(self, u: Tensor, g: Tensor, W: Tensor, work: Scratch) -> None:
+        self._add(sparse_ops.ell_matmul_t, u, g, W, work)
 
-    def scan(self, u: Tensor, d: Tensor, W: Tensor) -> Tensor:
-        return sparse_ops.ell_scan(u, d, W, self.pattern)
+    def _add(
+        self, product: Callable[..., Tensor], u: Tensor, y: Tensor, W: Tensor, work: Scratch
+    ) -> None:
+        if u.shape[1] == 0:
+            return
+        moved = work.take("moved", u, max(len(y), len(W)), u.shape[1] * u.shape[2], u.shape[3])
+        joined_steps(u).add_(product(y.flatten(1, 2), W, self.pattern, out=moved))
 
-    def scan_back(self, u: Tensor, d: Tensor, W: Tensor, a: Tensor | None) -> Tensor:
-        return sparse_ops.ell_scan(u, d, W, self.pattern, a, transposed=True, reverse=True)
+    def scan(self, u: Tensor, d: Tensor, W: Tensor, out: Tensor | None) -> Tensor:
+        return sparse_ops.ell_scan(u, d, W, self.pattern, out=out)
+
+    def scan_back(
+        self, u: Tensor, d: Tensor, W: Tensor, a: Tensor | None, out: Tensor | None
+    ) -> Tensor:
+        pattern = self.pattern
+        return sparse_ops.ell_scan(u, d, W, pattern, a, transposed=True, reverse=True, out=out)
 
     def outer(self, g: Tensor, h: Tensor) -> Tensor:
         if g.shape[1] == 0:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -22,10 +22,11 @@ from hfcore.nets.net import FusedNet, Into, Pass, Tangent, blocks
 from hfcore.nets.recurrence import Recurrence
 from hfcore.nets.through_time import (
     activation_bend,
+    add_times,
     at_outputs,
     case_squares,
+    joined_steps,
     outer,
-    scattered,
     times,
 )
 
@@ -58,10 +59,15 @@ class Weights(NamedTuple):
 
 @dataclass(frozen=True)
 class RecurrentStates:
-    """Weights of a pass, and ``ys``: inputs ``[1,T,B,n]``, then every layer's ``h [G,T,B,H]``."""
+    """Weights of a pass, and ``ys``: inputs ``[1,T,B,n]``, then every layer's ``h [G,T,B,H]``.
+
+    ``slopes``: e'(t) of the layers where it was asked for; ``fresh``: in memory of their own.
+    """
 
     w: Weights
     ys: list[Tensor]
+    fresh: bool
+    slopes: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Adjoint(NamedTuple):
@@ -161,7 +167,7 @@ class RecurrentNet(FusedNet):
             h, s = form.forward(ys[-1], arrays, part.steps, states=wanted, out=out)
             if h is not None:
                 ys.append(h)
-        return Pass(part, s, RecurrentStates(w, ys))
+        return Pass(part, s, RecurrentStates(w, ys, fresh))
 
     def tangent(self, at: Pass, v: Tensor, *, keep: bool, stop: Tensor | None = None) -> Tangent:
         """Rh of every layer and Rs (M&S 2011, Algorithm 1); ``stop`` is not looked at."""
@@ -170,28 +176,34 @@ class RecurrentNet(FusedNet):
         for l, form in enumerate(self.forms):
             u = self._direct(at, V, l)
             if l:
-                u += times(Rhs[-1], w.layers[l].W_hx.mT)
-            Rhs.append(form.scan(u, self._slope(ys[l + 1]), w.layers[l].W_hh))
-        Rs = times(at_outputs(Rhs[-1], at.part.steps), w.W_yh.mT) + self._read(at, V)
-        return Tangent(Rs, Rhs)
+                add_times(u, Rhs[-1], w.layers[l].W_hx.mT)
+            out = self.work.take(f"Rh{l}", u, len(v), *ys[l + 1].shape[1:])
+            Rhs.append(form.scan(u, self._slope(at, l), w.layers[l].W_hh, out))
+        Rs = times(at_outputs(Rhs[-1], at.part.steps), w.W_yh.mT)
+        return Tangent(self._add_read(Rs, at, V), Rhs)
 
     def backward(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
-        gts = self._through_time(at, gs, into.add or {})
+        gts = self._through_time(at, gs, into.add or {}, fresh=False)
         return into.out.copy_(self._gradient(at, gts, gs).mul_(into.scale))
 
     def structural_term(self, at: Pass, R: Tangent, structural: float) -> dict[int, Tensor]:
         """structural·D''Rt ``[G,T,B,H]`` of every layer that is damped, by its number."""
         # D'' = e' makes D''Rt = Rh.
-        return {l: factor * structural * R.states[l] for l, factor in self.damped.items()}
+        return {
+            l: torch.mul(Rh, factor * structural, out=self.work.take(f"damped{l}", Rh, *Rh.shape))
+            for l, factor in self.damped.items()
+            for Rh in [R.states[l]]
+        }
 
     def adjoint(self, at: Pass, gs: Tensor, *, bends: bool) -> Adjoint:
-        w, ys, gts = at.states.w, at.states.ys, self._through_time(at, gs, {})
+        w, ys = at.states.w, at.states.ys
+        gts = self._through_time(at, gs, {}, fresh=True)
         bent: dict[int, Tensor] = {}
-        gh = self._at_states(at, times(gs, w.W_yh)) if bends else gs
+        gh = self._at_states(at, gs, w.W_yh) if bends else gs
         for l in reversed(range(len(gts))) if bends else ():
             bend = activation_bend(ys[l + 1], self.nonlinearity)
             if bend is not None:
-                gh[:, :-1] += self.forms[l].returned(gts[l][:, 1:], w.layers[l].W_hh)
+                self.forms[l].add_returned(gh[:, :-1], gts[l][:, 1:], w.layers[l].W_hh, self.work)
                 bent[l] = bend.mul_(gh)
             if l:
                 gh = times(gts[l], w.layers[l].W_hx)
@@ -204,21 +216,24 @@ class RecurrentNet(FusedNet):
         (gs, gts, bends), w, V, Rhs = adjoint, at.states.w, self.split(v), R.states
         add, Rgts = dict(into.add or {}), list(gts)
         for l, bend in bends.items():
-            add[l] = add[l].addcmul_(bend, Rhs[l]) if l in add else bend * Rhs[l]
-        u = self._at_states(at, times(Rgs, w.W_yh) + times(gs, V.W_yh))
+            out = self.work.take(f"damped{l}", bend, *Rhs[l].shape)
+            add[l] = out.addcmul_(bend, Rhs[l]) if l in add else torch.mul(bend, Rhs[l], out=out)
+        u = self._at_states(at, Rgs, w.W_yh, gs, V.W_yh)
         for l, form in reversed(list(enumerate(self.forms))):
             layer, R_layer = w.layers[l], V.layers[l]
-            u[:, :-1] += form.returned(gts[l][:, 1:], R_layer.W_hh)
-            Rgts[l] = form.scan_back(u, self._slope(at.states.ys[l + 1]), layer.W_hh, add.get(l))
+            form.add_returned(u[:, :-1], gts[l][:, 1:], R_layer.W_hh, self.work)
+            out = self.work.take(f"gt{l}", u, *Rhs[l].shape)
+            Rgts[l] = form.scan_back(u, self._slope(at, l), layer.W_hh, add.get(l), out)
             if l:
-                u = times(Rgts[l], layer.W_hx) + times(gts[l], R_layer.W_hx)
+                u = self.work.take("u", u, *Rhs[l - 1].shape)
+                add_times(times(Rgts[l], layer.W_hx, u), gts[l], R_layer.W_hx)
         curved = self._gradient(at, Rgts, Rgs)
         # The same with Rh in h's place; inputs and ones have no tangent.
         cross = self._gradient(at, gts, gs, Rhs)
         return torch.add(curved, cross, out=into.out).mul_(into.scale)
 
     def squares(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
-        ys, gts = at.states.ys, self._through_time(at, gs, {})
+        ys, gts = at.states.ys, self._through_time(at, gs, {}, fresh=False)
         read = at_outputs(ys[-1], at.part.steps)[0]
         widest = max(*self.sizes, *self.hidden_sizes) * max(self.hidden_sizes)
         size = max(1, CASE_BYTES // (widest * gs.element_size()))
@@ -236,44 +251,80 @@ class RecurrentNet(FusedNet):
 
     def fisher(self, at: Pass, adjoint: Any, v: Tensor, into: Into) -> Tensor:
         """From ⟨g_i, v⟩ ``[G,B]``, the sum of gt·(direct tangent of t) and gs·(of s): no scan."""
-        (gs, gts, _), V = adjoint, self.split(v)
-        along = sum((gt * self._direct(at, V, l)).sum((1, 3)) for l, gt in enumerate(gts))
-        weight = (along + (gs * self._read(at, V)).sum((1, 3)))[:, None, :, None]
-        g = self._gradient(at, [weight * gt for gt in gts], weight * gs)
-        return into.out.copy_(g.mul_(into.scale))
+        (gs, gts, _), V, take = adjoint, self.split(v), self.work.take
+        weight = _case_sums(self._add_read(torch.zeros_like(gs), at, V).mul_(gs))
+        for l, gt in enumerate(gts):
+            weight += _case_sums(self._direct(at, V, l).mul_(gt))
+        weight = weight[:, None, :, None]
+        shapes = [(len(v), *gt.shape[1:]) for gt in gts]
+        weighted = [
+            torch.mul(weight, gt, out=take(f"gt{l}", gt, *shape))
+            for l, (gt, shape) in enumerate(zip(gts, shapes, strict=True))
+        ]
+        return into.out.copy_(self._gradient(at, weighted, weight * gs).mul_(into.scale))
 
     # ---- pieces of the passes
 
-    def _slope(self, h: Tensor) -> Tensor:
-        """e'(t)."""
-        return activation_derivative(h, self.nonlinearity)
+    def _slope(self, at: Pass, l: int) -> Tensor:
+        """e'(t) of layer l, made once for a pass."""
+        states = at.states
+        if l not in states.slopes:
+            d = activation_derivative(states.ys[l + 1], self.nonlinearity)
+            kept = d if states.fresh else self.work.take(f"slope{l}", d, *d.shape).copy_(d)
+            states.slopes[l] = kept
+        slope: Tensor = states.slopes[l]
+        return slope
 
-    def _at_states(self, at: Pass, g: Tensor) -> Tensor:
-        """``g [G,T_out,B,H]`` at every step, zeros where there is no output."""
-        return scattered(g, at.part.steps, at.part.x.shape[1])
+    def _at_states(self, at: Pass, g: Tensor, W: Tensor, *also: Tensor) -> Tensor:
+        """g W at every step, ``[G,T,B,H]``, zeros where there is no output; till the next.
+
+        ``g [G,T_out,B,k]``, ``W [G,k,H]``; ``also`` another such pair, which is added.
+        """
+        steps, (T, B, H) = at.part.steps, at.states.ys[-1].shape[1:]
+        G = max(map(len, (g, W, *also)))
+        u = self.work.take("u", g, G, T, B, H)
+        read = u if steps is None else u.new_empty(G, len(steps), B, H)
+        times(g, W, read)
+        if also:
+            add_times(read, *also)
+        if steps is not None:
+            u.zero_()[:, steps] = read
+        return u
 
     def _direct(self, at: Pass, V: Weights, l: int) -> Tensor:
-        """Rt ``[G,T,B,H]`` of layer l where no state has a tangent: what V does at every step."""
+        """Rt ``[G,T,B,H]`` of layer l where no state has a tangent: what V does; till the next."""
         ys, layer = at.states.ys, V.layers[l]
-        u = times(ys[l], layer.W_hx.mT) + layer.b_h[:, None, None]
-        u[:, 1:] += self.forms[l].carried(ys[l + 1][:, :-1], layer.W_hh)
+        G = max(len(ys[l]), len(layer.W_hx))
+        u = self.work.take("u", layer.W_hx, G, *ys[l + 1].shape[1:])
+        x, W_hx = ys[l].flatten(1, 2).expand(G, -1, -1), layer.W_hx.mT.expand(G, -1, -1)
+        torch.baddbmm(layer.b_h[:, None], x, W_hx, out=joined_steps(u))
+        self.forms[l].add_carried(u[:, 1:], ys[l + 1][:, :-1], layer.W_hh, self.work)
         u[:, 0] += layer.b_init.unsqueeze(1)
         return u
 
-    def _read(self, at: Pass, V: Weights) -> Tensor:
-        """Rs ``[G,T_out,B,k]`` where h has no tangent."""
-        return times(at_outputs(at.states.ys[-1], at.part.steps), V.W_yh.mT) + V.b_y[:, None, None]
+    def _add_read(self, Rs: Tensor, at: Pass, V: Weights) -> Tensor:
+        """``Rs [G,T_out,B,k]`` and what V does to s where h has no tangent."""
+        h = at_outputs(at.states.ys[-1], at.part.steps)
+        Rs = Rs.expand(len(V.W_yh), -1, -1, -1).contiguous() if len(Rs) < len(V.W_yh) else Rs
+        add_times(Rs, h, V.W_yh.mT)
+        return Rs.add_(V.b_y[:, None, None])
 
-    def _through_time(self, at: Pass, gs: Tensor, add: Mapping[int, Tensor]) -> list[Tensor]:
-        """BPTT: gt ``[G,T,B,H]`` of every layer from ``gs``; ``add[l]`` joins every step."""
-        w, ys = at.states.w, at.states.ys
-        gts: list[Tensor] = []
-        u = self._at_states(at, times(gs, w.W_yh))
+    def _through_time(
+        self, at: Pass, gs: Tensor, add: Mapping[int, Tensor], *, fresh: bool
+    ) -> list[Tensor]:
+        """BPTT: gt ``[G,T,B,H]`` of every layer from ``gs``; ``add[l]`` joins every step.
+
+        They are in memory of their own (``fresh``), or hold until the next call.
+        """
+        w, gts, take = at.states.w, list[Tensor](), self.work.take
+        u = self._at_states(at, gs, w.W_yh)
         for l, form in reversed(list(enumerate(self.forms))):
-            slope = self._slope(ys[l + 1])
-            gts.insert(0, form.scan_back(u, slope, w.layers[l].W_hh, add.get(l)))
+            out = None if fresh else take(f"gt{l}", u, *u.shape)
+            gts.insert(0, form.scan_back(u, self._slope(at, l), w.layers[l].W_hh, add.get(l), out))
             if l:
-                u = times(gts[0], w.layers[l].W_hx)
+                u = times(
+                    gts[0], w.layers[l].W_hx, take("u", u, len(u), *at.states.ys[l].shape[1:])
+                )
         return gts
 
     def _gradient(
@@ -305,6 +356,11 @@ def concatenated(pieces: Sequence[Tensor]) -> Tensor:
 def _sum(g: Tensor, there: bool) -> Tensor:
     """Σ over time and cases ``[G,·]``, or zeros ``[1,·]``."""
     return g.sum((1, 2)) if there else g.new_zeros(1, g.shape[-1])
+
+
+def _case_sums(y: Tensor) -> Tensor:
+    """Σ over time and units of every case of ``y [G,T,B,·]``, ``[G,B]``."""
+    return y.sum(3).sum(1)
 
 
 def _row(piece: Tensor) -> Tensor:

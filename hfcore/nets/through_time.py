@@ -9,15 +9,34 @@ import torch
 from torch import Tensor
 
 
-def times(y: Tensor, W: Tensor) -> Tensor:
-    """``y [G,T,B,i] @ W [G,i,j]`` at every step."""
+def times(y: Tensor, W: Tensor, out: Tensor | None = None) -> Tensor:
+    """``y [G,T,B,i] @ W [G,i,j]`` at every step, in ``out`` if given."""
+    if out is not None:
+        torch.matmul(y.flatten(1, 2), W, out=joined_steps(out))
+        return out
     flat = torch.matmul(y.flatten(1, 2), W)
     return flat.view(flat.shape[0], *y.shape[1:3], flat.shape[2])
 
 
+def add_times(u: Tensor, y: Tensor, W: Tensor) -> None:
+    """``u [G,T,B,j] += y @ W``, see :func:`times`."""
+    flat = joined_steps(u)
+    G = len(flat)
+    flat.baddbmm_(y.flatten(1, 2).expand(G, -1, -1), W.expand(G, -1, -1))
+
+
+def joined_steps(y: Tensor) -> Tensor:
+    """``y [G,T,B,i]``, or some of its steps, as a view ``[G,T·B,i]``, to write to."""
+    G, T, B, i = y.shape
+    return y.view(G, T * B, i)
+
+
 def outer(left: Tensor, right: Tensor) -> Tensor:
     """leftᵀ·right over time and cases, ``[G,i·j]``."""
-    return torch.matmul(left.flatten(1, 2).mT, right.flatten(1, 2)).flatten(1)
+    left, right = left.flatten(1, 2), right.flatten(1, 2)
+    if right.shape[2] < left.shape[2]:  # a library's narrow result may cost twenty times the other
+        return torch.matmul(right.mT, left).mT.flatten(1)
+    return torch.matmul(left.mT, right).flatten(1)
 
 
 def case_squares(left: Tensor, right: Tensor) -> Tensor:
@@ -32,18 +51,6 @@ def case_squares(left: Tensor, right: Tensor) -> Tensor:
 def at_outputs(y: Tensor, steps: Tensor | None) -> Tensor:
     """The steps of ``y [G,T,B,·]`` that have outputs; None: all."""
     return y if steps is None else y[:, steps]
-
-
-def scattered(g: Tensor, steps: Tensor | None, T: int) -> Tensor:
-    """Adjoint of :func:`at_outputs`: ``g [G,T_out,B,·]`` as ``[G,T,B,·]``, zeros at other steps.
-
-    ``steps`` int64 ``[T_out]``; None: every step has outputs.
-    """
-    if steps is None:
-        return g
-    full = g.new_zeros(g.shape[0], T, *g.shape[2:])
-    full[:, steps] = g
-    return full
 
 
 def activation_bend(h: Tensor, nonlinearity: str) -> Tensor | None:

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX512F__)
+#if defined(__AVX__)
 #include <immintrin.h>
 #endif
 
@@ -73,22 +73,65 @@ HFCORE_INLINE void store(T* p, vec_t<T> v) {
 HFCORE_INLINE __mmask16 first_lanes(std::int64_t n) {
     return static_cast<__mmask16>((std::uint32_t{1} << n) - 1);
 }
+#elif defined(__AVX__)
+// Ones in the first n lanes of 8 of 4 bytes.
+HFCORE_INLINE __m256i first_lanes(std::int64_t n) {
+    alignas(64) static constexpr std::int32_t ones[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(ones + 8 - n));
+}
 #endif
 
-// The first n lanes, 0 <= n <= lanes; the others are zero.
+// The first n lanes, 0 <= n <= lanes; the others are zero. A call of memcpy takes longer than the
+// rest of a short row.
 template <class T>
 HFCORE_INLINE vec_t<T> load_first(const T* p, std::int64_t n) {
-#if defined(__AVX512F__)  // a call of memcpy takes longer than the rest of a short row
+#if defined(__AVX512F__)
     if constexpr (sizeof(T) == 4)
         return (vec_t<T>)_mm512_maskz_loadu_ps(first_lanes(n), p);
     else
         return (vec_t<T>)_mm512_maskz_loadu_pd(first_lanes(n), p);
 #else
+    if (n == simd<T>::lanes) return load<T>(p);
+#if defined(__AVX__)
+    if constexpr (sizeof(T) == 4)
+        return (vec_t<T>)_mm256_maskload_ps(p, first_lanes(n));
+    else
+        return (vec_t<T>)_mm256_maskload_pd(p, first_lanes(2 * n));
+#else
     vec_t<T> v = {};
     std::memcpy(&v, p, static_cast<std::size_t>(n) * sizeof(T));
     return v;
 #endif
+#endif
 }
+
+#if defined(__AVX__) && !defined(__AVX512F__)
+// The first n of 7 or 3 lanes in pieces: a masked store of AVX takes some 40 micro-operations where
+// AMD makes the processor.
+HFCORE_INLINE void store_pieces(float* p, __m256 x, std::int64_t n) {
+    __m128 rest = _mm256_castps256_ps128(x);
+    if (n & 4) {
+        _mm_storeu_ps(p, rest);
+        rest = _mm256_extractf128_ps(x, 1);
+        p += 4;
+    }
+    if (n & 2) {
+        _mm_storel_pi(reinterpret_cast<__m64*>(p), rest);
+        rest = _mm_movehl_ps(rest, rest);
+        p += 2;
+    }
+    if (n & 1) _mm_store_ss(p, rest);
+}
+HFCORE_INLINE void store_pieces(double* p, __m256d x, std::int64_t n) {
+    __m128d rest = _mm256_castpd256_pd128(x);
+    if (n & 2) {
+        _mm_storeu_pd(p, rest);
+        rest = _mm256_extractf128_pd(x, 1);
+        p += 2;
+    }
+    if (n & 1) _mm_store_sd(p, rest);
+}
+#endif
 
 template <class T>
 HFCORE_INLINE void store_first(T* p, vec_t<T> v, std::int64_t n) {
@@ -98,7 +141,15 @@ HFCORE_INLINE void store_first(T* p, vec_t<T> v, std::int64_t n) {
     else
         _mm512_mask_storeu_pd(p, first_lanes(n), (__m512d)v);
 #else
+    if (n == simd<T>::lanes) return store<T>(p, v);
+#if defined(__AVX__)
+    if constexpr (sizeof(T) == 4)
+        store_pieces(p, (__m256)v, n);
+    else
+        store_pieces(p, (__m256d)v, n);
+#else
     std::memcpy(p, &v, static_cast<std::size_t>(n) * sizeof(T));
+#endif
 #endif
 }
 

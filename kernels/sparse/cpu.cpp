@@ -242,19 +242,34 @@ HFCORE_INLINE vec_t<T> sum_each(vec_t<T> (&x)[simd<T>::lanes]) {
     return x[0];
 }
 
-// sums[e - from] (+)= Σ over a tile's cases of g[row] · x[column] for the entries e of `count` rows
-// from `first` on; g holds those rows alone.
+// Where the sums of a row stand among those of the rows from `first` on: behind each is room for what
+// its last vector writes too much.
+template <class T>
+inline int64_t place_of_row(const SparseRows& A, int64_t first, int64_t row) {
+    return A.start[row] - A.start[first] + (row - first) * (simd<T>::lanes - 1);
+}
+
+// Vectors of cases in a tile of a gradient: a sum across lanes costs as much as a few of them.
+template <class T>
+int gradient_vectors(int64_t B, int64_t units) {
+    const bool more = B > NV * simd<T>::lanes && vectors_of<T>(B, 2 * units) == NV;
+    return more && HFCORE_VECTOR_BYTES < 64 ? 2 * NV : vectors_of<T>(B, units);
+}
+
+// sums (+)= Σ over a tile's cases of g[row] · x[column] for the entries of `count` rows from `first`
+// on; g holds those rows alone.
 template <class T, int V>
 void dot_rows(T* sums, const T* g, const T* x, const SparseRows& A, int64_t first, int64_t count,
-              int64_t from, bool add) {
+              bool add) {
     constexpr int N = simd<T>::lanes;
     constexpr int64_t L = V * N;
     for (int64_t i = 0; i < count; ++i) {
         vec_t<T> left[V];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int v = 0; v < V; ++v) left[v] = load<T>(g + i * L + v * N);
         const int64_t end = A.start[first + i + 1];
-        for (int64_t e = A.start[first + i]; e < end; e += N) {
+        T* to = sums + place_of_row<T>(A, first, first + i);
+        for (int64_t e = A.start[first + i]; e < end; e += N, to += N) {
             // What lies behind the row belongs to the next one and is dropped again.
             const std::int32_t* column = A.column + e;
             std::int32_t last_columns[N];
@@ -267,13 +282,11 @@ void dot_rows(T* sums, const T* g, const T* x, const SparseRows& A, int64_t firs
             for (int j = 0; j < N; ++j) {
                 const T* run = x + column[j] * L;
                 sum[j] = load<T>(run) * left[0];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
                 for (int v = 1; v < V; ++v) sum[j] += load<T>(run + v * N) * left[v];
             }
-            vec_t<T> total = sum_each<T>(sum);
-            const int64_t width = smaller(end - e, N);
-            if (add) total += load_first<T>(sums + e - from, width);
-            store_first<T>(sums + e - from, total, width);
+            const vec_t<T> total = sum_each<T>(sum);
+            store<T>(to, add ? total + load<T>(to) : total);
         }
     }
 }
@@ -293,10 +306,10 @@ void gradient_form(const SparseDims& d, const SparseRows& A, int64_t values, Gro
         ordered = static_cast<T*>(region.shared(larger(d.G * A.entries, 1) * sizeof(T)));
     const int64_t panel_size = (A.columns + block_rows) * L;
     const auto sums_of = [&](int64_t task, int worker) {
-        const int64_t from = A.start[pieces.start(task % pieces.count)];
-        const int64_t to = A.start[pieces.start(task % pieces.count + 1)];
+        const int64_t first = pieces.start(task % pieces.count);
+        const int64_t size = place_of_row<T>(A, first, pieces.start(task % pieces.count + 1));
         T* panel = static_cast<T*>(
-            region.scratch(worker, (panel_size + to - from) * sizeof(T)));
+            region.scratch(worker, (panel_size + size) * sizeof(T)));
         return panel + panel_size;
     };
     const auto work = [&](int64_t task, int worker) {
@@ -310,22 +323,22 @@ void gradient_form(const SparseDims& d, const SparseRows& A, int64_t values, Gro
             for (int64_t i = pieces.start(piece); i < pieces.start(piece + 1); i += block_rows) {
                 const int64_t count = smaller(pieces.start(piece + 1) - i, block_rows);
                 fill_panel<T, V>(block, g.at(net) + tile * L * A.rows + i, A.rows, count, cases);
-                dot_rows<T, V>(sums, block, panel, A, i, count, A.start[pieces.start(piece)],
-                               tile > groups.start(group));
+                T* to = sums + place_of_row<T>(A, pieces.start(piece), i);
+                dot_rows<T, V>(to, block, panel, A, i, count, tile > groups.start(group));
             }
         }
     };
     const auto merge = [&](int64_t task, int worker) {
         const int64_t piece = task % pieces.count, group = task / pieces.count % groups.count;
         const int64_t net = task / pieces.count / groups.count;
-        const int64_t from = A.start[pieces.start(piece)];
-        const int64_t count = A.start[pieces.start(piece + 1)] - from;
+        const int64_t first = pieces.start(piece), last = pieces.start(piece + 1);
         const T* sums = sums_of(task, worker);
-        T* to = (ordered ? ordered + net * A.entries : out + net * values) + from;
-        if (group == 0)
-            std::memcpy(to, sums, count * sizeof(T));
-        else
-            for (int64_t e = 0; e < count; ++e) to[e] += sums[e];
+        T* to = ordered ? ordered + net * A.entries : out + net * values;
+        for (int64_t row = first; row < last; ++row) {
+            const T* from = sums + place_of_row<T>(A, first, row) - A.start[row];
+            for (int64_t e = A.start[row]; e < A.start[row + 1]; ++e)
+                to[e] = group == 0 ? from[e] : to[e] + from[e];
+        }
     };
     region.run_ordered(d.G * groups.count * pieces.count, work, merge);
     if (ordered == nullptr) return;
@@ -338,10 +351,11 @@ void gradient_form(const SparseDims& d, const SparseRows& A, int64_t values, Gro
 template <class T>
 void gradient(const SparseDims& d, const SparseRows& A, int64_t values, Grouped<T> g, Grouped<T> x,
               T* out) {
-    if (vectors_of<T>(d.B, A.columns) == 1)
-        gradient_form<T, 1>(d, A, values, g, x, out);
-    else
-        gradient_form<T, NV>(d, A, values, g, x, out);
+    switch (gradient_vectors<T>(d.B, A.columns)) {
+        case 1: return gradient_form<T, 1>(d, A, values, g, x, out);
+        case NV: return gradient_form<T, NV>(d, A, values, g, x, out);
+        default: return gradient_form<T, 2 * NV>(d, A, values, g, x, out);
+    }
 }
 
 // ---------------------------------------------------------------------------- through time
