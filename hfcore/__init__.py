@@ -47,6 +47,8 @@ from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.least_squares import LeastSquares
 from hfcore.optimisers.least_squares_step import LeastSquaresStats
 from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
+from hfcore.optimisers.natural_gradient import NaturalGradient
+from hfcore.optimisers.natural_gradient_step import NaturalGradientStats
 from hfcore.optimisers.nonlinear_cg import LineSearchStats, NonlinearCG
 from hfcore.optimisers.statistics import StepStats
 from hfcore.pretraining import PretrainResult, pretrain
@@ -85,6 +87,8 @@ __all__ = [
     "LeastSquaresStats",
     "LineSearchStats",
     "LinearOperator",
+    "NaturalGradient",
+    "NaturalGradientStats",
     "NonlinearCG",
     "NystromPreconditioner",
     "Objective",
