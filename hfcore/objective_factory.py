@@ -41,25 +41,32 @@ def objective_for(
     those of the module.
     Fused are the exact classes alone, computing what their class says: a derived class, and a net
     with hooks, parametrizations or pruned weights, or with ``outputs``, goes through autograd, and
-    the log says why.
+    the log says why. So are modules of one nn.RNN read out by one nn.Linear, whatever their class,
+    where their forward does nothing else and ``batch_dim`` says where their cases are; with options
+    that speak to modules they go through autograd.
     Raises ValueError or TypeError for what the model cannot serve, with the reason.
     """
     outputs = options.get("outputs")
+    of_modules = _of_modules(strategy, chunk_size, structural) or "expected_products" in options
+    batch_dim = None if of_modules else options.get("batch_dim", batch_dim_of(model))
     net = net_of(
         model,
         loss,
         outputs=outputs,
+        batch_dim=batch_dim,
         structural=structural,
         structural_distance=structural_distance,
     )
     if net is not None:
+        if net.has_torch_axes:
+            options.pop("batch_dim", None)
         if chunk_size is not None:
             raise ValueError(
                 "chunk_size: is for modules without a fused product, need memory='recompute'"
             )
         options.pop("outputs", None)
         return FusedObjective(net, l2=l2, normalize=normalize, **options)
-    reason = why_left_to_autograd(model, loss, outputs)
+    reason = why_left_to_autograd(model, loss, outputs, batch_dim)
     if reason is not None:
         _check_without_kernels(reason, normalize, options)
     if isinstance(structural, Mapping):
@@ -77,6 +84,11 @@ def objective_for(
     if reason is not None:
         objective.tell(f"{type(model).__name__} goes through autograd: {reason}")
     return objective
+
+
+def _of_modules(strategy: str, chunk_size: int | None, structural: Structural) -> bool:
+    """Whether options are those of autograd, which then serves torch's own modules."""
+    return strategy != "auto" or chunk_size is not None or isinstance(structural, Mapping)
 
 
 def batch_dim_of(model: Any) -> int:

@@ -136,13 +136,16 @@ class GroupedGradient:
         return blocks(len(theta), max(1, budget // one))
 
 
-def grouped_gradient(model: nn.Module, loss: Loss) -> GroupedGradient | None:
+def grouped_gradient(
+    model: nn.Module, loss: Loss, batch_dim: tuple[int, int] | None = None
+) -> GroupedGradient | None:
     """The fused path for nets shaped like ``model``; None for a module that has none.
 
+    ``batch_dim``: where the cases of a module of torch's recurrent ones are, see :func:`net_of`.
     None also where the fused path trains less or other parameters than the model has.
     """
     try:
-        net = net_of(model, loss)
+        net = net_of(model, loss, batch_dim=batch_dim)
     except ValueError:  # parameters that are frozen or tied
         return None
     return GroupedGradient(net) if net is not None and net.supports_groups else None

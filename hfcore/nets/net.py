@@ -107,6 +107,8 @@ class FusedNet(ABC):
     # Whether a case is a sequence, with a time axis in inputs and outputs.
     timed: ClassVar[bool] = False
     supports_structural: ClassVar[bool] = False
+    # Whether batches have the axes of a module of torch's own, which ``batch_dim`` says.
+    has_torch_axes: ClassVar[bool] = False
     # Whether passes look at ``stop`` themselves and leave ``out`` as it is where it is raised.
     looks_at_stop: ClassVar[bool] = False
     # Whether its passes are kernels, beside which torch had better leave the cores alone.

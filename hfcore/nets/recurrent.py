@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfcore.batches import Batch
 from hfcore.bindings.recurrence import RnnWeights, activation_derivative
@@ -85,8 +85,9 @@ class RecurrentNet(FusedNet):
     """The passes; a subclass says where parameters stand in θ.
 
     Args:
-        model: with ``input_size``, ``output_size``, ``nonlinearity``.
-        loss: see :class:`FusedNet`.
+        model, loss: see :class:`FusedNet`.
+        sizes: (n, k).
+        nonlinearity: e.
         shapes: those of the parameters, as they stand in θ.
         hidden_sizes: units of every layer.
         forms: its W_hh.
@@ -99,18 +100,19 @@ class RecurrentNet(FusedNet):
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         loss: Loss,
         *,
+        sizes: tuple[int, int],
+        nonlinearity: str,
         shapes: Sequence[tuple[int, ...]],
         hidden_sizes: Sequence[int],
         forms: list[Recurrence],
         damped: dict[int, float],
     ) -> None:
         self.shapes, self._numels = shapes, [torch.Size(shape).numel() for shape in shapes]
-        super().__init__(model, loss, numel=sum(self._numels), output_size=model.output_size)
-        self.sizes = (model.input_size, model.output_size)
-        self.nonlinearity = model.nonlinearity
+        super().__init__(model, loss, numel=sum(self._numels), output_size=sizes[1])
+        self.sizes, self.nonlinearity = sizes, nonlinearity
         self.hidden_sizes, self.forms, self.damped = tuple(hidden_sizes), forms, damped
 
     def views(self, theta: Tensor) -> list[Tensor]:

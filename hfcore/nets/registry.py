@@ -1,4 +1,4 @@
-"""Which model class has a fused net: the one place that asks for the type of a model."""
+"""Which model has a fused net: the one place that asks for the type of a model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from hfcore.arguments import check_call
 from hfcore.losses import Loss
 from hfcore.losses.from_torch import converted
 from hfcore.nets.net import FusedNet
+from hfcore.nets.recognition import recognised
+from hfcore.nets.torch_recurrent import net_of_read_out
 from hfcore.nets.unaltered import LAYERS, why_not_fused
 
 Factory = Callable[..., FusedNet]
@@ -49,17 +51,26 @@ def _checked_layers(layers: Any) -> tuple[type[nn.Module], ...]:
     return tuple(listed)
 
 
-def net_of(model: Any, loss: Any, *, outputs: Any = None, **options: Any) -> FusedNet | None:
+def net_of(
+    model: Any, loss: Any, *, outputs: Any = None, batch_dim: Any = None, **options: Any
+) -> FusedNet | None:
     """The fused net of a model with a loss of ``hf.losses``; None where there is none.
 
     Options that the factory does not name are left out; with ``outputs``, which choose among what
-    the model returns, there is none. Raises ValueError or TypeError for what the net cannot serve,
-    with the reason.
+    the model returns, there is none. A module of torch's recurrent ones has one where ``batch_dim``
+    is that of its cases: an axis, or those of inputs and of outputs. Raises ValueError or TypeError
+    for what the net cannot serve, with the reason.
     """
-    if type(model) not in _registered or not isinstance(loss, Loss):
+    if not isinstance(loss, Loss) or not isinstance(model, nn.Module):
         return None
-    if why_left_to_autograd(model, loss, outputs) is not None:
+    if why_left_to_autograd(model, loss, outputs, batch_dim) is not None:
         return None
+    if type(model) not in _registered:
+        read = None if batch_dim is None else recognised(model)
+        if read is None or isinstance(read, str):
+            return None
+        distance = options.get("structural_distance", "matching")
+        return net_of_read_out(read, loss, structural_distance=distance)
     factory, _ = _registered[type(model)]
     named = _names_of(factory)
     given = {name: value for name, value in options.items() if name in named}
@@ -84,21 +95,35 @@ def _names_of(factory: Factory) -> Collection[str]:
         return ()
 
 
-def why_left_to_autograd(model: Any, loss: Any, outputs: Any = None) -> str | None:
+def why_left_to_autograd(
+    model: Any, loss: Any, outputs: Any = None, batch_dim: Any = None
+) -> str | None:
     """Why a model of a class with a net, or of one derived from it, is served by autograd.
 
-    None: it is fused, or there is nothing to fuse.
+    Also a module of torch's recurrent ones, where ``batch_dim`` is given. None: it is fused, or
+    there is nothing to fuse.
     """
     if not (isinstance(model, nn.Module) and isinstance(loss, Loss)):
         return None
     base = _base(model)
     if base is None:
-        return None
+        return None if batch_dim is None else _why_not_read_out(model, outputs, batch_dim)
     if base is not type(model):
         return f"{type(model).__name__} is derived from {_shown(base)}, and may compute otherwise"
     if outputs is not None:
         return f"outputs={outputs!r} chooses among what it returns"
     return why_altered(model)
+
+
+def _why_not_read_out(model: nn.Module, outputs: Any, batch_dim: Any) -> str | None:
+    read = recognised(model)
+    if read is None or isinstance(read, str):
+        return read
+    if outputs is not None:
+        return f"outputs={outputs!r} chooses among what it returns"
+    if (batch_dim if isinstance(batch_dim, tuple) else (batch_dim, batch_dim)) != read.batch_dim:
+        return f"got batch_dim={batch_dim!r}, need {read.cases} for the cases of {read.shown}"
+    return None
 
 
 def served_by(model: nn.Module, loss: Any, outputs: Any = None) -> tuple[str, str]:
@@ -107,20 +132,24 @@ def served_by(model: nn.Module, loss: Any, outputs: Any = None) -> tuple[str, st
     ``"nothing"`` where a net refuses the model, with its reason.
     """
     base = _base(model)
-    if base is None:
+    read = recognised(model) if base is None else None
+    if base is None and read is None:
         return "autograd", f"no net of hf.nets is made for {type(model).__name__}"
     if not isinstance(loss, Loss):
         remedy = "" if converted(loss) is None else "; hf.losses.from_torch makes one of it"
         named = type(loss).__name__ if isinstance(loss, nn.Module) else "a function"
         return "autograd", f"the loss, {named}, is none of hf.losses{remedy}"
-    reason = why_left_to_autograd(model, loss, outputs)
+    batch_dim = None if read is None or isinstance(read, str) else read.batch_dim
+    reason = read if isinstance(read, str) else why_left_to_autograd(model, loss, outputs)
     if reason is not None:
         return "autograd", reason
     try:
-        net = net_of(model, loss)
+        net = net_of(model, loss, batch_dim=batch_dim)
     except (TypeError, ValueError) as error:
         return "nothing", str(error)
-    return type(net).__name__, f"an unaltered {_shown(base)} with a loss of hf.losses"
+    if read is not None and not isinstance(read, str):
+        return type(net).__name__, f"{read.shown}, with a loss of hf.losses and {read.cases}"
+    return type(net).__name__, f"an unaltered {_shown(type(model))} with a loss of hf.losses"
 
 
 def _base(model: Any) -> type | None:
@@ -135,5 +164,10 @@ def _shown(model_class: type) -> str:
 
 
 def why_altered(model: nn.Module) -> str | None:
-    """Why kernels must not stand in for a model of a class with a net; None: they may."""
+    """Why kernels must not stand in for a model with a net; None: they may."""
+    if type(model) not in _registered:
+        read = recognised(model)
+        if read is None:
+            return "it has other submodules"
+        return read if isinstance(read, str) else None
     return why_not_fused(model, _registered[type(model)][1])

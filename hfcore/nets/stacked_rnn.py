@@ -34,6 +34,8 @@ class StackedRnnNet(RecurrentNet):
         super().__init__(
             model,
             loss,
+            sizes=(model.input_size, k),
+            nonlinearity=model.nonlinearity,
             shapes=shapes,
             hidden_sizes=model.hidden_sizes,
             forms=[Recurrence(model.nonlinearity) for _ in model.hidden_sizes],

@@ -28,7 +28,7 @@ logger = logging.getLogger("hfcore")
 
 
 class FusedBackpropagation:
-    """On the fused ops of hf.RNN and hf.MLP, without autograd.
+    """On the fused ops of a net of hf.nets, without autograd.
 
     It is the computation of a sweep with one net in its group, so both have the same bits.
     Gradients lie in one flat buffer, overwritten by the next call; each has storage of its own.
@@ -146,16 +146,18 @@ def backpropagation(
     loss: Loss | Callable[..., Tensor],
     count: int | Callable[[Batch], int],
     outputs: Select | None = None,
+    batch_dim: tuple[int, int] | None = None,
 ) -> FusedBackpropagation | AutogradBackpropagation:
     """The fused one where the model has one, else autograd.
 
-    ``count``: the cases of a batch; ``outputs``: as in :class:`AutogradBackpropagation`.
+    ``count``: the cases of a batch; ``outputs``: as in :class:`AutogradBackpropagation`;
+    ``batch_dim``: the axes of cases in inputs and targets.
     """
     passes = None
     if isinstance(loss, Loss) and outputs is None:
-        passes = grouped_gradient(model, loss)
+        passes = grouped_gradient(model, loss, batch_dim)
     if passes is None:
-        reason = why_left_to_autograd(model, loss, outputs)
+        reason = why_left_to_autograd(model, loss, outputs, batch_dim)
         if reason is not None:
             logger.warning("%s goes through autograd: %s", type(model).__name__, reason)
         return AutogradBackpropagation(model, loss, count, outputs)

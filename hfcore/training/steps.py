@@ -150,7 +150,7 @@ class FirstOrderStepper:
         loss: Any = getattr(problem, "loss", problem)
         self._backward: Backpropagation
         if group is None:
-            self._backward = backpropagation(model, loss, self._count, outputs)
+            self._backward = backpropagation(model, loss, self._count, outputs, batch_dim)
         else:
             self._backward = DistributedBackpropagation(model, loss, group, batch_dim, outputs)
         fused = isinstance(self._backward, FusedBackpropagation)

@@ -1,0 +1,222 @@
+"""Modules of torch made of one recurrent module and a linear read-out, as users write them.
+
+Which function such a module computes is found by running its forward once on zeros and comparing
+its calls of torch (:mod:`hfcore.nets.recorded_calls`) with those of ``out(rnn(x)[0])``, say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.weak import WeakIdKeyDictionary
+
+from hfcore.nets.recorded_calls import Calls, calls_of
+from hfcore.nets.unaltered import HOOKS, why_not_fused
+
+KINDS: tuple[type[nn.RNNBase], ...] = (nn.RNN,)
+DTYPES = (torch.float32, torch.float64)
+# Steps and sequences of the zeros that the forward is run on.
+STEPS, SEQUENCES = 2, 3
+
+Forward = Callable[[Tensor], Any]
+
+
+@dataclass(frozen=True)
+class ReadOut:
+    """A recurrent module, the linear one on its states, and where a user's batches have their axes.
+
+    Inputs are ``[T,B,n]``, or ``[B,T,n]`` where ``batch_first``; outputs likewise, or ``[B,k]``
+    of the last step alone (``last_only``).
+    """
+
+    model: nn.Module
+    rnn: nn.RNNBase
+    out: nn.Linear
+    last_only: bool
+
+    @property
+    def batch_first(self) -> bool:
+        return bool(self.rnn.batch_first)
+
+    @property
+    def batch_dim(self) -> tuple[int, int]:
+        """The axes of the cases in inputs and in outputs."""
+        axis = 0 if self.batch_first else 1
+        return axis, 0 if self.last_only else axis
+
+    @property
+    def cases(self) -> str:
+        """The option that says where the cases are, in words."""
+        inputs, outputs = self.batch_dim
+        return f"batch_dim={inputs if inputs == outputs else (inputs, outputs)}"
+
+    @property
+    def shown(self) -> str:
+        """In words."""
+        names = {id(m): name for name, m in self.model.named_modules()}
+        read = "the last step" if self.last_only else "every step"
+        return (
+            f"nn.{type(self.rnn).__name__} {names[id(self.rnn)]!r}, read at {read} by nn.Linear "
+            f"{names[id(self.out)]!r}"
+        )
+
+
+Found = ReadOut | str | None
+
+# What was found of a module, and of which state of it: its axes of cases or why it has none.
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def recognised(model: Any) -> Found:
+    """The :class:`ReadOut` that a module is; why it is none, though made of such parts; or None.
+
+    It is looked at again where attributes, modes, hooks, parameters or submodules have changed.
+    """
+    if not isinstance(model, nn.Module):
+        return None
+    model = getattr(model, "_orig_mod", model)  # the eager one inside a compiled one
+    modules = list(model.modules())
+    parts = _parts(model, modules)
+    if parts is None:
+        return None
+    state, known = _state_of(modules), _known.get(model)
+    if known is None or known[0] != state:
+        known = state, _why_unlike(model, *parts) or _by_forward(model, *parts)
+        _known[model] = known
+    found: bool | str = known[1]
+    return found if isinstance(found, str) else ReadOut(model, *parts, found)
+
+
+def _parts(model: nn.Module, modules: list[nn.Module]) -> tuple[nn.RNNBase, nn.Linear] | None:
+    """The recurrent module and the linear one that hold all parameters of a module."""
+    rnns = [m for m in modules if isinstance(m, nn.RNNBase)]
+    outs = [m for m in modules if isinstance(m, nn.Linear)]
+    if len(rnns) != 1 or len(outs) != 1 or not isinstance(rnns[0], KINDS):
+        return None
+    theirs = {id(p) for part in (*rnns, *outs) for p in part.parameters()}
+    if any(id(p) not in theirs for p in model.parameters()):
+        return None
+    return rnns[0], outs[0]
+
+
+def _state_of(modules: list[nn.Module]) -> tuple[Any, ...]:
+    """What a forward can see of a module besides its inputs, and what may alter its function.
+
+    Parameters by identity; a forward that computes with their values is seen in its calls.
+    """
+    found: list[Any] = [len(getattr(torch_module, f"_global{kind}")) for kind in HOOKS]
+    for part in modules:
+        own = vars(part)
+        found += id(part), type(part).forward, *(len(own[kind]) for kind in HOOKS)
+        for key, value in own.items():
+            simple = isinstance(value, bool | int | float | str | None)
+            found += key, value if simple else id(value)
+        for p in own["_parameters"].values():
+            if p is not None:
+                hooked = bool(p._backward_hooks) or bool(p._post_accumulate_grad_hooks)
+                found += id(p), p.requires_grad, p.dtype, p.device, hooked
+        found += own["_buffers"]
+    return tuple(found)
+
+
+def _why_unlike(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> str | None:
+    """What stands in the way before its forward is looked at."""
+    names = {id(m): name for name, m in model.named_modules()}
+    wanted: type[nn.Module] = next(k for k in KINDS if isinstance(rnn, k))
+    for part, kind in ((rnn, wanted), (out, nn.Linear)):
+        shown = f"{type(part).__name__} {names[id(part)]!r}"
+        if type(part) is not kind:
+            return f"{shown} is derived from nn.{kind.__name__}, and may compute otherwise"
+    reason = why_not_fused(model, [type(m) for m in model.modules()])
+    if reason is not None:
+        return reason
+    shown = f"{type(rnn).__name__} {names[id(rnn)]!r}"
+    if rnn.bidirectional:
+        return f"{shown} is bidirectional"
+    if rnn.proj_size:
+        return f"{shown} has proj_size={rnn.proj_size}"
+    for m in model.modules():
+        between = isinstance(m, nn.RNNBase) and m.num_layers > 1 and m.dropout > 0
+        if m.training and (between or (isinstance(m, _DropoutNd) and m.p > 0)):
+            where = f"{type(m).__name__} {names[id(m)]!r}"
+            return f"{where} drops units in train mode; call .eval() on it or on the model"
+    return _why_other_tensors(model)
+
+
+def _why_other_tensors(model: nn.Module) -> str | None:
+    name = next((name for name, _ in model.named_buffers()), None)
+    if name is not None:
+        return f"it holds the buffer {name!r}"
+    held = [p for m in model.modules() for p in m._parameters.values() if p is not None]
+    if len({id(p) for p in held}) != len(held):
+        return "some of its parameters are tied"
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            return f"its parameter {name} is frozen"
+        if p.dtype not in DTYPES:
+            return f"its parameter {name} is {p.dtype}, need torch.float32 or torch.float64"
+    return None
+
+
+def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> bool | str:
+    """Whether it reads the last step alone; or why its forward is none that is known."""
+    parameters = list(model.parameters())
+    like = parameters[0]
+    shape = [STEPS, SEQUENCES, rnn.input_size]
+    if rnn.batch_first:
+        shape[:2] = SEQUENCES, STEPS
+    x = torch.zeros(shape, dtype=like.dtype, device=like.device)
+    try:
+        calls = calls_of(model, x, parameters)
+    except Exception as error:  # the user's own code
+        said = str(error).partition("\n")[0]
+        return f"its forward raised {type(error).__name__} for a tensor of inputs: {said}"
+    if calls.returned is None:
+        return "its forward returns something else than one tensor"
+    plain: Calls | None = None
+    for forward, last_only in _forwards(rnn, out):
+        expected = calls_of(forward, x, parameters)
+        if calls.are(expected):
+            return last_only
+        plain = expected if plain is None else plain
+    assert plain is not None
+    unlike = calls.unlike(plain)
+    does = "returns something else" if unlike is None else f"calls {unlike}"
+    return f"its forward {does} where nn.{type(rnn).__name__} and nn.Linear alone do not"
+
+
+def _forwards(rnn: nn.RNNBase, out: nn.Linear) -> Iterator[tuple[Forward, bool]]:
+    """What such modules compute, as it is written, and whether it is the last step alone."""
+    yield lambda x: out(rnn(x)[0]), False
+    lasts: tuple[Any, ...] = (-1, (-1, slice(None)), (-1, slice(None), slice(None)), (-1, ...))
+    if rnn.batch_first:
+        every = slice(None)
+        lasts = ((every, -1), (every, -1, every), (every, -1, ...), (..., -1, every))
+    for last in lasts:
+        yield partial(_of_state, rnn, out, last), True
+        yield partial(_of_output, rnn, out, last), True
+    yield lambda x: out(_final(rnn(x)[1])[-1]), True
+    if rnn.num_layers == 1:
+        yield lambda x: out(_final(rnn(x)[1])[0]), True
+        yield lambda x: out(_final(rnn(x)[1]).squeeze(0)), True
+
+
+def _of_state(rnn: nn.RNNBase, out: nn.Linear, last: Any, x: Tensor) -> Any:
+    return out(rnn(x)[0][last])
+
+
+def _of_output(rnn: nn.RNNBase, out: nn.Linear, last: Any, x: Tensor) -> Any:
+    return out(rnn(x)[0])[last]
+
+
+def _final(states: Any) -> Tensor:
+    """h of the last step of every layer, ``[L,B,H]``; an LSTM returns its cells beside them."""
+    h: Tensor = states[0] if isinstance(states, tuple) else states
+    return h
