@@ -7,13 +7,18 @@ import operator
 import os
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
-from inspect import signature
+from functools import wraps
+from inspect import Parameter, signature
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+
+P = ParamSpec("P")
+R = TypeVar("R")
+C = TypeVar("C")
 
 # Where counts end: they reach compiled code as 64 bits.
 MOST = 2**63 - 1
@@ -153,6 +158,46 @@ def unknown_option(name: str, known: Iterable[str]) -> TypeError:
     near = get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
     return TypeError(f"{name}: unknown option; {hint}")
+
+
+def _names(function: Callable[..., Any], *kinds: Any) -> set[str]:
+    """The arguments of these kinds."""
+    given = signature(function).parameters.values()
+    return {p.name for p in given if p.kind in kinds and p.name != "self"}
+
+
+def naming_options(function: Callable[P, R]) -> Callable[P, R]:
+    """A function of named options that says which one a keyword may have been meant for.
+
+    Such a keyword raises the TypeError of :func:`unknown_option` in place of Python's own.
+    """
+    return naming_options_of()(function)
+
+
+def naming_options_of(
+    *others: Callable[..., Any],
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """The same for a function whose further keywords go to one of ``others``."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        known = _names(function, Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
+        known = known.union(*(_names(other, Parameter.KEYWORD_ONLY) for other in others))
+
+        @wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            if not known.issuperset(kwargs):
+                raise unknown_option(next(name for name in kwargs if name not in known), known)
+            return function(*args, **kwargs)
+
+        return checked
+
+    return decorate
+
+
+def naming_fields(kind: type[C]) -> type[C]:
+    """The same of a dataclass, whose ``__init__`` is written for it."""
+    kind.__init__ = naming_options(kind.__init__)  # type: ignore[method-assign]
+    return kind
 
 
 def _shown(value: object) -> str:

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from hfcore.arguments import naming_fields
+
 
 class Batch(NamedTuple):
     """Cases with their targets, and a mask of the outputs that count: bool, or weights ≥ 0 in the
@@ -55,6 +57,7 @@ def check_unambiguous(name: str, data: Any) -> None:
         )
 
 
+@naming_fields
 @dataclass(frozen=True)
 class Batches:
     """Which data plays which part in one HF step (paper: curvature is a part of the gradient data).

@@ -22,7 +22,7 @@ from typing import Any, Literal, Self, overload
 import torch
 from torch import Tensor
 
-from hfcore.arguments import choice, count, number
+from hfcore.arguments import choice, count, naming_fields, naming_options, number
 from hfcore.batches import Batch, Batches
 from hfcore.cases import MAX_AXIS, ArrayCases, Cases
 from hfcore.schedules import Phase
@@ -32,6 +32,7 @@ MAX_SEED = 2**31 - 1
 MAX_STEP = 2**32 - 1
 
 
+@naming_fields
 @dataclass(frozen=True)
 class Fresh:
     """``count`` batches of ``size`` cases each, drawn anew from a problem or a DataLoader.
@@ -128,6 +129,7 @@ class FullGradient(Policy):
     Raises ValueError naming what is wrong.
     """
 
+    @naming_options
     def __init__(
         self,
         inputs: Tensor | None = None,
@@ -208,6 +210,7 @@ class SmallBatches(Policy):
     naming what is wrong.
     """
 
+    @naming_options
     def __init__(
         self,
         inputs: Tensor | None = None,
@@ -296,6 +299,7 @@ class PhaseBatches(Policy):
     curvature but not all.
     """
 
+    @naming_options
     def __init__(
         self,
         inputs: Tensor | None = None,

@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from hfcore.arguments import check_call, count, number
+from hfcore.arguments import check_call, count, naming_fields, number
 
 Schedule = Callable[[int], float]
 
@@ -26,6 +26,7 @@ Schedule = Callable[[int], float]
 RECURSION = 2**16
 
 
+@naming_fields
 @dataclass(frozen=True)
 class Constant:
     """t ↦ μ."""
@@ -39,6 +40,7 @@ class Constant:
         return self.mu
 
 
+@naming_fields
 @dataclass(frozen=True)
 class Increasing:
     """t ↦ min(1 − 2^(−1 − log₂(⌊t/250⌋ + 1)), μ_max) (eq. 5): 0.5, 0.75, 0.8333… each 250 updates.
@@ -56,6 +58,7 @@ class Increasing:
         return min(1.0 - 0.5 / (t // 250 + 1), self.mu_max)
 
 
+@naming_fields
 @dataclass(frozen=True)
 class Delayed:
     """t ↦ ``start`` for the first ``updates``, then μ₀, as for the paper's RNNs; note 1."""
@@ -73,6 +76,7 @@ class Delayed:
         return min(self.start, self.mu_0) if t < self.updates else self.mu_0
 
 
+@naming_fields
 @dataclass(frozen=True)
 class Nesterov:
     """t ↦ 1 − 3/(t + 5), Nesterov's sequence in the paper's approximation (appendix A.1)."""
@@ -81,6 +85,7 @@ class Nesterov:
         return 1.0 - 3.0 / (t + 5)
 
 
+@naming_fields
 @dataclass(frozen=True)
 class NesterovSequence:
     """t ↦ (a_t − 1)/a_{t+1} with a_0 = 1, a_{t+1} = (1 + √(4a_t² + 1))/2 (appendix A.1); note 3.
@@ -107,6 +112,7 @@ class NesterovSequence:
         return (a - 1.0) / next_a(a)
 
 
+@naming_fields
 @dataclass(frozen=True)
 class Final:
     """``schedule``, but at most ``mu`` in the last ``updates`` of ``total``; note 2.

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hfcore.arguments import naming_options_of
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
 from hfcore.losses import Loss
@@ -16,9 +17,13 @@ from hfcore.nets.registry import why_left_to_autograd
 from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import Curvature, CurvatureKind, Objective
 
+# Takes the options of either objective that it makes.
+naming_objective_options = naming_options_of(ModuleObjective, FusedObjective)
+
 Structural = float | Mapping[str, Any]
 
 
+@naming_objective_options
 def objective_for(
     model: nn.Module | Iterable[nn.Parameter],
     loss: Loss | Callable[..., Tensor] | None = None,

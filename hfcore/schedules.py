@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hfcore.arguments import naming_fields, naming_options
 from hfcore.momentum_schedules import (
     Constant,
     Delayed,
@@ -74,6 +75,7 @@ class OptionSchedule:
         self._apply()
 
 
+@naming_fields
 @dataclass(frozen=True)
 class Phase:
     """A stretch of training: options (constants or functions of t), its data and its length.
@@ -90,6 +92,7 @@ class Phase:
     cg_total: int | None = None
 
 
+@naming_fields
 @dataclass(frozen=True)
 class Reciprocal:
     """t ↦ numerator / (t − shift), the step size of the hybrid's second phases."""
@@ -113,6 +116,7 @@ class Phases:
     t counts the steps of the whole run, as the paper's schedules do.
     """
 
+    @naming_options
     def __init__(self, optimizer: torch.optim.Optimizer, phases: Sequence[Phase]) -> None:
         if not phases:
             raise ValueError("phases: got none, need at least one")

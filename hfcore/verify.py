@@ -28,7 +28,12 @@ from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
 from hfcore.curvature.operator import check_alone, flat_parameters, operator_data
 from hfcore.losses import Loss
 from hfcore.objective import CurvatureKind
-from hfcore.objective_factory import batch_dim_of, curvature_of, objective_for
+from hfcore.objective_factory import (
+    batch_dim_of,
+    curvature_of,
+    naming_objective_options,
+    objective_for,
+)
 
 # The step of the finite differences (the author's own check of his 2010 code).
 STEP = 1e-6
@@ -71,6 +76,7 @@ class CurvatureReport:
         return "\n".join(lines)
 
 
+@naming_objective_options
 def check_curvature(
     model: nn.Module | None = None,
     loss: Loss | Callable[..., Tensor] | None = None,

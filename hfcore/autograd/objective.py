@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import naming_options
 from hfcore.autograd.autocast import no_casts
 from hfcore.autograd.calls import Select, check_select
 from hfcore.autograd.case_check import check_cases
@@ -83,6 +84,7 @@ class ModuleObjective:
 
     supports_stop = False
 
+    @naming_options
     def __init__(
         self,
         model: nn.Module | Iterable[nn.Parameter],

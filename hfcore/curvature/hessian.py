@@ -10,6 +10,7 @@ from torch import Tensor
 from hfcore.bindings.checks import check_choice
 from hfcore.curvature.operator import AnyLoss, AnyModel, CurvatureOperator
 from hfcore.objective import CurvatureKind
+from hfcore.objective_factory import naming_objective_options
 
 KINDS: dict[str, CurvatureKind] = {"rop": "hessian", "finite_difference": "hessian_fd"}
 
@@ -23,6 +24,7 @@ class Hessian(CurvatureOperator):
     :class:`hfcore.GaussNewton`.
     """
 
+    @naming_objective_options
     def __init__(
         self,
         model: AnyModel | None = None,

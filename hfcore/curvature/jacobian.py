@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from hfcore.arguments import naming_options
 from hfcore.autograd.calls import Select, called, check_select, selected
 from hfcore.autograd.evaluation import Evaluator
 from hfcore.batches import Batch
@@ -49,6 +50,7 @@ class Jacobian(OperatorOfPasses):
     differentiated twice.
     """
 
+    @naming_options
     def __init__(
         self,
         model: nn.Module,

@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from hfcore.arguments import number
+from hfcore.arguments import naming_options, number
 from hfcore.bindings.checks import check_out, check_tensor, overlap
 from hfcore.curvature import estimators
 from hfcore.solvers import lanczos, linear
@@ -167,6 +167,7 @@ class LinearOperator(ABC):
 
     # ------------------------------------------------------------------------ linear equations
 
+    @naming_options
     def solve(
         self,
         b: Tensor,
@@ -209,6 +210,7 @@ class LinearOperator(ABC):
 
     # ------------------------------------------------------------------------------ estimates
 
+    @naming_options
     def trace(self, probes: int | None = None, generator: torch.Generator | None = None) -> float:
         """tr A: exact for ``probes`` None (N products), else Hutchinson's unbiased estimate from
         that many."""
@@ -216,6 +218,7 @@ class LinearOperator(ABC):
         estimators.check_probes(probes, generator)
         return estimators.trace(self.matmat, self._like(self.shape[1]), probes, generator)
 
+    @naming_options
     def diagonal(
         self, probes: int | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -224,6 +227,7 @@ class LinearOperator(ABC):
         estimators.check_probes(probes, generator)
         return estimators.diagonal(self.matmat, self._like(self.shape[1]), probes, generator)
 
+    @naming_options
     def eigsh(
         self,
         k: int,
@@ -255,11 +259,13 @@ class LinearOperator(ABC):
         self._check_symmetric("eigsh")
         return lanczos.eigsh(self, k, which, tolerance, seed, max_products)
 
+    @naming_options
     def eigenvalues(self, k: int, *, which: lanczos.Which = "LA", tolerance: float = 0.0) -> Tensor:
         """The values ``[k]`` of :meth:`eigsh`."""
         self._check_symmetric("eigenvalues")
         return self.eigsh(k, which, tolerance=tolerance).values
 
+    @naming_options
     def spectral_density(
         self,
         probes: int = 10,

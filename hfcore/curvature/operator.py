@@ -24,7 +24,7 @@ from hfcore.losses import Loss
 from hfcore.nets.objective import Normalize
 from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import CurvatureKind, Objective
-from hfcore.objective_factory import curvature_of, objective_for
+from hfcore.objective_factory import curvature_of, naming_objective_options, objective_for
 
 # Options of the objectives of this package where nobody sets them.
 UNSET: dict[str, Any] = {
@@ -68,6 +68,7 @@ class CurvatureOperator(OperatorAtParameters):
 
     kind: CurvatureKind
 
+    @naming_objective_options
     def __init__(
         self,
         model: AnyModel | None = None,

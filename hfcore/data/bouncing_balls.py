@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfcore.arguments import count
+from hfcore.arguments import count, naming_options
 from hfcore.draws import check_draw, compile_kernel
 
 BOX = 10.0
@@ -32,6 +32,7 @@ REACH = RADIUS * (53 * np.log(2)) ** (1 / 8)
 MOST_BALLS = 5
 
 
+@naming_options
 def bouncing_balls(
     size: int,
     frames: int,

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hfcore.arguments import naming_options
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.data.dataset import Dataset
 from hfcore.draws import compile_kernel
@@ -55,6 +56,7 @@ RECIPES: dict[str, Recipe] = {
 }
 
 
+@naming_options
 def curves(
     train: int = 20_000,
     test: int = 10_000,

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 
-from hfcore.arguments import path
+from hfcore.arguments import naming_options, path
 from hfcore.bindings.checks import check_positive
 from hfcore.data.dataset import Dataset
 from hfcore.data.files import VARIABLE, DataFile, Folder
@@ -54,6 +54,7 @@ SUBSAMPLING = 64 / SIDE
 SUPERSAMPLING = 3
 
 
+@naming_options
 def faces(folder: Folder = None, *, transforms: int = 414, seed: int = 0) -> Dataset:
     """FACES with ``transforms`` images made of each Olivetti face, in the order of persons.
 

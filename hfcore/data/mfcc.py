@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import scipy  # scipy.fft is slow to import and comes when it is used
 
+from hfcore.arguments import naming_options
 from hfcore.bindings.checks import check_positive
 
 WINDOW, HOP = 0.025, 0.010  # seconds
@@ -21,6 +22,7 @@ FLOOR = 1.0  # of energies before the logarithm, for samples of 16 bits
 REGRESSION = 2  # frames to either side of a difference
 
 
+@naming_options
 def speech_features(samples: np.ndarray, rate: int) -> np.ndarray:
     """Features float64 ``[frames,39]`` of ``samples [N]`` at ``rate`` per second.
 

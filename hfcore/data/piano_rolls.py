@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfcore.arguments import path
+from hfcore.arguments import naming_options, path
 from hfcore.bindings.checks import check_choice
 from hfcore.data.files import VARIABLE, DataFile, DataFileError, Folder, read_arrays
 from hfcore.data.sequences import SequenceSet, pieces_of
@@ -84,6 +84,7 @@ MIDI_KEYS = 128
 STORED = {"train": "train", "validation": "valid", "test": "test"}
 
 
+@naming_options
 def piano_rolls(
     name: str = "piano_midi", folder: Folder = None, *, midi_keys: bool = False
 ) -> SequenceSet:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfcore.arguments import count, path
+from hfcore.arguments import count, naming_options, path
 from hfcore.data.files import VARIABLE, DataFile, DataFileError, Folder, read_arrays
 from hfcore.data.mfcc import speech_features
 from hfcore.data.sequences import SequenceSet, pieces_of
@@ -45,6 +45,7 @@ TRAIN_SPEAKERS = 4
 ORDER_SEED = 0
 
 
+@naming_options
 def spoken_digits(folder: Folder = None, *, clips: int | None = None) -> SequenceSet:
     """Speech features of spoken digits, one piece float32 ``[frames,39]`` a speaker.
 

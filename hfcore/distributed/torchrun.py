@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from hfcore.arguments import positive
+from hfcore.arguments import naming_options, positive
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # After so long without an answer a process counts as lost.
@@ -46,6 +46,7 @@ def local_device(device: torch.device) -> torch.device:
     return device
 
 
+@naming_options
 @contextmanager
 def started_group(
     device: torch.device | str = "cpu", *, timeout: float = TIMEOUT_SECONDS

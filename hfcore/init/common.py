@@ -21,6 +21,14 @@ def check_model(model: nn.Module, generator: torch.Generator) -> None:
         raise TypeError(f"generator: got {type(generator).__name__}, need a torch.Generator")
 
 
+def check_entries(model: Any, fan_in: int) -> None:
+    """Raise ValueError where a sparse model has no room for ``fan_in`` entries a row."""
+    if getattr(model, "sparse", False) and min(fan_in, model.hidden_size) > model.fan_in:
+        raise ValueError(
+            f"fan_in: got {fan_in}, need at most {model.fan_in}, the entries a row of the model"
+        )
+
+
 def names_its_weights(model: Any) -> bool:
     """Whether the model says itself what there is to draw: ``matrices()`` and ``biases()``."""
     return callable(getattr(model, "matrices", None)) and callable(getattr(model, "biases", None))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from hfcore.arguments import naming_options
 from hfcore.draws import check_scale
 from hfcore.init.common import check_model, matrices, normal, uniform, zero_biases
 
 
+@naming_options
 @torch.no_grad()
 def gaussian_(model: nn.Module, generator: torch.Generator, *, scale: float = 1.0) -> None:
     """Dense weights from N(0, scale²/fan_in), fan_in the columns of each matrix; biases zero.
@@ -23,6 +25,7 @@ def gaussian_(model: nn.Module, generator: torch.Generator, *, scale: float = 1.
     zero_biases(model)
 
 
+@naming_options
 @torch.no_grad()
 def glorot_(model: nn.Module, generator: torch.Generator, *, scale: float = 1.0) -> None:
     """Weights uniform on ±scale·√(6 / (fan_in + fan_out)) (Glorot & Bengio 2010); biases zero.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hfcore.arguments import naming_options
 from hfcore.draws import check_scale
-from hfcore.init.common import check_model, is_recurrent, normal, zero_biases
+from hfcore.init.common import check_entries, check_model, is_recurrent, normal, zero_biases
 from hfcore.losses import Loss
 from hfcore.models.rnn import RNN
 from hfcore.spectral import esn_recurrence
@@ -15,6 +16,7 @@ from hfcore.spectral import esn_recurrence
 _LEAST_FREQUENCY = 1e-5
 
 
+@naming_options
 @torch.no_grad()
 def esn_(
     model: RNN,
@@ -58,6 +60,7 @@ def esn_(
     bias = _output_bias(mean_target, loss, model.output_size)
     index, value = esn_recurrence(model.hidden_size, fan_in, spectral_radius, generator)
     if model.sparse:
+        check_entries(model, fan_in)
         model.set_recurrence(index, value)
     else:
         dense = torch.zeros(model.W_hh.shape, dtype=torch.float64)

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import naming_options
 from hfcore.draws import check_scale
 from hfcore.init.common import (
+    check_entries,
     check_model,
     is_recurrent,
     linear_layers,
@@ -27,6 +29,7 @@ _TANH_SCALE = 0.5
 _TANH_BIAS = 0.5
 
 
+@naming_options
 @torch.no_grad()
 def sparse_(
     model: nn.Module,
@@ -74,6 +77,8 @@ def sparse_(
             raise ValueError("activations: got some for an hf.RNN, need None: it knows its units")
         input_scale = _INPUT_SCALE if input_scale is None else input_scale
         check_scale("input_scale", input_scale)
+        if not replacement:
+            check_entries(model, fan_in)
         _sparse_recurrent(model, generator, fan_in, scale, input_scale, sparse_inputs, replacement)
         return
     if input_scale is not None or sparse_inputs:

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from hfcore.arguments import naming_options
 from hfcore.bindings.checks import check_choice
 from hfcore.losses.hessian import (
     DenseHessian,
@@ -68,6 +69,7 @@ class Loss(ABC):
     mean: Mean = "cases"
     stand_in: StandIn | None = None
 
+    @naming_options
     def __init__(self, *, mean: Mean = "cases", stand_in: StandIn | None = None) -> None:
         check_choice("mean", mean, MEANS)
         if stand_in is not None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from hfcore.arguments import MOST, count, number
+from hfcore.arguments import MOST, count, naming_options, number
 from hfcore.bindings import loss as ops
 from hfcore.losses.base import Mean, weighted
 from hfcore.losses.kernel_loss import KernelLoss
@@ -34,6 +34,7 @@ class LogisticCrossEntropy(KernelLoss):
     prediction_range = (0.0, 1.0)
     prediction_need = "frequencies in [0, 1]"
 
+    @naming_options
     def __init__(
         self, *, weight: Weights = None, pos_weight: Weights = None, mean: Mean = "cases"
     ) -> None:
@@ -117,6 +118,7 @@ class SoftmaxCrossEntropy(KernelLoss):
     prediction_range = (0.0, 1.0)
     prediction_need = "frequencies in [0, 1]"
 
+    @naming_options
     def __init__(
         self,
         *,

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hfcore.arguments import number
+from hfcore.arguments import naming_options, number
 from hfcore.bindings.checks import check_choice
 from hfcore.losses.base import Loss, Mean, StandIn
 from hfcore.losses.kernel_loss import KernelLoss
@@ -38,6 +38,7 @@ class HuberLoss(KernelLoss):
     kind = "huber"
     separable = True
 
+    @naming_options
     def __init__(self, delta: float = 1.0, *, mean: Mean = "cases") -> None:
         super().__init__(mean=mean)
         if not 0.0 < number("delta", delta) < math.inf:
@@ -97,6 +98,7 @@ class LinkedSquaredError(Loss):
 
     separable = True
 
+    @naming_options
     def __init__(self, link: str, *, mean: Mean = "cases", stand_in: StandIn | None = None) -> None:
         super().__init__(mean=mean, stand_in=stand_in)
         self.nonlinearity = check_choice("link", link, tuple(LINKS))

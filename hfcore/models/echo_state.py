@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfcore.arguments import placement
+from hfcore.arguments import naming_options, placement
 from hfcore.batches import Batch
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings import sparse as sparse_ops
@@ -124,6 +124,7 @@ class EchoState(nn.Module):
 
     batch_dim = 1
 
+    @naming_options
     def __init__(
         self,
         input_size: int,

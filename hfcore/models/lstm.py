@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from hfcore.arguments import count, number, placement
+from hfcore.arguments import count, naming_options, number, placement
 from hfcore.bindings.checks import check_positive, check_tensor
 from hfcore.models.recurrent import RecurrentNet
 
@@ -46,6 +46,7 @@ class BlockLSTM(RecurrentNet):
     Raises TypeError or ValueError naming the argument.
     """
 
+    @naming_options
     def __init__(
         self,
         input_size: int,

@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hfcore.arguments import placement
+from hfcore.arguments import naming_options, placement
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.bindings.dense import ACTIVATIONS
 
@@ -48,6 +48,7 @@ class MLP(nn.Module):
     # Cases are counted along this axis of inputs, targets and outputs.
     batch_dim = 0
 
+    @naming_options
     def __init__(
         self,
         sizes: Sequence[int],
@@ -125,6 +126,7 @@ class Autoencoder(MLP):
     :class:`MLP`, whose errors it raises.
     """
 
+    @naming_options
     def __init__(
         self,
         encoder_sizes: Sequence[int],

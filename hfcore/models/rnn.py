@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from hfcore.arguments import flag, placement
+from hfcore.arguments import flag, naming_options, placement
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings import sparse as sparse_ops
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
@@ -60,6 +60,7 @@ class RNN(RecurrentNet):
         ValueError: a size below 1, an unknown nonlinearity.
     """
 
+    @naming_options
     def __init__(
         self,
         input_size: int,

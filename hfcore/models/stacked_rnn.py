@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hfcore.arguments import placement
+from hfcore.arguments import naming_options, placement
 from hfcore.bindings import recurrence as ops
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.models import recurrence_library  # noqa: F401  # defines torch.ops.hfcore.rnn_hidden
@@ -72,6 +72,7 @@ class StackedRNN(RecurrentNet):
     Raises TypeError or ValueError naming the argument.
     """
 
+    @naming_options
     def __init__(
         self,
         input_size: int,

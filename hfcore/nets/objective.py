@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hfcore.arguments import naming_options
 from hfcore.batches import Batch, check_unambiguous
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
@@ -47,6 +48,7 @@ class FusedObjective:
     supports_stop = True
     supports_structural: bool
 
+    @naming_options
     def __init__(
         self,
         net: FusedNet,

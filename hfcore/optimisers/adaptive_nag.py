@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfcore.arguments import called, number, positive
+from hfcore.arguments import called, naming_options, number, positive
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.distributed.ranks import check_local
 from hfcore.flat import FlatParameters, dense_gradients, listed
@@ -51,6 +51,7 @@ class AdaptiveNAG(torch.optim.Optimizer):
     wrong.
     """
 
+    @naming_options
     def __init__(
         self,
         params: nn.Module | Iterable[nn.Parameter],

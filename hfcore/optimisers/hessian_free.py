@@ -13,16 +13,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
-from difflib import get_close_matches
-from inspect import signature
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from hfcore.arguments import unknown_option
 from hfcore.autograd.calls import Select
-from hfcore.autograd.objective import Closure, ModuleObjective
+from hfcore.autograd.objective import Closure
 from hfcore.batches import Batch, Batches
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.bindings.threads import among_kernels
@@ -34,7 +31,7 @@ from hfcore.losses import Loss
 from hfcore.nets.objective import Normalize
 from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import Curvature, CurvatureKind, Objective
-from hfcore.objective_factory import curvature_of
+from hfcore.objective_factory import curvature_of, naming_objective_options
 from hfcore.optimisers.backtracking import Backtracking, EvaluateEvery
 from hfcore.optimisers.hessian_free_state import packed, unpacked
 from hfcore.optimisers.newton_step import NewtonStep
@@ -140,6 +137,7 @@ class HessianFree(torch.optim.Optimizer):
     option that is wrong.
     """
 
+    @naming_objective_options
     def __init__(
         self,
         model: nn.Module | Iterable[nn.Parameter],
@@ -205,7 +203,6 @@ class HessianFree(torch.optim.Optimizer):
             raise TypeError(
                 f"loss: got {type(loss).__name__}, need a loss of hf.losses or a callable"
             )
-        _check_known(options)
         if objective is not None:
             check_alone(loss=loss, structural=structural, strategy=strategy, **built_with)
             strategy = getattr(objective, "strategy", strategy)
@@ -478,11 +475,3 @@ def _present_damping(objective: Objective, roles: Roles, options: Options) -> fl
         )
     given = options.damping.damping
     return objective.damping_start(roles.gradient) if isinstance(given, str) else given
-
-
-def _check_known(options: Mapping[str, Any]) -> None:
-    """Raise TypeError for a further keyword that is nearer to an option than to an objective's."""
-    objectives = {"memory", *signature(ModuleObjective).parameters} - {"model", "loss"}
-    for name in options:
-        if name not in objectives and get_close_matches(name, OPTIONS, n=1, cutoff=0.75):
-            raise unknown_option(name, {*OPTIONS, *objectives})

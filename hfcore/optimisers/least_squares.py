@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from hfcore.arguments import choice, count, nonnegative, number
+from hfcore.arguments import choice, count, naming_options, nonnegative, number
 from hfcore.distributed.ranks import check_local
 from hfcore.flat import FlatParameters, each_listed
 from hfcore.optimisers.least_squares_step import LeastSquaresStats, LeastSquaresStep
@@ -60,6 +60,7 @@ class LeastSquares(torch.optim.Optimizer):
     last step reported, None before the first. Raises TypeError or ValueError naming what is wrong.
     """
 
+    @naming_options
     def __init__(
         self,
         params: nn.Module | Iterable[Any],

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hfcore.arguments import called
+from hfcore.arguments import called, naming_options
 from hfcore.bindings.momentum import Step, momentum_update
 from hfcore.distributed.group import Group, group_of
 from hfcore.flat import listed
@@ -259,6 +259,7 @@ class SGD(_Momentum):
     Raises TypeError or ValueError naming the option; :meth:`step` TypeError for a sparse gradient.
     """
 
+    @naming_options
     def __init__(
         self,
         params: Parameters,
@@ -298,6 +299,7 @@ class ClassicalMomentum(_Momentum):
     :class:`hfcore.schedules.OptionSchedule`.
     """
 
+    @naming_options
     def __init__(
         self,
         params: Parameters,
@@ -349,6 +351,7 @@ class NAG(_Momentum):
     _looked: list[tuple[float, Layout]]  # μ and θ + μv of each group at the last lookahead, or none
     _inside: bool
 
+    @naming_options
     def __init__(
         self,
         params: Parameters,

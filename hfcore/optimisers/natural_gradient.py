@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfcore.arguments import choice, count, nonnegative, number, positive
+from hfcore.arguments import choice, count, naming_options, nonnegative, number, positive
 from hfcore.autograd.data import Closure
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.distributed.ranks import check_local
@@ -65,6 +65,7 @@ class NaturalGradient(torch.optim.Optimizer):
     ValueError naming what is wrong.
     """
 
+    @naming_options
     def __init__(
         self,
         params: nn.Module | Iterable[Any],

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfcore.arguments import count, flag, nonnegative, number
+from hfcore.arguments import count, flag, naming_options, nonnegative, number
 from hfcore.distributed.ranks import check_local
 from hfcore.flat import FlatParameters, listed
 from hfcore.optimisers.descent import Decay, Descent, DescentMemory
@@ -75,6 +75,7 @@ class NonlinearCG(torch.optim.Optimizer):
     TypeError or ValueError naming what is wrong.
     """
 
+    @naming_options
     def __init__(
         self,
         params: nn.Module | Iterable[Any],

@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hfcore.arguments import naming_options
 from hfcore.bindings.dense import Scratch, dense_backward, dense_forward, dense_gradient
 from hfcore.bindings.momentum import momentum_update
 from hfcore.bindings.threads import among_kernels
@@ -25,6 +26,7 @@ class ContrastiveDivergence:
     ``velocity [1,N]`` is Δ, in the order of the machine's ``theta``.
     """
 
+    @naming_options
     def __init__(self, rbm: RBM, batch_size: int) -> None:
         n, m = rbm.shape
         like, B = rbm.theta, batch_size

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from hfcore.arguments import count, nonnegative, placement
+from hfcore.arguments import count, naming_options, nonnegative, placement
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
 from hfcore.bindings.dense import dense_backward, dense_forward
 
@@ -49,6 +49,7 @@ class RBM:
     Raises TypeError or ValueError naming the argument.
     """
 
+    @naming_options
     def __init__(
         self,
         visible: int,

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hfcore.arguments import count, flag, path
+from hfcore.arguments import count, flag, naming_options, path
 from hfcore.models.mlp import Autoencoder
 from hfcore.pretraining.images import images_of
 from hfcore.pretraining.rbm import RBM
@@ -46,6 +46,7 @@ class PretrainResult:
     run_dir: Path | None
 
 
+@naming_options
 def pretrain(
     autoencoder: Autoencoder,
     data: Any,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+from hfcore.arguments import naming_options
 from hfcore.problems.base import Criterion1997
 from hfcore.problems.marked import SUM, MarkedPair
 
@@ -36,6 +37,7 @@ class Addition(MarkedPair):
     criterion_1997 = Criterion1997(0.04, mean_below=0.01)
     _operation = SUM
 
+    @naming_options
     def __init__(
         self,
         length: int = 50,

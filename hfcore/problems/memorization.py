@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfcore.arguments import count
+from hfcore.arguments import count, naming_options
 from hfcore.batches import Batch
 from hfcore.draws import (
     check_draw,
@@ -71,6 +71,7 @@ class Memorization(Described):
 
     criterion_1997 = Criterion1997(0.3, mean_below=0.1)
 
+    @naming_options
     def __init__(
         self,
         length: int = 50,

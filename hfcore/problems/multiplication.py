@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+from hfcore.arguments import naming_options
 from hfcore.problems.base import Criterion1997
 from hfcore.problems.marked import PRODUCT, MarkedPair
 
@@ -27,6 +28,7 @@ class Multiplication(MarkedPair):
     _operation = PRODUCT
     _expected_target = 0.25
 
+    @naming_options
     def __init__(self, length: int = 50, *, tolerance: float = 0.04, centre: bool = False) -> None:
         super().__init__(length, tolerance, centre)
 

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfcore.arguments import choice, count, flag
+from hfcore.arguments import choice, count, flag, naming_options
 from hfcore.batches import Batch
 from hfcore.draws import MOST_CASES, check_draw, check_outputs, numpy_dtype
 from hfcore.losses import LogisticCrossEntropy, Loss, SquaredError
@@ -107,6 +107,7 @@ class BouncingBalls(NextStep):
 
     name = "bouncing-balls"
 
+    @naming_options
     def __init__(self, length: int = 30, *, balls: int = 3, side: int = 15) -> None:
         from hfcore.data.bouncing_balls import MOST_BALLS
 
@@ -223,6 +224,7 @@ class PianoRolls(FromWindows):
 
     name = "piano-rolls"
 
+    @naming_options
     def __init__(
         self,
         length: int = 200,
@@ -263,6 +265,7 @@ class SpokenDigits(FromWindows):
     name = "spoken-digits"
     FEATURES: ClassVar[int] = 39
 
+    @naming_options
     def __init__(
         self,
         length: int = 100,

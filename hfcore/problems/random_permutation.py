@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfcore.arguments import count
+from hfcore.arguments import count, naming_options
 from hfcore.batches import Batch
 from hfcore.draws import check_draw, check_flag, check_length, compile_kernel, subtract_mean
 from hfcore.problems.base import Criterion1997
@@ -53,6 +53,7 @@ class RandomPermutation(LastClass):
     """Standard deviation of the input weights of an ESN start: that of memorisation, which is
     one-hot too."""
 
+    @naming_options
     def __init__(
         self,
         length: int = 50,

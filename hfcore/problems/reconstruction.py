@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hfcore.arguments import naming_options
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.bindings.threads import torch_on_one_thread
@@ -64,6 +65,7 @@ class Reconstruction:
     :class:`hfcore.data.DataFileError` saying what to put where.
     """
 
+    @naming_options
     def __init__(
         self,
         dataset: str,

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hfcore.arguments import naming_options
 from hfcore.batches import Batch
 from hfcore.draws import check_draw, check_flag, check_length, compile_kernel, subtract_mean
 from hfcore.problems.base import Criterion1997
@@ -54,6 +55,7 @@ class TemporalOrder(LastClass):
     """Of the positions: first and end in percent of L."""
     min_length: ClassVar[int]
 
+    @naming_options
     def __init__(self, length: int = 50, *, centre: bool = False) -> None:
         check_length(length, self.min_length, f"all {len(self.ranges)} ranges hold a step")
         super().__init__()

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hfcore.arguments import naming_options
 from hfcore.batches import Batch
 from hfcore.losses import LogisticCrossEntropy
 from hfcore.problems.base import Criterion1997
@@ -41,6 +42,7 @@ class Xor(Marked):
     _expected_target = 0.5
     _shift = 0.0
 
+    @naming_options
     def __init__(self, length: int = 50, *, centre: bool = False) -> None:
         super().__init__(length, centre)
         self.loss = LogisticCrossEntropy()

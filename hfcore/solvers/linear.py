@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hfcore import arguments
+from hfcore.arguments import naming_options
 from hfcore.bindings import conjugate_gradient as ops
 from hfcore.bindings.checks import check_tensor
 from hfcore.solvers import preconditioners
@@ -62,6 +63,7 @@ class SolveInfo(NamedTuple):
     products: int
 
 
+@naming_options
 def cg(
     product: Any,
     b: Tensor,
@@ -91,6 +93,7 @@ def cg(
     return _solve(product, b, "cg", rtol, preconditioner, x0, max_iter)
 
 
+@naming_options
 def minres(
     product: Any,
     b: Tensor,

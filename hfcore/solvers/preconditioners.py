@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcore import arguments
+from hfcore.arguments import naming_options
 from hfcore.bindings.checks import check_tensor
 
 # Products that "nystrom" spends, and eigenvalues that it then knows.
@@ -81,6 +82,7 @@ class NystromPreconditioner:
     Raises ValueError where the sketch shows a negative eigenvalue, or a product is not finite.
     """
 
+    @naming_options
     def __init__(self, A: Matrix, rank: int = RANK, seed: int = 0) -> None:
         rank, seed = arguments.count("rank", rank), arguments.count("seed", seed, 0)
         if not hasattr(A, "products"):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hfcore import arguments
-from hfcore.arguments import count, flag, nonnegative, number, path
+from hfcore.arguments import count, flag, naming_options, nonnegative, number, path
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.flat import FlatParameters
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from hfcore.sweeps.progress import SweepDisplay
 
 
+@naming_options
 def sweep(
     problem: Problem | str,
     grid: Grid | Sequence[Grid] | Sequence[RunSettings],

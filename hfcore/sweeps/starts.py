@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hfcore import init, presets
+from hfcore.arguments import naming_fields
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.models.mlp import Autoencoder
 from hfcore.models.rnn import RNN
@@ -31,6 +32,7 @@ class Start(Protocol):
         """JSON-able: what determines the nets."""
 
 
+@naming_fields
 @dataclass(frozen=True)
 class RnnStart:
     """An hf.RNN, by default with the echo-state start of Sutskever et al. (2013), table 4.
@@ -75,6 +77,7 @@ class RnnStart:
         return {"name": type(self).__name__, **asdict(self)}
 
 
+@naming_fields
 @dataclass(frozen=True)
 class AutoencoderStart:
     """An hf.Autoencoder with the sparse start of Martens (2010).

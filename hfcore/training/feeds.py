@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from hfcore.arguments import check_call
 from hfcore.batches import Batch, Batches
 from hfcore.training.data import TrainingData, placed
 from hfcore.training.parts import loaded
@@ -58,6 +59,7 @@ class PolicyFeed(Feed):
     """What a policy says; it holds no state."""
 
     def __init__(self, policy: Callable[[int], Any], device: torch.device) -> None:
+        check_call("batches", policy, 0)
         self._policy, self._device = policy, device
 
     def __call__(self, iteration: int) -> Work:

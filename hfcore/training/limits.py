@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from hfcore.arguments import count, positive
+from hfcore.arguments import count, naming_fields, positive
 
 
+@naming_fields
 @dataclass(frozen=True)
 class Limits:
     """A run stops at the first limit it meets; None is no limit. A resume may have others.

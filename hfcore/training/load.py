@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hfcore import problems
-from hfcore.arguments import path
+from hfcore.arguments import naming_options, path
 from hfcore.autograd.calls import Select, check_select
 from hfcore.problems import Problem
 from hfcore.training import setup
@@ -118,6 +118,7 @@ class LoadedRun:
         return stored
 
 
+@naming_options
 def load_run(
     run_dir: str | os.PathLike[str],
     checkpoint: Which = "last",

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from hfcore.arguments import flag, path
+from hfcore.arguments import flag, naming_options, path
 from hfcore.autograd.calls import Select
 from hfcore.distributed.ranks import Ranks
 from hfcore.optimisers.hessian_free import HessianFree
@@ -25,6 +25,7 @@ from hfcore.training.run_folder import RunFolder
 from hfcore.training.steps import make_stepper
 
 
+@naming_options
 def train(
     model: torch.nn.Module,
     data: Any,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from hfcore.arguments import naming_options
 from hfcore.batches import Batches
 from hfcore.cases import Cases
 from hfcore.minibatches import PhaseBatches
@@ -26,6 +27,7 @@ class Phased(Callback):
 
     reads_gradients = False
 
+    @naming_options
     def __init__(self, phases: Phases, *, seed: int = 0, stop: bool = True) -> None:
         self.phases = phases
         self.stop = stop

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfcore.arguments import flag, nonnegative
+from hfcore.arguments import flag, naming_options, nonnegative
 from hfcore.bindings.checks import check_positive
 from hfcore.training.callbacks import Callback, TrainState
 
@@ -76,6 +76,7 @@ class EarlyStopping(_Watching):
     The reason to stop is ``"early stopping"``. A resume may have another patience.
     """
 
+    @naming_options
     def __init__(
         self,
         patience: int,
@@ -113,6 +114,7 @@ class BestModel(_Watching):
             checkpoint alone.
     """
 
+    @naming_options
     def __init__(
         self, metric: str = METRIC, *, maximize: bool = False, restore: bool = False
     ) -> None:

@@ -281,7 +281,7 @@ def initialisation(source: Source) -> Call:
         name = "gaussian_"
     arguments = {"model": task["model"], "generator": source.generator}
     if getattr(task["model"], "sparse", False):
-        if name == "esn_":  # draws more entries than the model has, unless it is told
+        if name in ("esn_", "sparse_"):  # draw more entries than the model has, unless it is told
             arguments["fan_in"] = task["model"].fan_in
         elif name == "glorot_":  # serves dense models, and says so
             name = "gaussian_"

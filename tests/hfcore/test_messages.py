@@ -117,7 +117,17 @@ def closure_step(closure: Callable[..., Any]) -> None:
             TypeError,
             "dtype: got {}, need torch.float32 or torch.float64",
         ),
+        (
+            lambda: hf.init.sparse_(hf.RNN(2, 9, 1, sparse=True, fan_in=3), torch.Generator()),
+            ValueError,
+            "fan_in: got 15, need at most 3, the entries a row of the model",
+        ),
         # ---- policies and schedules
+        (
+            lambda: training(batches=lambda: []),
+            TypeError,
+            "batches: takes other arguments .*; it is called with 1",
+        ),
         (lambda: hf.minibatches.SmallBatches(0.5, y, size=1), TypeError, "inputs: got float"),
         (lambda: hf.minibatches.SmallBatches(x.numpy(), y, size=1), TypeError, "inputs: got ndarr"),
         (lambda: hf.minibatches.SmallBatches(x, y, [1], size=1), TypeError, "mask: got list"),

@@ -212,7 +212,7 @@ def test_initialised_as_the_dense_net(start: Callable[[hf.RNN, torch.Generator],
 
 def test_initialisations_that_do_not_fit() -> None:
     net = sparse_net()
-    with pytest.raises(ValueError, match="index: got 5 entries a row, need at most fan_in = 4"):
+    with pytest.raises(ValueError, match="fan_in: got 5, need at most 4, the entries a row of"):
         hf.init.esn_(net, generator(), fan_in=5)
     with pytest.raises(ValueError, match=r"model: the hf\.RNN is sparse, need gaussian_"):
         hf.init.glorot_(net, generator())
