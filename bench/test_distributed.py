@@ -1,6 +1,7 @@
 """Two processes with a thread each against one with two: a product, and an iteration's reductions.
 
-The second process waits for a word from the first before every call, whose time is counted.
+The second process waits for a word from the first before every call, whose time is counted. A
+reduction begins where the later of the two enters it; what the earlier one waited is listed apart.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.cases import ADDITION
 from bench.interleave import Contestant, Effort, compare
-from bench.partner import Partner
-from bench.two_ranks import REDUCTIONS, Iteration, iterations, products
-from hfcore.distributed.ranks import Ranks
+from bench.partner import Partner, on_core
+from bench.two_ranks import REDUCTIONS, Iteration, collectives, entries, iterations, products
 
 
 @contextmanager
@@ -39,7 +39,7 @@ class Both:
         self._partner, self._name, self._run = partner, name, run
 
     def __call__(self) -> None:
-        with threads(1):
+        with threads(1), on_core(0):
             self._partner.call(self._name)
             self._run()
 
@@ -85,7 +85,11 @@ def test_product_on_two_ranks(
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_iteration_on_two_ranks(
-    benchmark: BenchmarkFixture, effort: Effort, on_two: dict[str, Any], reduction: str
+    benchmark: BenchmarkFixture,
+    effort: Effort,
+    partner: Partner,
+    on_two: dict[str, Any],
+    reduction: str,
 ) -> None:
     plain = Iteration(local=True)
 
@@ -94,14 +98,19 @@ def test_iteration_on_two_ranks(
             plain()
 
     ours: Iteration = on_two["iterations"][reduction]
-    share: list[float] = []
+    shares: list[tuple[float, float]] = []
     run = on_two[f"step {reduction}"]
 
     def timed() -> None:
-        with counted_collectives() as spent:
-            began = perf_counter()
+        began = perf_counter()
+        with collectives() as times:
             run()
-            share.append(spent[0] / (perf_counter() - began))
+        seconds = perf_counter() - began
+        partner.call("entries")
+        both = [max(begin, there) for (begin, _), there in zip(times, entries(times), strict=True)]
+        reducing = sum(end - last for (_, end), last in zip(times, both, strict=True))
+        waiting = sum(last - begin for (begin, _), last in zip(times, both, strict=True))
+        shares.append((reducing / seconds, waiting / seconds))
 
     compare(
         benchmark,
@@ -113,29 +122,4 @@ def test_iteration_on_two_ranks(
     )
     assert ours.stats is not None
     benchmark.extra_info["products"] = ours.stats.products
-    benchmark.extra_info["in_collectives"] = min(share)
-
-
-@contextmanager
-def counted_collectives() -> Iterator[list[float]]:
-    """Seconds within collectives, waiting for the other rank included."""
-    spent = [0.0]
-    originals = {name: getattr(Ranks, name) for name in ("all_gather", "all_reduce")}
-
-    def wrapped(original: Any) -> Any:
-        def call(*arguments: Any) -> Any:
-            began = perf_counter()
-            try:
-                return original(*arguments)
-            finally:
-                spent[0] += perf_counter() - began
-
-        return call
-
-    for name, original in originals.items():
-        setattr(Ranks, name, wrapped(original))
-    try:
-        yield spent
-    finally:
-        for name, original in originals.items():
-            setattr(Ranks, name, original)
+    benchmark.extra_info["reductions"], benchmark.extra_info["waiting"] = min(shares)

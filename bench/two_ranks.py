@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -12,7 +14,8 @@ import torch.distributed as dist
 
 import hfcore as hf
 from bench.cases import ADDITION
-from bench.partner import join, told
+from bench.partner import join, on_core, told
+from hfcore.distributed.ranks import Ranks
 
 T, B, H, BATCHES = 50, 1000, 100, 10
 REDUCTIONS = ("exact", "fast")
@@ -62,14 +65,60 @@ def iterations(group: Any) -> dict[str, Iteration]:
     return {r: Iteration(process_group=group, reduction=r) for r in REDUCTIONS}
 
 
+Times = list[tuple[float, float]]
+"""Where calls begin and end, in seconds of a clock that both processes have."""
+
+
+@contextmanager
+def collectives() -> Iterator[Times]:
+    """The times of all collectives meanwhile; those of one within another count once."""
+    found: Times = []
+    originals = {name: getattr(Ranks, name) for name in ("all_gather", "all_reduce")}
+    depth = [0]
+
+    def logged(original: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            began = perf_counter()
+            depth[0] += 1
+            try:
+                return original(*arguments)
+            finally:
+                depth[0] -= 1
+                if not depth[0]:
+                    found.append((began, perf_counter()))
+
+        return call
+
+    for name, original in originals.items():
+        setattr(Ranks, name, logged(original))
+    try:
+        yield found
+    finally:
+        for name, original in originals.items():
+            setattr(Ranks, name, original)
+
+
+def entries(mine: Times) -> list[float]:
+    """Where the other rank entered each of the collectives that ``mine`` are."""
+    began = torch.tensor([begin for begin, _ in mine], dtype=torch.float64)
+    every = [torch.empty_like(began) for _ in range(2)]
+    dist.all_gather(every, began)
+    return every[1 - dist.get_rank()].tolist()  # type: ignore[no-any-return]
+
+
 def main(store: str) -> None:
     """The second process."""
     torch.set_num_threads(1)
     join(store, 1)
     by_product, by_step = products(dist.group.WORLD), iterations(dist.group.WORLD)
+    last: Times = []
     while (call := told()) != "end":
+        if call == "entries":
+            entries(last)
+            continue
         what, reduction = call.split()
-        (by_product if what == "product" else by_step)[reduction]()
+        with on_core(1), collectives() as last:
+            (by_product if what == "product" else by_step)[reduction]()
 
 
 if __name__ == "__main__":

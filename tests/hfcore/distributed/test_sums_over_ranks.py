@@ -52,6 +52,14 @@ def test_fast_sums(ranks: Server, kind: str) -> None:
     assert_close({name: found[0][name] for name in whole}, whole)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_both_ways_of_a_plain_sum(ranks: Server, size: int) -> None:
+    whole = torch.arange(1000.0) * (size * (size + 1) // 2)
+    for one in ranks.run(size, "reduced"):
+        assert not isinstance(one, Failed), one
+        assert all(torch.equal(found, whole) for found in one)
+
+
 @pytest.mark.parametrize(("size", "reduction"), [(2, "fast"), (3, "exact")])
 def test_cases_of_ones_own(ranks: Server, kind: str, size: int, reduction: str) -> None:
     """Unequal shares, and ranks that have none of a batch."""

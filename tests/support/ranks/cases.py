@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import hfcore as hf
+from hfcore.distributed import ranks as ranks_module
 from hfcore.distributed.ranks import Ranks
 
 LOSS = hf.losses.SquaredError()
@@ -253,6 +254,17 @@ def drift(group: Any) -> str:
         except ValueError as error:
             said.append(str(error))
     return "; ".join(said)
+
+
+def reduced(group: Any) -> list[Tensor]:
+    """Sums of whole numbers, by all of gloo's ways: one round of messages, and two."""
+    ranks, found = Ranks(group), []
+    for least in (ranks_module.SECOND_ROUND_BYTES, -(1 << 20)):
+        ranks_module.SECOND_ROUND_BYTES = least
+        values = torch.arange(1000.0) * (ranks.rank + 1)
+        ranks.all_reduce(values)
+        found.append(values)
+    return found
 
 
 def failing(group: Any) -> None:
