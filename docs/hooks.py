@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "docs"))
+from notebooks import notebook  # noqa: E402
+
 GALLERY = ROOT / "docs" / "gallery"
 OUT = ROOT / "build" / "gallery"
 
@@ -31,6 +35,8 @@ def on_files(files: Files, config: Any) -> Files:
                 config, f"gallery/{script.stem}.md", content=_page(script, picture, printed)
             )
         )
+        written = json.dumps(notebook(script.read_text()), indent=1)
+        files.append(File.generated(config, f"gallery/{script.stem}.ipynb", content=written))
         if picture is not None:
             files.append(
                 File.generated(config, f"gallery/{picture.name}", abs_src_path=str(picture))
@@ -44,6 +50,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
     markdown = re.sub(
         r"\]\((?:\.\./)+(?=bench/|hfcore/|tests/|bindings/|kernels/)", f"]({sources}", markdown
     )
+    markdown = re.sub(r"\]\(((?:\.\./)*gallery/\w+)\.py\)", r"](\1.md)", markdown)
     for name, write in (("departures", departures), ("commands", commands)):
         if f"{{{{ {name} }}}}" in markdown:
             markdown = markdown.replace(f"{{{{ {name} }}}}", write())
@@ -133,10 +140,12 @@ def _page(script: Path, picture: Path | None, printed: str) -> str:
     docstring = ast.get_docstring(ast.parse(text)) or ""
     title, _, rest = docstring.partition("\n")
     shown = f"![{title}]({picture.name})\n" if picture is not None else ""
+    link = f"[As a notebook]({script.stem}.ipynb){{: download}}"
     code = text[text.index('"""', text.index('"""') + 3) + 3 :].strip()
     return (
         f"# {_title(script)}\n\n{title}\n{_plain_keep(rest)}\n\n{shown}\n## What it prints\n\n"
-        f"```text\n{printed}```\n\n## The script\n\n```{{.python .gallery}}\n{code}\n```\n"
+        f"```text\n{printed}```\n\n## The script\n\n{link}\n\n"
+        f"```{{.python .gallery}}\n{code}\n```\n"
     )
 
 
