@@ -110,12 +110,14 @@ types: $(WHEEL_VENV)/test.stamp
 	cp -r bindings kernels build/types/hfcore/
 	cd build/types && $(abspath $(WHEEL_PY)) -P -m mypy --config-file $(CURDIR)/pyproject.toml -p hfcore
 
-# A file stays with one process, for what its tests build once.
+# A file stays with one process, for what its tests build once. One process more than most machines of
+# CI have cores: tests of killed runs and of ranks wait half of their time.
+PYTEST := $(WHEEL_PY) -P -m pytest -n 3 --dist loadfile
 test: lint types
-	$(WHEEL_PY) -P -m pytest -m "not slow and not gpu" -n 2 --dist loadfile
+	$(PYTEST) -m "not slow and not gpu"
 
 test-full: lint types
-	$(WHEEL_PY) -P -m pytest -m "not gpu" -n 2 --dist loadfile
+	$(PYTEST) -m "not gpu"
 
 # With a GPU; each says so and exits where there is none.
 test-gpu: $(WHEEL_VENV)/gpu.stamp

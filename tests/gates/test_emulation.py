@@ -329,7 +329,7 @@ LENGTHS_IN_REGISTERS = (
 )
 
 
-@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("T", [pytest.param(1, marks=pytest.mark.slow), 3])
 @pytest.mark.parametrize("H", LENGTHS_IN_REGISTERS)
 def test_weights_in_registers(library: Path, H: int, T: int) -> None:
     at = H + T
