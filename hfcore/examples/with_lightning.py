@@ -9,6 +9,8 @@ matrix. Lightning's own closure returns the loss alone and calls ``backward()``:
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning
 import torch
 from torch import Tensor, nn
@@ -42,12 +44,13 @@ class Classifier(lightning.LightningModule):  # type: ignore[misc, unused-ignore
 
         if self.automatic_optimization:
             return closure()[0]
-        self.optimizers().step(closure)
+        optimizer: Any = self.optimizers()
+        optimizer.step(closure)
         return None
 
     def on_train_batch_end(self, *_: object) -> None:
-        stats = self.optimizers(use_pl_optimizer=False).last_stats
-        self.losses.append(stats.loss)
+        optimizer: Any = self.optimizers(use_pl_optimizer=False)
+        self.losses.append(optimizer.last_stats.loss)
 
 
 def main(epochs: int = 4, *, automatic: bool = False) -> list[float]:
