@@ -15,12 +15,27 @@ from hfcore.cli.options import INTERRUPTED
 from hfcore.cli.report import report_command
 from hfcore.cli.sweep import sweep_command
 from hfcore.cli.train import train_command
-from hfcore.experiments.commands import reproduce_commands
 from hfcore.training.interrupts import interrupt_on_signal
 
 
 class _Commands(click.Group):
-    """SIGINT and SIGTERM end every command alike: with a word on stderr and the code 130."""
+    """SIGINT and SIGTERM end every command alike: with a word on stderr and the code 130.
+
+    The experiments are imported when they are asked for.
+    """
+
+    REPRODUCE = "reproduce"
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), self.REPRODUCE])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """A process may begin with an experiment, which takes its tables from here."""
+        if name != self.REPRODUCE:
+            return super().get_command(context, name)
+        from hfcore.experiments.commands import reproduce_commands  # which import this package
+
+        return reproduce_commands
 
     def invoke(self, context: click.Context) -> Any:
         with interrupt_on_signal():
@@ -47,6 +62,5 @@ for command in (
     report_command,
     check_command,
     data_commands,
-    reproduce_commands,
 ):
     main.add_command(command)

@@ -16,7 +16,7 @@ import torch
 
 from hfcore.cli.options import Decorator, decorated_by
 
-__all__ = ["executor_of", "executor_options", "part_given"]
+__all__ = ["check_where", "executor_of", "executor_options", "part_given"]
 
 # Options of submitit that are the same with every scheduler, and of its executor itself.
 COMMON = (
@@ -32,7 +32,7 @@ CLUSTER = "cluster"
 
 
 def executor_options() -> Decorator:
-    """``--workers`` and ``--slurm``."""
+    """``--workers``, ``--slurm`` and ``--cohort``."""
     return decorated_by(
         [
             click.option(
@@ -46,6 +46,11 @@ def executor_options() -> Decorator:
                 help="Submit the parts of the sweep to Slurm by submitit, with options such as "
                 "timeout_min=240,partition=long; cluster=local runs them here.",
             ),
+            click.option(
+                "--cohort",
+                metavar="I/N",
+                help="The I-th of N parts alone, in --run-dir, begun or continued: for array jobs.",
+            ),
         ]
     )
 
@@ -53,8 +58,10 @@ def executor_options() -> Decorator:
 @contextmanager
 def executor_of(options: Mapping[str, Any], folder: Path) -> Iterator[dict[str, Any]]:
     """Keywords of ``hf.sweep`` for the options that were given; its workers end afterwards."""
-    if options["workers"] is not None and options["slurm"] is not None:
-        raise click.UsageError("--workers and --slurm exclude one another")
+    check_where(options)
+    if options["cohort"] is not None:
+        yield {"part": part_given(options["cohort"])}
+        return
     if options["workers"] is not None:
         with _Pool(options["workers"], options["threads"]) as pool:
             yield {"executor": pool, "cohorts": options["workers"]}
@@ -105,6 +112,16 @@ def _pairs(text: str) -> dict[str, Any]:
             )
         pairs[key.strip()] = int(value) if value.isdigit() else value
     return pairs
+
+
+def check_where(options: Mapping[str, Any]) -> None:
+    """Raise UsageError for options that exclude one another, and for a part without a folder."""
+    given = [f"--{name}" for name in ("workers", "slurm", "cohort") if options[name] is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{given[0]} and {given[1]} exclude one another")
+    part = part_given(options["cohort"])
+    if part is not None and options["run_dir"] is None:
+        raise click.UsageError("--cohort needs --run-dir, the folder of all parts")
 
 
 def part_given(text: str | None) -> tuple[int, int] | None:

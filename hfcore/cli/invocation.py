@@ -94,6 +94,13 @@ class Invocation:
         for path in written:
             click.echo(f"written: {path}")
 
+    def end_part(self) -> None:
+        """What comes after the part of --cohort."""
+        click.echo(
+            f"part {self.options['cohort']} is done; when all are, the same command with --resume "
+            "in place of --cohort unites them"
+        )
+
     def end(self, context: click.Context, *, interrupted: bool) -> None:
         """The exit code: 130 after Ctrl-C."""
         if interrupted:

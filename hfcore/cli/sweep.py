@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from hfcore.cli.build import problem_of
-from hfcore.cli.executors import executor_of, executor_options, part_given
+from hfcore.cli.executors import check_where, executor_of, executor_options
 from hfcore.cli.invocation import Invocation, run_options
 from hfcore.cli.options import folder_option, names, numbers, seeds_of
 from hfcore.cli.tables import clock, markdown, number
@@ -60,11 +60,6 @@ SHOWN = ("outcome", "updates", "error", "wrong", "test_loss", "best_error", "esc
 )
 @executor_options()
 @click.option(
-    "--cohort",
-    metavar="I/N",
-    help="The I-th of N parts alone, in --run-dir, begun or continued: for array jobs.",
-)
-@click.option(
     "--join",
     "join_dir",
     type=click.Path(path_type=Path),
@@ -88,9 +83,7 @@ def sweep_command(context: click.Context, /, problem: str | None, **options: Any
         raise click.UsageError("Missing argument 'PROBLEM'.")
     if options["learning_rate"] is None:
         raise click.UsageError("Missing option '--learning-rate'.")
-    part = part_given(options["cohort"])
-    if part is not None and options["run_dir"] is None:
-        raise click.UsageError("--cohort needs --run-dir, the folder of all parts")
+    check_where(options)
     invocation = Invocation(f"sweep-{problem}", options)
     grid = _grid(options)
     seeds = seeds_of(options["seeds"])
@@ -118,7 +111,6 @@ def sweep_command(context: click.Context, /, problem: str | None, **options: Any
             run_dir=invocation.folder,
             resume=options["resume"],
             progress=not options["quiet"],
-            part=part,
             **by,
         )
         _show(result, outputs)

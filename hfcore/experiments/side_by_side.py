@@ -1,13 +1,16 @@
-"""Several runs side by side, each in a process of its own."""
+"""Several runs side by side: each in a process of its own, or as a job of an executor."""
 
 from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
+
+import hfcore as hf
 
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
 
@@ -40,6 +43,38 @@ def side_by_side(
             ended(job)
         return True
     return _Processes(jobs, workers, begun, ended)()
+
+
+def by_executor(
+    jobs: Sequence[Runnable], executor: Any, *, ended: Callable[[Any], None] = lambda job: None
+) -> bool:
+    """Run all jobs on the workers of ``executor``; False if some were interrupted.
+
+    ``ended`` is told of each in their order, when all are over. Raises what a job raised, and
+    :class:`hfcore.training.ExecutorError` for workers that cannot.
+    """
+    whole = True
+    for job, done in zip(jobs, hf.sweeps.run_by(executor, [_Call(j) for j in jobs]), strict=True):
+        if done:
+            ended(job)
+        whole = whole and bool(done)
+    return whole
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A job as a call that any executor can make."""
+
+    job: Runnable
+
+    def __call__(self) -> bool:
+        return self.job.run()
+
+    def checkpoint(self) -> Any:
+        """What submitit submits in its place when a scheduler takes the machine away."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
 
 
 class _Processes:

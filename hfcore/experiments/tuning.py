@@ -104,6 +104,8 @@ class Tuned:
     final: hf.SweepResult | None
     """None while the search goes on, and where it was all there is to do."""
     finished: bool
+    waits: bool = False
+    """Whether one part of it was done, and others are not."""
 
     @property
     def seconds(self) -> float:
@@ -153,9 +155,9 @@ class Procedure:
             grids = [column.grid(column.rates) for column in open_choice]
             at = folder / SEARCH
             search = self._sweep(problem, grids, self.searching_seeds, self.search_updates, at)
-            if search.reason == "interrupted":
+            if search.reason != "updates":
                 results = [ColumnResult(c, None, c.runs(search), []) for c in columns]
-                return Tuned(results, search, None, False)
+                return Tuned(results, search, None, False, search.reason == "part")
         chosen = {c.name: best_rate(c, c.runs(search)) for c in columns}
         grids = [c.grid([rate]) for c in columns if (rate := chosen[c.name]) is not None]
         searched_whole = self.searching_seeds if whole else ()
@@ -169,7 +171,8 @@ class Procedure:
             if whole:
                 runs = [run for run in searched if run.row["learning_rate"] == rate] + runs
             results.append(ColumnResult(column, rate, searched, runs))
-        return Tuned(results, search, final, final is None or final.reason == "updates")
+        reason = "updates" if final is None else final.reason
+        return Tuned(results, search, final, reason == "updates", reason == "part")
 
     def having(self, **options: Any) -> Procedure:
         """The same with further options of the sweeps."""

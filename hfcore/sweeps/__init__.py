@@ -2,7 +2,7 @@
 
 from hfcore.sweeps.engine import sweep
 from hfcore.sweeps.grid import RunSettings, expand
-from hfcore.sweeps.jobs import join_folder
+from hfcore.sweeps.jobs import join_folder, run_by
 from hfcore.sweeps.outcome import Constant, Outcome, Test
 from hfcore.sweeps.result import SweepResult, join
 from hfcore.sweeps.rounds import sweep_in_rounds
@@ -21,6 +21,7 @@ __all__ = [
     "expand",
     "join",
     "join_folder",
+    "run_by",
     "sweep",
     "sweep_in_rounds",
 ]

@@ -15,11 +15,11 @@ from concurrent.futures import BrokenExecutor, CancelledError, Future
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hfcore.sweeps.result import SweepResult, join
 from hfcore.sweeps.settings import SweepSettings
-from hfcore.sweeps.stored import drawn, read_result, written
+from hfcore.sweeps.stored import RESULT, drawn, read_result, written
 from hfcore.training.atomic import write_atomic
 from hfcore.training.errors import ExecutorError, RunFolderError
 from hfcore.training.interrupts import stop_on_signal
@@ -27,6 +27,8 @@ from hfcore.training.interrupts import stop_on_signal
 FOLDER = "cohorts"
 NAME = re.compile(r"(\d+)-of-(\d+)")
 POLL_SECONDS = 0.1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,10 @@ def _indices(folder: Path) -> Path:
 
 
 def run_by(
-    executor: Any, jobs: Sequence[Job], on_stop: Callable[[], None] = lambda: None
-) -> list[SweepResult | None]:
-    """The results of all jobs, None of those that were not begun when a signal came.
+    executor: Any, jobs: Sequence[Callable[[], T]], on_stop: Callable[[], None] = lambda: None
+) -> list[T | None]:
+    """What all ``jobs`` give on the workers of an executor, None for those that were not begun when
+    a signal came.
 
     SIGINT, SIGTERM, SIGUSR1 or SIGUSR2 takes back what has not begun and calls ``on_stop``, which
     may tell the workers; what runs is waited for. Where the workers are not of this process
@@ -115,10 +118,9 @@ def run_by(
         return [_result(future) for future in futures]
 
 
-def _result(future: Any) -> SweepResult | None:
+def _result(future: Any) -> Any:
     try:
-        result: SweepResult = future.result()
-        return result
+        return future.result()
     except CancelledError:
         return None
     except ModuleNotFoundError as error:
@@ -145,6 +147,41 @@ def join_folder(run_dir: Path) -> SweepResult:
 
     Raises RunFolderError naming the parts that are missing or have not come to their end.
     """
+    count, found = _begun(run_dir)
+    folder = run_dir / FOLDER
+    missing = [str(i) for i in range(1, count + 1) if i not in found]
+    if missing:
+        raise RunFolderError(f"{folder}: part {', '.join(missing)} of {count} has not begun")
+    parts = [Part(i, count, json.loads(found[i].read_bytes())) for i in sorted(found)]
+    results = [read_result(part.folder(run_dir)) for part in parts]
+    open_ = [str(p.number) for p, r in zip(parts, results, strict=True) if r.reason != "updates"]
+    if open_:
+        raise RunFolderError(
+            f"{folder}: part {', '.join(open_)} of {count} was stopped before its end; resume it"
+        )
+    return united(parts, results, run_dir)
+
+
+def cut_by_jobs(run_dir: Path) -> int | None:
+    """Into how many parts the jobs of an array have cut the sweep in ``run_dir``, None for no
+    such. Raises RunFolderError for several numbers of parts."""
+    if (run_dir / "config.json").exists() or not any((run_dir / FOLDER).glob("*-of-*.json")):
+        return None
+    return _begun(run_dir)[0]
+
+
+def updates_of_parts(run_dir: Path) -> list[int]:
+    """Those of all parts of a sweep in ``run_dir``; none where one has not come to its end."""
+    count, found = _begun(run_dir)
+    results = [Part(i, count, []).folder(run_dir) / RESULT for i in range(1, count + 1)]
+    if len(found) < count or not all(path.exists() for path in results):
+        return []
+    read = [read_result(path.parent) for path in results]
+    return [r.updates for r in read] if all(r.reason == "updates" for r in read) else []
+
+
+def _begun(run_dir: Path) -> tuple[int, dict[int, Path]]:
+    """The number of parts, and the files of those that were begun by their number."""
     folder = run_dir / FOLDER
     found: dict[int, Path] = {}
     counts = set()
@@ -157,14 +194,4 @@ def join_folder(run_dir: Path) -> SweepResult:
         what = f"parts of sweeps cut into {sorted(counts)}" if counts else "no parts of a sweep"
         raise RunFolderError(f"{folder}: holds {what}, need all parts of one, 1/N to N/N")
     (count,) = counts
-    missing = [str(i) for i in range(1, count + 1) if i not in found]
-    if missing:
-        raise RunFolderError(f"{folder}: part {', '.join(missing)} of {count} has not begun")
-    parts = [Part(i, count, json.loads(found[i].read_bytes())) for i in sorted(found)]
-    results = [read_result(part.folder(run_dir)) for part in parts]
-    open_ = [str(p.number) for p, r in zip(parts, results, strict=True) if r.reason != "updates"]
-    if open_:
-        raise RunFolderError(
-            f"{folder}: part {', '.join(open_)} of {count} was stopped before its end; resume it"
-        )
-    return united(parts, results, run_dir)
+    return count, found

@@ -18,7 +18,8 @@ from hfcore.training.atomic import write_atomic
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Reason = Literal["updates", "interrupted"]
+Reason = Literal["updates", "interrupted", "part"]
+"""``"part"``: of the parts of a sweep one has come to its end, and others have not."""
 Row = dict[str, Any]
 V = TypeVar("V")
 

@@ -7,6 +7,7 @@ run's bits do not depend on its round.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from hfcore.problems import Problem
 from hfcore.sweeps.engine import sweep
 from hfcore.sweeps.grid import RunSettings
+from hfcore.sweeps.jobs import cut_by_jobs, join_folder, updates_of_parts
 from hfcore.sweeps.result import SweepResult, join
 from hfcore.sweeps.stored import run_of
 from hfcore.training.errors import RunFolderError
@@ -26,13 +28,23 @@ def sweep_in_rounds(
     folder: Path,
     *,
     resume: bool = False,
+    part: tuple[int, int] | None = None,
     **options: Any,
 ) -> SweepResult:
     """:func:`hfcore.sweep` over ``runs``, those left out that a round in ``folder`` holds already.
 
     With ``resume`` the rounds that hold any of them are brought to their end. The result is about
     ``runs`` alone; its seconds are those of all these rounds. Raises what ``sweep`` raises.
+
+    With ``part``, (3, 16), it is one part of a sweep of one round, its ``reason`` ``"part"`` at its
+    end; where all parts had ended before, their union. Later ``resume`` does in this process what
+    is missing of a sweep that was begun so.
     """
+    if part is not None:
+        return _part(problem, runs, folder, part, options)
+    cut = cut_by_jobs(folder) if resume else None
+    if cut is not None:
+        return _whole(problem, runs, folder, cut, options)
     results: list[SweepResult] = []
     missing = list(runs)
     for number in count(1):
@@ -50,6 +62,39 @@ def sweep_in_rounds(
             break
     whole = join(results)
     return whole.of([i for i, run in enumerate(whole.runs) if run in runs])
+
+
+def _part(
+    problem: Problem,
+    runs: Sequence[RunSettings],
+    folder: Path,
+    part: tuple[int, int],
+    options: dict[str, Any],
+) -> SweepResult:
+    """One part alone; the union where there was nothing to do."""
+    before = [] if cut_by_jobs(folder) is None else updates_of_parts(folder)
+    found = sweep(problem, runs, run_dir=folder, part=part, **options)
+    if found.reason == "interrupted":
+        return found
+    if before and updates_of_parts(folder) == before:
+        return join_folder(folder)
+    return replace(found, reason="part")
+
+
+def _whole(
+    problem: Problem, runs: Sequence[RunSettings], folder: Path, cut: int, options: dict[str, Any]
+) -> SweepResult:
+    """All parts of a sweep that jobs have begun, each begun or continued."""
+    if options.get("executor") is not None:
+        raise ValueError(
+            f"executor: got one for {folder}, which was cut into {cut} parts by hand; need None"
+        )
+    results: list[SweepResult] = []
+    for number in range(1, cut + 1):
+        results.append(sweep(problem, runs, run_dir=folder, part=(number, cut), **options))
+        if results[-1].reason == "interrupted":
+            return join(results)
+    return join_folder(folder)
 
 
 def _runs_in(folder: Path) -> list[RunSettings] | None:

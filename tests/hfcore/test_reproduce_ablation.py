@@ -13,6 +13,7 @@ import hfcore as hf
 from command_line import invoke, tables_of
 from hfcore.cli.tables import number
 from hfcore.data import curves
+from hfcore.experiments import ablation_runs
 from hfcore.experiments.ablation import (
     ABLATIONS,
     MOMENTUM,
@@ -38,7 +39,7 @@ def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**hf.presets.martens2010_curves, "cg_max_iter": 5}
     preset = AutoencoderPreset((784, 4, 2), hf.losses.LogisticCrossEntropy(), 3, options)
     monkeypatch.setitem(hf.presets.autoencoders, "curves", preset)
-    monkeypatch.setattr(command_module, "load", lambda name: curves(40, 5, seed=1))
+    monkeypatch.setattr(ablation_runs, "load", lambda name: curves(40, 5, seed=1))
     monkeypatch.setattr(
         reconstruction, "_training_images", lambda name, folder: curves(40, 5, seed=1).train
     )

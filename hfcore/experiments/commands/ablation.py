@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
 
-import hfcore as hf
+from hfcore.cli.executors import executor_options
 from hfcore.cli.invocation import Invocation, run_options
 from hfcore.cli.options import names
 from hfcore.cli.tables import number
-from hfcore.experiments.ablation import (
-    ABLATIONS,
-    CURVES,
-    MOMENTUM,
-    Outcome,
-    Settings,
-    Variant,
-    run,
-    run_momentum,
-    variants_of,
-)
+from hfcore.experiments.ablation import ABLATIONS, CURVES, Outcome, Settings, Variant, variants_of
 from hfcore.experiments.ablation_report import ablation_report
-from hfcore.experiments.experiment import load, on_device, without_validation
+from hfcore.experiments.ablation_runs import Images, Job
+from hfcore.experiments.commands.jobs import part_of, run_jobs
 from hfcore.experiments.table5 import Rung
 from hfcore.experiments.training import Line
 
@@ -68,6 +59,7 @@ DEFAULTS = Settings()
 )
 @click.option("--test-every", type=click.IntRange(1), default=500, help="Updates of momentum.")
 @click.option("--seed", type=click.IntRange(0), default=0, help="Of weights and data.")
+@executor_options()
 @run_options(
     resume="Continue the runs in --run-dir, to more --iterations perhaps; others may be added.",
     quiet="Only the tables at the end.",
@@ -82,15 +74,19 @@ def ablation_command(context: click.Context, /, of: str, problem: str, **options
     """
     pairs = _pairs(of, problem)
     ablations = _Ablations("ablation", options)
-    with ablations.errors_shown():
+    with ablations.errors_shown(RuntimeError):
+        ablations.interrupted = not ablations.done_elsewhere(pairs)
+        if options["cohort"] is not None and not ablations.interrupted:
+            ablations.end_part()
+            return
         found: dict[tuple[str, str], list[Outcome]] = {}
         for ablation, name in pairs:
-            found[ablation, name] = ablations.compare(ablation, name)
             if ablations.interrupted:
                 break
+            found[ablation, name] = ablations.compare(ablation, name)
         whole = {key: outcomes for key, outcomes in found.items() if outcomes}
         if whole:
-            settings, facts = ablations.settings, ablations.facts
+            settings, facts = ablations.settings, ablations.images.facts
             ablations.show(*ablation_report(whole, settings, facts, ablations.folder))
     ablations.end(context, interrupted=ablations.interrupted)
 
@@ -121,68 +117,64 @@ class _Ablations(Invocation):
         super().__init__(name, options)
         shared = {key: options[key] for key in Settings.__dataclass_fields__}
         self.settings = Settings(**shared)
+        self.images = Images(self.settings, self.device)
         self.interrupted = False
-        self.facts = ""
-        self._dataset: hf.data.Dataset | None = None
-        self._done: dict[tuple[str, str], Outcome] = {}
+        self._resume = bool(options["resume"])
+        self._done: dict[Path, Outcome] = {}
+
+    def done_elsewhere(self, pairs: list[tuple[str, str]]) -> bool:
+        """Do all runs in processes of their own, or this part of them; False after Ctrl-C.
+
+        Afterwards they are there to be read. Without --workers, --slurm and --cohort nothing is.
+        Raises ValueError for runs that are there already, without --resume.
+        """
+        options = self.options
+        if all(options[name] is None for name in ("workers", "slurm", "cohort")):
+            return True
+        every = [self._job(a, problem, v) for a, problem in pairs for v in variants_of(a, problem)]
+        jobs = part_of(list({job.folder: job for job in every}.values()), options)
+        for job in () if self._resume or options["cohort"] is not None else jobs:
+            if job.folder.exists():
+                raise ValueError(f"{job.folder}: already holds a run; resume it (--resume)")
+        self._resume = True
+        return run_jobs(jobs, self, begun=self._begun)
 
     def compare(self, ablation: str, problem: str) -> list[Outcome]:
         """One comparison; none of it where Ctrl-C came before its end."""
         outcomes = []
         for variant in variants_of(ablation, problem):
-            key = problem, variant.folder
-            if key not in self._done:
-                self._done[key] = self._run(ablation, problem, variant)
-            outcomes.append(self._done[key])
+            job = self._job(ablation, problem, variant)
+            if job.folder not in self._done:
+                self._done[job.folder] = self._run(job)
+            outcomes.append(self._done[job.folder])
             if outcomes[-1].reason == "interrupted":
                 self.interrupted = True
                 return []
         return outcomes
 
-    def _run(self, ablation: str, problem: str, variant: Variant) -> Outcome:
-        folder, resume = self.folder / problem / variant.folder, self.options["resume"]
+    def _job(self, ablation: str, problem: str, variant: Variant) -> Job:
+        return Job(
+            ablation,
+            problem,
+            variant,
+            self.settings,
+            self.folder / problem / variant.folder,
+            self.options["test_every"],
+            str(self.device),
+            self.options["threads"],
+        )
+
+    def _run(self, job: Job) -> Outcome:
         quiet = self.options["quiet"]
+        self._begun(job)
+        outcome = job.outcome(self.images, resume=self._resume, report=None if quiet else _tell)
         if not quiet:
-            click.echo(f"{folder}: begins")
-        if ablation in MOMENTUM:
-            task = self._images() if problem == CURVES else Rung.parse(problem).problem()
-            outcome = run_momentum(
-                variant,
-                task,
-                self.settings,
-                folder,
-                resume=resume,
-                test_every=self.options["test_every"],
-                device=self.device,
-                progress=not quiet,
-            )
-        else:
-            dataset = self._curves() if problem == CURVES else None
-            outcome = run(
-                variant,
-                problem,
-                self.settings,
-                dataset,
-                folder,
-                device=self.device,
-                resume=resume,
-                report=(lambda line: None) if quiet else _tell,
-            )
-        if not quiet:
-            click.echo(f"{folder}: {number(outcome.errors[-1])} ({outcome.reason})")
+            click.echo(f"{job}: {number(outcome.errors[-1])} ({outcome.reason})")
         return outcome
 
-    def _curves(self) -> hf.data.Dataset:
-        if self._dataset is None:
-            dataset = on_device(without_validation(load(CURVES)), self.device)
-            self._dataset = replace(dataset, train=dataset.train[: self.settings.images])
-            self.facts = dataset.facts
-        return self._dataset
-
-    def _images(self) -> hf.problems.Reconstruction:
-        problem = hf.problems.Reconstruction(CURVES, images=self.settings.images)
-        self.facts = self.facts or load(CURVES).facts
-        return problem
+    def _begun(self, job: Job) -> None:
+        if not self.options["quiet"]:
+            click.echo(f"{job}: begins")
 
 
 def _tell(line: Line) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 import click
 
+from hfcore.cli.executors import executor_options
 from hfcore.cli.invocation import Invocation, run_options
 from hfcore.cli.options import names, numbers, seeds_of
+from hfcore.experiments.commands.jobs import part_of, run_jobs
 from hfcore.experiments.fig3 import (
     BATCH_SIZE,
     DAMPINGS,
@@ -29,7 +31,6 @@ from hfcore.experiments.fig3 import (
 from hfcore.experiments.fig3_report import fig3_report
 from hfcore.experiments.fig3_rows import Row, is_done, joined, read_rows
 from hfcore.experiments.fig3_runs import Job
-from hfcore.experiments.side_by_side import side_by_side
 
 
 @click.command("fig3")
@@ -65,7 +66,7 @@ from hfcore.experiments.side_by_side import side_by_side
 @click.option("--hidden", type=click.IntRange(1), default=HIDDEN, help="Hidden units.")
 @click.option("--batch-size", type=click.IntRange(1), default=BATCH_SIZE, help="Sequences.")
 @click.option("--test-size", type=click.IntRange(1), default=TEST_SIZE, help="Sequences.")
-@click.option("--workers", type=click.IntRange(1), default=1, help="Runs side by side.")
+@executor_options()
 @click.option(
     "--results",
     multiple=True,
@@ -90,6 +91,9 @@ def fig3_command(context: click.Context, /, **options: Any) -> None:
     with figure.errors_shown(RuntimeError):
         known = read_rows(options["results"], figure.settings)
         whole = options["print_only"] or figure.train(known)
+        if whole and options["cohort"] is not None:
+            figure.end_part()
+            return
         rows = joined(known, figure.rows())
         figure.show(*fig3_report(rows, figure.settings, figure.folder))
     figure.end(context, interrupted=not whole)
@@ -107,10 +111,12 @@ class _Figure(Invocation):
     def train(self, known: Sequence[Row]) -> bool:
         """Do the runs that are neither known nor done; False if they were interrupted."""
         done = {Case.of(row) for row in known if is_done(row, self.settings.limit)}
-        jobs = [job for job in map(self._job, self.cases) if job.case not in done and not job.row]
-        if jobs and not self.options["resume"] and self.folder.exists():
+        mine = part_of(self.cases, self.options)
+        jobs = [job for job in map(self._job, mine) if job.case not in done and not job.row]
+        taken_up = self.options["resume"] or self.options["cohort"] is not None
+        if jobs and not taken_up and self.folder.exists():
             self._refuse(jobs)
-        return side_by_side(jobs, self.options["workers"], begun=self._begun, ended=self._ended)
+        return run_jobs(jobs, self, begun=self._begun, ended=self._ended)
 
     def rows(self) -> list[Row]:
         """Those of the cases that were begun."""

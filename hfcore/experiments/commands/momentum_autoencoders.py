@@ -79,14 +79,14 @@ class AutoencoderTable:
     def run(
         self, datasets: Sequence[str], columns: Callable[[str], list[Column]]
     ) -> dict[str, Tuned]:
-        """Each data set with its columns; ends early after Ctrl-C."""
+        """Each data set with its columns; ends early after Ctrl-C. With --cohort a part of each."""
         results: dict[str, Tuned] = {}
         with executor_of(self.invocation.options, self.invocation.folder) as by:
             for name in datasets:
                 problem = self.problem(name)
                 procedure = self.procedure.having(test_size=len(problem.images), **by)
                 results[name] = procedure(problem, columns(name), self.invocation.folder / name)
-                if not results[name].finished:
+                if not (results[name].finished or results[name].waits):
                     break
         return results
 

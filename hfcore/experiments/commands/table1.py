@@ -15,7 +15,7 @@ from hfcore.experiments.commands.momentum_autoencoders import (
     datasets_option,
 )
 from hfcore.experiments.commands.training import Trainings
-from hfcore.experiments.commands.tuned import columns_given, columns_option, rates_of
+from hfcore.experiments.commands.tuned import columns_given, columns_option, is_part, rates_of
 from hfcore.experiments.experiment import load, on_device, without_validation
 from hfcore.experiments.hybrid import hybrid_training
 from hfcore.experiments.table1 import COLUMNS, momentum_columns, table1_report
@@ -50,6 +50,8 @@ def table1_command(
     hybrids: dict[str, Trained] = {}
     with trainings.errors_shown():
         results = table.run(sets, lambda name: momentum_columns(name, chosen, rates))
+        if is_part(trainings, results.values()):
+            return
         interrupted = not all(tuned.finished for tuned in results.values())
         for name in sets if hf_updates and not interrupted else ():
             hybrids[name] = _hybrid(trainings, name, hf_updates, table.procedure.seeds[0])

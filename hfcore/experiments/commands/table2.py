@@ -13,7 +13,7 @@ from hfcore.experiments.commands.momentum_autoencoders import (
     datasets_of,
     datasets_option,
 )
-from hfcore.experiments.commands.tuned import rates_of
+from hfcore.experiments.commands.tuned import is_part, rates_of
 from hfcore.experiments.table2 import best_column, check_tests, table2_report
 
 
@@ -34,5 +34,7 @@ def table2_command(context: click.Context, /, datasets: str, **options: Any) -> 
     with invocation.errors_shown():
         check_tests(options["updates"], options["final_updates"], options["test_every"])
         results = table.run(chosen, lambda name: [best_column(name, rates)])
+        if is_part(invocation, results.values()):
+            return
         invocation.show(*table2_report(results, table.settings, invocation.folder))
     invocation.end(context, interrupted=not all(tuned.finished for tuned in results.values()))

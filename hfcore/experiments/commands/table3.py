@@ -9,7 +9,7 @@ import click
 from hfcore.cli.invocation import Invocation
 from hfcore.cli.options import numbers
 from hfcore.experiments.commands.momentum_autoencoders import AutoencoderTable, autoencoder_options
-from hfcore.experiments.commands.tuned import rates_of
+from hfcore.experiments.commands.tuned import is_part, rates_of
 from hfcore.experiments.table3 import DATASET, MOMENTUM, SCALES, scale_columns, table3_report
 
 
@@ -37,6 +37,8 @@ def table3_command(context: click.Context, /, scales: str, momentum: float, **op
     table = AutoencoderTable(invocation)
     with invocation.errors_shown():
         results = table.run([DATASET], lambda name: scale_columns(chosen, momentum, rates))
+        if is_part(invocation, results.values()):
+            return
         settings = {**table.settings, "momentum": momentum}
         invocation.show(*table3_report(results, settings, invocation.folder))
     invocation.end(context, interrupted=not results[DATASET].finished)

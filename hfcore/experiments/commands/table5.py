@@ -14,6 +14,7 @@ from hfcore.cli.options import names
 from hfcore.experiments.commands.tuned import (
     columns_given,
     columns_option,
+    is_part,
     parsed,
     procedure_of,
     rates_of,
@@ -80,6 +81,8 @@ def table5_command(
         for rung in rungs:
             folder, tuned_columns = invocation.folder / str(rung), columns_of(rung, chosen, rates)
             results[str(rung)] = procedure(rung.problem(), tuned_columns, folder)
+            if results[str(rung)].waits:
+                continue
             if not results[str(rung)].finished:
                 break
             fast = with_fast_momentum(tuned_columns)
@@ -87,9 +90,11 @@ def table5_command(
                 continue
             with_phase = replace(procedure, final_updates=final_phase)
             remedied[str(rung)] = with_phase(rung.problem(), fast, folder / "final-phase")
-            if not remedied[str(rung)].finished:
+            if not (remedied[str(rung)].finished or remedied[str(rung)].waits):
                 break
+        every = [*results.values(), *remedied.values()]
+        if is_part(invocation, every):
+            return
         settings = settings_of(procedure, hidden=hidden, final_phase=final_phase)
         invocation.show(*table5_report(results, settings, invocation.folder, remedied))
-    done = [tuned.finished for tuned in (*results.values(), *remedied.values())]
-    invocation.end(context, interrupted=not all(done))
+    invocation.end(context, interrupted=not all(tuned.finished for tuned in every))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -10,7 +10,7 @@ import click
 from hfcore.cli.executors import executor_options
 from hfcore.cli.invocation import Invocation, run_options
 from hfcore.cli.options import Decorator, decorated_by, names, numbers, seeds_of
-from hfcore.experiments.tuning import CHOOSE_BY, Procedure, column_settings
+from hfcore.experiments.tuning import CHOOSE_BY, Procedure, Tuned, column_settings
 
 T = TypeVar("T")
 
@@ -129,6 +129,15 @@ def procedure_of(
         report=(lambda line: None) if options["quiet"] else click.echo,
         choose_by=options["choose_by"],
     )
+
+
+def is_part(invocation: Invocation, results: Iterable[Tuned]) -> bool:
+    """Whether the call was one part of --cohort, which has come to its end; says so."""
+    interrupted = not all(tuned.finished or tuned.waits for tuned in results)
+    if invocation.options["cohort"] is None or interrupted:
+        return False
+    invocation.end_part()
+    return True
 
 
 def settings_of(procedure: Procedure, **more: Any) -> Mapping[str, Any]:
