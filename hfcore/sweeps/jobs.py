@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from hfcore import __version__
 from hfcore.sweeps.result import SweepResult, join
 from hfcore.sweeps.settings import SweepSettings
 from hfcore.sweeps.stored import RESULT, drawn, read_result, written
@@ -26,7 +27,10 @@ from hfcore.training.interrupts import stop_on_signal
 
 FOLDER = "cohorts"
 NAME = re.compile(r"(\d+)-of-(\d+)")
-POLL_SECONDS = 0.1
+POLL_SECONDS, FIRST_POLL_SECONDS = 0.1, 0.005
+# What a worker is asked first: without the package it cannot read what else it is sent, and some
+# would not say so (dask's begin again, for ever).
+ASKED = "__import__('hfcore').__version__"
 
 T = TypeVar("T")
 
@@ -103,6 +107,9 @@ def run_by(
         )
     batch = getattr(executor, "batch", None)  # of submitit: all of them as one array
     with stop_on_signal() as interrupted:
+        # A job of submitit waits in a queue for its turn, and says itself what is missing.
+        if batch is None and not _asked(executor, interrupted):
+            return [None for _ in jobs]
         with batch() if callable(batch) else nullcontext():
             futures = [executor.submit(job) for job in jobs]
         told = False
@@ -116,6 +123,23 @@ def run_by(
                 on_stop()
             time.sleep(POLL_SECONDS)
         return [_result(future) for future in futures]
+
+
+def _asked(executor: Any, interrupted: Callable[[], bool]) -> bool:
+    """Whether a worker has this version of the package; False where a signal came before.
+
+    Raises ExecutorError where it has not.
+    """
+    future = executor.submit(eval, ASKED)
+    while not future.done():
+        if interrupted():
+            future.cancel()
+            return False
+        time.sleep(FIRST_POLL_SECONDS)
+    there = _result(future)
+    if there != __version__:
+        raise ExecutorError(f"executor: a worker has hfcore {there}, need {__version__} as here")
+    return True
 
 
 def _result(future: Any) -> Any:

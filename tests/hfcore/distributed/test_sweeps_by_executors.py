@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -111,6 +112,8 @@ def test_a_preempted_job_of_submitit_is_the_same_part_again(tmp_path: Path) -> N
     jobs: list[Job] = []
 
     class Kept(Refusing):
+        batch = nullcontext
+
         def submit(self, function: Any, /, *arguments: Any, **keywords: Any) -> Future[Any]:
             jobs.append(function)
             return super().submit(function)
@@ -145,6 +148,40 @@ class Refusing(Executor):
         future: Future[Any] = Future()
         future.set_exception(self._error)
         return future
+
+
+def without_the_package() -> None:
+    """For a worker: as if hfcore was not installed."""
+
+    class Nowhere:
+        def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
+            if name.partition(".")[0] == "hfcore":
+                raise ModuleNotFoundError(f"No module named {name!r}", name="hfcore")
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == "hfcore"]:
+        del sys.modules[name]
+    sys.meta_path.insert(0, Nowhere())
+
+
+def test_a_process_without_the_package(tmp_path: Path) -> None:
+    with (
+        ProcessPoolExecutor(
+            1, mp_context=get_context("fork"), initializer=without_the_package
+        ) as executor,
+        pytest.raises(ExecutorError, match="a worker has no module 'hfcore'; install"),
+    ):
+        hf.sweep(task(), GRID, start=start(), run_dir=tmp_path, executor=executor, **SIZES)
+
+
+def test_a_process_with_another_version(tmp_path: Path) -> None:
+    with (
+        ProcessPoolExecutor(
+            1, mp_context=get_context("fork"), initializer=setattr,
+            initargs=(hf, "__version__", "0.0.1"),
+        ) as executor,
+        pytest.raises(ExecutorError, match=r"a worker has hfcore 0\.0\.1, need \d"),
+    ):  # fmt: skip
+        hf.sweep(task(), GRID, start=start(), run_dir=tmp_path, executor=executor, **SIZES)
 
 
 def test_workers_that_cannot(tmp_path: Path) -> None:
