@@ -94,7 +94,9 @@ def _submitit(text: str, folder: Path) -> Any:
     except ImportError as error:
         raise click.UsageError("--slurm needs submitit: pip install hfcore[cluster]") from error
     given = _pairs(text)
-    executor = submitit.AutoExecutor(folder=folder / "jobs", cluster=given.pop(CLUSTER, None))
+    # Beside the run folder, which a sweep wants empty.
+    jobs = folder.with_name(f"{folder.name}-jobs")
+    executor = submitit.AutoExecutor(folder=jobs, cluster=given.pop(CLUSTER, None))
     executor.update_parameters(
         **{key if key in COMMON else f"slurm_{key}": value for key, value in given.items()}
     )

@@ -293,6 +293,16 @@ def test_workers_of_the_command(whole, tmp_path: Path) -> None:
     assert table == (tmp_path / "whole.csv").read_text()
 
 
+def test_jobs_of_the_command(whole, tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    for more in ([], ["--resume"]):
+        result = invoke(
+            *COMMAND, "--run-dir", tmp_path / "run", "--slurm", "cluster=debug,timeout_min=1", *more
+        )
+        assert result.exit_code == 0, result.output
+    assert_same(hf.sweeps.join_folder(tmp_path / "run"), whole)
+
+
 def test_options_of_the_command_that_are_wrong(tmp_path: Path) -> None:
     for more, message in (
         (["--cohort", "4/3", "--run-dir", tmp_path], "need I/N such as 3/16"),
