@@ -19,12 +19,21 @@ every_source = pytest.mark.parametrize("source", gate.SOURCES, ids=str)
 every_architecture = pytest.mark.parametrize(
     "architecture", gate.ARCHITECTURES, ids=lambda a: f"sm_{a}"
 )
+# A minute of two cores each; the wheel is compiled for all of them anyhow.
+others_slow = pytest.mark.parametrize(
+    "architecture",
+    [
+        pytest.param(a, id=f"sm_{a}", marks=[] if a == 90 else pytest.mark.slow)
+        for a in gate.ARCHITECTURES
+    ],
+)
 
 
 @pytest.fixture(scope="session")
-def nvcc(require_tool: Callable[[str], str]) -> str:
+def nvcc(require_tool: Callable[[str], str], request: pytest.FixtureRequest) -> str:
     found = require_tool("nvcc")
-    gate.compile_everything(found)
+    gates = (i for i in request.session.items if i.name.startswith("test_no_spills"))
+    gate.compile_all(found, {i.callspec.params["architecture"] for i in gates})
     return found
 
 
@@ -33,7 +42,7 @@ def test_there_are_kernels_to_compile() -> None:
         assert Path(f"kernels/{family}/gpu.cu") in gate.SOURCES
 
 
-@every_architecture
+@others_slow
 @every_source
 def test_no_spills_and_resources_as_committed(
     nvcc: str, source: Path, architecture: int, not_run: Callable[[str], None]

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,9 +83,9 @@ def compile_source(nvcc: str, source: Path, architecture: int) -> list[Resources
     return [_resources(str(relative), entry) for entry in _ENTRY.finditer(said)]
 
 
-def compile_everything(nvcc: str) -> None:
-    """All sources for all architectures, two at a time; what is asked for later is there then."""
-    every = [(nvcc, ROOT / source, a) for a in ARCHITECTURES for source in SOURCES]
+def compile_all(nvcc: str, architectures: Iterable[int] = ARCHITECTURES) -> None:
+    """All sources, two at a time; what is asked for later is there then."""
+    every = [(nvcc, ROOT / source, a) for a in architectures for source in SOURCES]
     with ThreadPoolExecutor(2) as pool:
         # An error is that of whoever asks.
         wait([pool.submit(_compiled, *one) for one in every])
@@ -190,7 +191,7 @@ def version_in_table() -> str:
 
 def render(nvcc: str) -> str:
     """The whole table, measured now."""
-    compile_everything(nvcc)
+    compile_all(nvcc)
     measured = [
         kernel
         for source in SOURCES
