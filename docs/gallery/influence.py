@@ -72,7 +72,7 @@ def dense_hessian(model: Net, x: Tensor, y: Tensor) -> Tensor:
 
 
 def main(out: Path, quick: bool = False) -> None:
-    hidden, cases, again, steps = (3, 12, 2, 5) if quick else (6, 80, 8, 400)
+    hidden, cases, again, steps = (3, 12, 2, 5) if quick else (6, 80, 6, 300)
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(cases + 1, 8, 1, generator=generator, dtype=torch.float64)
     y = (x.sum((1, 2)) + 0.8 * torch.randn(cases + 1, generator=generator) > 0).long()

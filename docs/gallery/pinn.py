@@ -2,8 +2,8 @@
 
 A net u(x) is to satisfy a differential equation: Poisson's −u'' = f, whose solution has two
 frequencies, sin 4πx among them, and the convection u_t + u_x = 0 of a sine over one period. The
-loss is a sum of squares of residuals, to be brought down by many orders of magnitude, which first-
-order methods do not do. All start at the same net and have the same time.
+loss is a sum of squares of residuals that is to fall by many orders of magnitude. All optimisers
+start at the same net and have the same time.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Clips of the Free Spoken Digit Dataset become sequences of speech features, of unequal length, and
 an RNN names the digit at the last frame of each. Four speakers train it, two it has not heard test
 it. Hessian-free steps on all clips stand beside Adam on small batches, the same net from the same
-start, in the same time; both reach the same place, Adam first.
+start, in the same time.
 """
 
 import argparse

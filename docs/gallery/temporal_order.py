@@ -1,9 +1,9 @@
 """Temporal order: Hessian-free beside Adam.
 
-A net reads thirty symbols, two of which matter, and names the order in which they came. The error
-has to reach back over most of the sequence, which is where curvature pays. Both start at the same
-net. Hessian-free optimisation has the settings of its paper; Adam has eight seconds at each of
-three rates, one of which has to be found first.
+A net reads thirty symbols, two of which matter, and names the order in which they came: the error
+has to reach back over most of the sequence. All runs start at the same net. Hessian-free
+optimisation has the settings of its paper and needs no rate; Adam has eight seconds at each of
+three rates. Both solve the task, and the picture shows how soon.
 """
 
 import argparse
