@@ -138,6 +138,11 @@ class DeviceSolve:
         """The present iterate ``[N]``."""
         return self._w.x[: self._N]
 
+    @property
+    def direction(self) -> Tensor:
+        """The present direction ``[N]``; the last one, once the solve has ended."""
+        return self._w.p[: self._N]
+
     def snapshot(self, iteration: int) -> Tensor:
         """The iterate ``[N]`` of a kept iteration that went on to the next."""
         return self._w.snapshots[self.slot_of[iteration], : self._N]

@@ -31,6 +31,8 @@ DAMPING_RULES: dict[str, dict[str, Any]] = {
 # Of the curvature's scale: what λ is raised to from 0, and what it is raised to at least. Below, it
 # has no effect on a step, and factors would take dozens of steps to where it has.
 FROM_ZERO, RAISED = 1e-3, 1e-6
+# Before the curvature's scale is known: from λ = 0 a raise by factors would stay there.
+SMALLEST_RAISED = 1e-6
 
 
 @dataclass(frozen=True)

@@ -98,7 +98,8 @@ class StopRule:
 class Solution:
     """Where CG ended: ``x [N]``, why, after how many iterations, and φ after each (φ_0 first).
 
-    ``norms``: within a trust region ‖x‖_M after each.
+    ``norms``: within a trust region ‖x‖_M after each. ``direction [N]`` is the one whose curvature
+    was not positive, where that ended the solve.
     """
 
     x: Tensor
@@ -106,6 +107,7 @@ class Solution:
     iterations: int
     history: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
+    direction: Tensor | None = None
 
 
 def conjugate_gradient(
@@ -161,7 +163,7 @@ def conjugate_gradient(
         if not math.isfinite(curvature):
             return Solution(x, NONFINITE, len(history) - 1, history, norms)
         if curvature <= 0.0 and ball is None:
-            return Solution(x, NONPOSITIVE, len(history) - 1, history)
+            return Solution(x, NONPOSITIVE, len(history) - 1, history, direction=direction)
         if ball is not None and (curvature <= 0.0 or not ball.holds(rz / curvature)):
             if curvature > 0.0:  # back to where this iteration began
                 x.add_(direction, alpha=-rz / curvature)

@@ -104,7 +104,9 @@ def device_conjugate_gradient(
             kept = _between(wanted, before, room)
             solve.grow([lookback(rule, i) for i in range(room + 1)], kept)
         elif stop:
-            return Solution(solve.x, REASONS[stop], iterations, history), products
+            reason = REASONS[stop]
+            direction = solve.direction if reason == NONPOSITIVE else None
+            return Solution(solve.x, reason, iterations, history, direction=direction), products
 
 
 def lookback(rule: StopRule, i: int) -> int:

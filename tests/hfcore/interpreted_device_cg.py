@@ -18,7 +18,7 @@ import hfcore as hf
 from hfcore.bindings import device_conjugate_gradient as bindings
 from hfcore.bindings.device_conjugate_gradient import DeviceSolve
 from hfcore.kernels.conjugate_gradient import gpu_triton
-from hfcore.optimisers.newton_step import device as hook
+from hfcore.optimisers.inner_solve import device as hook
 from hfcore.solvers import conjugate_gradient as host
 from hfcore.solvers import linear
 from hfcore.solvers.conjugate_gradient import Solution, StopRule, conjugate_gradient
@@ -378,6 +378,11 @@ def test_no_positive_curvature_keeps_the_iterate_before() -> None:
     assert solution.stop == observed.stop == want.stop == host.NONPOSITIVE
     assert 0 < solution.iterations == want.iterations < 3
     torch.testing.assert_close(solution.x, want.x, rtol=1e-12, atol=0)
+    p = solution.direction
+    assert p is not None
+    assert want.direction is not None
+    assert float(p @ A @ p) <= 0
+    torch.testing.assert_close(p, want.direction, rtol=1e-10, atol=0)
     assert products == solution.iterations + 1
     assert torch.equal(seen[-1][1], solution.x)
     assert [i for i, _, _ in seen] == list(range(1, solution.iterations + 1))

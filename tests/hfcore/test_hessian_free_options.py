@@ -177,6 +177,29 @@ def test_a_start_of_negative_curvature_is_left_and_lambda_stays() -> None:
     torch.testing.assert_close(model.theta.detach(), want, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("curvature", ["hessian", "hessian_fd"])
+def test_few_steps_are_rejected_where_lambda_begins_below_the_least_curvature(curvature) -> None:
+    """λ₀ = 10⁻⁶: a warm start climbs, CG meets negative curvature after some iterations, nothing is
+    found along the step. λ by factors of 3/2 rejects several of these steps."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        layers = nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)
+        model = nn.Sequential(*layers).double()
+        x, y = torch.randn(30, 3).double(), torch.randn(30, 2).double()
+    opt = hf.HessianFree(model, curvature=curvature, damping=1e-6)
+    steps = [opt.step(lambda: (model(x) - y).square().mean()) for _ in range(25)]
+    rejected = [(i, stats) for i, stats in enumerate(steps) if not stats.accepted]
+    assert len(rejected) == 1
+    ((i, stats),) = rejected
+    assert stats.cg_iterations >= 1
+    assert "pᵀAp ≤ 0" in stats.cg_stop
+    (said,) = (m for m in stats.messages if "where CG ended" in m)
+    along = float(said.split()[1])
+    assert along <= -stats.damping
+    assert stats.damping_next == pytest.approx(2 * abs(along), rel=1e-2)
+    assert steps[i + 1].accepted
+
+
 def test_scale_damping_is_raised_past_negative_curvature_in_its_own_measure() -> None:
     """dᵀBd/dᵀDd with D of scale-sensitive damping, for d = −∇f."""
     model, x, y = problem()
