@@ -111,6 +111,7 @@ SEQUENCES = (
 )
 PRODUCT, ITERATION = "Gauss-Newton product", "Hessian-free iteration"
 ANY_MODULE = "Gauss-Newton product of any module"
+RECURRENT_MODULE = "Gauss-Newton product of a recurrent module"
 AUTOENCODER, CURVES = "Autoencoder Gauss-Newton product", "CURVES-B5000"
 AUTOENCODER_ITERATION = "Autoencoder Hessian-free iteration"
 NAG_UPDATE = "NAG update"
@@ -204,6 +205,17 @@ TARGETS = [
             ("time of an iteration that is not work", other_share, 0.10),
             ("time of making its batches", batch_making, 0.05),
         )
+    ),
+    Target(RECURRENT_MODULE, "nn.RNN-T80-B100-H100", "× hf.RNN", speedup("hf.RNN"), 1 / 1.05),
+    *(
+        Target(
+            RECURRENT_MODULE,
+            f"nn.{kind}-T80-B100-H100",
+            "× the best of torch.func and curvlinops",
+            speedup("torch.func", "curvlinops"),
+            4.0,
+        )
+        for kind in ("LSTM", "GRU")
     ),
     Target(ANY_MODULE, "CNN-B64", "× curvlinops", speedup("curvlinops"), 2.0),
     Target(ANY_MODULE, "loop-RNN-T100-B100", "× curvlinops", speedup("curvlinops"), 3.0),

@@ -1,7 +1,8 @@
 """Gauss-Newton products of ordinary torch modules, tracing reported apart as set-up seconds.
 
 Two nets that hfcore has no kernels for: a small CNN, and an RNN written as a Python loop over 100
-steps. Every contestant computes G v = (1/B) Σ JᵀJv of the same module and is checked against ours.
+steps; and torch's own recurrent modules with a linear read-out, which run on the fused ones. Every
+contestant computes G v = (1/B) Σ JᵀJv of the same module and is checked against ours.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 import hfcore as hf
-from bench.interleave import Effort, compare
+from bench.interleave import Contestant, Effort, compare
 from bench.peers import Peer, agreeing
 from hfcore.autograd.strategies import STRATEGIES
 
@@ -54,6 +55,19 @@ def small_cnn() -> nn.Module:
     )
 
 
+class Recurrent(nn.Module):
+    """Outputs ``[T,B,1]`` of every step, for inputs ``[T,B,2]``; 100 units of torch's."""
+
+    def __init__(self, kind: type[nn.RNNBase]) -> None:
+        super().__init__()
+        self.states = kind(2, 100)
+        self.outputs = nn.Linear(100, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s: Tensor = self.outputs(self.states(x)[0])
+        return s
+
+
 @dataclass(frozen=True)
 class Load:
     """A module with data, its batch dimensions (inputs, outputs) and a tangent ``v [N]``."""
@@ -66,7 +80,7 @@ class Load:
 
     @property
     def cases(self) -> int:
-        return len(self.y)
+        return self.y.shape[self.batch_dim[1]]
 
 
 def cnn_load(cases: int) -> Load:
@@ -75,6 +89,10 @@ def cnn_load(cases: int) -> Load:
 
 def rnn_load(cases: int) -> Load:
     return _load(LoopRNN, (100, cases, 2), (cases, 1), (1, 0))
+
+
+def recurrent_load(kind: type[nn.RNNBase]) -> Load:
+    return _load(partial(Recurrent, kind), (80, 100, 2), (80, 100, 1), (1, 1))
 
 
 def _load(
@@ -176,6 +194,49 @@ def test_module_product(benchmark: BenchmarkFixture, effort: Effort, case: str) 
         ours,
         others,
         group="Gauss-Newton product of any module",
+        case=case,
+        absent=absent,
+    )
+
+
+def hf_rnn_product(load: Load) -> Callable[[], Tensor]:
+    """A product of an hf.RNN of these sizes."""
+    op = hf.GaussNewton(hf.RNN(2, 100, 1), hf.losses.SquaredError(), load.x, load.y)
+    v = load.v[: op.shape[0]]
+    return lambda: op @ v
+
+
+def through_torchs_kernels(make: Callable[[Load], Peer], load: Load) -> Peer:
+    """A peer without oneDNN, whose LSTM has no forward mode."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        peer = make(load)
+
+    def product() -> Tensor:
+        with torch.backends.mkldnn.flags(enabled=False):
+            result: Tensor = peer.product()
+        return result
+
+    return Peer(product, peer.flat)
+
+
+RECURRENT = {"nn.RNN": nn.RNN, "nn.LSTM": nn.LSTM, "nn.GRU": nn.GRU}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_recurrent_module_product(benchmark: BenchmarkFixture, effort: Effort, kind: str) -> None:
+    load = recurrent_load(RECURRENT[kind])
+    theirs = {name: make for name, make in PEERS.items() if not name.startswith("hfcore")}
+    peers = {name: partial(through_torchs_kernels, make, load) for name, make in theirs.items()}
+    case = f"{kind}-T80-B100-H100"
+    ours, others, absent = agreeing(partial(make_hfcore, load), peers, case)
+    if kind == "nn.RNN":
+        others.append(Contestant("hf.RNN", hf_rnn_product(load)))
+    compare(
+        benchmark,
+        effort,
+        ours,
+        others,
+        group="Gauss-Newton product of a recurrent module",
         case=case,
         absent=absent,
     )

@@ -24,11 +24,15 @@ Backend = Literal["reference", "cpu", "cuda"]
 # C++ launched through CuPy; sparse layers, losses, CG and momentum updates are Triton; dense layers
 # are both (bindings/dense.py), and with Triton alone they are served all the same.
 EVERYWHERE: tuple[Backend, ...] = ("reference", "cpu", "cuda")
+ON_CPU: tuple[Backend, ...] = ("reference", "cpu")
 OPS: dict[str, tuple[Backend, ...]] = {
     "recurrence.rnn_forward": EVERYWHERE,
     "recurrence.linear_scan": EVERYWHERE,
     "recurrence.rnn_backward": EVERYWHERE,
     "recurrence.rnn_gauss_newton": EVERYWHERE,
+    "gated.gated_forward": ON_CPU,
+    "gated.gated_tangent": ON_CPU,
+    "gated.gated_backward": ON_CPU,
     "dense.dense_forward": EVERYWHERE,
     "dense.dense_rforward": EVERYWHERE,
     "dense.dense_backward": EVERYWHERE,

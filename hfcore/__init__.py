@@ -36,6 +36,7 @@ from hfcore.curvature.hessian import Hessian
 from hfcore.curvature.jacobian import Jacobian
 from hfcore.curvature.linear_operator import LinearOperator
 from hfcore.models.echo_state import EchoState
+from hfcore.models.gated import GRU, LSTM
 from hfcore.models.lstm import BlockLSTM
 from hfcore.models.mlp import MLP, Autoencoder
 from hfcore.models.rnn import RNN
@@ -62,6 +63,8 @@ from hfcore.training import Callback, TrainResult, TrainState, load_run, train
 from hfcore.verify import check_curvature
 
 __all__ = [
+    "GRU",
+    "LSTM",
     "MLP",
     "NAG",
     "RNN",

@@ -39,16 +39,17 @@ def objective_for(
     """The fused objective of a model that has a net in ``hf.nets`` with a loss of ``hf.losses``,
     :class:`hfcore.autograd.objective.ModuleObjective` for everything else.
 
-    ``structural``: μ (RNN: of the hidden state; MLP: of every hidden layer; the product takes it,
-    this only says that it is wanted) or a mapping ``{"submodule": D or (D, μ)}`` (MLP and modules).
+    ``structural``: μ (RNN: of the hidden state, D'' = I for an LSTM or GRU; MLP: of every hidden
+    layer; the product takes it, this only says that it is wanted) or a mapping
+    ``{"submodule": D or (D, μ)}`` (MLP and modules).
     ``normalize`` and ``structural_distance`` speak to fused nets, ``strategy`` and ``chunk_size``
     to modules; ``options`` are the further keywords of the objective: ``memory`` of fused nets,
     those of the module.
     Fused are the exact classes alone, computing what their class says: a derived class, and a net
     with hooks, parametrizations or pruned weights, or with ``outputs``, goes through autograd, and
-    the log says why. So are modules of one nn.RNN read out by one nn.Linear, whatever their class,
-    where their forward does nothing else and ``batch_dim`` says where their cases are; with options
-    that speak to modules they go through autograd.
+    the log says why. So are modules of one nn.RNN, nn.LSTM or nn.GRU read out by one nn.Linear, of
+    any class, where their forward does nothing else and ``batch_dim`` says where their cases are;
+    with options that speak to modules they go through autograd.
     Raises ValueError or TypeError for what the model cannot serve, with the reason.
     """
     outputs = options.get("outputs")

@@ -88,6 +88,7 @@ NB_MODULE(_native, m) {
     m.def("scratch_bytes", &hfcore::scratch_bytes, "Bytes of working memory held between calls.");
     m.def("release_scratch", &hfcore::release_scratch, "Give that memory back.");
     hfcore::bind_recurrence(m);
+    hfcore::bind_gated(m);
     hfcore::bind_loss(m);
     hfcore::bind_dense(m);
     hfcore::bind_net(m);

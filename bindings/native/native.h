@@ -21,6 +21,7 @@ namespace nb = nanobind;
 Isa active_isa();
 
 void bind_recurrence(nb::module_& m);
+void bind_gated(nb::module_& m);
 void bind_loss(nb::module_& m);
 void bind_dense(nb::module_& m);
 void bind_net(nb::module_& m);

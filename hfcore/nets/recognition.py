@@ -20,7 +20,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from hfcore.nets.recorded_calls import Calls, calls_of
 from hfcore.nets.unaltered import HOOKS, why_not_fused
 
-KINDS: tuple[type[nn.RNNBase], ...] = (nn.RNN,)
+KINDS: tuple[type[nn.RNNBase], ...] = (nn.RNN, nn.LSTM, nn.GRU)
 DTYPES = (torch.float32, torch.float64)
 # Steps and sequences of the zeros that the forward is run on.
 STEPS, SEQUENCES = 2, 3
@@ -173,6 +173,8 @@ def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> bool | str
     if rnn.batch_first:
         shape[:2] = SEQUENCES, STEPS
     x = torch.zeros(shape, dtype=like.dtype, device=like.device)
+    with torch.no_grad():
+        rnn(x)  # which looks at its weights where they lie elsewhere than at its last call
     try:
         calls = calls_of(model, x, parameters)
     except Exception as error:  # the user's own code

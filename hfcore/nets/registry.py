@@ -12,8 +12,8 @@ from hfcore.arguments import check_call
 from hfcore.losses import Loss
 from hfcore.losses.from_torch import converted
 from hfcore.nets.net import FusedNet
+from hfcore.nets.read_out import net_of_read_out
 from hfcore.nets.recognition import recognised
-from hfcore.nets.torch_recurrent import net_of_read_out
 from hfcore.nets.unaltered import LAYERS, why_not_fused
 
 Factory = Callable[..., FusedNet]

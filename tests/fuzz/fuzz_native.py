@@ -373,11 +373,67 @@ def ell_hidden(d: Sizes) -> Arguments:
     }
 
 
+def gated_states(d: Sizes, cell: int) -> Arguments:
+    """Those of an LSTM (0) or a GRU (1)."""
+    size = d.T, d.B, d.H
+    cells = d.array(2, *size).tanh() if cell == 0 else None
+    return {"h": d.array(*size).tanh(), "gates": d.array(4, *size).tanh(), "cells": cells}
+
+
+def gated_forward(d: Sizes) -> Arguments:
+    cell, kept = d.kind % 2, d.flag
+    rows, size = (4 - cell) * d.H, (d.T, d.B, d.H)
+    return {
+        "x": d.array(d.T, d.B, d.n),
+        "W_ih": d.array(rows, d.n),
+        "W_hh": d.array(rows, d.H) / d.H,
+        "b": d.array(4, d.H),
+        "cell": cell,
+        "h": d.out(*size),
+        "gates": d.out(4, *size) if kept else None,
+        "cells": d.out(2, *size) if kept and cell == 0 else None,
+        "threads": d.threads,
+    }
+
+
+def gated_tangent(d: Sizes) -> Arguments:
+    cell = d.kind % 2
+    rows = (4 - cell) * d.H
+    return {
+        "x": d.array(d.T, d.B, d.n),
+        **gated_states(d, cell),
+        "Rx": d.array(d.T, d.B, d.n) if d.optional else None,
+        "W_ih": d.array(rows, d.n),
+        "W_hh": d.array(rows, d.H) / d.H,
+        "V_ih": d.array(rows, d.n),
+        "V_hh": d.array(rows, d.H) / d.H,
+        "V_b": d.array(4, d.H),
+        "cell": cell,
+        "out": d.out(d.T, d.B, d.H),
+        "threads": d.threads,
+    }
+
+
+def gated_backward(d: Sizes) -> Arguments:
+    cell = d.kind % 2
+    return {
+        "gh": d.array(d.T, d.B, d.H),
+        **gated_states(d, cell),
+        "W_hh": d.array((4 - cell) * d.H, d.H) / d.H,
+        "cell": cell,
+        "out": d.out(4, d.T, d.B, d.H),
+        "threads": d.threads,
+    }
+
+
 RECIPES = (
     rnn_forward,
     linear_scan,
     rnn_backward,
     rnn_gauss_newton,
+    gated_forward,
+    gated_tangent,
+    gated_backward,
     dense_forward,
     dense_rforward,
     dense_backward,

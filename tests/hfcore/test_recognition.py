@@ -104,6 +104,16 @@ def test_sequences_of_modules_and_copies_are_recognised() -> None:
     assert recognised(compiled).model is model
 
 
+def test_parameters_that_were_moved_are_no_matter() -> None:
+    """torch's module looks at weights that lie elsewhere than at its last call."""
+    model = Written(plain).eval()
+    recognised(model)
+    for p in model.parameters():
+        p.data = p.data.clone()
+    model.scale = 2.0  # so that it is looked at again
+    assert isinstance(recognised(model), ReadOut)
+
+
 def test_the_trace_leaves_no_mark() -> None:
     model = Written(lambda m, x: m.out(m.rnn(x)[0] + 0 * torch.rand(())))
     state = torch.get_rng_state()

@@ -1,0 +1,78 @@
+"""Where the parameters of nn.LSTM and nn.GRU stand, and in which blocks they are heard."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hfcore.bindings.gated import GatedWeights, rows_of
+from hfcore.nets.recognition import ReadOut
+from hfcore.nets.torch_layout import LAYER, TorchLayout, of_layer
+
+CELLS = {"LSTM": "lstm", "GRU": "gru"}
+
+
+class NetWeights(NamedTuple):
+    """Those of the read-out, ``W_yh [G,k,H]`` and ``b_y [G,k]``, and of every layer."""
+
+    W_yh: Tensor
+    b_y: Tensor
+    layers: list[GatedWeights]
+
+
+class GatedGradient(NamedTuple):
+    """What belongs to the parameters of a layer.
+
+    ``W_ih [G,·]`` and ``W_hh [G,·]`` in torch's rows, ``b [G,4,H]`` of the blocks.
+    """
+
+    W_ih: Tensor
+    W_hh: Tensor
+    b: Tensor
+
+
+class GatedLayout(TorchLayout):
+    """Parameters in θ, and the blocks: ``input_blocks[r]`` hears row r of W_ih, and so on.
+
+    ``input_range`` and ``hidden_range`` are the same blocks as slices in their own order, and
+    ``hidden_order[r]`` is the place of row r of W_hh in the latter.
+    """
+
+    def lay_out(self, read: ReadOut) -> None:
+        super().lay_out(read)
+        self.cell = CELLS[type(read.rnn).__name__]
+        self.hidden_size, self.layers = read.rnn.hidden_size, read.rnn.num_layers
+        rows = rows_of(self.cell)
+        self.input_blocks = [rows.input.index(r) for r in range(rows.blocks)]
+        self.hidden_blocks = [rows.hidden.index(r) for r in range(rows.blocks)]
+        self.input_range = slice(min(self.input_blocks), max(self.input_blocks) + 1)
+        self.hidden_range = slice(min(self.hidden_blocks), max(self.hidden_blocks) + 1)
+        self.hidden_order = [k - self.hidden_range.start for k in self.hidden_blocks]
+
+    def split(self, theta: Tensor) -> NetWeights:
+        """``theta [G,N]`` as parameters with a group axis."""
+        named, H, layers = self.named(theta), self.hidden_size, []
+        for l in range(self.layers):
+            W_ih, W_hh, *biases = of_layer(named, l)
+            b = theta.new_zeros(len(theta), 4, H)
+            for bias, heard in zip(biases, (self.input_blocks, self.hidden_blocks), strict=True):
+                if bias is not None:
+                    b = b.index_add(1, _index(heard, b), bias.unflatten(1, (-1, H)))
+            layers.append(GatedWeights(W_ih, W_hh, b))
+        b_y = named.get("bias", theta.new_zeros(1, self.sizes[1]))
+        return NetWeights(named["weight"], b_y, layers)
+
+    def joined(self, W_yh: Tensor, b_y: Tensor, layers: list[GatedGradient]) -> Tensor:
+        """The flat ``[G,N]`` of gradients: ``W_yh [G,·]``, ``b_y [G,k]`` and those of layers."""
+        named = {"weight": W_yh, "bias": b_y}
+        for l, g in enumerate(layers):
+            biases = g.b[:, self.input_blocks].flatten(1), g.b[:, self.hidden_blocks].flatten(1)
+            pieces = g.W_ih, g.W_hh, *biases
+            named |= {name.format(l): piece for name, piece in zip(LAYER, pieces, strict=True)}
+        return self.in_order(named)
+
+
+def _index(items: list[int], like: Tensor) -> Tensor:
+    return torch.tensor(items, device=like.device)

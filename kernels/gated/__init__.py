@@ -1,0 +1,9 @@
+"""LSTM and GRU layers: forward pass, R-op and backpropagation through time.
+
+``reference.py`` is the oracle, ``cpu.cpp`` the fused form; both are called through
+``hfcore.bindings.gated`` only.
+"""
+
+from hfcore.kernels.gated.layout import BLOCKS, CELLS, GatedStates, GatedWeights, Rows, rows_of
+
+__all__ = ["BLOCKS", "CELLS", "GatedStates", "GatedWeights", "Rows", "rows_of"]
