@@ -7,10 +7,12 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from hfcore.arguments import naming_options_of
+from hfcore.autograd.objective import ModuleObjective
 from hfcore.bindings.checks import check_choice
 from hfcore.curvature.operator import AnyLoss, AnyModel, CurvatureOperator
+from hfcore.nets import FusedObjective
 from hfcore.objective import CurvatureKind
-from hfcore.objective_factory import naming_objective_options
 
 KINDS: dict[str, CurvatureKind] = {"rop": "hessian", "finite_difference": "hessian_fd"}
 
@@ -24,7 +26,7 @@ class Hessian(CurvatureOperator):
     :class:`hfcore.GaussNewton`.
     """
 
-    @naming_objective_options
+    @naming_options_of(CurvatureOperator, ModuleObjective, FusedObjective)
     def __init__(
         self,
         model: AnyModel | None = None,

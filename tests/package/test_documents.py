@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 MOST_WORDS = 1200
 
-# Pages whose blocks are only compiled: they are programs of several processes.
+# Pages whose blocks are only compiled here: programs of several processes, which
+# tests/hfcore/distributed/test_document_of_ranks.py runs.
 COMPILED = {"docs/distributed.md"}
 # What is made smaller; each text must be on its page.
 ADDITION = {

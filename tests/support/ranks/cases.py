@@ -412,6 +412,14 @@ def trained(
     }
 
 
+def program(group: Any, *, code: str) -> Tensor:
+    """A program of the documentation, which finds net, loss and data; θ at its end."""
+    model, loss, (batch, *_), _ = problem("mlp", torch.float64)
+    names = {"model": model, "loss": loss, "x": batch.inputs, "y": batch.targets}
+    exec(compile(code, "program", "exec"), names)
+    return hf.flat.FlatParameters(model).read()
+
+
 def die_at(count: int, seconds: float) -> None:
     """Kill this process so long after so many exchanges from now."""
     left = [count]
