@@ -17,13 +17,10 @@ from hfcore.nets.registry import why_left_to_autograd
 from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import Curvature, CurvatureKind, Objective
 
-# Takes the options of either objective that it makes.
-naming_objective_options = naming_options_of(ModuleObjective, FusedObjective)
-
 Structural = float | Mapping[str, Any]
 
 
-@naming_objective_options
+@naming_options_of(ModuleObjective, FusedObjective)
 def objective_for(
     model: nn.Module | Iterable[nn.Parameter],
     loss: Loss | Callable[..., Tensor] | None = None,
@@ -95,6 +92,10 @@ def objective_for(
 def _of_modules(strategy: str, chunk_size: int | None, structural: Structural) -> bool:
     """Whether options are those of autograd, which then serves torch's own modules."""
     return strategy != "auto" or chunk_size is not None or isinstance(structural, Mapping)
+
+
+# For what hands its further keywords to objective_for.
+naming_objective_options = naming_options_of(objective_for, ModuleObjective, FusedObjective)
 
 
 def batch_dim_of(model: Any) -> int:

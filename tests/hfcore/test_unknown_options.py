@@ -104,3 +104,24 @@ def test_what_people_misspell(call: Callable[[nn.Module], Any], said: str) -> No
 def test_an_option_like_no_other_is_told_what_there_is() -> None:
     with pytest.raises(TypeError, match=r"^zzz: unknown option; known are batch_dim, cases, "):
         hf.HessianFree(nn.Linear(3, 2), SQUARED, zzz=1)
+
+
+def test_every_option_that_is_handed_on_is_taken() -> None:
+    """By each operator those of all three, and those of the objective by the check."""
+    net, loss = hf.RNN(2, 3, 1, dtype=torch.float64), hf.losses.SquaredError()
+    x, y = torch.zeros(4, 2, 2).double(), torch.zeros(4, 2, 1).double()
+    shared: dict[str, Any] = {
+        "l2": 0.1, "structural": 0.1, "structural_distance": "quarter", "normalize": "outputs",
+        "memory": "cached",
+    }  # fmt: skip
+    processes = {"process_group": hf.distributed.Ranks(), "cases": "own", "reduction": "exact"}
+    for kind in (hf.GaussNewton, hf.Hessian, hf.EmpiricalFisher):
+        for more in ({"local": True}, processes):
+            A = kind(net, loss, x, y, damping=1.0, **shared, **more)
+            assert A.shape[0] == A.shape[1]
+    plain = {name: value for name, value in shared.items() if name != "l2"}
+    assert hf.check_curvature(net, loss, x, y, **plain).checks
+    hf.HessianFree(net, loss, **shared, local=True)
+    module = nn.Linear(2, 1).double()
+    options: dict[str, Any] = {"strategy": "double_vjp", "chunk_size": 1, "batch_dim": 1}
+    assert hf.Hessian(module, loss, x, y, **options, local=True).shape == (3, 3)
