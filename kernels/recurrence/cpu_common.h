@@ -1,0 +1,225 @@
+// What the recurrence ops share whatever the layout of a tile: packed weights, flat vectors, windows of
+// recomputed states, and the functions of one element.
+#pragma once
+
+#include "kernels/cpu/lanes.h"
+#include "kernels/cpu/parallel.h"
+#include "kernels/cpu/runs.h"
+#include "kernels/recurrence/cpu.h"
+
+// A tile's sequences are rows where registers are few (AVX2); elsewhere they lie in vector lanes.
+#if defined(__AVX2__) && !defined(__AVX512F__)
+#define HFCORE_ROWS 1
+#include "kernels/cpu/rows.h"
+#endif
+
+namespace hfcore {
+namespace HFCORE_ISA {
+namespace {
+
+// Bytes of recomputed states that a tile holds at once, in windows of no fewer than √T steps.
+constexpr int64_t window_bytes = int64_t{8} << 20;
+
+// Not the standard ones: shared template code must not be compiled for one instruction set and
+// linked into another.
+template <class T>
+inline T smaller(T a, T b) {
+    return a < b ? a : b;
+}
+template <class T>
+inline T larger(T a, T b) {
+    return a < b ? b : a;
+}
+template <class T>
+inline void fill(T* from, T* to, T value) {
+    for (; from != to; ++from) *from = value;
+}
+template <class T>
+inline void copy(T* to, const T* from, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
+}
+
+// Hands out consecutive aligned pieces; with a null base it only measures.
+template <class T>
+class Arena {
+public:
+    explicit Arena(void* base) : base_(static_cast<T*>(base)) {}
+    T* take(int64_t count) {
+        T* at = base_ ? base_ + used_ : nullptr;
+        constexpr int64_t line = 64 / sizeof(T);
+        used_ += (count + line - 1) / line * line;
+        return at;
+    }
+    std::size_t bytes() const { return static_cast<std::size_t>(used_) * sizeof(T); }
+
+private:
+    T* base_;
+    int64_t used_ = 0;
+};
+
+template <class T>
+inline void prefetch_rows(const T* rows, int64_t elements) {
+    constexpr int64_t line = 64 / sizeof(T);
+    for (int64_t i = 0; i < elements; i += line) __builtin_prefetch(rows + i);
+}
+
+// h = e(t) in place.
+template <class T>
+void activate(T* t, int64_t elements, Nonlinearity e) {
+    using vec = vec_t<T>;
+    if (e == Nonlinearity::tanh)
+        map<T>(t, elements, [](vec v) { return vtanh<T>(v); }, t);
+    else if (e == Nonlinearity::logistic)
+        map<T>(t, elements, [](vec v) { return vlogistic<T>(v); }, t);
+    else  // keeps NaN
+        map<T>(t, elements, [](vec v) { return v < vec{} ? vec{} : v; }, t);
+}
+
+// y = e'(t) ⊙ y + structural·Rh, with e' recomputed from h; Rh may be null.
+template <Nonlinearity e, class T>
+void scale_by_derivative(T* y, const T* h, const T* Rh, T structural, int64_t elements) {
+    using vec = vec_t<T>;
+    const vec zero{}, one = zero + T(1);
+    const auto scaled = [zero, one](vec yi, vec hi) {
+        if constexpr (e == Nonlinearity::tanh)
+            return (one - hi * hi) * yi;
+        else if constexpr (e == Nonlinearity::logistic)
+            return hi * (one - hi) * yi;
+        else
+            return (hi > zero ? one : zero) * yi;
+    };
+    if (Rh == nullptr)
+        map<T>(y, elements, scaled, y, h);
+    else
+        map<T>(
+            y, elements,
+            [scaled, structural](vec yi, vec hi, vec Ri) { return scaled(yi, hi) + structural * Ri; },
+            y, h, Rh);
+}
+
+template <class T>
+void apply_derivative(Nonlinearity e, T* y, const T* h, const T* Rh, T structural,
+                      int64_t elements) {
+    if (e == Nonlinearity::tanh)
+        scale_by_derivative<Nonlinearity::tanh>(y, h, Rh, structural, elements);
+    else if (e == Nonlinearity::logistic)
+        scale_by_derivative<Nonlinearity::logistic>(y, h, Rh, structural, elements);
+    else
+        scale_by_derivative<Nonlinearity::relu>(y, h, Rh, structural, elements);
+}
+
+// gs = c ⊙ Rs − [rank one] c (cᵀRs), in place of Rs, all [k][L].
+template <class T>
+bool all_zero(const T* rows, int64_t count) {
+    for (int64_t i = 0; i < count; ++i)
+        if (!(rows[i] == T(0))) return false;
+    return true;
+}
+
+// ------------------------------------------------------------------------- packed weights
+
+// Rows of a packed matrix that a segment of K takes, the elements of one of `rows` units, and its
+// element (j, k), src[j·row_stride + k·column_stride], put behind `offset`.
+#ifdef HFCORE_ROWS
+inline int64_t segment(int64_t K) { return paired_depth(K); }
+template <class T>
+int64_t matrix_elements(int64_t rows, int64_t K) {
+    return packed_elements<T>(rows, K);
+}
+template <class T>
+void put(T* packed, int64_t rows, int64_t K, int64_t offset, const T* src, int64_t columns,
+         int64_t row_stride, int64_t column_stride) {
+    pack_rows(packed, rows, K, offset, src, columns, row_stride, column_stride);
+}
+#else
+inline int64_t segment(int64_t K) { return K; }
+template <class T>
+int64_t matrix_elements(int64_t rows, int64_t K) {
+    return rows * K;
+}
+template <class T>
+void put(T* packed, int64_t rows, int64_t K, int64_t offset, const T* src, int64_t columns,
+         int64_t row_stride, int64_t column_stride) {
+    pack(packed, rows, K, offset, src, columns, row_stride, column_stride);
+}
+#endif
+
+// Where the segments of h and x begin, and how wide the matrices are.
+struct Widths {
+    int64_t hidden, input, output;  // segments of h, x and s
+    explicit Widths(const RnnDims& d)
+        : hidden(segment(d.H)), input(segment(d.n)), output(segment(d.k)) {}
+    int64_t state() const { return hidden + input; }        // [W_hh | W_hx]
+    int64_t tangent() const { return 2 * hidden + input; }  // [W_hh | V_hh | V_hx]
+    int64_t outputs() const { return 2 * hidden; }          // [W_yh | V_yh]
+    int64_t reverse() const { return hidden + output; }     // [W_hhᵀ | W_yhᵀ]
+};
+
+// Of one net, for the forward pass.
+template <class T>
+struct ForwardPack {
+    T* hidden;  // [W_hh | W_hx]
+    T* output;  // [W_yh]
+    T* first;   // b_h + b_init
+    ForwardPack(Arena<T>& arena, const RnnDims& d) {
+        const Widths width(d);
+        hidden = arena.take(matrix_elements<T>(d.H, width.state()));
+        output = arena.take(matrix_elements<T>(d.k, width.hidden));
+        first = arena.take(d.H);
+    }
+};
+
+// Of one net, for the R-op, its outputs and the reverse pass.
+template <class T>
+struct ProductPack {
+    T* hidden;       // [W_hh | V_hh | V_hx]
+    T* output;       // [W_yh | V_yh]
+    T* reverse;      // [W_hhᵀ | W_yhᵀ]
+    T* first;        // v_bh + v_binit
+    T* state;        // [W_hh | W_hx], to recompute states
+    T* state_first;  // b_h + b_init
+    T* state_bias;   // b_h
+    ProductPack(Arena<T>& arena, const RnnDims& d, bool tangent, bool recompute) {
+        const Widths width(d);
+        hidden = arena.take(tangent ? matrix_elements<T>(d.H, width.tangent()) : 0);
+        output = arena.take(tangent ? matrix_elements<T>(d.k, width.outputs()) : 0);
+        reverse = arena.take(matrix_elements<T>(d.H, width.reverse()));
+        first = arena.take(tangent ? d.H : 0);
+        state = arena.take(recompute ? matrix_elements<T>(d.H, width.state()) : 0);
+        state_first = arena.take(recompute ? d.H : 0);
+        state_bias = arena.take(recompute ? d.H : 0);
+    }
+};
+
+// A tangent or a gradient as flat vector, in the order of the parameters.
+template <class T>
+struct Flat {
+    T *W_hx, *W_hh, *W_yh, *b_h, *b_init, *b_y;
+    Flat(T* p, const RnnDims& d)
+        : W_hx(p), W_hh(W_hx + d.H * d.n), W_yh(W_hh + d.H * d.H), b_h(W_yh + d.k * d.H),
+          b_init(b_h + d.H), b_y(b_init + d.H) {}
+};
+
+// How states that are not cached come back: windows of `steps`, the last one ending at T, each but
+// the last rebuilt from the checkpoint before it. No steps: the states are cached.
+struct Windows {
+    int64_t T, steps;
+    int64_t checkpoints() const { return steps == 0 ? 0 : (T - 1) / steps; }
+    // Whether a window begins behind step t, and the number of its checkpoint.
+    bool at_checkpoint(int64_t t) const { return t + 1 < T && (T - t - 1) % steps == 0; }
+    int64_t checkpoint(int64_t t) const { return (T - t - 1) / steps - 1; }
+};
+
+// `full` sequences a tile.
+template <class T>
+Windows windows_of(const RnnDims& d, bool recompute, int64_t full) {
+    if (!recompute) return {d.T, 0};
+    int64_t root = 1;
+    while (root * root < d.T) ++root;
+    const int64_t fit = window_bytes / (full * d.H * static_cast<int64_t>(sizeof(T)));
+    return {d.T, smaller(d.T, larger(root, fit))};
+}
+
+}  // namespace
+}  // namespace HFCORE_ISA
+}  // namespace hfcore
