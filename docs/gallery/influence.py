@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import hfcore as hf
 
-L2 = 1e-2
+L2 = 3e-2
 
 
 class Net(nn.Module):

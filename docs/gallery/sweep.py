@@ -17,7 +17,7 @@ from torch import nn
 
 import hfcore as hf
 
-RATES, MOMENTA = (1e-1, 3e-2, 1e-2, 3e-3), (0.0, 0.9, 0.98, 0.995)
+RATES, MOMENTA = (1e-1, 3e-2, 1e-2, 3e-3), (0.0, 0.8, 0.9, 0.98)
 
 
 def one_by_one(
@@ -39,7 +39,7 @@ def one_by_one(
 
 
 def main(out: Path, quick: bool = False) -> None:
-    length, hidden, updates, batch, seeds = (5, 4, 5, 4, 1) if quick else (10, 20, 1000, 50, 4)
+    length, hidden, updates, batch, seeds = (5, 4, 5, 4, 1) if quick else (10, 20, 2000, 50, 4)
     task = hf.problems.Addition(length, centre=True)
     result = hf.sweep(
         task,
@@ -48,6 +48,7 @@ def main(out: Path, quick: bool = False) -> None:
         updates=updates,
         batch_size=batch,
         start=hf.RnnStart(hidden_size=hidden),
+        schedule="constant",
         test_every=updates,
         test_size=50 if quick else 500,
         progress=False,
