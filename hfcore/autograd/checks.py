@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 
 import torch
@@ -105,52 +105,59 @@ def differentiable_kernels(
     if parts is None and module is not None:
         parts = module.modules()
     recurrent = parts is None or any(isinstance(m, nn.RNNBase) for m in parts)
-    with _PLAIN_ATTENTION():
+    with _PLAIN_ATTENTION:
         if once or not recurrent:
             yield
         else:
-            with _PLAIN_RECURRENCE():
+            with _PLAIN_RECURRENCE:
                 yield
 
 
 class _Shared:
     """A setting of the whole process, from where the first thread enters to where the last leaves.
 
-    Each restoring what it found would bring back what another thread had set.
+    Each restoring what it found would bring back what another thread had set. Written without
+    generators: every evaluation comes through here, and small modules cost little more.
     """
 
-    def __init__(self, setting: Callable[[], AbstractContextManager[None]]) -> None:
+    def __init__(self, setting: Callable[[], AbstractContextManager[object]]) -> None:
         self._setting = setting
         self._lock = threading.Lock()
         self._inside = 0
-        self._context: AbstractContextManager[None] | None = None
+        self._context: AbstractContextManager[object] | None = None
 
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def __enter__(self) -> None:
         with self._lock:
             if self._inside == 0:
                 self._context = self._setting()
                 self._context.__enter__()
             self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if self._inside == 0 and self._context is not None:
-                    self._context.__exit__(None, None, None)
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0 and self._context is not None:
+                self._context.__exit__(None, None, None)
 
 
-@contextmanager
-def _plain_attention() -> Iterator[None]:
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    with ExitStack() as stack:
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+class _PlainAttention:
+    """Attention by plain matrix products, outside of compiled graphs."""
+
+    def __enter__(self) -> None:
+        self._fast_path = torch.backends.mha.get_fastpath_enabled()
+        self._kernels = sdpa_kernel(SDPBackend.MATH)
+        self._kernels.__enter__()
+        self._stance = None
         if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+            self._stance = torch.compiler.set_stance("force_eager")
+            self._stance.__enter__()
         torch.backends.mha.set_fastpath_enabled(False)
-        yield
+
+    def __exit__(self, *_: object) -> None:
+        torch.backends.mha.set_fastpath_enabled(self._fast_path)
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
+        self._kernels.__exit__(None, None, None)
 
 
 @contextmanager
@@ -169,7 +176,7 @@ def _without_onednn() -> Iterator[None]:
         torch.backends.mkldnn.set_flags(before[0], None, None, None)
 
 
-_PLAIN_ATTENTION = _Shared(_plain_attention)
+_PLAIN_ATTENTION = _Shared(_PlainAttention)
 _PLAIN_RECURRENCE = _Shared(_plain_recurrence)
 
 

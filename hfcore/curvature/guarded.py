@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Unpack
 
 import torch
@@ -38,30 +36,30 @@ class GuardedCurvature:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._curvature, name)
 
-    @contextmanager
-    def _inside(self) -> Iterator[None]:
-        with self._lock:
-            for t, version in self._versions:
-                if t._version != version:
-                    raise ValueError(
-                        f"inputs: a tensor of shape {list(t.shape)} was written to since the "
-                        "operator was built; need data that stays (a copy), or a new operator"
-                    )
-            yield
+    def _check(self) -> None:
+        for t, version in self._versions:
+            if t._version != version:
+                raise ValueError(
+                    f"inputs: a tensor of shape {list(t.shape)} was written to since the operator "
+                    "was built; need data that stays (a copy), or a new operator"
+                )
 
     def product(self, v: Tensor, **terms: Unpack[ProductTerms]) -> Tensor:
         """The product ``[N]`` of the guarded curvature for ``v [N]``."""
-        with self._inside():
+        with self._lock:
+            self._check()
             return self._curvature.product(v, **terms)
 
     def products(self, V: Tensor, damping: float = 0.0, structural: float = 0.0) -> Tensor:
-        with self._inside():
+        with self._lock:
+            self._check()
             return self._curvature.products(V, damping, structural)
 
     def diagonal(
         self, probes: int | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        with self._inside():
+        with self._lock:
+            self._check()
             return self._curvature.diagonal(probes, generator)
 
 

@@ -18,7 +18,7 @@ from hfcore.distributed.group import Group
 from hfcore.losses import Loss
 from hfcore.nets.grouped import BATCHES_ON
 from hfcore.optimisers.hessian_free import HessianFree
-from hfcore.optimisers.momentum import SummedClosure, UpdatingClosure
+from hfcore.optimisers.momentum_closures import SummedClosure, UpdatingClosure
 from hfcore.optimisers.nonlinear_cg import NonlinearCG
 from hfcore.training.gradients import (
     AutogradBackpropagation,

@@ -14,7 +14,8 @@ import command_line
 import hfcore as hf
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.nets.curvature import FusedCurvature
-from hfcore.verify import Check, CurvatureReport, _asymmetry
+from hfcore.verify_checks import _asymmetry
+from hfcore.verify_report import Check, CurvatureReport
 from oracles.custom_tanh import OnceOnly, SavesInput
 from oracles.modules import LOSSES, MODELS, task
 

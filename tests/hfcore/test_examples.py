@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
+from shutil import which
 
 import pytest
 import torch
@@ -29,6 +31,17 @@ def test_losses_fall(main: Callable[[int], list[float]], amount, factor, capsys)
     assert losses[-1] < factor * losses[0]
     printed = capsys.readouterr().out
     assert f"loss {losses[0]:.4f}" in printed or f"loss {losses[2]:.4f}" in printed
+
+
+@pytest.mark.skipif(which("g++") is None, reason="torch.compile's default needs a C++ compiler")
+def test_the_compiled_example_trains_as_the_eager_one_with_the_default_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    losses = compiled.main(3, "inductor")
+    assert losses[-1] < losses[0]
+    assert losses == pytest.approx(compiled.main(3, "eager"), rel=1e-3)
 
 
 def test_examples_run_as_modules() -> None:

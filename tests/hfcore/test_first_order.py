@@ -178,7 +178,7 @@ def test_the_update_in_one_go_has_the_bits_of_a_closure(
     assert all(p.grad is None for p in whole.parameters())
     kept, _, kept_losses = stepped(*given)
     # a closure that offers nothing more is called where its gradient is wanted
-    monkeypatch.setattr("hfcore.optimisers.momentum.UpdatingClosure", type("Nothing", (), {}))
+    monkeypatch.setattr("hfcore.optimisers.momentum_base.UpdatingClosure", type("Nothing", (), {}))
     parts, other, parts_losses = stepped(*given)
     assert losses == kept_losses == parts_losses
     for p, k, q in zip(whole.parameters(), kept.parameters(), parts.parameters(), strict=True):

@@ -391,7 +391,7 @@ def is_flat(tensors: list[Tensor]) -> bool:
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """N of every update from here on."""
-    from hfcore.optimisers import momentum
+    from hfcore.optimisers import momentum_base as momentum
 
     sizes: list[int] = []
     original = momentum.momentum_update
