@@ -115,7 +115,11 @@ def killed_and_resumed(
     found = ranks.run(size, "trained", optimizer=optimizer, run_dir=str(folder), kill=kill)
     assert found[rank] == Failed("status", str(-signal.SIGKILL)), "was not killed"
     for other in found[:rank] + found[rank + 1 :]:
-        assert other.kind == "RankLost", other
+        if isinstance(other, Failed):
+            assert other.kind == "RankLost", other
+        else:  # a kill some time after an exchange may come after the last one
+            assert kill[2], other
+            assert torch.equal(other["theta"], alone["theta"])
     begun = (folder / "config.json").exists()
     for one in ranks.run(after, "trained", optimizer=optimizer, run_dir=str(folder), resume=begun):
         assert not isinstance(one, Failed), one
