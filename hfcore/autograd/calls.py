@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hfcore.arguments import check_call
+
 # A key or an attribute, an index, or a function of what the module returned.
 Select = str | int | Callable[[Any], Any]
 
@@ -31,7 +33,10 @@ def _takes_keywords(module: nn.Module, inputs: Mapping[Any, Any]) -> bool:
 
 def check_select(select: Any) -> None:
     """Raise TypeError for what does not say which result the outputs are."""
-    if select is None or callable(select):
+    if select is None:
+        return
+    if callable(select):
+        check_call("outputs", select, None)
         return
     if not isinstance(select, str | int) or isinstance(select, bool):
         raise TypeError(

@@ -325,6 +325,8 @@ class Loss(ABC):
             return
         if mask.shape != s.shape[:-1]:
             raise ValueError(f"mask: got shape {list(mask.shape)}, need {list(s.shape[:-1])}")
+        if mask.device != s.device:
+            raise ValueError(f"mask: is on {mask.device}, need {s.device} like s")
         if mask.dtype not in (torch.bool, s.dtype):
             raise TypeError(f"mask: got {mask.dtype}, need torch.bool or {s.dtype}")
 

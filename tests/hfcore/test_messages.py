@@ -100,6 +100,11 @@ def closure_step(closure: Callable[..., Any]) -> None:
             TypeError,
             "label_smoothing: got dict, need a number",
         ),
+        (
+            lambda: SOFTMAX.value(y, y[:, 0].long(), y[:, 0].bool().to("meta")),
+            ValueError,
+            "mask: is on meta, need cpu like s",
+        ),
         # ---- problems
         (
             lambda: hf.problems.Addition(5, tolerance={}),
@@ -229,6 +234,11 @@ def closure_step(closure: Callable[..., Any]) -> None:
             lambda: hf.AdaptiveNAG(nn.Linear(2, 2), local=1),
             TypeError,
             "local: got int, need True or False",
+        ),
+        (
+            lambda: hf.Jacobian(nn.Linear(3, 2), x, outputs=lambda: 0),
+            TypeError,
+            "outputs: takes other arguments .*; it is called with 1",
         ),
         (
             lambda: hf.pretrain(hf.Autoencoder([3, 2]), x.to("meta")),
