@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from hfcore.arguments import count, number, placement
+from hfcore.arguments import count, naming_options, number, placement
 from hfcore.bindings.checks import check_positive, check_tensor
 from hfcore.models.recurrent import RecurrentNet
 
@@ -29,6 +29,7 @@ class GatedRecurrentNet(RecurrentNet):
 
     module: ClassVar[Callable[..., nn.RNNBase]]
 
+    @naming_options
     def __init__(
         self,
         input_size: int,
@@ -113,6 +114,7 @@ class LSTM(GatedRecurrentNet):
     module = nn.LSTM
     forget_bias = 1.0
 
+    @naming_options
     def __init__(
         self,
         input_size: int,

@@ -66,7 +66,7 @@ class SingleLayerNet(RecurrentNet):
             at.part.x,
             h,
             _for_ops(w),
-            v if own else concatenated([p.flatten(1) for p in _for_ops(self.split(v))]),
+            v if own else self._to_ops(v),
             c,
             rank_one=rank_one,
             nonlinearity=self.nonlinearity,
@@ -83,6 +83,10 @@ class SingleLayerNet(RecurrentNet):
             g = self._from_ops(g).add_(v, alpha=damping)
             g = g.add_(out) if accumulate else g
             out.copy_(g if stop is None else torch.where(stop != 0, out, g))
+
+    def _to_ops(self, v: Tensor) -> Tensor:
+        """Tangents ``v [G,N]`` in the ops' order."""
+        return concatenated([p.flatten(1) for p in _for_ops(self.split(v))])
 
     def _from_ops(self, g: Tensor) -> Tensor:
         """What θ holds ``[G,N]`` of a gradient in the ops' order."""

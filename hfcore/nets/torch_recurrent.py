@@ -5,6 +5,10 @@ torch has two biases where the ops have one, b_h = bias_ih + bias_hh, and none o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor
 
 from hfcore.bindings.checks import check_choice
@@ -71,6 +75,59 @@ class TorchRecurrentNet(TorchLayout, RecurrentNet):
 
 
 class TorchRnnNet(TorchRecurrentNet, SingleLayerNet):
-    """The same of one layer, by one op."""
+    """The same of one layer, by one op, whose vectors are gathered."""
 
     walks_cases = True
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._places: tuple[torch.device, _Places] | None = None
+
+    def _at(self, device: torch.device) -> _Places:
+        if self._places is None or self._places[0] != device:
+            named = self.named(torch.arange(self.numel, device=device)[None])
+            self._places = device, _places({name: t.flatten() for name, t in named.items()}, self)
+        return self._places[1]
+
+    def _to_ops(self, v: Tensor) -> Tensor:
+        at = self._at(v.device)
+        there = v.index_select(1, at.source).mul_(at.kept)
+        if at.second is not None:
+            there[:, at.biases] += v.index_select(1, at.second)
+        return there
+
+    def _from_ops(self, g: Tensor) -> Tensor:
+        return g.index_select(1, self._at(g.device).back)
+
+
+class _Places(NamedTuple):
+    """Where the ops' vectors ``[N_ops]`` and θ ``[N]`` have the same parameter.
+
+    ``source`` of each entry of the ops, ``kept`` 0 where θ has none; ``second`` those of bias_hh,
+    which are added at ``biases``; ``back`` the ops' entry of each of θ.
+    """
+
+    source: Tensor
+    kept: Tensor
+    second: Tensor | None
+    biases: slice
+    back: Tensor
+
+
+def _places(named: Mapping[str, Tensor], net: TorchRnnNet) -> _Places:
+    n, H, k = net.shape
+    W_ih, W_hh, b_ih, b_hh = of_layer(named, 0)
+    pieces = [
+        (W_ih, H * n), (W_hh, H * H), (named["weight"], k * H), (b_ih, H), (None, H),
+        (named.get("bias"), k),
+    ]  # fmt: skip
+    none = W_ih.new_zeros
+    source = torch.cat([none(size) if at is None else at for at, size in pieces])
+    kept = torch.cat([none(size) + (at is not None) for at, size in pieces])
+    back, entries = none(net.numel), torch.arange(len(source), device=source.device)
+    back[source[kept > 0]] = entries[kept > 0]
+    start = H * (n + H + k)
+    biases = slice(start, start + H)
+    if b_hh is not None:
+        back[b_hh] = entries[biases]
+    return _Places(source, kept.to(net.dtype), b_hh, biases, back)
