@@ -56,7 +56,8 @@ def main(out: Path, quick: bool = False) -> None:
     count = len(result.runs)
     print(f"hfcore: {count} nets, {updates} updates each, in {result.seconds:.1f} s together")
     each = one_by_one(task, hidden, 1, 5 if quick else 300, batch)
-    print(f"torch.nn.RNN: {1e3 * each:.2f} ms an update, so {count * updates * each:.0f} s one by one")
+    alone = count * updates * each
+    print(f"torch.nn.RNN: {1e3 * each:.2f} ms an update, so {alone:.0f} s one by one")
     best = result.best()
     print(
         f"best: learning rate {best['learning_rate']:g}, momentum {best['momentum']:g}, "
