@@ -226,5 +226,5 @@ class GatedNet(GatedLayout, FusedNet):
         sums = torch.stack(b)
         if self.cell == "gru":
             sums = torch.cat([ga[:, :1].sum((2, 3)), sums], dim=1)
-        hidden = torch.stack(W_hh)[:, self.hidden_order]
-        return GatedGradient(torch.stack(W_ih).flatten(1), hidden.flatten(1), sums)
+        rows = [torch.stack([W[r] for r in self.hidden_order]) for W in W_hh]
+        return GatedGradient(torch.stack(W_ih).flatten(1), torch.stack(rows).flatten(1), sums)

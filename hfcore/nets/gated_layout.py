@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,23 +57,29 @@ class GatedLayout(TorchLayout):
         named, H, layers = self.named(theta), self.hidden_size, []
         for l in range(self.layers):
             W_ih, W_hh, *biases = of_layer(named, l)
-            b = theta.new_zeros(len(theta), 4, H)
-            for bias, heard in zip(biases, (self.input_blocks, self.hidden_blocks), strict=True):
-                if bias is not None:
-                    b = b.index_add(1, _index(heard, b), bias.unflatten(1, (-1, H)))
-            layers.append(GatedWeights(W_ih, W_hh, b))
+            layers.append(GatedWeights(W_ih, W_hh, self._biases(biases, theta.new_zeros(1, H))))
         b_y = named.get("bias", theta.new_zeros(1, self.sizes[1]))
         return NetWeights(named["weight"], b_y, layers)
+
+    def _biases(self, given: Sequence[Tensor | None], none: Tensor) -> Tensor:
+        """``b [G,4,H]`` of the blocks from bias_ih and bias_hh; ``none [1,H]`` where they are."""
+        sums: list[Tensor] = [none] * 4
+        for bias, heard in zip(given, (self.input_blocks, self.hidden_blocks), strict=True):
+            for r, k in enumerate(heard) if bias is not None else ():
+                assert bias is not None
+                sums[k] = sums[k] + bias[:, r * none.shape[1] : (r + 1) * none.shape[1]]
+        G = max(map(len, sums))
+        return torch.stack([b.expand(G, -1) for b in sums], dim=1)
 
     def joined(self, W_yh: Tensor, b_y: Tensor, layers: list[GatedGradient]) -> Tensor:
         """The flat ``[G,N]`` of gradients: ``W_yh [G,·]``, ``b_y [G,k]`` and those of layers."""
         named = {"weight": W_yh, "bias": b_y}
         for l, g in enumerate(layers):
-            biases = g.b[:, self.input_blocks].flatten(1), g.b[:, self.hidden_blocks].flatten(1)
+            # Slices: an index from a list would be copied to a GPU, which no graph records.
+            biases = (
+                torch.cat([g.b[:, k] for k in heard], dim=1)
+                for heard in (self.input_blocks, self.hidden_blocks)
+            )
             pieces = g.W_ih, g.W_hh, *biases
             named |= {name.format(l): piece for name, piece in zip(LAYER, pieces, strict=True)}
         return self.in_order(named)
-
-
-def _index(items: list[int], like: Tensor) -> Tensor:
-    return torch.tensor(items, device=like.device)
