@@ -25,6 +25,8 @@ WARM_BELOW = 0.5
 SPIN_SECONDS = 0.03
 # After a yardstick: the threads of OpenBLAS spin for another tenth of a second.
 SETTLE_SECONDS = 0.15
+# The yardstick that is no matrix product: products and sums in registers.
+FMA = "multiply-adds in registers"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,9 @@ def compare(
     """
     products, gemm_flops = machine.sgemms(effort.sgemm_size)
     yardsticks = [Contestant(name, product) for name, product in products.items()]
+    loop = machine.multiply_adds()
+    if loop is not None:
+        yardsticks.append(Contestant(FMA, loop[0]))
     lineup = [*others, *yardsticks]
     played = 0
 
@@ -114,8 +119,9 @@ def compare(
     if benchmark.stats is None:
         return {}
     ours.seconds = [seconds / ours.repeat for seconds in benchmark.stats.stats.data]
-    rates = {y.name: gemm_flops / min(y.seconds) for y in yardsticks}
+    rates = {y.name: gemm_flops / min(y.seconds) for y in yardsticks if y.name in products}
     sgemm_rate = max(rates.values())
+    peak = None if loop is None else loop[1] / min(yardsticks[-1].seconds)
     benchmark.extra_info.update(
         case=case,
         flops=flops,
@@ -123,14 +129,19 @@ def compare(
         sgemm_size=effort.sgemm_size,
         sgemm_gflops=sgemm_rate / 1e9,
         sgemm_gflops_by_library={name: rate / 1e9 for name, rate in rates.items()},
-        rows=[_row(c, flops, bytes_moved, sgemm_rate) for c in (ours, *others)],
+        fma_gflops=None if peak is None else peak / 1e9,
+        rows=[_row(c, flops, bytes_moved, sgemm_rate, peak) for c in (ours, *others)],
         **info,
     )
     return {c.name: min(c.seconds) for c in (ours, *others)}
 
 
 def _row(
-    contestant: Contestant, flops: float | None, bytes_moved: float | None, sgemm_rate: float
+    contestant: Contestant,
+    flops: float | None,
+    bytes_moved: float | None,
+    sgemm_rate: float,
+    peak: float | None,
 ) -> dict[str, Any]:
     best = min(contestant.seconds)
     flops = contestant.extra.get("flops", flops)
@@ -145,6 +156,8 @@ def _row(
     if flops is not None:
         row["gflops"] = flops / best / 1e9
         row["sgemm_share"] = flops / best / sgemm_rate
+        if peak is not None:
+            row["fma_share"] = flops / best / peak
     if bytes_moved is not None:
         row["gbytes_per_second"] = bytes_moved / best / 1e9
     return row

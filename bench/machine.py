@@ -62,6 +62,20 @@ def sgemms(size: int) -> tuple[dict[str, Callable[[], object]], float]:
     return products, 2.0 * size**3
 
 
+def multiply_adds(rounds: int = 2_000_000) -> tuple[Callable[[], object], float] | None:
+    """(float32 products and sums in registers alone, their flops), or None without kernels.
+
+    On torch's number of threads, with the instruction set in use: no kernel can be faster.
+    """
+    try:
+        native = dispatch.native()
+    except dispatch.BackendUnavailable:
+        return None
+    threads = torch.get_num_threads()
+    flops = native._multiply_adds(1, threads) * rounds
+    return (lambda: native._multiply_adds(rounds, threads)), float(flops)
+
+
 def _cpu_model() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():

@@ -319,7 +319,9 @@ def _sgemm_line(benches: list[Bench]) -> str:
     for bench in benches:
         for library, rate in bench.get("sgemm_gflops_by_library", {}).items():
             best[library] = max(rate, best.get(library, 0.0))
-    return "sgemm GFLOP/s: " + ", ".join(f"{name} {rate:.0f}" for name, rate in best.items())
+    rates = ", ".join(f"{name} {rate:.0f}" for name, rate in best.items())
+    peak = max((bench.get("fma_gflops") or 0.0 for bench in benches), default=0.0)
+    return f"sgemm GFLOP/s: {rates}" + (f"; multiply-adds in registers: {peak:.0f}" if peak else "")
 
 
 def _time_table(benches: list[Bench]) -> Iterator[str]:
@@ -334,11 +336,13 @@ def _time_table(benches: list[Bench]) -> Iterator[str]:
         "of sgemm",
     ]
     has_bytes = any(bench.get("bytes") for bench in benches)
+    has_peak = any("fma_share" in row for bench in benches for row in bench["rows"])
     counts = [
         (key, head)
         for key, head in COUNTS.items()
         if any(key in row for bench in benches for row in bench["rows"])
     ]
+    columns += ["of FMA peak"] if has_peak else []
     columns += ["GB/s"] if has_bytes else []
     columns += [head for _, head in counts]
     columns += ["one-off s", "rounds"]
@@ -356,6 +360,7 @@ def _time_table(benches: list[Bench]) -> Iterator[str]:
                 f"{bench['sgemm_gflops']:.0f}" if i == 0 else "",
                 _percent(row.get("sgemm_share")),
             ]
+            cells += [_percent(row.get("fma_share"))] if has_peak else []
             cells += [_number(row.get("gbytes_per_second"))] if has_bytes else []
             cells += [str(row.get(key, "")) for key, _ in counts]
             cells += [_number(row["setup_seconds"] or None), str(row["rounds"])]

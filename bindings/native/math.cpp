@@ -1,4 +1,5 @@
-// `_math`: the kernels' elementary functions on flat arrays, for tests.
+// `_math`: the kernels' elementary functions on flat arrays, for tests; `_multiply_adds`: a loop in
+// registers, for benchmarks.
 #include <nanobind/stl/string.h>
 
 #include <string>
@@ -31,9 +32,17 @@ void math(const std::string& function, const Array& x, const Array& out) {
     });
 }
 
+std::int64_t multiply_adds(std::int64_t rounds, int threads) {
+    if (rounds < 0) value_error("rounds: got " + std::to_string(rounds) + ", need at least 0");
+    if (threads < 1) value_error("threads: got " + std::to_string(threads) + ", need at least 1");
+    const nb::gil_scoped_release release;
+    return HFCORE_PICK(multiply_adds())(rounds, threads);
+}
+
 }  // namespace
 
 void bind_math(nb::module_& m) {
+    m.def("_multiply_adds", &multiply_adds, nb::arg("rounds"), nb::arg("threads"));
     m.def("_math", &math, nb::arg("function"), nb::arg("x").noconvert(),
           nb::arg("out").noconvert());
 }

@@ -1,6 +1,7 @@
 #include "kernels/cpu/elementwise.h"
 
 #include "kernels/cpu/math.h"
+#include "kernels/cpu/parallel.h"
 
 namespace hfcore {
 namespace HFCORE_ISA {
@@ -25,7 +26,26 @@ void apply_all(MathFunction f, std::int64_t n, const T* x, T* out) {
     }
 }
 
+// As many chains as hide the latency of a sum: two a cycle, four cycles each, and a few to spare.
+std::int64_t run_multiply_adds(std::int64_t rounds, int threads) {
+    constexpr int chains = 12;
+    parallel_for(threads, threads, [rounds](std::int64_t task, int) {
+        vec_t<float> sum[chains];
+        const vec_t<float> factor = splat(0.999f), term = splat(0.001f * static_cast<float>(task));
+#pragma GCC unroll 16
+        for (int i = 0; i < chains; ++i) sum[i] = splat(static_cast<float>(i));
+        for (std::int64_t r = 0; r < rounds; ++r)
+#pragma GCC unroll 16
+            for (int i = 0; i < chains; ++i) sum[i] = sum[i] * factor + term;
+        volatile float kept = 0.0f;
+        for (int i = 0; i < chains; ++i) kept = kept + sum[i][0];
+    });
+    return 2 * rounds * chains * simd<float>::lanes * threads;
+}
+
 }  // namespace
+
+MultiplyAdds multiply_adds() { return run_multiply_adds; }
 
 template <class T>
 Elementwise<T> elementwise() {
