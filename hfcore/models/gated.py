@@ -30,6 +30,7 @@ class GatedRecurrentNet(RecurrentNet):
     module: ClassVar[Callable[..., nn.RNNBase]]
 
     @naming_options
+    @naming_options
     def __init__(
         self,
         input_size: int,
@@ -114,6 +115,7 @@ class LSTM(GatedRecurrentNet):
     module = nn.LSTM
     forget_bias = 1.0
 
+    @naming_options
     @naming_options
     def __init__(
         self,
