@@ -139,11 +139,12 @@ def _page(script: Path, picture: Path | None, printed: str) -> str:
     text = script.read_text()
     docstring = ast.get_docstring(ast.parse(text)) or ""
     title, _, rest = docstring.partition("\n")
+    lead = "" if title.removesuffix(".") == _title(script) else title  # a heading says it already
     shown = f"![{title}]({picture.name})\n" if picture is not None else ""
     link = f"[As a notebook]({script.stem}.ipynb){{: download}}"
     code = text[text.index('"""', text.index('"""') + 3) + 3 :].strip()
     return (
-        f"# {_title(script)}\n\n{title}\n{_plain_keep(rest)}\n\n{shown}\n## What it prints\n\n"
+        f"# {_title(script)}\n\n{lead}\n{_plain_keep(rest)}\n\n{shown}\n## What it prints\n\n"
         f"```text\n{printed}```\n\n## The script\n\n{link}\n\n"
         f"```{{.python .gallery}}\n{code}\n```\n"
     )
