@@ -26,7 +26,7 @@ def check(tmp_path: Path, compiler: str, runner: tuple[str, ...], *flags: str) -
     subprocess.run([*command, "-static", "-pthread", "-o", str(program)], check=True)
     ran = subprocess.run([*runner, str(program)], capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert ran.stdout.count("forward") == 30
+    assert ran.stdout.count("forward") == 36
 
 
 @pytest.mark.slow

@@ -145,7 +145,7 @@ bool agrees(const Net& net) {
 
 int main() {
     bool good = true;
-    for (const int64_t H : {1, 3, 12, 21, 100})
+    for (const int64_t H : {1, 3, 12, 21, 100, 300})
         for (const int64_t B : {1, 7, 53}) {
             const Net net({1, 6, B, 2, H, 1 + H % 3, 6, nullptr, Nonlinearity::tanh, 2});
             good = agrees<float>(net) && good;
