@@ -3,7 +3,8 @@
 A net reads thirty symbols, two of which matter, and names the order in which they came: the error
 has to reach back over most of the sequence. All runs start at the same net. Hessian-free
 optimisation has the settings of its paper and needs no rate; Adam has eight seconds at each of
-three rates. Both solve the task, and the picture shows how soon.
+three rates. Both solve the task, and the picture shows how soon. Thirty steps are a length at which
+Hessian-free is the sooner of the two here; set ``length`` to 60, and Adam at its lowest rate is.
 """
 
 import argparse
