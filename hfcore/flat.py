@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from hfcore.cut_parameters import drop_wholes, is_cut, whole, write
 from hfcore.flat_memory import side_by_side
 from hfcore.layout import Layout, layout_of
 
@@ -130,13 +131,15 @@ class FlatParameters:
     def read(self) -> Tensor:
         """A copy of the parameters, ``[N]``."""
         with self.lock:
-            return torch.cat([p.detach().reshape(-1) for p in self.tensors])
+            return torch.cat([whole(p.detach()).reshape(-1) for p in self.tensors])
 
     def write(self, theta: Tensor) -> None:
         """Copy ``theta [N]`` into the parameters."""
         with self.lock, torch.no_grad():
             for p, part in zip(self.tensors, self.split(theta), strict=True):
-                p.copy_(part)
+                write(p, part)
+            if any(map(is_cut, self.tensors)) and isinstance(self._source, nn.Module):
+                drop_wholes(self._source.modules())
         torch.clear_autocast_cache()  # casts of the old values
 
     @contextmanager

@@ -19,6 +19,7 @@ from hfcore.autograd.checks import check_repeatable
 from hfcore.autograd.data import NO_GRADIENT
 from hfcore.autograd.evaluation import flatten
 from hfcore.bindings.conjugate_gradient import dot
+from hfcore.cut_parameters import whole
 from hfcore.flat import FlatParameters
 from hfcore.objective import DAMPING_START, Curvature
 
@@ -72,7 +73,7 @@ class BackwardObjective:
                 if loss is None or not loss.requires_grad:
                     raise ValueError(NO_GRADIENT)
                 loss.backward()
-            flat = flatten([_dense(p.grad) for p in tensors], tensors)
+            flat = flatten([_dense(p.grad) for p in tensors], self.parameters.split(theta))
         if self.l2:
             flat.add_(theta, alpha=self.l2)
         return value + self._regulariser(theta), flat
@@ -123,7 +124,7 @@ def _split(result: Any) -> tuple[float, Tensor | None]:
 
 
 def _dense(gradient: Tensor | None) -> Tensor | None:
-    """Embeddings may leave sparse gradients."""
-    if gradient is None or gradient.layout == torch.strided:
-        return gradient
-    return gradient.to_dense()
+    """Embeddings may leave sparse gradients, and ``fully_shard`` parts of them."""
+    if gradient is None:
+        return None
+    return whole(gradient if gradient.layout == torch.strided else gradient.to_dense())

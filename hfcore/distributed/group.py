@@ -32,14 +32,16 @@ def group_of(
     cases: str = "shared",
     local: bool = False,
     model: Any = None,
+    serves_parts: bool = False,
 ) -> Group | None:
     """The group of ``what``, None for this process alone.
 
     ``reduction`` None is ``"exact"`` on gloo and ``"fast"`` on NCCL. Given without a group it is
-    one process whose sums are made as if there were several. Raises TypeError or ValueError naming
+    one process whose sums are made as if there were several. ``serves_parts``: see
+    :func:`ranks_of`. Raises TypeError or ValueError naming
     the argument.
     """
-    ranks = ranks_of(what, process_group, local, model)
+    ranks = ranks_of(what, process_group, local, model, serves_parts=serves_parts)
     choice("cases", cases, CASES)
     if reduction is not None:
         choice("reduction", reduction, REDUCTIONS)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hfcore.arguments import flag
+from hfcore.cut_parameters import is_cut as is_part
 
 T = TypeVar("T")
 
@@ -190,8 +191,12 @@ def _bytes(data: bytes) -> Tensor:
     )
 
 
-def ranks_of(what: str, process_group: Any, local: bool, model: Any = None) -> Ranks | None:
+def ranks_of(
+    what: str, process_group: Any, local: bool, model: Any = None, *, serves_parts: bool = False
+) -> Ranks | None:
     """The processes that ``what`` is to work with; None: this one alone.
+
+    ``serves_parts``: whether it takes a model cut by ``fully_shard``.
 
     Raises ValueError where there are several and nothing says whether they work on one net, for a
     group without the caller, and for parameters that are cut over the processes; TypeError for
@@ -201,11 +206,14 @@ def ranks_of(what: str, process_group: Any, local: bool, model: Any = None) -> R
     if process_group is not None and local:
         raise ValueError("local: got True beside a process_group, need one of the two")
     several = world_size() > 1
-    if several and is_cut(model):
+    if several and is_cut(model) and not (serves_parts and _is_sharded(model)):
         raise ValueError(
             f"model: parameters of this {type(model).__name__} are cut over the processes, need "
-            "them whole in each: a plain module with process_group=, or DistributedDataParallel"
+            "them whole in each: a plain module with process_group=, or DistributedDataParallel; "
+            "hf.HessianFree(…, curvature='hessian_fd') takes a module cut by fully_shard"
         )
+    if several and local and is_cut(model):
+        raise ValueError("local: got True for parameters that are cut over the processes")
     if process_group is None:
         if local and several and is_wrapped(model):
             raise ValueError(
@@ -274,7 +282,12 @@ def is_cut(model: Any) -> bool:
     if type(model).__name__ == "FullyShardedDataParallel":
         return True
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-    return any(type(p).__name__ == "DTensor" or hasattr(p, "placements") for p in parameters)
+    return any(map(is_part, parameters))
+
+
+def _is_sharded(model: Any) -> bool:
+    """Whether it was cut by ``torch.distributed.fsdp.fully_shard``: parameters are DTensors."""
+    return all(map(is_part, model.parameters()))
 
 
 def unwrapped(model: Any) -> Any:

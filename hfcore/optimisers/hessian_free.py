@@ -188,7 +188,13 @@ class HessianFree(torch.optim.Optimizer):
     ) -> None:
         flat = {name: value for name, value in locals().items() if name in OPTIONS}
         group = group_of(
-            "hf.HessianFree", process_group, reduction, cases=cases, local=local, model=model
+            "hf.HessianFree",
+            process_group,
+            reduction,
+            cases=cases,
+            local=local,
+            model=model,
+            serves_parts=flat["curvature"] == "hessian_fd" and loss is None and objective is None,
         )
         self._together = Together(group, local=local)
         built_with = {

@@ -11,6 +11,7 @@ from torch import nn
 from hfcore.autograd.backward import BackwardObjective
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.checked_objective import checked_objective
+from hfcore.cut_parameters import is_cut
 from hfcore.distributed.group import Group
 from hfcore.distributed.objective import DistributedObjective, distributed
 from hfcore.distributed.ranks import unwrapped
@@ -44,7 +45,9 @@ class Serving:
         group: Group | None = None,
     ) -> None:
         model = unwrapped(model)
-        on_cuda = FlatParameters(model).device.type == "cuda"
+        parameters = FlatParameters(model)
+        self._is_cut = any(map(is_cut, parameters.tensors))
+        on_cuda = parameters.device.type == "cuda"
         together = partial(distributed, group=group, on_cuda=on_cuda)
         self._own: Any = None if own is None else together(checked_objective(own))
         if self._own is not None:
@@ -84,6 +87,11 @@ class Serving:
             return own
         if callable(data):  # differences need nothing but gradients
             differences = options.function.curvature == "hessian_fd"
+            if self._is_cut and not differences:
+                raise ValueError(
+                    f"curvature: got {options.function.curvature!r} for parameters that are cut "
+                    "over the processes, need 'hessian_fd'"
+                )
             return self._backward if differences else self._closures
         if self._batches is None:
             raise TypeError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
 import subprocess
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
 
 import hfcore as hf
 from hfcore.distributed import ranks as ranks_module
-from hfcore.distributed.ranks import Ranks
+from hfcore.distributed.ranks import Ranks, unwrapped
 
 LOSS = hf.losses.SquaredError()
 
@@ -218,6 +221,10 @@ def refusals(group: Any) -> list[str]:
         lambda: hf.ClassicalMomentum(model.parameters(), 0.1),
         lambda: hf.AdaptiveNAG(model),
         lambda: hf.train(model, (batch.inputs, batch.targets), torch.optim.SGD(model.parameters())),
+        lambda: hf.HessianFree(cut(model), process_group=group),
+        lambda: hf.HessianFree(cut(model), loss, curvature="hessian_fd", process_group=group),
+        lambda: hf.HessianFree(cut(model), curvature="hessian_fd", local=True),
+        lambda: hf.NAG(cut(model), 0.1, process_group=group),
     ]
     for call in calls:
         try:
@@ -300,19 +307,29 @@ def leaving(group: Any) -> None:
         opt.step(batches)
 
 
-def closures(group: Any, *, wrapped: bool) -> dict[str, Any]:
-    """Differences of gradients under DistributedDataParallel, or of each rank's own."""
+def cut(model: nn.Module, group: Any = None) -> nn.Module:
+    """A copy of which every process has a part (FullyShardedDataParallel of today's torch)."""
+    mesh = DeviceMesh.from_group(group or dist.group.WORLD, "cpu")
+    return fully_shard(copy.deepcopy(model), mesh=mesh)
+
+
+def closures(group: Any, *, wrapper: str) -> dict[str, Any]:
+    """Differences of gradients under a wrapper of torch's, or of each rank's own (``""``)."""
     model, _, (batch, *_), _ = problem("mlp", torch.float64, cases=24)
     size = 1 if group is None else dist.get_world_size(group)
     rank = 0 if group is None else dist.get_rank(group)
     x, y = (t.chunk(size)[rank] for t in batch[:2])
-    called = nn.parallel.DistributedDataParallel(model) if wrapped and size > 1 else model
+    called: nn.Module = model
+    if size > 1 and wrapper == "ddp":
+        called = nn.parallel.DistributedDataParallel(model)
+    elif size > 1 and wrapper == "fully_shard":
+        called = cut(model, group)
     opt = hf.HessianFree(
         called, curvature="hessian_fd", process_group=group, damping=1.0, cg_max_iter=5
     )
     stats = [opt.step(lambda: (called(x) - y).square().sum(1).mean()) for _ in range(3)]
     return {
-        "theta": hf.flat.FlatParameters(model).read(),
+        "theta": hf.flat.FlatParameters(unwrapped(called)).read(),
         "losses": [s.loss for s in stats],
     }
 
