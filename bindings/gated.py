@@ -20,12 +20,13 @@ from hfcore.bindings.checks import (
 )
 from hfcore.bindings.dispatch import choose
 from hfcore.bindings.forms.gated import form
-from hfcore.kernels.gated import BLOCKS, CELLS, GatedStates, GatedWeights, rows_of
+from hfcore.kernels.gated import BLOCKS, CELLS, GatedStates, GatedWeights, reference, rows_of
 
 __all__ = [
     "CELLS",
     "GatedStates",
     "GatedWeights",
+    "differentiable_h",
     "gated_backward",
     "gated_forward",
     "gated_tangent",
@@ -70,6 +71,13 @@ def gated_forward(
     with torch.no_grad():
         form(choose("gated.gated_forward", x)).gated_forward(x, w, cell, states, out)
     return out
+
+
+def differentiable_h(x: Tensor, w: GatedWeights, *, cell: str) -> Tensor:
+    """h ``[G,T,B,H]`` of ``x [G,T,B,n]`` by torch's own ops, through which autograd goes."""
+    check_choice("cell", cell, CELLS)
+    _check_weights("w", w, x, cell)
+    return reference.gated_forward(x, w, cell).h
 
 
 def gated_tangent(

@@ -30,6 +30,7 @@ class Checker:
     """The comparisons that need no outputs."""
 
     def __init__(self, objective: Any, data: Any, theta: Tensor, seed: int) -> None:
+        """At parameters ``theta [N]``; ``seed`` is that of directions and coordinates."""
         self._objective = objective
         self._data = data
         self._theta = theta
@@ -137,6 +138,7 @@ class ModelChecker(Checker):
         theta: Tensor,
         seed: int,
     ) -> None:
+        """On ``part`` of the data at parameters ``theta [N]``; else as a :class:`Checker`."""
         super().__init__(objective, data, theta, seed)
         self._net = net
         self._part = part

@@ -17,7 +17,6 @@ from hfcore.bindings import gated as ops
 from hfcore.bindings.dense import dense_gradient
 from hfcore.bindings.gated import GatedStates
 from hfcore.bindings.threads import among_kernels
-from hfcore.kernels.gated import reference
 from hfcore.losses import Loss
 from hfcore.nets.data import Data
 from hfcore.nets.gated_layout import GatedGradient, GatedLayout, NetWeights
@@ -134,7 +133,7 @@ class GatedNet(GatedLayout, FusedNet):
             theta = at.states.theta.detach().clone().requires_grad_()
             w, y = self.split(theta), at.part.x
             for layer in w.layers:
-                y = reference.gated_forward(y, layer, self.cell).h
+                y = ops.differentiable_h(y, layer, cell=self.cell)
             along = (self._read(y, w, at.part) * gs).sum()
             (gradient,) = torch.autograd.grad(along, theta, create_graph=True)
         return GatedAdjoint(gradient, theta)

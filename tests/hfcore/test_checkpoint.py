@@ -308,7 +308,7 @@ def kill_and_compare(
 
 @pytest.mark.timeout(120)
 def test_killed_runs_resume_to_the_same_bits(trainer: Trainer, tmp_path: Path) -> None:
-    kill_and_compare(trainer, tmp_path, kills=6, seed=1)
+    kill_and_compare(trainer, tmp_path, kills=4, seed=1)
 
 
 @pytest.mark.timeout(240)
@@ -316,7 +316,7 @@ def test_killed_runs_resume_to_the_same_bits(trainer: Trainer, tmp_path: Path) -
 def test_killed_runs_on_ones_own_data_resume_to_the_same_bits(
     trainer: Trainer, tmp_path: Path, kind: str
 ) -> None:
-    kill_and_compare(trainer, tmp_path, kills=4, seed=3, kind=kind)
+    kill_and_compare(trainer, tmp_path, kills=3, seed=3, kind=kind)
 
 
 @pytest.mark.slow

@@ -33,6 +33,7 @@ def test_losses_fall(main: Callable[[int], list[float]], amount, factor, capsys)
     assert f"loss {losses[0]:.4f}" in printed or f"loss {losses[2]:.4f}" in printed
 
 
+@pytest.mark.slow  # half a minute of compiling
 @pytest.mark.skipif(which("g++") is None, reason="torch.compile's default needs a C++ compiler")
 def test_the_compiled_example_trains_as_the_eager_one_with_the_default_backend(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
