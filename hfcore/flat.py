@@ -48,7 +48,7 @@ class FlatParameters:
 
     def __init__(self, module: nn.Module | Iterable[nn.Parameter]) -> None:
         self._source: nn.Module | list[nn.Parameter] = (
-            module if isinstance(module, nn.Module) else list(_one_by_one(module))
+            module if isinstance(module, nn.Module) else each_listed("model", module)
         )
         with _lock_of(module) if isinstance(module, nn.Module) else nullcontext():
             named = [(name, p) for name, p in _named(self._source) if p.requires_grad]

@@ -299,3 +299,11 @@ def test_a_share_that_is_a_tensor_is_kept_as_a_number(tmp_path: Path) -> None:
 
 def test_sizes_may_be_numpy_integers() -> None:
     assert hf.EchoState(np.int64(2), 3, np.int32(1)).W_yh.shape == (1, 3)
+
+
+@pytest.mark.parametrize("model", [3, "weights", None, torch.zeros(2)])
+def test_what_is_no_model_is_named(model: object) -> None:
+    with pytest.raises(
+        TypeError, match=f"model: got {type(model).__name__}, need a torch.nn.Module"
+    ):
+        hf.flat.FlatParameters(model)
