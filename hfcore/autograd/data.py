@@ -135,6 +135,8 @@ def check_part(
         raise ValueError("inputs: holds NaN or Inf, need finite values")
     if loss is not None:
         targets = _check_targets(targets, mask, loss)
+    elif served is not None and mask is not None and isinstance(targets, Tensor):
+        targets = cut_off(targets, mask)
     largest = _largest_class(targets, served or loss)
     return BatchPart(inputs, targets, mask, count, input_dim, target_dim, largest_class=largest)
 
@@ -177,17 +179,20 @@ def _check_targets(targets: Any, mask: Tensor | None, loss: Loss) -> Tensor:
     """Targets of a loss of hf.losses; those that are masked become 0, whatever they held."""
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets: got {type(targets).__name__}, need a torch.Tensor")
-    values: Tensor = targets
-    if mask is not None:
-        if mask.ndim > targets.ndim or mask.shape != targets.shape[: mask.ndim]:
-            raise ValueError(
-                f"mask: got shape {list(mask.shape)}, need the leading axes of the targets' "
-                f"{list(targets.shape)}"
-            )
-        keep = (mask != 0).reshape(mask.shape + (1,) * (targets.ndim - mask.ndim))
-        values = torch.where(keep, targets, torch.zeros_like(targets))
+    values: Tensor = targets if mask is None else cut_off(targets, mask)
     loss.check_values(values)
     return values
+
+
+def cut_off(targets: Tensor, mask: Tensor) -> Tensor:
+    """Zeros where the mask is zero. Raises ValueError for other axes than the leading ones."""
+    if mask.ndim > targets.ndim or mask.shape != targets.shape[: mask.ndim]:
+        raise ValueError(
+            f"mask: got shape {list(mask.shape)}, need the leading axes of the targets' "
+            f"{list(targets.shape)}"
+        )
+    keep = (mask != 0).reshape(mask.shape + (1,) * (targets.ndim - mask.ndim))
+    return torch.where(keep, targets, torch.zeros_like(targets))
 
 
 def _largest_class(targets: Any, loss: Loss | None) -> int:

@@ -18,6 +18,8 @@ from hfcore.losses.hessian import symmetric_root
 MeanLoss = Callable[[Tensor, Any], Tensor]
 LinearMap = Callable[[Tensor], Tensor]
 
+NO_MASK = "mask: needs a loss of hf.losses, or one of torch's that hf.losses.from_torch takes"
+
 
 class SplitLoss(Protocol):
     """A loss as a function of the outputs alone; ``dim`` is the outputs' axis of cases.
@@ -181,7 +183,7 @@ class CallableLoss:
 
     def check(self, outputs: Tensor, part: BatchPart) -> None:
         if part.mask is not None:
-            raise ValueError("mask: needs a loss of hf.losses; give the mask to your own loss")
+            raise ValueError(f"{NO_MASK}; give the mask to your own loss")
 
     def mean(self, outputs: Tensor, part: BatchPart) -> Tensor:
         value = self.loss(outputs, part.targets)

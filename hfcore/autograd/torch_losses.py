@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -36,66 +37,84 @@ def recognised(loss: Any, dim: int) -> TorchLoss | None:
 class TorchLoss(PackageLoss):
     """A loss of :func:`hfcore.losses.from_torch`, cases as torch lays them out.
 
-    Cross-entropy: outputs ``[B,k,…]``, classes ``[B,…]``, a mean by the weights of what counts. The
-    others: outputs and targets of one shape, the mean over cases of a case's mean. What does not
-    fit (classes as probabilities, targets that are broadcast) goes through autograd.
+    Cross-entropy: outputs ``[B,k,…]``, classes and mask ``[B,…]``, a mean by the weights of what
+    counts. The others: outputs and targets of one shape, a mean over all numbers; a mask has their
+    leading axes. What does not fit (classes as probabilities, targets that are broadcast) goes
+    through autograd, with batches averaged by the same counts.
     """
 
     def __init__(self, module: nn.Module, loss: Loss, dim: int) -> None:
         super().__init__(loss, dim)
         self.plain = CallableLoss(module, dim)
         self.factor = 1.0
-        self.counts_cases = not loss.takes_classes
+        self.counts_cases = False
 
     def counted(self, part: BatchPart) -> float:
-        if self.counts_cases or not _are_classes(part.targets):
+        targets = part.targets
+        if not isinstance(targets, Tensor) or self.loss.takes_classes != _are_classes(targets):
             return float(part.count)
-        return self.loss.counted(part.targets, None, 1, part.count)
+        k = 1 if self.loss.takes_classes or targets.ndim < 2 else targets.shape[-1]
+        return self.loss.counted(self._moved_targets(targets), part.mask, k, part.count)
 
     def total(self, counted: Iterable[float]) -> float:
         return 1.0 / self.loss.scale(counted) * self.loss.factor
 
     def check(self, outputs: Tensor, part: BatchPart) -> None:
-        self.plain.check(outputs, part)
+        if part.mask is None:
+            self.plain.check(outputs, part)
+        elif not self._fits(outputs, part):
+            raise ValueError(
+                f"mask: needs targets as {self.plain.loss} takes them without broadcasting, of "
+                f"outputs {list(outputs.shape)}"
+            )
+        else:
+            need = list(self._moved(outputs).shape[:-1])
+            if list(part.mask.shape) != need:
+                raise ValueError(f"mask: got shape {list(part.mask.shape)}, need {need}")
         if outputs.ndim > 1:
             check_classes(part, outputs.shape[1])
 
     def cases(self, outputs: Tensor, part: BatchPart) -> Tensor:
         if not self._fits(outputs, part):
-            return self.plain.cases(outputs, part)
-        s, y = self._arranged(outputs, part)
-        return super().cases(s, y) * self._share(outputs)
+            return self.plain.cases(outputs, part) * self._per_case(part)
+        return super().cases(*self._arranged(outputs, part)) * self.loss.factor
 
     def case(self, outputs: Tensor, part: BatchPart) -> Tensor:
         if not self._fits(outputs, part):
-            return self.plain.case(outputs, part)
+            return self.plain.case(outputs, part) * self._per_case(part)
         return self.cases(outputs, part).sum()
 
     def mean(self, outputs: Tensor, part: BatchPart) -> Tensor:
         if not self._fits(outputs, part):
-            return self.plain.mean(outputs, part)
+            return self.plain.mean(outputs, part) * self._per_case(part)
         return self.cases(outputs, part).mean()
 
     def value(self, outputs: Tensor, part: BatchPart) -> float:
         if not self._fits(outputs, part):
-            return self.plain.value(outputs, part)
+            return self.plain.value(outputs, part) * self._per_case(part)
         s, y = self._arranged(outputs, part)
         check_distributions(s, self.loss)
-        return self.loss.value(*self._as_sequence(s, y), scale=self._share(outputs) / part.count)
+        return self.loss.value(*self._as_sequence(s, y), scale=self.loss.factor / part.count)
 
     def second(self, outputs: Tensor, part: BatchPart) -> LinearMap:
         if not self._fits(outputs, part):
-            return self.plain.second(outputs, part)
-        s, targets, _ = self._as_sequence(*self._arranged(outputs, part))
-        apply = self.loss.hessian(s, targets).averaged(part.count / self._share(outputs))
+            second, each = self.plain.second(outputs, part), self._per_case(part)
+            return lambda R: second(R) * each
+        s, targets, mask = self._as_sequence(*self._arranged(outputs, part))
+        apply = self.loss.hessian(s, targets, mask).averaged(part.count / self.loss.factor)
         return lambda R: self._back(apply(self._moved(R).reshape(s.shape)), outputs)
 
     def root(self, outputs: Tensor, part: BatchPart) -> LinearMap:
         if not self._fits(outputs, part):
-            return self.plain.root(outputs, part)
-        s, targets, _ = self._as_sequence(*self._arranged(outputs, part))
-        hessian, scale = self.loss.hessian(s, targets), self._share(outputs) ** 0.5
+            root, each = self.plain.root(outputs, part), self._per_case(part) ** 0.5
+            return lambda w: root(w) * each
+        s, targets, mask = self._as_sequence(*self._arranged(outputs, part))
+        hessian, scale = self.loss.hessian(s, targets, mask), self.loss.factor**0.5
         return lambda w: self._back(scale * hessian.root(self._moved(w).reshape(s.shape)), outputs)
+
+    def _per_case(self, part: BatchPart) -> float:
+        """What one case counts, where a mean over cases is given."""
+        return self.counted(part) / part.count
 
     # ---- layouts
 
@@ -110,12 +129,6 @@ class TorchLoss(PackageLoss):
         weighted = self.loss.has_weights and outputs.ndim < 2
         return targets.shape == outputs.shape and targets.dtype == outputs.dtype and not weighted
 
-    def _share(self, outputs: Tensor) -> float:
-        """What Σ of a case's losses is multiplied by."""
-        if self.loss.takes_classes:
-            return 1.0
-        return self.loss.factor * outputs.shape[self.dim] / outputs.numel()
-
     def _moved(self, s: Tensor) -> Tensor:
         """The numbers of one output along the last axis."""
         if self.loss.takes_classes:
@@ -127,9 +140,11 @@ class TorchLoss(PackageLoss):
         return arranged.movedim(-1, 1) if self.loss.takes_classes else arranged.view(like.shape)
 
     def _arranged(self, outputs: Tensor, part: BatchPart) -> tuple[Tensor, BatchPart]:
-        s, targets = self._moved(outputs), part.targets
-        y = targets if self.loss.takes_classes else self._moved(targets)
-        return s, BatchPart(part.inputs, y, None, part.count, part.input_dim, part.target_dim)
+        y = self._moved_targets(part.targets)
+        return self._moved(outputs), replace(part, targets=y)
+
+    def _moved_targets(self, targets: Tensor) -> Tensor:
+        return targets if self.loss.takes_classes else self._moved(targets)
 
 
 def _are_classes(targets: Any) -> bool:

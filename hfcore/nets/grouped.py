@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from hfcore.batches import Batch
 from hfcore.bindings.graphs import Graphs
 from hfcore.bindings.momentum import Step, served_by_cuda, stacked, update_through
-from hfcore.losses import Loss
 from hfcore.nets.data import Data
 from hfcore.nets.net import FusedNet, Into, Update, blocks
 from hfcore.nets.registry import net_of
@@ -137,7 +136,7 @@ class GroupedGradient:
 
 
 def grouped_gradient(
-    model: nn.Module, loss: Loss, batch_dim: tuple[int, int] | None = None
+    model: nn.Module, loss: Any, batch_dim: tuple[int, int] | None = None
 ) -> GroupedGradient | None:
     """The fused path for nets shaped like ``model``; None for a module that has none.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +33,14 @@ class ReadOut:
     """A recurrent module, the linear one on its states, and where a user's batches have their axes.
 
     Inputs are ``[T,B,n]``, or ``[B,T,n]`` where ``batch_first``; outputs likewise, or ``[B,k]``
-    of the last step alone (``last_only``).
+    of the last step alone (``last_only``), or ``[B,k,T]`` (``classes_second``).
     """
 
     model: nn.Module
     rnn: nn.RNNBase
     out: nn.Linear
     last_only: bool
+    classes_second: bool = False
 
     @property
     def batch_first(self) -> bool:
@@ -49,7 +50,7 @@ class ReadOut:
     def batch_dim(self) -> tuple[int, int]:
         """The axes of the cases in inputs and in outputs."""
         axis = 0 if self.batch_first else 1
-        return axis, 0 if self.last_only else axis
+        return axis, 0 if self.last_only or self.classes_second else axis
 
     @property
     def cases(self) -> str:
@@ -62,15 +63,24 @@ class ReadOut:
         """In words."""
         names = {id(m): name for name, m in self.model.named_modules()}
         read = "the last step" if self.last_only else "every step"
+        moved = ", its outputs [B,k,T]" if self.classes_second else ""
         return (
             f"nn.{type(self.rnn).__name__} {names[id(self.rnn)]!r}, read at {read} by nn.Linear "
-            f"{names[id(self.out)]!r}"
+            f"{names[id(self.out)]!r}{moved}"
         )
 
 
 Found = ReadOut | str | None
 
-# What was found of a module, and of which state of it: its axes of cases or why it has none.
+
+class Form(NamedTuple):
+    """The fields of :class:`ReadOut` that a forward says."""
+
+    last_only: bool = False
+    classes_second: bool = False
+
+
+# What was found of a module, and of which state of it: its form or why it has none.
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -90,8 +100,8 @@ def recognised(model: Any) -> Found:
     if known is None or known[0] != state:
         known = state, _why_unlike(model, *parts) or _by_forward(model, *parts)
         _known[model] = known
-    found: bool | str = known[1]
-    return found if isinstance(found, str) else ReadOut(model, *parts, found)
+    found: Form | str = known[1]
+    return found if isinstance(found, str) else ReadOut(model, *parts, *found)
 
 
 def _parts(model: nn.Module, modules: list[nn.Module]) -> tuple[nn.RNNBase, nn.Linear] | None:
@@ -165,8 +175,8 @@ def _why_other_tensors(model: nn.Module) -> str | None:
     return None
 
 
-def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> bool | str:
-    """Whether it reads the last step alone; or why its forward is none that is known."""
+def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> Form | str:
+    """What its forward gives; or why it is none that is known."""
     parameters = list(model.parameters())
     like = parameters[0]
     shape = [STEPS, SEQUENCES, rnn.input_size]
@@ -183,10 +193,10 @@ def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> bool | str
     if calls.returned is None:
         return "its forward returns something else than one tensor"
     plain: Calls | None = None
-    for forward, last_only in _forwards(rnn, out):
+    for forward, form in _forwards(rnn, out):
         expected = calls_of(forward, x, parameters)
         if calls.are(expected):
-            return last_only
+            return form
         plain = expected if plain is None else plain
     assert plain is not None
     unlike = calls.unlike(plain)
@@ -194,20 +204,45 @@ def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> bool | str
     return f"its forward {does} where nn.{type(rnn).__name__} and nn.Linear alone do not"
 
 
-def _forwards(rnn: nn.RNNBase, out: nn.Linear) -> Iterator[tuple[Forward, bool]]:
-    """What such modules compute, as it is written, and whether it is the last step alone."""
-    yield lambda x: out(rnn(x)[0]), False
+def _forwards(rnn: nn.RNNBase, out: nn.Linear) -> Iterator[tuple[Forward, Form]]:
+    """What such modules compute, as it is written."""
+    yield lambda x: out(rnn(x)[0]), Form()
     lasts: tuple[Any, ...] = (-1, (-1, slice(None)), (-1, slice(None), slice(None)), (-1, ...))
     if rnn.batch_first:
         every = slice(None)
         lasts = ((every, -1), (every, -1, every), (every, -1, ...), (..., -1, every))
-    for last in lasts:
-        yield partial(_of_state, rnn, out, last), True
-        yield partial(_of_output, rnn, out, last), True
-    yield lambda x: out(_final(rnn(x)[1])[-1]), True
+    last = Form(last_only=True)
+    for at in lasts:
+        yield partial(_of_state, rnn, out, at), last
+        yield partial(_of_output, rnn, out, at), last
+    yield lambda x: out(_final(rnn(x)[1])[-1]), last
     if rnn.num_layers == 1:
-        yield lambda x: out(_final(rnn(x)[1])[0]), True
-        yield lambda x: out(_final(rnn(x)[1]).squeeze(0)), True
+        yield lambda x: out(_final(rnn(x)[1])[0]), last
+        yield lambda x: out(_final(rnn(x)[1]).squeeze(0)), last
+    for move in _moves(rnn.batch_first):
+        yield partial(_of_moved, rnn, out, move), Form(classes_second=True)
+
+
+def _moves(batch_first: bool) -> Iterator[Callable[[Tensor], Tensor]]:
+    """Outputs ``[B,T,k]``, or ``[T,B,k]``, to ``[B,k,T]``, as nn.CrossEntropyLoss takes them."""
+    order = (0, 2, 1) if batch_first else (1, 2, 0)
+    yield lambda s: s.permute(*order)
+    yield lambda s: s.permute(order)
+    yield lambda s: torch.permute(s, order)
+    if not batch_first:
+        return
+    for first, second in ((1, 2), (2, 1), (-1, -2), (-2, -1), (1, -1), (-1, 1)):
+        yield partial(_swapped, first, second)
+        yield partial(_swapped_by_torch, first, second)
+    yield lambda s: s.mT
+
+
+def _swapped(first: int, second: int, s: Tensor) -> Tensor:
+    return s.transpose(first, second)
+
+
+def _swapped_by_torch(first: int, second: int, s: Tensor) -> Tensor:
+    return torch.transpose(s, first, second)
 
 
 def _of_state(rnn: nn.RNNBase, out: nn.Linear, last: Any, x: Tensor) -> Any:
@@ -216,6 +251,10 @@ def _of_state(rnn: nn.RNNBase, out: nn.Linear, last: Any, x: Tensor) -> Any:
 
 def _of_output(rnn: nn.RNNBase, out: nn.Linear, last: Any, x: Tensor) -> Any:
     return out(rnn(x)[0])[last]
+
+
+def _of_moved(rnn: nn.RNNBase, out: nn.Linear, move: Callable[[Tensor], Tensor], x: Tensor) -> Any:
+    return move(out(rnn(x)[0]))
 
 
 def _final(states: Any) -> Tensor:

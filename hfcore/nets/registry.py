@@ -12,7 +12,7 @@ from hfcore.arguments import check_call
 from hfcore.losses import Loss
 from hfcore.losses.from_torch import converted
 from hfcore.nets.net import FusedNet
-from hfcore.nets.read_out import net_of_read_out
+from hfcore.nets.read_out import loss_of_outputs, net_of_read_out, why_other_axes
 from hfcore.nets.recognition import recognised
 from hfcore.nets.unaltered import LAYERS, why_not_fused
 
@@ -56,21 +56,27 @@ def net_of(
 ) -> FusedNet | None:
     """The fused net of a model with a loss of ``hf.losses``; None where there is none.
 
+    One of torch's recurrent modules also has one with torch's own losses of
+    :func:`hfcore.losses.from_torch`, on outputs as torch lays them out.
+
     Options that the factory does not name are left out; with ``outputs``, which choose among what
     the model returns, there is none. A module of torch's recurrent ones has one where ``batch_dim``
     is that of its cases: an axis, or those of inputs and of outputs. Raises ValueError or TypeError
     for what the net cannot serve, with the reason.
     """
-    if not isinstance(loss, Loss) or not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module):
         return None
     if why_left_to_autograd(model, loss, outputs, batch_dim) is not None:
         return None
     if type(model) not in _registered:
         read = None if batch_dim is None else recognised(model)
-        if read is None or isinstance(read, str):
+        served = loss_of_outputs(loss)
+        if read is None or isinstance(read, str) or served is None:
             return None
         distance = options.get("structural_distance", "matching")
-        return net_of_read_out(read, loss, structural_distance=distance)
+        return net_of_read_out(read, served, structural_distance=distance)
+    if not isinstance(loss, Loss):
+        return None
     factory, _ = _registered[type(model)]
     named = _names_of(factory)
     given = {name: value for name, value in options.items() if name in named}
@@ -103,11 +109,14 @@ def why_left_to_autograd(
     Also a module of torch's recurrent ones, where ``batch_dim`` is given. None: it is fused, or
     there is nothing to fuse.
     """
-    if not (isinstance(model, nn.Module) and isinstance(loss, Loss)):
+    if not isinstance(model, nn.Module):
         return None
     base = _base(model)
     if base is None:
-        return None if batch_dim is None else _why_not_read_out(model, outputs, batch_dim)
+        served = None if batch_dim is None else loss_of_outputs(loss)
+        return None if served is None else _why_not_read_out(model, loss, outputs, batch_dim)
+    if not isinstance(loss, Loss):
+        return None
     if base is not type(model):
         return f"{type(model).__name__} is derived from {_shown(base)}, and may compute otherwise"
     if outputs is not None:
@@ -115,10 +124,13 @@ def why_left_to_autograd(
     return why_altered(model)
 
 
-def _why_not_read_out(model: nn.Module, outputs: Any, batch_dim: Any) -> str | None:
+def _why_not_read_out(model: nn.Module, loss: Any, outputs: Any, batch_dim: Any) -> str | None:
     read = recognised(model)
     if read is None or isinstance(read, str):
         return read
+    reason = why_other_axes(read, loss)
+    if reason is not None:
+        return reason
     if outputs is not None:
         return f"outputs={outputs!r} chooses among what it returns"
     if (batch_dim if isinstance(batch_dim, tuple) else (batch_dim, batch_dim)) != read.batch_dim:
@@ -135,12 +147,14 @@ def served_by(model: nn.Module, loss: Any, outputs: Any = None) -> tuple[str, st
     read = recognised(model) if base is None else None
     if base is None and read is None:
         return "autograd", f"no net of hf.nets is made for {type(model).__name__}"
-    if not isinstance(loss, Loss):
+    served = loss_of_outputs(loss)
+    if served is None or (read is None and not isinstance(loss, Loss)):
         remedy = "" if converted(loss) is None else "; hf.losses.from_torch makes one of it"
         named = type(loss).__name__ if isinstance(loss, nn.Module) else "a function"
         return "autograd", f"the loss, {named}, is none of hf.losses{remedy}"
     batch_dim = None if read is None or isinstance(read, str) else read.batch_dim
-    reason = read if isinstance(read, str) else why_left_to_autograd(model, loss, outputs)
+    reason = read if isinstance(read, str) else None
+    reason = reason or why_left_to_autograd(model, loss, outputs, batch_dim)
     if reason is not None:
         return "autograd", reason
     try:
@@ -148,7 +162,8 @@ def served_by(model: nn.Module, loss: Any, outputs: Any = None) -> tuple[str, st
     except (TypeError, ValueError) as error:
         return "nothing", str(error)
     if read is not None and not isinstance(read, str):
-        return type(net).__name__, f"{read.shown}, with a loss of hf.losses and {read.cases}"
+        its = "a loss of hf.losses" if isinstance(loss, Loss) else f"nn.{type(loss).__name__}"
+        return type(net).__name__, f"{read.shown}, with {its} and {read.cases}"
     return type(net).__name__, f"an unaltered {_shown(type(model))} with a loss of hf.losses"
 
 

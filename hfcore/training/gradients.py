@@ -13,7 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from hfcore.autograd.calls import Select, chosen, selected
+from hfcore.autograd.data import BatchPart, cut_off
 from hfcore.autograd.links import check_link
+from hfcore.autograd.losses import NO_MASK
+from hfcore.autograd.torch_losses import recognised
 from hfcore.batches import Batch
 from hfcore.bindings.momentum import Step
 from hfcore.flat import FlatParameters
@@ -97,7 +100,8 @@ class FusedBackpropagation:
 class AutogradBackpropagation:
     """By autograd through any module; a callable loss is (outputs, targets) → mean over cases.
 
-    ``outputs`` says which of the things that the module returns the loss takes; None: all of it.
+    ``outputs`` says which of the things that the module returns the loss takes; None: all of it;
+    ``target_dim`` is the axis of cases in targets.
     """
 
     def __init__(
@@ -106,11 +110,13 @@ class AutogradBackpropagation:
         loss: Loss | Callable[..., Tensor],
         count: int | Callable[[Batch], int],
         outputs: Select | None = None,
+        target_dim: int = 0,
     ) -> None:
         self._model = model
         self._loss = loss
         self._count = count
         self._outputs = outputs
+        self._torchs = None if isinstance(loss, Loss) else recognised(loss, target_dim)
         # What is looked at before the first update alone.
         self._linked: Loss | None = loss if isinstance(loss, Loss) else converted(loss)
 
@@ -124,21 +130,35 @@ class AutogradBackpropagation:
         if not isinstance(self._loss, Loss):
             return self._through(s, batch)
         loss, outputs = self._loss, s.detach()
-        cases = self._count if isinstance(self._count, int) else self._count(batch)
+        cases = self._cases(batch)
         scale = loss.scale([loss.counted(batch.targets, batch.mask, s.shape[-1], cases)])
         value = loss.value(outputs, batch.targets, batch.mask, scale=scale)
         s.backward(gradient=self._loss.gradient(outputs, batch.targets, batch.mask, scale=scale))
         return value
 
+    def _cases(self, batch: Batch) -> int:
+        return self._count if isinstance(self._count, int) else self._count(batch)
+
     def _through(self, s: Tensor, batch: Batch) -> float:
-        if batch.mask is not None:
-            raise ValueError("mask: needs a loss of hf.losses; give the mask to your own loss")
-        value = self._loss(s, batch.targets)  # type: ignore[operator]
+        if batch.mask is None:
+            value = self._loss(s, batch.targets)  # type: ignore[operator]
+        else:
+            value = self._masked(s, batch, batch.mask)
         if not isinstance(value, Tensor) or value.numel() != 1:
             what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
             raise ValueError(f"loss: returned {what}, need a scalar tensor, the mean over cases")
         value.backward()
         return value.item()
+
+    def _masked(self, s: Tensor, batch: Batch, mask: Tensor) -> Tensor:
+        """The mean of one of torch's own losses over what counts."""
+        torchs = self._torchs
+        if torchs is None:
+            raise ValueError(f"{NO_MASK}; give the mask to your own loss")
+        dim, y = torchs.dim, cut_off(batch.targets, mask)
+        part = BatchPart(batch.inputs, y, mask, self._cases(batch), dim, dim)
+        torchs.check(s, part)
+        return torchs.mean(s, part) * (part.count / torchs.total([torchs.counted(part)]))
 
 
 def backpropagation(
@@ -153,12 +173,11 @@ def backpropagation(
     ``count``: the cases of a batch; ``outputs``: as in :class:`AutogradBackpropagation`;
     ``batch_dim``: the axes of cases in inputs and targets.
     """
-    passes = None
-    if isinstance(loss, Loss) and outputs is None:
-        passes = grouped_gradient(model, loss, batch_dim)
+    passes = grouped_gradient(model, loss, batch_dim) if outputs is None else None
     if passes is None:
         reason = why_left_to_autograd(model, loss, outputs, batch_dim)
         if reason is not None:
             logger.warning("%s goes through autograd: %s", type(model).__name__, reason)
-        return AutogradBackpropagation(model, loss, count, outputs)
+        dim = 0 if batch_dim is None else batch_dim[1]
+        return AutogradBackpropagation(model, loss, count, outputs, dim)
     return FusedBackpropagation(model, passes)

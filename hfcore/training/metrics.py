@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hfcore.autograd.calls import Select, chosen, selected
 from hfcore.autograd.data import BatchPart
+from hfcore.autograd.losses import NO_MASK
 from hfcore.autograd.torch_losses import recognised
 from hfcore.batches import Batch
 from hfcore.distributed.ranks import Ranks
@@ -82,12 +83,14 @@ def of_loss(loss: Loss | Callable[..., Tensor], count: Count, dim: int) -> Judge
             s = selected(outputs, None)
             counted = loss.counted(batch.targets, batch.mask, s.shape[-1], cases)
             return loss.value(s, batch.targets, batch.mask, scale=loss.factor), counted
-        if batch.mask is not None:
-            raise ValueError("mask: needs a loss of hf.losses, or metric=")
         if torchs is None:
+            if batch.mask is not None:
+                raise ValueError(f"{NO_MASK}, or metric=")
             return float(loss(outputs, batch.targets)) * cases, cases
-        part = BatchPart(batch.inputs, batch.targets, None, cases, dim, dim)
-        return torchs.value(selected(outputs, None), part) * cases, torchs.counted(part)
+        part = BatchPart(batch.inputs, batch.targets, batch.mask, cases, dim, dim)
+        s = selected(outputs, None)
+        torchs.check(s, part)
+        return torchs.value(s, part) * cases, torchs.counted(part)
 
     return judged
 

@@ -483,7 +483,7 @@ def gradient_of(model: nn.Module, loss: object, batch: object) -> Tensor:
 def test_losses_that_do_not_fit_are_explained() -> None:
     model = dense().double()
     x, y = torch.randn(4, 4).double(), torch.randn(4, 3).double()
-    classes = torch.randint(3, (4,))
+    classes, none = torch.randint(3, (4,)), torch.ones(4, 3)
     softmaxed = nn.Sequential(model, nn.Softmax(-1))
     for module, loss, batch, message in (
         (model, nn.MSELoss(reduction="sum"), (x, y), "reduction='sum', need 'mean'"),
@@ -491,7 +491,8 @@ def test_losses_that_do_not_fit_are_explained() -> None:
         (model, lambda s, t: 1.0, (x, y), "loss: returned 1.0"),
         (model, LOSSES["softmax"], (x, y), r"targets: got shape \[4, 3\], need classes"),
         (softmaxed, LOSSES["softmax"], (x, classes), "as if a softmax had been applied"),
-        (model, nn.MSELoss(), (x, y, torch.ones(4, 3).bool()), "mask: needs a loss of hf.losses"),
+        (model, nn.MSELoss(), (x, y, none.bool()), r"mask: got shape \[4, 3\], need \[4\]"),
+        (model, lambda s, t: s.sum(), (x, y, none[:, 0].bool()), "mask: needs a loss of hf.losses"),
         (model, LOSSES["logistic"], (x, y * 9), r"targets: an unmasked target is"),
         (nn.LSTM(4, 3).double(), LOSSES["squared"], (x, y), "the model returned tuple"),
         (nn.Flatten(0), LOSSES["squared"], (x, y), "has no trainable parameters"),

@@ -79,6 +79,29 @@ FORMS = [
 ]
 
 
+SECOND = {
+    "permute": lambda m, x: plain(m, x).permute(0, 2, 1),
+    "transpose": lambda m, x: plain(m, x).transpose(1, 2),
+    "of torch": lambda m, x: torch.transpose(plain(m, x), -1, -2),
+    "mT": lambda m, x: plain(m, x).mT,
+}
+TIME_FIRST = {
+    "permute": lambda m, x: plain(m, x).permute(1, 2, 0),
+    "of torch": lambda m, x: torch.permute(plain(m, x), (1, 2, 0)),
+}
+
+
+@pytest.mark.parametrize(
+    ("forward", "batch_first"),
+    [*((f, True) for f in SECOND.values()), *((f, False) for f in TIME_FIRST.values())],
+)
+def test_classes_along_axis_1_are_recognised(forward: Any, batch_first: bool) -> None:
+    read = recognised(Written(forward, batch_first=batch_first).eval())
+    assert isinstance(read, ReadOut)
+    assert read.classes_second
+    assert read.batch_dim == (0 if batch_first else 1, 0)
+
+
 @pytest.mark.parametrize(("name", "forward", "batch_first", "last"), FORMS)
 def test_forms_are_recognised(name: str, forward: Any, batch_first: bool, last: bool) -> None:
     model = Written(forward, batch_first=batch_first).eval().double()
@@ -283,7 +306,8 @@ def test_options_of_modules_and_other_axes_go_through_autograd(caplog: Any) -> N
     objective_for(model, LOSS, batch_dim=1, outputs=0)
     assert "outputs=0 chooses among what it returns" in caplog.text
     assert isinstance(objective_for(model, LOSS, batch_dim=1), FusedObjective)
-    assert isinstance(objective_for(model, nn.MSELoss(), batch_dim=1), ModuleObjective)
+    assert isinstance(objective_for(model, nn.MSELoss(), batch_dim=1), FusedObjective)
+    assert isinstance(objective_for(model, lambda s, y: s.sum(), batch_dim=1), ModuleObjective)
     with pytest.raises(ValueError, match=r"structural: got a number; .*is bidirectional"):
         objective_for(look_alike("bidirectional"), LOSS, batch_dim=1, structural=0.1)
 
@@ -294,7 +318,10 @@ def test_info_says_what_serves_them() -> None:
     assert why == (
         "nn.RNN '0', read at every step by nn.Linear '2', with a loss of hf.losses and batch_dim=0"
     )
-    assert served_by(sequential(), nn.MSELoss())[0] == "autograd"
+    name, why = served_by(sequential(), nn.MSELoss())
+    assert name == "TorchRnnNet"
+    assert "with nn.MSELoss and batch_dim=1" in why
+    assert served_by(sequential(), nn.L1Loss())[0] == "autograd"
 
 
 # ------------------------------------------------------------------------------- alterations
