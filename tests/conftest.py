@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
+
+# Before torch is loaded: a thread of OpenMP's that waits for another sleeps at once. Where more
+# threads want to run than there are cores, spinning costs several times what is computed.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 # Their assertions tell what was compared, as those of test files do.
