@@ -36,7 +36,9 @@ from hfcore.training.steps import COST_UNIT
 
 DEFAULT_MOMENTUM = 0.9
 # Options of problems, each known to some of them.
-PROBLEM_OPTIONS = ("length", "target", "layout", "scored", "centre", "images", "folder")
+PROBLEM_OPTIONS = (
+    "length", "target", "layout", "scored", "centre", "mixed_lengths", "images", "folder",
+)  # fmt: skip
 
 
 @click.command("train")
@@ -54,6 +56,12 @@ PROBLEM_OPTIONS = ("length", "target", "layout", "scored", "centre", "images", "
     help="Steps in the loss. memorization: all or recall; random-permutation: last or all.",
 )
 @click.option("--centre", is_flag=True, default=None, help="Inputs and targets with mean zero.")
+@click.option(
+    "--mixed-lengths",
+    is_flag=True,
+    default=None,
+    help="A length for each sequence, not one for all of a batch.",
+)
 @click.option("--images", type=click.IntRange(1), help="Only so many training images.")
 @folder_option
 @click.option(

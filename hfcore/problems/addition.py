@@ -29,6 +29,7 @@ class Addition(MarkedPair):
         target: ``"mean"`` for (x + y)/2 or ``"sum"`` for x + y.
         tolerance: largest error that still counts as right; positive.
         centre: reduce inputs and targets by their expected values (Sutskever et al. 2013, A.5).
+        mixed_lengths: a length for each sequence, as in 1997; False: one for all of a batch.
 
     Raises ValueError or TypeError naming the option that is out of range.
     """
@@ -45,8 +46,9 @@ class Addition(MarkedPair):
         target: Target = "mean",
         tolerance: float = 0.04,
         centre: bool = False,
+        mixed_lengths: bool = False,
     ) -> None:
-        super().__init__(length, tolerance, centre)
+        super().__init__(length, tolerance, centre, mixed_lengths)
         if target not in get_args(Target):
             raise ValueError(f"target: got {target!r}, need one of 'mean', 'sum'")
         self.target: Target = target

@@ -30,7 +30,7 @@ class Problem(Protocol):
     def batch(
         self, size: int, generator: np.random.Generator, dtype: torch.dtype = torch.float32
     ) -> Batch:
-        """``size`` cases drawn from ``generator`` only; sequences are fresh and of one length."""
+        """``size`` cases drawn from ``generator`` only; sequences are fresh, as many steps each."""
         ...
 
     def errors(self, s: Tensor, batch: Batch) -> Tensor:

@@ -11,6 +11,7 @@ from hfcore.batches import Batch
 from hfcore.draws import check_outputs
 from hfcore.losses import Loss, SoftmaxCrossEntropy
 from hfcore.problems.base import Criterion1997, Described
+from hfcore.problems.lengths import at_ends
 
 
 def missed(s: Tensor, classes: Tensor) -> Tensor:
@@ -76,7 +77,8 @@ class LastClass(Described):
         return {"name": self.name, "length": self.length, "centre": self.centre}
 
     def _last(self, s: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Outputs ``[…,B,k]`` and classes ``[B]`` of the last step."""
+        """Outputs ``[…,B,k]`` and classes ``[B]`` of the last step of each sequence."""
         shape = [*batch.targets.shape, self.output_size]
         check_outputs(s, shape, "of outputs for the targets", batch.targets)
-        return s[..., -1, :, :], batch.targets[-1]
+        classes = at_ends(batch.targets[..., None], batch.mask)
+        return at_ends(s, batch.mask), classes[..., 0]

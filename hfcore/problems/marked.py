@@ -5,6 +5,9 @@ the departures numbered here.
 
 1. Markers are 0 and 1; there is no −1 at either end, and the first value is drawn like the others.
 2. Marked positions are uniform on [0, 0.1 L) and [0.1 L, 0.5 L).
+3. Every sequence of 1997, and of the release of 2011, has a length of its own. Here all of a batch
+   have one, unless ``mixed_lengths`` says otherwise: then a curvature, a backtracking and a line
+   search on a batch each see all lengths, not another one each.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from hfcore.draws import (
 )
 from hfcore.losses import Loss, SquaredError
 from hfcore.problems.base import Criterion1997, Described
+from hfcore.problems.lengths import at_ends, of_random_length
 
 # From L = 3 on both marker ranges hold a position: step 0, and step 1 (0.3 <= 1 < 1.5).
 MIN_LENGTH = 3
@@ -56,10 +60,11 @@ class Marked(Described):
     _weight: float = 1.0
     _expected_target: float
 
-    def __init__(self, length: int, centre: bool) -> None:
+    def __init__(self, length: int, centre: bool, mixed_lengths: bool) -> None:
         check_length(length, MIN_LENGTH, "both marker ranges hold a step")
         self.length = length
         self.centre = check_flag("centre", centre)
+        self.mixed_lengths = check_flag("mixed_lengths", mixed_lengths)
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -93,10 +98,19 @@ class Marked(Described):
 
         Inputs ``[L,size,2]``, targets ``[L,size,1]``, mask bool ``[L,size]``. With ``centre``
         the inputs are reduced by :meth:`mean_input` of this L and the last targets of a regression
-        by their expected value. The generator must not be used by another thread meanwhile.
+        by their expected value. With ``mixed_lengths`` every sequence has an L of its own, and the
+        batch ⌊1.1 T⌋ steps. The generator must not be used by another thread meanwhile.
         """
         real = check_draw(size, generator, dtype)
-        L = int(generator.integers(*self.lengths, endpoint=True))
+
+        def made(L: int, count: int) -> Batch:
+            return self._of_length(L, count, generator, real)
+
+        return of_random_length(made, self.lengths, size, generator, mixed=self.mixed_lengths)
+
+    def _of_length(
+        self, L: int, size: int, generator: np.random.Generator, real: type[np.floating[Any]]
+    ) -> Batch:
         inputs = np.empty((L, size, self.input_size), real)
         targets = np.zeros((L, size, self.output_size), real)
         mask = np.zeros((L, size), np.bool_)
@@ -120,12 +134,16 @@ class Marked(Described):
 
     def config(self) -> dict[str, Any]:
         """JSON-able options from which :func:`hfcore.problems.create` rebuilds the problem."""
-        return {"name": self.name, "length": self.length, "centre": self.centre}
+        mixed = (
+            {"mixed_lengths": True} if self.mixed_lengths else {}
+        )  # as before there was a choice
+        return {"name": self.name, "length": self.length, "centre": self.centre, **mixed}
 
     def _last(self, s: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Outputs and targets of the last step, ``[…,B]`` and ``[B]``."""
+        """Outputs and targets of the last step of each sequence, ``[…,B]`` and ``[B]``."""
         check_outputs(s, batch.targets.shape, "like the targets", batch.targets)
-        return s[..., -1, :, 0], batch.targets[-1, :, 0]
+        last = at_ends(s, batch.mask), at_ends(batch.targets, batch.mask)
+        return last[0][..., 0], last[1][..., 0]
 
 
 class MarkedPair(Marked):
@@ -138,8 +156,8 @@ class MarkedPair(Marked):
     _unit_1997: float = 1.0
     """1 in the targets is so much in those of 1997."""
 
-    def __init__(self, length: int, tolerance: float, centre: bool) -> None:
-        super().__init__(length, centre)
+    def __init__(self, length: int, tolerance: float, centre: bool, mixed_lengths: bool) -> None:
+        super().__init__(length, centre, mixed_lengths)
         self.tolerance = positive("tolerance", tolerance)
         self.loss = SquaredError()
 

@@ -29,8 +29,15 @@ class Multiplication(MarkedPair):
     _expected_target = 0.25
 
     @naming_options
-    def __init__(self, length: int = 50, *, tolerance: float = 0.04, centre: bool = False) -> None:
-        super().__init__(length, tolerance, centre)
+    def __init__(
+        self,
+        length: int = 50,
+        *,
+        tolerance: float = 0.04,
+        centre: bool = False,
+        mixed_lengths: bool = False,
+    ) -> None:
+        super().__init__(length, tolerance, centre, mixed_lengths)
 
     @property
     def mean_predictor_loss(self) -> float:

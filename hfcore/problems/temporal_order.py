@@ -9,11 +9,13 @@ from what is numbered here.
    three symbols in 10–20, 33–43 and 66–76, of 100 to 110 steps.
 2. The release of 2011 has other positions again: at 1–10 % and 40–50 %, with three symbols at 1–10,
    30–40 and 50–60 %.
+3. Every sequence of 1997, and of that release, has a length of its own; here only with
+   ``mixed_lengths``, as in :mod:`hfcore.problems.marked`.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from hfcore.batches import Batch
 from hfcore.draws import check_draw, check_flag, check_length, compile_kernel, subtract_mean
 from hfcore.problems.base import Criterion1997
 from hfcore.problems.classes import LastClass
+from hfcore.problems.lengths import of_random_length
 
 # Input channels: distractors a, b, c, d, then the two symbols, the trigger and the start.
 DISTRACTORS = 4
@@ -42,6 +45,7 @@ class TemporalOrder(LastClass):
     Args:
         length: T, at least so long that every range holds a step.
         centre: reduce inputs by their expected values (Sutskever et al. 2013, A.5); classes stay.
+        mixed_lengths: a length for each sequence, as in 1997; False: one for all of a batch.
 
     Raises ValueError or TypeError naming the option that is out of range.
     """
@@ -56,11 +60,14 @@ class TemporalOrder(LastClass):
     min_length: ClassVar[int]
 
     @naming_options
-    def __init__(self, length: int = 50, *, centre: bool = False) -> None:
+    def __init__(
+        self, length: int = 50, *, centre: bool = False, mixed_lengths: bool = False
+    ) -> None:
         check_length(length, self.min_length, f"all {len(self.ranges)} ranges hold a step")
         super().__init__()
         self.length = length
         self.centre = check_flag("centre", centre)
+        self.mixed_lengths = check_flag("mixed_lengths", mixed_lengths)
         self.output_size = 2 ** len(self.ranges)
 
     @property
@@ -94,11 +101,20 @@ class TemporalOrder(LastClass):
     ) -> Batch:
         """``size`` sequences of one random length; both dtypes get the same draw.
 
-        Inputs ``[L,size,8]``, targets int64 ``[L,size]``, mask bool ``[L,size]``. The generator
-        must not be used by another thread meanwhile.
+        Inputs ``[L,size,8]``, targets int64 ``[L,size]``, mask bool ``[L,size]``. With
+        ``mixed_lengths`` every sequence has an L of its own, and the batch ⌊1.1 T⌋ steps. The
+        generator must not be used by another thread meanwhile.
         """
         real = check_draw(size, generator, dtype)
-        L = int(generator.integers(*self.lengths, endpoint=True))
+
+        def made(L: int, count: int) -> Batch:
+            return self._of_length(L, count, generator, real)
+
+        return of_random_length(made, self.lengths, size, generator, mixed=self.mixed_lengths)
+
+    def _of_length(
+        self, L: int, size: int, generator: np.random.Generator, real: type[np.floating[Any]]
+    ) -> Batch:
         inputs = np.zeros((L, size, self.input_size), real)
         targets = np.zeros((L, size), np.int64)
         mask = np.zeros((L, size), np.bool_)
@@ -107,6 +123,13 @@ class TemporalOrder(LastClass):
         if self.centre:
             subtract_mean(inputs, self.mean_input(L).numpy().astype(real))
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(mask))
+
+    def config(self) -> dict[str, Any]:
+        """JSON-able options from which :func:`hfcore.problems.create` rebuilds the problem."""
+        mixed = (
+            {"mixed_lengths": True} if self.mixed_lengths else {}
+        )  # as before there was a choice
+        return {**super().config(), **mixed}
 
 
 class TemporalOrder2(TemporalOrder):

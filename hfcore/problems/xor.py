@@ -32,6 +32,7 @@ class Xor(Marked):
     Args:
         length: T, at least 3.
         centre: reduce inputs by their expected values (Sutskever et al. 2013, A.5); targets stay.
+        mixed_lengths: a length for each sequence, as in 1997; False: one for all of a batch.
 
     Raises ValueError or TypeError naming the option that is out of range.
     """
@@ -43,8 +44,10 @@ class Xor(Marked):
     _shift = 0.0
 
     @naming_options
-    def __init__(self, length: int = 50, *, centre: bool = False) -> None:
-        super().__init__(length, centre)
+    def __init__(
+        self, length: int = 50, *, centre: bool = False, mixed_lengths: bool = False
+    ) -> None:
+        super().__init__(length, centre, mixed_lengths)
         self.loss = LogisticCrossEntropy()
 
     @property

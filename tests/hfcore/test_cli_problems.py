@@ -39,6 +39,7 @@ def config(folder: Path, *arguments: str) -> dict[str, Any]:
         ("memorization-20bit", ["--centre", *SGD], {"scored": "all", "centre": True}),
         ("memorization-5bit", ["--layout", "martens2011"], {"layout": "martens2011"}),
         ("temporal-order-2bit", [], {"centre": False}),
+        ("xor", ["--mixed-lengths"], {"mixed_lengths": True}),
         ("random-permutation", ["--scored", "all"], {"scored": "all", "symbols": 100}),
     ],
 )

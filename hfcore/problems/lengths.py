@@ -1,0 +1,54 @@
+"""Batches of sequences whose lengths are random: one length for all, or one for each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hfcore.batches import Batch
+
+
+def of_random_length(
+    made: Callable[[int, int], Batch],
+    lengths: tuple[int, int],
+    size: int,
+    generator: np.random.Generator,
+    *,
+    mixed: bool,
+) -> Batch:
+    """``size`` sequences whose L is uniform on ``lengths``, both ends included.
+
+    ``made(L, count)`` gives ``count`` of L steps with a mask. L is drawn once for all of them or,
+    with ``mixed``, for each: the batch then is in the order of L and as long as the longest length,
+    with zeros behind the end of a sequence, where nothing counts.
+    """
+    shortest, longest = lengths
+    if not mixed:
+        return made(int(generator.integers(shortest, longest, endpoint=True)), size)
+    kinds = longest - shortest + 1
+    counts = generator.multinomial(size, np.full(kinds, 1.0 / kinds))
+    parts = [made(shortest + i, int(count)) for i, count in enumerate(counts) if count > 0]
+    return Batch(*(_padded([part[j] for part in parts], longest) for j in range(3)))
+
+
+def _padded(parts: list[Tensor], steps: int) -> Tensor:
+    """``[T,B,…]`` of several T side by side, as ``[steps,ΣB,…]``."""
+    whole = parts[0].new_zeros(steps, sum(part.shape[1] for part in parts), *parts[0].shape[2:])
+    for part, into in zip(parts, whole.split([part.shape[1] for part in parts], 1), strict=True):
+        into[: len(part)] = part
+    return whole
+
+
+def at_ends(x: Tensor, mask: Tensor | None) -> Tensor:
+    """Of ``x […,T,B,k]`` the last step of each sequence that counts, ``[…,B,k]``.
+
+    ``mask [T,B]``; None, or all zero for a sequence: the last of all.
+    """
+    if mask is None:
+        return x[..., -1, :, :]
+    ends = len(mask) - 1 - (mask != 0).flip(0).to(torch.uint8).argmax(0)
+    index = ends[None, :, None].expand(*x.shape[:-3], 1, -1, x.shape[-1])
+    return x.gather(-3, index).squeeze(-3)
