@@ -31,7 +31,12 @@ def of_random_length(
     kinds = longest - shortest + 1
     counts = generator.multinomial(size, np.full(kinds, 1.0 / kinds))
     parts = [made(shortest + i, int(count)) for i, count in enumerate(counts) if count > 0]
-    return Batch(*(_padded([part[j] for part in parts], longest) for j in range(3)))
+    masks = [part.mask for part in parts if part.mask is not None]
+    return Batch(
+        _padded([part.inputs for part in parts], longest),
+        _padded([part.targets for part in parts], longest),
+        _padded(masks, longest),
+    )
 
 
 def _padded(parts: list[Tensor], steps: int) -> Tensor:
