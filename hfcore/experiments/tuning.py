@@ -84,7 +84,7 @@ class ColumnResult:
     def outcomes(self) -> dict[str, int]:
         """How many runs came to which outcome, the best one first."""
         counts = Counter(row["outcome"] for row in self.rows)
-        order = ("solved", "escaped", "plateau", "collapsed", "diverged")
+        order = ("solved", "escaped", "plateau", "collapsed", "diverged", "untested")
         assert set(order) == set(get_args(hf.sweeps.Outcome))
         return {name: counts[name] for name in order if counts[name]}
 

@@ -1,4 +1,4 @@
-"""What became of a run, judged by its tests: plateau, collapse, escape, solved, diverged.
+"""What became of a run, judged by its tests: untested, plateau, collapse, escape, solved, diverged.
 
 The yardstick is the best constant output: the mean target (squared error), the class frequencies
 (softmax), the mean of every output (logistic), measured on the test set itself.
@@ -17,7 +17,7 @@ from hfcore.batches import Batch
 from hfcore.losses import Loss
 from hfcore.problems import Problem
 
-Outcome = Literal["diverged", "solved", "escaped", "collapsed", "plateau"]
+Outcome = Literal["diverged", "solved", "escaped", "collapsed", "plateau", "untested"]
 
 # A run has escaped when it makes less than this share of the constant output's error ...
 ESCAPED = 0.5
@@ -56,10 +56,11 @@ def outcome(
 
     ``"solved"``: fewer than ``solved_below`` of the cases are wrong at the end. ``"escaped"``:
     the error is less than half of the constant output's. ``"collapsed"``: the loss has been below
-    98 % of the constant output's and is back above 99.5 %. Anything else is a ``"plateau"``.
+    98 % of the constant output's and is back above 99.5 %. ``"untested"``: stopped before its
+    first test. Anything else is a ``"plateau"``.
     """
     if diverged or not tests:
-        return "diverged" if diverged else "plateau"
+        return "diverged" if diverged else "untested"
     last = tests[-1]
     if last.wrong < solved_below:
         return "solved"

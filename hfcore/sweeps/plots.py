@@ -14,6 +14,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from hfcore.training.atomic import write_atomic
+from hfcore.training.plots import scale
 
 if TYPE_CHECKING:
     from hfcore.sweeps.result import Row, SweepResult
@@ -22,6 +23,7 @@ CURVES, MAP = "error.png", "outcomes.png"
 
 # From bad to good; a map's cell is drawn in the colour of the best outcome in it.
 COLOURS: dict[str, str] = {
+    "untested": "#f2f2f2",
     "diverged": "#d62728",
     "collapsed": "#ff7f0e",
     "plateau": "#c7c7c7",
@@ -64,7 +66,7 @@ def error_curves(result: SweepResult) -> Figure:
         ax.plot(*zip(*points, strict=True), **style, marker=marker, markersize=3, label=label)
     ax.axhline(result.constant.error, color="gray", linewidth=0.8, linestyle="--")
     ax.set_title("Test error of every run", fontsize="medium")
-    ax.set_yscale("log")
+    scale(ax, [t.error for tests in result.tests for t in tests])
     ax.set_xlabel("updates")
     ax.set_ylabel("test error (dashed: constant output)")
     ax.grid(alpha=0.3)

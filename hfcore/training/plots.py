@@ -48,7 +48,7 @@ def _figure(rows: int, title: str) -> tuple[Figure, list[Axes]]:
     axes = [figure.add_subplot(rows, 1, i + 1) for i in range(rows)]
     for ax in axes:
         ax.grid(alpha=0.3)
-    axes[-1].set_xlabel("minibatches (gradients + curvature products, 1000 sequences each)")
+    axes[-1].set_xlabel("minibatches (gradients + curvature products, 1000 cases each)")
     return figure, axes
 
 
@@ -63,7 +63,14 @@ def _draw(ax: Axes, metrics: Metrics, key: str, label: str, *, log: bool = False
     x, y = _series(metrics, key)
     ax.plot(x, y, linewidth=1.2, marker="." if len(x) < 50 else None)
     ax.set_ylabel(label)
-    if log and any(v > 0 for v in y):
+    if log:
+        scale(ax, y)
+
+
+def scale(ax: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis of y, where the positive ones of ``values`` span a factor of ten."""
+    positive = [v for v in values if 0 < v < math.inf]
+    if positive and max(positive) >= 10 * min(positive):
         ax.set_yscale("log", nonpositive="clip")
 
 

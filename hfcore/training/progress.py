@@ -71,10 +71,14 @@ class ProgressDisplay(Callback):
         if done <= 0:
             return ""
         whole = (time.perf_counter() - self._started) / done
-        minutes, seconds = divmod(int(max(0.0, 1.0 - share(state)) * whole), 60)
-        hours, minutes = divmod(minutes, 60)
-        clock = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-        return f"at most {clock} left"
+        return f"at most {clock(max(0.0, 1.0 - share(state)) * whole)} left"
+
+
+def clock(seconds: float) -> str:
+    """``h:mm:ss``, or ``m:ss`` of less than an hour."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def describe(state: TrainState) -> str:

@@ -34,6 +34,7 @@ STEP_COLUMNS = (
     "alpha",
     "messages",
 )
+LONG = 40  # characters from which a cell is broken into lines
 NOT_FINITE = {"-inf": "−∞", "inf": "∞", "nan": "NaN"}
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
@@ -42,7 +43,7 @@ h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 table { border-collapse: collapse; font-size: 13px }
 td, th { border-bottom: 1px solid #ddd; padding: .2rem .6rem; text-align: left }
 td { vertical-align: top }
-th { white-space: nowrap }
+td, th { white-space: nowrap } td.long { white-space: normal; min-width: 16rem }
 img { max-width: 100% }
 @media (prefers-color-scheme: dark) {
   body { background: #16181d; color: #dde } td, th { border-color: #444 } img { background: #fff }
@@ -115,14 +116,26 @@ def _runs(run_dir: Path) -> str:
         return ""
     with path.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
-    return _table(header, rows)
+    return _table(header, [[_numeric(cell) for cell in row] for row in rows])
 
 
 def _steps(run_dir: Path) -> str:
+    """The last lines of a single run; those of a sweep are tests of all of its runs."""
     path = run_dir / "metrics.jsonl"
     lines = read_metrics(path)[-LAST_STEPS:] if path.exists() else []
+    lines = [line for line in lines if "tests" not in line]
     columns = [key for key in STEP_COLUMNS if any(line.get(key) is not None for line in lines)]
     return _table(columns, [[line.get(key) for key in columns] for line in lines]) if lines else ""
+
+
+def _numeric(cell: str) -> float | str | None:
+    """A cell of a CSV file as what it was: a number with a fraction, text, or nothing."""
+    if cell.isdigit():
+        return cell
+    try:
+        return float(cell)
+    except ValueError:
+        return cell or None
 
 
 def _section(title: str, content: str) -> str:
@@ -130,8 +143,13 @@ def _section(title: str, content: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    def cell(value: Any, tag: str) -> str:
+        text = _text(value)
+        long = ' class="long"' if len(text) > LONG else ""
+        return f"<{tag}{long}>{html.escape(text)}</{tag}>"
+
     def row(cells: Iterable[Any], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{html.escape(_text(c))}</{tag}>' for c in cells)}</tr>\n"
+        return f"<tr>{''.join(cell(value, tag) for value in cells)}</tr>\n"
 
     return f"<table>\n{row(header, 'th')}{''.join(row(cells, 'td') for cells in rows)}</table>"
 

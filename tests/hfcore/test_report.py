@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import csv
 import json
 import re
 import sys
@@ -87,7 +88,16 @@ def test_a_sweep(tmp_path: Path) -> None:
     assert invoke("report", str(folder), "--out", str(out)).exit_code == 0
     page = Page(out.read_text())
     assert len(page.pictures) == 2
-    assert len(page.tables["Runs"]) == 1 + 2
+    header, *runs = page.tables["Runs"]
+    with (folder / "runs.csv").open(newline="") as file:
+        expected = list(csv.DictReader(file))
+    assert len(runs) == len(expected) == 2
+    for row, full in zip(runs, expected, strict=True):
+        shown = row[header.index("test_loss")]
+        assert shown == f"{float(full['test_loss']):.5g}" != full["test_loss"]
+        assert row[header.index("escaped_at")] == "–"
+        assert row[header.index("method")] == full["method"]
+    assert "The last 20 steps" not in page.tables
     assert ["runs", "2"] in page.tables["Settings"]
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from interrupts import interrupted_sweeps
+from matplotlib.figure import Figure
+from rich.console import Console
 
 import hfcore as hf
 from hfcore.problems import Addition
@@ -17,8 +21,10 @@ from hfcore.sweeps import RnnStart, SweepResult, join, sweep, sweep_in_rounds
 from hfcore.sweeps.cohort import ARRAYS
 from hfcore.sweeps.grid import expand
 from hfcore.sweeps.outcome import Constant, Test, constant_output, escape, outcome
+from hfcore.sweeps.progress import SweepDisplay
 from hfcore.training import CheckpointError, ConfigMismatchError, RunFolderError
 from hfcore.training.data import TrainingData
+from hfcore.training.plots import scale
 
 GRID = {"learning_rate": [0.05, 0.01], "momentum": [0.0, 0.9], "method": ["nag", "cm"]}
 SMALL: dict[str, Any] = {
@@ -336,6 +342,7 @@ def made(*points: tuple[float, float]) -> list[Test]:
         ([(0.99, 0.8), (0.9, 0.8), (1.0, 0.8)], "collapsed", None),
         ([(1.0, 0.8), (0.999, 0.8)], "plateau", None),
         ([(0.2, 0.3), (1.0, 0.8)], "collapsed", 100),
+        ([], "untested", None),
     ],
 )
 def test_outcomes(points: list[tuple[float, float]], expected: str, at: int | None) -> None:
@@ -413,3 +420,32 @@ def test_join_numbers_runs_anew(whole: SweepResult) -> None:
     assert not last.diverged_at
     with pytest.raises(ValueError, match="results: got none"):
         join([])
+
+
+# ---- what is seen of it
+
+
+def test_lines_without_a_terminal_say_what_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("hfcore.sweeps.progress.time.perf_counter", lambda: now)
+    written = io.StringIO()
+    display = SweepDisplay(Console(file=written))
+    display.begin(total=1000, done=200)
+    display.advance(4)
+    assert written.getvalue() == ""  # too early to tell
+    now = 104.0
+    display.advance(6)  # 10 of 800 in 4 s
+    display.report(5, made((0.5, 0.25)))
+    now = 140.0
+    display.advance(90)
+    assert written.getvalue().splitlines() == [
+        "210 of 1,000 updates  about 5:16 left",
+        "300 of 1,000 updates  about 4:40 left  best error after 5 updates 0.25",
+    ]
+
+
+def test_axes_are_logarithmic_where_values_differ_by_a_factor_of_ten() -> None:
+    for values, scale_of_y in (([0.8, 0.09], "linear"), ([0.8, 0.08, 0.0, math.nan], "log")):
+        ax = Figure().add_subplot()
+        scale(ax, values)
+        assert ax.get_yscale() == scale_of_y
