@@ -86,10 +86,13 @@ train: $(VENV)/hfcore.stamp
 	@echo "Next, the net of the paper: $(VENV)/bin/hfcore train addition --length 30"
 
 # What mkdocs and the gallery need, read from pyproject.toml: pip cannot install an extra alone.
+# curvlinops brings torchvision, needs it for nothing here, and its build may be of another torch's
+# kind, which is an error when lightning imports it.
 DOCS = import tomllib; \
   print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']['docs'])
 $(VENV)/docs.stamp: $(VENV)/hfcore.stamp pyproject.toml
-	$(PY) $(INSTALL) $$($(PY) -c "$(DOCS)")
+	$(PY) $(INSTALL) -c bench/peers-constraints.txt $$($(PY) -c "$(DOCS)")
+	$(PY) -m pip uninstall -q -y torchvision
 	@touch $@
 
 # Warnings are errors. Scripts of the gallery run once, and again when they change.

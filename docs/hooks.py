@@ -18,6 +18,9 @@ from notebooks import notebook  # noqa: E402
 
 GALLERY = ROOT / "docs" / "gallery"
 OUT = ROOT / "build" / "gallery"
+# Beside docs/, and on the site under the same name: what the pages take their numbers from.
+BESIDE = "bench"
+SHOWN = (".md", ".png", ".json", ".csv")
 
 
 def on_config(config: Any) -> Any:
@@ -41,15 +44,16 @@ def on_files(files: Files, config: Any) -> Files:
             files.append(
                 File.generated(config, f"gallery/{picture.name}", abs_src_path=str(picture))
             )
+    for path in sorted((ROOT / BESIDE).rglob("*")):
+        if path.suffix in SHOWN:
+            name = path.relative_to(ROOT).as_posix()
+            files.append(File.generated(config, name, abs_src_path=str(path)))
     return files
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Links out of docs/ go to the repository; ``{{ NAME }}`` is what a function writes."""
-    sources = f"{config.repo_url}/blob/main/"
-    markdown = re.sub(
-        r"\]\((?:\.\./)+(?=bench/|hfcore/|tests/|bindings/|kernels/)", f"]({sources}", markdown
-    )
+    """Links to bench/ stay on the site; ``{{ NAME }}`` is what a function writes."""
+    markdown = re.sub(rf"\]\(((?:\.\./)*)\.\./{BESIDE}/", rf"](\1{BESIDE}/", markdown)
     markdown = re.sub(r"\]\(((?:\.\./)*gallery/\w+)\.py\)", r"](\1.md)", markdown)
     for name, write in (("departures", departures), ("commands", commands)):
         if f"{{{{ {name} }}}}" in markdown:
@@ -129,8 +133,8 @@ def _run(script: Path) -> tuple[Path | None, str]:
             check=False,
             cwd=ROOT,
         )
-        if done.returncode:
-            raise RuntimeError(f"{script}: {done.stderr}")
+        if done.returncode or "pip install" in done.stdout:  # it lacks what it is compared with
+            raise RuntimeError(f"{script}: {done.stderr or done.stdout}")
         printed.write_text(done.stdout)
     return next(iter(sorted(folder.glob("*.png"))), None), printed.read_text()
 

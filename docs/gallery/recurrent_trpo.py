@@ -108,6 +108,7 @@ def main(out: Path, quick: bool = False) -> None:
         times, lengths = train(name, updates, carts, longest)
         ax.plot(lengths, label=name)
         print(f"{name}: {lengths[-1]:.0f} steps after {updates} updates, {times[-1]:.1f} s")
+    ax.grid(alpha=0.3)
     ax.legend(fontsize="small")
     figure.savefig(out / "recurrent_trpo.png", dpi=120)
 

@@ -3,7 +3,8 @@
 Clips of the Free Spoken Digit Dataset become sequences of speech features, of unequal length, and
 an RNN names the digit at the last frame of each. Four speakers train it, two it has not heard test
 it. Hessian-free steps on all clips stand beside Adam on small batches, the same net from the same
-start, in the same time.
+start, in the same time. Adam is sooner at its least error, and then fits the speakers it knows: who
+stops it there, which takes a validation part, needs no second order for such data.
 """
 
 import argparse
@@ -94,7 +95,8 @@ def main(out: Path, quick: bool = False) -> None:
     for name in ("Hessian-free", "Adam"):
         times, errors = train(name, hidden, batch, test, seconds)
         ax.plot(times, errors, label=name, marker=".")
-        print(f"{name}: {100 * errors[-1]:.1f} % of the digits wrong after {times[-1]:.1f} s")
+        for at, word in ((-1, "wrong"), (errors.index(min(errors)), "the least on the way")):
+            print(f"{name}: {100 * errors[at]:.1f} % of the digits {word} after {times[at]:.1f} s")
     ax.set_ylim(0, 1)
     ax.grid(alpha=0.3)
     ax.legend(fontsize="small")

@@ -55,7 +55,7 @@ def main(out: Path, quick: bool = False) -> None:
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     ax = figure.add_subplot(xlabel="seconds", ylabel="share of wrong answers")
     for name, (times, errors) in curves.items():
-        ax.plot(times, errors, label=name)
+        ax.plot(times, errors, label=name, marker=".")
         print(f"{name}: {100 * errors[-1]:.1f} % of the answers wrong after {times[-1]:.1f} s")
     ax.axhline(0.75, color="0.6", linestyle="--", label="a guess")
     ax.grid(alpha=0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,20 @@ def test_links_and_pictures_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+def test_addresses_are_in_three_files_and_alike() -> None:
+    """Of the repository and of the site, neither of which is confirmed."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    source, host = urls["Source"], urls["Documentation"].removeprefix("https://")
+    assert urls["Issues"] == f"{source}/issues"
+    assert urls["Changelog"] == f"{source}/blob/main/CHANGELOG.md"
+    assert f'repository-code: "{source}"\n' in (ROOT / "CITATION.cff").read_text()
+    assert f"repo_url: {source}\n" in (ROOT / "mkdocs.yml").read_text()
+    for path in [*PAGES, *(ROOT / "hfcore").rglob("*.py"), *(ROOT / "docs").rglob("*.py")]:
+        text = path.read_text()
+        assert source not in text, path
+        assert host not in text, path
 
 
 def test_the_reference_is_complete() -> None:
