@@ -95,8 +95,8 @@ def main(out: Path, quick: bool = False) -> None:
     for name in ("Hessian-free", "Adam"):
         times, errors = train(name, hidden, batch, test, seconds)
         ax.plot(times, errors, label=name, marker=".")
-        for at, word in ((-1, "wrong"), (errors.index(min(errors)), "the least on the way")):
-            print(f"{name}: {100 * errors[at]:.1f} % of the digits {word} after {times[at]:.1f} s")
+        for at, word in ((-1, "after"), (errors.index(min(errors)), "at the least, after")):
+            print(f"{name}: {100 * errors[at]:.1f} % of the digits wrong {word} {times[at]:.1f} s")
     ax.set_ylim(0, 1)
     ax.grid(alpha=0.3)
     ax.legend(fontsize="small")

@@ -1,0 +1,189 @@
+"""The figures of the README and of the site are those of the committed results."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results"
+README, BENCHMARKS, FOUND = (
+    ROOT / "README.md",
+    ROOT / "docs" / "benchmarks.md",
+    ROOT / "docs" / "results.md",
+)
+WIDE = "B100-T30-H300-n225-k225"
+# The rows of "On a processor", and the README's, as the benches call them.
+NETS = {
+    "1000 sequences of 100 steps, 100 units, one output at the end": "B1000-T100-H100-n2-k1-last",
+    "100 sequences of 80 steps, 100 units, one output at the end": "B100-T80-H100-n2-k1-last",
+    "100 sequences of 30 steps, 300 units, 225 outputs in every step": f"{WIDE}-all",
+    "100 sequences of 30 steps, 300 units, 225 outputs at the end": f"{WIDE}-last",
+    "100 sequences of 20 steps, 1024 units, 64 outputs in every step": "B100-T20-H1024-n64-k64-all",
+    "1000 x 100": "B1000-T100-H100-n2-k1-last",
+    "100 x 80": "B100-T80-H100-n2-k1-last",
+}
+PROBLEMS_2011 = "| T = 30, structural damping, seed 0 |"
+
+
+def results(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text())
+
+
+def table(path: Path, start: str) -> list[dict[str, str]]:
+    """The rows of the one table whose first line begins so, by their column."""
+    lines = path.read_text().splitlines()
+    (first,) = (i for i, line in enumerate(lines) if line.startswith(start))
+    rows = []
+    for line in lines[first:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    header, _, *body = rows
+    return [dict(zip(header, row, strict=True)) for row in body]
+
+
+def shown(cell: str) -> float:
+    return float(re.sub(r"[,%\s]", "", cell))
+
+
+def assert_rounded(cell: str, value: float) -> None:
+    """``cell`` is ``value`` to the digits that it has."""
+    digits = len(cell.partition(".")[2].strip(" %")) if "." in cell else 0
+    assert shown(cell) == pytest.approx(value, abs=0.5001 * 10.0**-digits), (cell, value)
+
+
+def products() -> dict[str, dict[str, Any]]:
+    """The rows of every Gauss-Newton product on a processor, by net and contestant."""
+    found = results("amd-epyc-2-threads.json")["benchmarks"]
+    return {
+        bench["case"]: {row["name"]: row for row in bench["rows"]}
+        for bench in found
+        if bench["group"] == "Gauss-Newton product"
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "start"),
+    [(README, "| sequences x steps |"), (BENCHMARKS, "| Gauss-Newton product, ms |")],
+)
+def test_products(path: Path, start: str) -> None:
+    measured = products()
+    columns = {"JAX": "JAX cached linearize"}
+    rows = table(path, start)
+    assert rows
+    for row in rows:
+        net, *cells = row.items()
+        times = measured[NETS[net[1]]]
+        for column, cell in cells:
+            name = columns.get(column, column)
+            if cell == "–":
+                assert name.partition(" cached")[0] not in times
+            elif column == "of sgemm":
+                assert_rounded(cell, 100 * times["hfcore"]["sgemm_share"])
+            else:
+                name = "torch.func cached linearize + vjp" if name == "torch.func" else name
+                assert_rounded(cell, times[name]["min_ms"])
+
+
+def test_how_many_times_as_fast_as_torch() -> None:
+    ratios = [
+        times["torch by hand"]["min_ms"] / times["hfcore"]["min_ms"]
+        for times in products().values()
+    ]
+    said = re.search(r"is ([\d.]+) to ([\d.]+) times as fast", README.read_text())
+    assert said is not None
+    assert_rounded(said[1], min(ratios))
+    assert_rounded(said[2], max(ratios))
+    assert "torch.func, curvlinops and BackPACK are slower." in README.read_text()
+    for times in products().values():
+        by_hand = times["torch by hand"]["min_ms"]
+        slower = [n for n in times if n.startswith(("torch.func", "curvlinops", "BackPACK"))]
+        assert all(times[name]["min_ms"] > by_hand for name in slower)
+
+
+def seeds(length: int, structural: bool) -> list[dict[str, Any]]:
+    runs: list[dict[str, Any]] = results("addition_seeds.json")
+    return [r for r in runs if r["length"] == length and bool(r["structural"]) == structural]
+
+
+def spread(values: Sequence[float]) -> str:
+    least, most = min(values), max(values)
+    return f"{least:,.0f}" if least == most else f"{least:,.0f} to {most:,.0f}"
+
+
+def test_seeds_of_the_readme() -> None:
+    rows = table(README, "| T | structural damping |")
+    assert len(rows) == 3
+    for row in rows:
+        runs = seeds(int(row["T"]), row["structural damping"] == "yes")
+        solved = [run["minibatches"] for run in runs if run["solved"]]
+        assert row["seeds solved"] == f"{len(solved)} of {len(runs)}"
+        assert row["minibatches"] == spread(solved)
+
+
+def test_seeds_of_the_results() -> None:
+    rows = table(FOUND, "| T | structural damping μ |")
+    runs = results("addition_seeds.json")
+    assert len(rows) == len(runs)
+    for row, run in zip(rows, runs, strict=True):
+        assert float(row["structural damping μ"]) == run["structural"]
+        assert (row["outcome"] == "solved") == run["solved"]
+        for column, key in (
+            ("T", "length"),
+            ("seed", "seed"),
+            ("minibatches", "minibatches"),
+            ("objective evaluations", "objective_evaluations"),
+            ("HF steps", "iterations"),
+        ):
+            assert shown(row[column]) == pytest.approx(run[key], abs=0.5), (row, column)
+        assert_rounded(row["wrong"], 100 * run["test_error"])
+
+
+def test_what_to_expect_in_time() -> None:
+    text = (ROOT / "docs" / "what-to-expect.md").read_text()
+    for length in (30, 50):
+        seconds = spread([run["seconds"] for run in seeds(length, True)])
+        (line,) = (
+            line
+            for line in text.splitlines()
+            if f"over {length} steps, 100 units, solved" in line and "H200" not in line
+        )
+        assert f"| {seconds} s |" in line
+
+
+def test_the_deep_autoencoder() -> None:
+    log = results("curves_log.json")
+    errors = {line["iteration"]: line["train_error"] for line in log["iterations"]}
+    published = log["published"]["train_error"]
+    ours, theirs = table(README, "| iteration | 1 |")
+    for iteration in ("1", "10", "40", "75", "100"):
+        assert ours[iteration] == f"{errors[int(iteration)]:.4g}"
+        assert float(theirs[iteration]) == published[iteration]
+    for row in table(FOUND, "| iteration | train error |"):
+        assert row["train error"] == f"{errors[int(row['iteration'])]:.4g}"
+        if row["published"] != "–":
+            assert float(row["published"]) == published[row["iteration"]]
+
+
+def test_the_eight_problems() -> None:
+    runs = {run["problem"]: run for run in results("fig3.json")["runs"] if run["length"] == 30}
+    rows = table(FOUND, PROBLEMS_2011)
+    assert len(rows) == 8
+    for row in rows:
+        name, *cells = row.values()
+        code = re.search(r"`(.*)`", name)
+        assert code is not None
+        run = runs[code[1]]
+        assert cells == [
+            cells[0],
+            f"{run['minibatches']:,.0f}",
+            str(run["iterations"]),
+            f"{100 * run['test_error']:.2f} %",
+        ]
+        assert cells[0] in ("solved", "unfinished")
