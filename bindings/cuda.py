@@ -52,33 +52,35 @@ def why_no_cupy() -> str | None:
     return None if cupy.cuda.is_available() else "CuPy sees no CUDA device"
 
 
-def find_binary(family: str) -> Path | None:
-    """The fatbin of ``kernels/<family>/gpu.cu``, or None if this install was built without nvcc."""
+def find_binary(family: str, binary: str = BINARY) -> Path | None:
+    """The fatbin of a .cu of ``kernels/<family>``, or None if built without nvcc."""
     # An editable install keeps Python files in the checkout and built files in site-packages.
     for folder in import_module(f"hfcore.kernels.{family}").__path__:
-        path = Path(folder) / BINARY
+        path = Path(folder) / binary
         if path.exists():
             return path
     return None
 
 
-def why_unavailable(family: str, device: torch.device | None = None) -> str | None:
+def why_unavailable(
+    family: str, device: torch.device | None = None, binary: str = BINARY
+) -> str | None:
     """Why the kernels of ``family`` cannot serve data on ``device``, or None if they can.
 
     None as device is torch's current one. The first question loads the binary on that device.
     """
     reason = why_no_device() or why_no_cupy()
-    return reason if reason is not None else _loaded(family, _index(device))[1]
+    return reason if reason is not None else _loaded(family, _index(device), binary)[1]
 
 
-def launcher(family: str, device: torch.device) -> Launcher:
-    """What launches the kernels of ``family`` on ``device``.
+def launcher(family: str, device: torch.device, binary: str = BINARY) -> Launcher:
+    """What launches the kernels of a binary of ``family`` on ``device``.
 
     Raises RuntimeError with the reason of :func:`why_unavailable`.
     """
     reason = why_no_device() or why_no_cupy()
     if reason is None:
-        launch, reason = _loaded(family, _index(device))
+        launch, reason = _loaded(family, _index(device), binary)
         if launch is not None:
             return launch
     raise RuntimeError(f"the CUDA kernels of {family} cannot serve {device}: {reason}")
@@ -202,13 +204,13 @@ class Launcher:
 
 
 @functools.cache
-def _loaded(family: str, index: int) -> tuple[Launcher | None, str | None]:
+def _loaded(family: str, index: int, binary: str) -> tuple[Launcher | None, str | None]:
     """(launcher, None), or (None, why the binary does not run on this device)."""
     import cupy
 
-    path = find_binary(family)
+    path = find_binary(family, binary)
     if path is None:
-        return None, f"hfcore.kernels.{family} has no {BINARY}: this install was built without nvcc"
+        return None, f"hfcore.kernels.{family} has no {binary}: this install was built without nvcc"
     properties = _properties(index)
     capability = (properties.major, properties.minor)
     gpu = f"{properties.name} has compute capability {capability[0]}.{capability[1]}"

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 
 import torch
 
-from hfcore.bindings import cuda, triton_backend
+from hfcore.bindings import cuda, tensor_cores, triton_backend
 from hfcore.bindings.switch import Switch
 
 logger = logging.getLogger("hfcore")
@@ -199,7 +199,7 @@ def explain(op: str, device: str = "cpu", dtype: torch.dtype = torch.float32) ->
 def _cuda_form(op: str, device: torch.device) -> str:
     """The kernels that serve an op on CUDA, in words."""
     if _family(op) in CUDA_CPP:
-        return "CUDA C++ kernels"
+        return f"CUDA C++ kernels{tensor_cores.in_words(op, device)}"
     if _family(op) in CUDA_CPP_TOO and cuda.why_unavailable(_family(op), device) is None:
         return "CUDA C++ kernels in true float32, Triton otherwise"
     return "Triton kernels"

@@ -2,6 +2,8 @@
 
 The ops have the signatures of ``reference.py`` after a first parameter ``launch`` that starts a
 kernel of ``gpu.cu`` by name; nothing here knows how (CuPy on a GPU, fibers on the CPU in tests).
+``tensor`` starts one of ``gpu_tensor.cu`` likewise: where it is given, what fits runs on tensor
+cores in float32 quality, and in true float32 where it is None.
 
 No call waits for the device, and ``steps`` stays there, so every op can be captured in a CUDA
 graph. ``stop`` is an int32 ``[1]`` flag on the device: where it is not zero every kernel exits at
@@ -21,6 +23,7 @@ from torch import Tensor
 
 from hfcore.kernels.gpu_launch import Argument, Launch, grid, round_up
 from hfcore.kernels.recurrence import gpu_products as products
+from hfcore.kernels.recurrence import gpu_tensor
 from hfcore.kernels.recurrence.gpu_launch import (
     ELEMENTWISE_THREADS,
     Run,
@@ -164,12 +167,13 @@ def rnn_forward(
     out: Tensor | None = None,
     stop: Tensor | None = None,
     shared_limit: int = SMALLEST_SHARED_LIMIT,
+    tensor: Launch | None = None,
 ) -> tuple[Tensor | None, Tensor]:
     """``h [G,T,B,H]`` (None unless ``states``; in ``out`` if given) and ``s [G,T_out,B,k]``.
 
     Without ``states`` only the output steps are written. ``s`` is undefined after a ``stop``.
     """
-    run = Run(launch, stop, shared_limit, Scratch())
+    run = Run(launch, stop, shared_limit, Scratch(), tensor)
     G = group_of(x, *w)
     x, w, steps = dense(x), dense_weights(w), optional(steps)
     T, B, n = x.shape[1:]
@@ -179,44 +183,10 @@ def rnn_forward(
     kept = None if states or not chosen.on_chip else steps
     slots = T if kept is None else kept.numel()
     h = out if out is not None and states else x.new_empty(G, slots, B, H)
-    fused = chosen.inputs_on_chip
-    u = None if fused else products.step_inputs(run, own, x, w.W_hx)
-    if chosen.on_chip:
-        _launch_sequence(
-            run,
-            "rnn_forward",
-            chosen,
-            (G, B),
-            [
-                stop,
-                distinct(
-                    carry=w.W_hh,
-                    input_weights=w.W_hx,
-                    bias=w.b_h,
-                    initial_bias=w.b_init,
-                    input=x,
-                    added=u,
-                ),
-                w.W_hh,
-                w.W_hx,
-                w.b_h,
-                w.b_init,
-                x if fused else None,
-                u,
-                kept,
-                h,
-                T,
-                B,
-                H,
-                n if fused else 0,
-                slots,
-                NONLINEARITIES.index(nonlinearity),
-                chosen.split,
-            ],
-        )
+    if gpu_tensor.serves(run, B, H, n):
+        gpu_tensor.rnn_forward(run, x, w, nonlinearity, kept, h)
     else:
-        assert u is not None
-        _forward_by_steps(run, u, w, nonlinearity, h)
+        _forward(run, own, chosen, x, w, nonlinearity, kept, h)
     s = products.outputs(run, own, h, kept is not None, w.W_yh, w.b_y, steps)
     return (h if states else None), s
 
@@ -277,6 +247,7 @@ def rnn_gauss_newton(
     stop: Tensor | None = None,
     scratch: Scratch | None = None,
     shared_limit: int = SMALLEST_SHARED_LIMIT,
+    tensor: Launch | None = None,
     annotate: Annotate = unnamed,
 ) -> Tensor:
     """The product of :class:`Curvature` with flat tangents, ``[G,N]`` -> ``[G,N]``.
@@ -286,7 +257,7 @@ def rnn_gauss_newton(
     output steps only, and no work of the outputs is done at any other step. ``accumulate`` adds to
     ``out``.
     """
-    run = Run(launch, stop, shared_limit, Scratch() if scratch is None else scratch)
+    run = Run(launch, stop, shared_limit, Scratch() if scratch is None else scratch, tensor)
     (x, _, w, nonlinearity, steps), h = at, at.states
     c, rank_one, scale, structural, damping = curvature
     G = group_of(x, h, *w, v, c)
@@ -326,7 +297,60 @@ def _flat(out: Tensor | None, G: int, x: Tensor, h: Tensor, c: Tensor) -> Tensor
     return x.new_empty(G, N) if out is None else out
 
 
-# ---- the two passes of a product
+# ---- the passes
+
+
+def _forward(
+    run: Run,
+    own: bool,
+    chosen: Plan,
+    x: Tensor,
+    w: RnnWeights,
+    nonlinearity: str,
+    kept: Tensor | None,
+    h: Tensor,
+) -> None:
+    """The forward pass by FFMA: states to ``h [G,slots,B,H]``, at the steps ``kept`` or at all."""
+    T, B, n = x.shape[1:]
+    G, slots, _, H = h.shape
+    fused = chosen.inputs_on_chip
+    u = None if fused else products.step_inputs(run, own, x, w.W_hx)
+    if chosen.on_chip:
+        _launch_sequence(
+            run,
+            "rnn_forward",
+            chosen,
+            (G, B),
+            [
+                run.stop,
+                distinct(
+                    carry=w.W_hh,
+                    input_weights=w.W_hx,
+                    bias=w.b_h,
+                    initial_bias=w.b_init,
+                    input=x,
+                    added=u,
+                ),
+                w.W_hh,
+                w.W_hx,
+                w.b_h,
+                w.b_init,
+                x if fused else None,
+                u,
+                kept,
+                h,
+                T,
+                B,
+                H,
+                n if fused else 0,
+                slots,
+                NONLINEARITIES.index(nonlinearity),
+                chosen.split,
+            ],
+        )
+    else:
+        assert u is not None
+        _forward_by_steps(run, u, w, nonlinearity, h)
 
 
 def _tangent(
@@ -343,6 +367,11 @@ def _tangent(
     T, B, n = x.shape[1:]
     H = h.shape[-1]
     G = group_of(x, h, w.W_hh, v.W_hx, v.W_hh, v.b_h, v.b_init)
+    slots = T if kept is None else kept.numel()
+    if gpu_tensor.serves(run, B, H, n):
+        Rh = run.scratch.take("Rh", x, G, slots, B, H)
+        gpu_tensor.rnn_tangent(run, x, h, w, v, nonlinearity, kept, Rh)
+        return Rh
     chosen = plan(H, n, hidden=True, shared_limit=run.shared_limit)
     fused, hidden = chosen.inputs_on_chip, chosen.hidden_on_chip
     u: Tensor | None = None
@@ -357,7 +386,6 @@ def _tangent(
         terms = ScanTerms(w.W_hh.mT, v.b_h, v.b_init, u, h, None, None, code, 0.0)
         _scan_by_steps(run, terms, Rh, False)
         return at_steps(kept, Rh)
-    slots = T if kept is None else kept.numel()
     Rh = run.scratch.take("Rh", x, G, slots, B, H)
     _launch_sequence(
         run,

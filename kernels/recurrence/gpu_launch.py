@@ -17,13 +17,15 @@ ELEMENTWISE_THREADS = 256
 class Run(NamedTuple):
     """How one op runs: what starts a kernel, the stop flag, a block's shared memory, buffers.
 
-    ``stop`` is int32 ``[1]`` on the device, or None; ``shared_limit`` is in bytes.
+    ``stop`` is int32 ``[1]`` on the device, or None; ``shared_limit`` is in bytes. ``tensor``
+    starts the kernels on tensor cores, or is None where they do not serve.
     """
 
     launch: Launch
     stop: Tensor | None
     shared_limit: int
     scratch: Scratch
+    tensor: Launch | None = None
 
 
 def distinct(

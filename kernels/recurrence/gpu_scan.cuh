@@ -69,6 +69,11 @@ public:
         return true;
     }
 
+    // The slot of step t, of which has(t) was true just now.
+    __device__ __forceinline__ int slot(int t) const {
+        return steps_ == nullptr ? t : at_ - move_;
+    }
+
 private:
     __device__ __forceinline__ int read() const {
         return steps_ != nullptr && at_ >= 0 && at_ < count_ ? static_cast<int>(steps_[at_]) : -1;

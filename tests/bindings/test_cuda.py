@@ -21,7 +21,15 @@ from python_process import python
 from torch import Tensor
 
 import hfcore as hf
-from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, nvtx, triton_backend
+from hfcore.bindings import (
+    conjugate_gradient,
+    cuda,
+    dispatch,
+    loss,
+    nvtx,
+    tensor_cores,
+    triton_backend,
+)
 from hfcore.bindings.momentum import lookahead_point, momentum_update
 
 FAMILY = "recurrence"
@@ -134,7 +142,7 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Driver]:
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: made.properties)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: made.capability)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (3 * 2**20, 8 * 2**20))
-    monkeypatch.setattr(cuda, "find_binary", lambda family: binary)
+    monkeypatch.setattr(cuda, "find_binary", lambda *_: binary)
     forget()
     yield made
     forget()
@@ -201,7 +209,7 @@ def test_cupy_absent_broken_or_blind(driver: Driver, monkeypatch: pytest.MonkeyP
 
 
 def test_no_binary(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda, "find_binary", lambda family: None)
+    monkeypatch.setattr(cuda, "find_binary", lambda *_: None)
     reason = cuda.why_unavailable(FAMILY)
     assert reason is not None
     assert "has no gpu.fatbin: this install was built without nvcc" in reason
@@ -237,14 +245,19 @@ def test_loading_out_of_memory_raises_and_is_tried_again(driver: Driver) -> None
 
 
 @pytest.mark.parametrize(
-    ("family", "kernel"), [(FAMILY, b"rnn_forward"), ("dense", b"dense_forward_64x80x32")]
+    ("family", "binary", "kernel"),
+    [
+        (FAMILY, "gpu.fatbin", b"rnn_forward"),
+        (FAMILY, "gpu_tensor.fatbin", b"rnn_forward_tensor_7"),
+        ("dense", "gpu.fatbin", b"dense_forward_64x80x32"),
+    ],
 )
-def test_installed_binary_is_found(family: str, kernel: bytes) -> None:
+def test_installed_binary_is_found(family: str, binary: str, kernel: bytes) -> None:
     """Wherever this environment was built with nvcc, wheel or editable."""
-    path = cuda.find_binary(family)
+    path = cuda.find_binary(family, binary)
     if path is None:
         pytest.skip("NOT RUN: this install was built without nvcc")
-    assert path.name == "gpu.fatbin"
+    assert path.name == binary
     data = path.read_bytes()
     assert data[:4] == bytes.fromhex("50ed55ba")  # a fatbin's first word, 0xBA55ED50
     assert kernel in data
@@ -377,7 +390,7 @@ def test_dense_ops_without_a_binary_are_triton(
     whole: Driver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = cuda.find_binary
-    monkeypatch.setattr(cuda, "find_binary", lambda f: None if f == "dense" else found(f))
+    monkeypatch.setattr(cuda, "find_binary", lambda f, b: None if f == "dense" else found(f, b))
     assert dispatch.choose("dense.dense_forward", like("cuda:0")) == "cuda"
     assert dispatch.explain("dense.dense_forward", "cuda") == ("cuda", "Triton kernels")
 
@@ -619,3 +632,38 @@ def test_a_product_is_kernels_and_views(
         assert allocates == (count == 0)
     assert recorder.names <= VIEWS
     assert {"rnn_tangent", "linear_scan", "outer_partials", "finish_gradient"} <= set(launched)
+
+
+# ------------------------------------------------------------------------- tensor cores
+
+
+def test_tensor_cores_serve_where_they_are_asked_for(
+    driver: Driver, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one rule: precision, architecture, binary; a refusal is said once, and by hfcore info."""
+    monkeypatch.setattr(tensor_cores, "_already_logged", set())
+    op = "recurrence.rnn_forward"
+    assert tensor_cores.launcher(DEVICE) is None
+    assert dispatch.explain(op, "cuda") == ("cuda", "CUDA C++ kernels")
+    with hf.set_matmul_precision("bf16x6"), caplog.at_level("INFO", "hfcore"):
+        assert tensor_cores.launcher(DEVICE) is not None
+        assert dispatch.explain(op, "cuda") == ("cuda", "CUDA C++ kernels on tensor cores")
+        scan = dispatch.explain("recurrence.linear_scan", "cuda")
+        assert scan == ("cuda", "CUDA C++ kernels")
+        driver.capability = (12, 0)
+        forget()
+        reason = "compute capability 12.0 is none of 8.0, 9.0, 10.0"
+        for _ in range(2):
+            assert tensor_cores.launcher(DEVICE) is None
+        assert dispatch.explain(op, "cuda")[1] == f"CUDA C++ kernels in true float32: {reason}"
+        driver.capability = (9, 0)
+        forget()
+        monkeypatch.setattr(
+            cuda, "find_binary", lambda family, binary: None if "tensor" in binary else Path("gpu")
+        )
+        assert tensor_cores.launcher(DEVICE) is None
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.partition(": ")[2] for text in said] == [
+        reason,
+        "hfcore.kernels.recurrence has no gpu_tensor.fatbin: this install was built without nvcc",
+    ]

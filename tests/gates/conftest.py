@@ -62,14 +62,18 @@ def require_tool() -> Callable[[str], str]:
 @pytest.fixture(scope="session")
 def emulated(
     tmp_path_factory: pytest.TempPathFactory, require_tool: Callable[[str], str]
-) -> Callable[[str], Path]:
-    """``emulated("dense")`` is the library of that family's CUDA kernels, built for the CPU."""
+) -> Callable[..., Path]:
+    """``emulated("dense")`` is the library of that family's CUDA kernels, built for the CPU.
+
+    A second argument names another file than ``gpu.cu``.
+    """
     require_tool("g++")
     # A gate with this file alone beside it has no tests/support on its path.
     from emulation import SANITIZED, build, gpu_source
 
-    def library(family: str) -> Path:
-        return build(gpu_source(family), tmp_path_factory.mktemp(family), sanitize=SANITIZED)
+    def library(family: str, *name: str) -> Path:
+        folder = tmp_path_factory.mktemp(family)
+        return build(gpu_source(family, *name), folder, sanitize=SANITIZED)
 
     return library
 

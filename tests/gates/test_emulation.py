@@ -39,10 +39,20 @@ from hfcore.kernels.recurrence import (
     gpu,
     gpu_products,
     reference,
-    split_flat,
 )
 from oracles.cases import recurrence as cases
 from oracles.cases.recurrence import STEPS, Size
+from oracles.recurrence_bounds import (
+    U,
+    assert_within,
+    backward_magnitude,
+    doubles,
+    forward_bound,
+    magnitudes,
+    product_bound,
+    roundings,
+    scan_bound,
+)
 
 SOURCE = gpu_source("recurrence")
 PLANTED = Path(planted.__file__).parent
@@ -54,7 +64,6 @@ SEQUENCE_KERNELS = tuple(
 # Where the weights on chip lie, and the largest H that the rule gives to registers then.
 FORMS = {"registers": gpu.MOST_IN_REGISTERS, "shared": 0}
 PLENTY = gpu.SHARED_LIMIT[90]
-U = 2.0**-24
 
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -98,87 +107,6 @@ NONLINEARITIES = ("tanh", "logistic", "relu")
 def Case(size: Size, group: str = "alone", steps: str = "all") -> cases.Case:
     """In float32, which is all that these kernels compute in."""
     return cases.Case(size, torch.float32, group=group, steps=steps, seed=5)
-
-
-def doubles(w: RnnWeights) -> RnnWeights:
-    return RnnWeights(*(p.double() for p in w))
-
-
-def magnitudes(w: RnnWeights) -> RnnWeights:
-    return RnnWeights(*(p.double().abs() for p in w))
-
-
-def assert_within(got: Tensor, want: Tensor, bound: Tensor) -> None:
-    assert got.shape == want.shape
-    assert bool(got.isfinite().all())
-    excess = (got.double() - want).abs() - bound.expand_as(want)
-    worst = int(excess.argmax())
-    assert float(excess.max()) <= 0, (
-        f"element {worst}: got {got.flatten()[worst]}, need {want.flatten()[worst]} within "
-        f"{bound.expand_as(want).flatten()[worst]:.2e}"
-    )
-
-
-# ---- bounds. First order in u: a sum of m products is off by at most (m + 2) u of the sum of their
-# magnitudes, and the recurrences carry that on; so the same ops on magnitudes give the bound.
-
-
-def forward_bound(case: cases.Case, h: Tensor, nonlinearity: str) -> Tensor:
-    _, _, n, H, _ = case.size
-    w, x, h = magnitudes(case.w), case.x.double().abs(), h.double().abs()
-    u = torch.matmul(x, w.W_hx.mT.unsqueeze(1)) + w.b_h[:, None, None]
-    u = u + torch.matmul(torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], 1), w.W_hh.mT[:, None])
-    first = torch.zeros_like(u)
-    first[:, 0] = w.b_init.unsqueeze(1)
-    # The nonlinearities have slopes of at most one and are themselves good to a few ulps.
-    error = (n + H + 4) * U * (u + first) + 8 * U * (h + 1e-30)
-    return reference.linear_scan(error, torch.ones_like(h), w.W_hh.mT, None, False)
-
-
-def scan_bound(case: cases.Case, a: Tensor | None, reverse: bool) -> Tensor:
-    T, _, _, H, _ = case.size
-    u, d, W = (p.double().abs() for p in (case.u, case.d, case.W))
-    a = None if a is None else a.double().abs()
-    return T * (H + 6) * U * reference.linear_scan(u, d, W, a, reverse)
-
-
-def backward_magnitude(
-    case: cases.Case, h: Tensor, gs: Tensor, a: Tensor | None, nonlinearity: str
-) -> Tensor:
-    """Magnitude of the gradient; the caller multiplies by the number of roundings."""
-    x, h, w, gs = case.x.double().abs(), h.double(), magnitudes(case.w), gs.double().abs()
-    d = reference.activation_derivative(h, nonlinearity)
-    u = reference._scatter(case.steps, reference._times(gs, w.W_yh), h.shape[1])
-    gt = reference.linear_scan(u, d, w.W_hh, a, reverse=True)
-    return reference._parameter_gradient(gt, gs, h.abs(), x, case.steps, case.shape)
-
-
-def roundings(case: cases.Case) -> float:
-    """Of one path through R-op, curvature, reverse scan and gradient sums; d costs 4 a step."""
-    T, B, n, H, k = case.size
-    return T * (3 * H + n + k + 24) + 2 * (H + k) + T * B + 16
-
-
-def product_bound(
-    case: cases.Case,
-    h: Tensor,
-    rank_one: bool,
-    nonlinearity: str,
-    factors: tuple[float, float, float],
-) -> Tensor:
-    scale, structural, damping = (abs(f) for f in factors)
-    v = case.v.double().abs()
-    tangent = split_flat(v, case.shape)
-    w, c = magnitudes(case.w), case.c.double()
-    # With h >= 0 the derivative is that of h itself up to its sign, which it does not see.
-    x, magnitude = case.x.double().abs(), h.double().abs()
-    Rh, Rs = reference.rnn_tangent(x, magnitude, w, tangent, nonlinearity, case.steps)
-    gs = c * Rs
-    if rank_one:
-        gs = gs + c * gs.sum(-1, keepdim=True)
-    a = structural * Rh if structural else None
-    g = scale * backward_magnitude(case, h, gs, a, nonlinearity)
-    return roundings(case) * U * g + 4 * U * damping * v
 
 
 # ---- the ops

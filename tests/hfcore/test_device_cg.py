@@ -96,7 +96,8 @@ def test_torch_products_obey_whatever_the_process_has_set(outside: str) -> None:
     before = switch.fp32_precision
     try:
         switch.fp32_precision = outside
-        for policy, wanted in (("ieee", "ieee"), ("tf32x3", "ieee"), ("tf32", "tf32")):
+        policies = {"ieee": "ieee", "bf16x6": "ieee", "tf32x3": "ieee", "tf32": "tf32"}
+        for policy, wanted in policies.items():
             with hf.set_matmul_precision(policy):
                 with triton_backend.torch_matmul():
                     assert switch.fp32_precision == wanted

@@ -1,8 +1,8 @@
 """The dense ops on CUDA kernels.
 
-Float32 under ``set_matmul_precision("ieee")``, the default, is CUDA C++ (``gpu.cu``) where its
-binary loads, in groups that its grid holds (65,535 nets); all else is Triton: float64, TF32, an
-install without nvcc.
+Float32 under ``set_matmul_precision("ieee")``, the default, and ``"bf16x6"`` is CUDA C++
+(``gpu.cu``) where its binary loads, in groups that its grid holds (65,535 nets); all else is
+Triton: float64, TF32, an install without nvcc.
 
 Signatures and shapes: ``DenseForm``.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hfcore.bindings import cuda
 from hfcore.bindings.checks import nets
-from hfcore.bindings.triton_backend import matmul_precision, serving
+from hfcore.bindings.triton_backend import dot_precision, serving
 from hfcore.kernels.dense import gpu
 from hfcore.kernels.scratch import Scratch
 
@@ -69,14 +69,14 @@ def _kernels(op: str, out: Tensor) -> Iterator[Callable[..., object]]:
         from hfcore.kernels.dense import gpu_triton
 
         with serving(f"dense.{op}", out.device):
-            yield partial(getattr(gpu_triton, op), precision=matmul_precision())
+            yield partial(getattr(gpu_triton, op), precision=dot_precision())
 
 
 def compiled_form(out: Tensor) -> bool:
     """Whether CUDA C++ makes ``out [G,...]``, and not Triton."""
     return (
         out.dtype == torch.float32
-        and matmul_precision() == "ieee"
+        and dot_precision() == "ieee"
         and out.shape[0] <= gpu.MOST_NETS
         and cuda.why_unavailable("dense", out.device) is None
     )

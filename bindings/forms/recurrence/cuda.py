@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from hfcore.bindings import cuda
+from hfcore.bindings import cuda, tensor_cores
 from hfcore.bindings.forms.results import filled, whole
 from hfcore.bindings.nvtx import annotate
 from hfcore.bindings.triton_backend import torch_matmul
@@ -34,6 +34,7 @@ def rnn_forward(
             states=states,
             out=whole(out, G, x, *w),
             shared_limit=launch.shared_limit,
+            tensor=tensor_cores.launcher(x.device),
         )
         return None if h is None else filled(out, h, G), filled(None, s, G)
 
@@ -80,6 +81,7 @@ def rnn_gauss_newton(
             stop=stop,
             scratch=scratch,
             shared_limit=launch.shared_limit,
+            tensor=tensor_cores.launcher(at.x.device),
             annotate=annotate,
         )
         return filled(out, product, size[0], accumulate)

@@ -15,8 +15,6 @@ from torch import Tensor
 
 HEADER = Path(__file__).resolve().parent / "cuda_on_cpu.h"
 SUPPORT, ROOT = HEADER.parents[1], HEADER.parents[3]
-# The sources include "kernels/...".
-INCLUDE = f"-I{ROOT}"
 # Whether this process is one of those that ``sanitized`` starts.
 SANITIZED = os.environ.get("HFCORE_EMULATION_SANITIZED") == "1"
 SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
@@ -38,16 +36,19 @@ extern "C" const char* emulate(const char* name, const unsigned* grid, const uns
     return cuda_on_cpu::block().error.c_str();
 }}
 extern "C" long long barriers() {{ return cuda_on_cpu::block().barriers; }}
+extern "C" void tensor_core(int extra_bits, int products) {{
+    cuda_on_cpu::tensor_core() = {{extra_bits, products}};
+}}
 """
 _CASE = (
     'if (kernel == "{0}") {{ known = true; cuda_on_cpu::launch(::{0}, how, kinds, slots); }}\n    '
 )
 
 
-def kernel_names(source: Path) -> list[str]:
+def kernel_names(source: Path, include: Path = ROOT) -> list[str]:
     """Names of the ``extern "C"`` kernels that a .cu file defines, macros among them."""
     # As nvcc reads it, so that the qualifiers are still there.
-    command = ["g++", "-E", "-P", "-D__CUDACC__", INCLUDE, "-x", "c++", str(source)]
+    command = ["g++", "-E", "-P", "-D__CUDACC__", f"-I{include}", "-x", "c++", str(source)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.findall(
         r'extern "C" __global__ void\s+(?:__launch_bounds__\([^()]*\)\s+)?(\w+)', text
@@ -55,13 +56,14 @@ def kernel_names(source: Path) -> list[str]:
     return list(found)
 
 
-def build(source: Path, folder: Path, *, sanitize: bool = False) -> Path:
+def build(source: Path, folder: Path, *, sanitize: bool = False, include: Path = ROOT) -> Path:
     """Compile the kernels of ``source`` with g++ into a shared library in ``folder``.
 
+    ``include`` is where the sources find "kernels/...".
     ``sanitize`` adds AddressSanitizer and UndefinedBehaviorSanitizer; such a library loads only
     where ``LD_PRELOAD`` names libasan. Raises CalledProcessError if the compiler refuses.
     """
-    cases = "".join(_CASE.format(name) for name in kernel_names(source))
+    cases = "".join(_CASE.format(name) for name in kernel_names(source, include))
     wrapper = folder / f"{source.stem}_on_cpu.cpp"
     wrapper.write_text(
         f'#include "{HEADER}"\n#include "{source.resolve()}"\n' + _ENTRY.format(cases=cases)
@@ -73,7 +75,7 @@ def build(source: Path, folder: Path, *, sanitize: bool = False) -> Path:
         "-O2",
         "-shared",
         "-fPIC",
-        INCLUDE,
+        f"-I{include}",
         *warnings,
         *(SANITIZE if sanitize else ()),
     )
@@ -81,9 +83,9 @@ def build(source: Path, folder: Path, *, sanitize: bool = False) -> Path:
     return library
 
 
-def gpu_source(family: str) -> Path:
-    """The CUDA C++ file of a family of kernels; wheels carry only what it compiles to."""
-    return ROOT / "kernels" / family / "gpu.cu"
+def gpu_source(family: str, name: str = "gpu.cu") -> Path:
+    """A CUDA C++ file of a family of kernels; wheels carry only what it compiles to."""
+    return ROOT / "kernels" / family / name
 
 
 def sanitized(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -145,6 +147,10 @@ class Emulator:
         self._library.barriers.restype = ctypes.c_longlong
         self.order = order
         self.launches: list[tuple[str, int]] = []
+
+    def tensor_core(self, extra_bits: int, products: int) -> None:
+        """How tensor cores add from now on, in this process: see ``tensor_cores_on_cpu.h``."""
+        self._library.tensor_core(extra_bits, products)
 
     def launch(
         self,

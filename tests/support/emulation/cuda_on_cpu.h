@@ -1,8 +1,8 @@
 // CUDA C++ kernels as C++ on the CPU: every thread of a block is a fiber (ucontext).
 //
 // Include it before a .cu file, then start kernels through cuda_on_cpu::launch. What it has: one- to
-// three-dimensional grids and blocks, dynamic shared memory, __syncthreads, __shfl_*_sync, copies that
-// arrive later. Blocks run one after the other. What it shows: a barrier that is missing (three orders of the threads), a
+// three-dimensional grids and blocks, dynamic shared memory, __syncthreads, __shfl_*_sync, products on
+// tensor cores (tensor_cores_on_cpu.h), copies that arrive later. Blocks run one after the other. What it shows: a barrier that is missing (three orders of the threads), a
 // barrier or shuffle that not all threads reach, reads of shared memory that nobody wrote (it starts
 // as NaN), and, under -fsanitize=address, any access outside of shared memory, whose size is exact.
 // It shows nothing of the memory model, and no speed.
@@ -44,6 +44,13 @@ inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z,
 struct alignas(8) float2 {
     float x, y;
 };
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 inline dim3 gridDim, blockDim, blockIdx, threadIdx;
 
@@ -73,6 +80,7 @@ struct Fiber {
     State state = State::runnable;
     unsigned shuffles = 0;             // shuffles reached so far
     std::uint32_t slot[2] = {0, 0};    // value given to this and to the previous shuffle
+    std::uint32_t fragments[2][6];     // A and B of this and of the previous product, likewise
     void* fake_stack = nullptr;
     Copies copies;
 };
@@ -365,3 +373,5 @@ T __shfl_down_sync(unsigned, T value, int delta) {
     const int from = cuda_on_cpu::lane() + delta;
     return cuda_on_cpu::exchange(value, from < cuda_on_cpu::warp_size ? from : cuda_on_cpu::lane());
 }
+
+#include "tensor_cores_on_cpu.h"

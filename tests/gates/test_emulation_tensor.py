@@ -1,0 +1,368 @@
+"""The recurrence on tensor cores (gpu_tensor.cu), run on the CPU with every thread as a fiber.
+
+Sums are cut as tensor cores cut them (``tensor_cores_on_cpu.h``). Results are held to first-order
+bounds in float64, in three orders of the threads; shared memory and allocations start as NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+import tensor_core_errors as quality
+from emulation import (
+    ORDERS,
+    SANITIZED,
+    Emulator,
+    Order,
+    assert_sanitized_tests_pass,
+    assert_shared_memory_is_exact,
+    build,
+    gpu_source,
+)
+from hfcore.kernels.recurrence import Curvature, ForwardPass, RnnWeights, gpu, gpu_tensor, reference
+from hfcore.kernels.scratch import Scratch
+from oracles.cases import recurrence as cases
+from oracles.cases.recurrence import STEPS, Size
+from oracles.recurrence_bounds import (
+    ON_TENSOR_CORES,
+    U,
+    assert_within,
+    doubles,
+    forward_bound,
+    magnitudes,
+    product_bound,
+)
+
+SOURCE = gpu_source("recurrence", "gpu_tensor.cu")
+PLENTY = gpu.SHARED_LIMIT[90]
+NONLINEARITIES = ("tanh", "logistic", "relu")
+GROUPS = ("alone", "tangents", "expanded", "inputs", "weights", "distinct")
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+
+class Libraries(NamedTuple):
+    """Kernels built for the CPU: on tensor cores, and all others."""
+
+    tensor: Path
+    others: Path
+
+    def run(self, order: Order = "forward") -> Machine:
+        return Machine(Emulator(self.tensor, order), Emulator(self.others, order))
+
+
+class Machine(NamedTuple):
+    """What launches the kernels of :class:`Libraries`."""
+
+    tensor: Emulator
+    others: Emulator
+
+    def options(self) -> dict[str, object]:
+        return {"shared_limit": PLENTY, "tensor": self.tensor.launch}
+
+    def ran(self) -> set[str]:
+        return {name for name, _ in self.tensor.launches}
+
+
+@pytest.fixture(scope="session")
+def libraries(emulated: Callable[..., Path]) -> Libraries:
+    return Libraries(emulated("recurrence", "gpu_tensor.cu"), emulated("recurrence"))
+
+
+# One step; every number of chunks, full and not; one sequence, a block, part of one, several
+# blocks; inputs in the padding and beside, there as one column too many.
+SIZES = (
+    Size(1, 1, 1, 1, 1),
+    Size(4, 9, 3, 29, 2),
+    Size(3, 8, 30, 3, 1),
+    Size(3, 3, 1, 32, 1),
+    Size(3, 11, 5, 37, 3),
+    Size(2, 9, 2, 100, 1),
+    Size(3, 10, 2, 127, 2),
+    Size(2, 17, 40, 100, 1),
+    Size(2, 3, 5, 128, 2),
+)
+QUICK = SIZES[:5]
+
+
+def Case(size: Size, group: str = "alone", steps: str = "all") -> cases.Case:
+    return cases.Case(size, torch.float32, group=group, steps=steps, seed=5)
+
+
+# ---- the rule
+
+
+def test_plan() -> None:
+    """The smallest form that holds units and inputs, else the units; none beyond 128 units."""
+    for H in range(1, 200):
+        for m in (1, 2, 31, 40, 200):
+            chosen = gpu_tensor.plan(H, m)
+            assert (chosen is None) == (H > 128)
+            if chosen is None:
+                continue
+            assert chosen.chunks in gpu_tensor.CHUNKS
+            held = H + m if chosen.inputs_on_chip else H
+            assert held <= 16 * chosen.chunks
+            assert chosen.inputs_on_chip == (H + m <= 128)
+            assert not any(held <= 16 * c < 16 * chosen.chunks for c in gpu_tensor.CHUNKS)
+    assert gpu_tensor.plan(100, 2) == gpu_tensor.TensorPlan(7, True)
+    text = SOURCE.with_name("gpu_tensor_tile.cuh").read_text()
+    for name, value in (("kUnits", gpu_tensor.UNITS), ("kSequences", gpu_tensor.SEQUENCES)):
+        assert f"constexpr int {name} = {value};" in text
+
+
+# ---- values
+
+
+def check_forward(machine: Machine, case: cases.Case, nonlinearity: str = "tanh") -> None:
+    want_h, want_s = reference.rnn_forward(
+        case.x.double(), doubles(case.w), nonlinearity, case.steps
+    )
+    bound = forward_bound(case, want_h, nonlinearity, ON_TENSOR_CORES)
+    w = magnitudes(case.w)
+    at = reference._at(case.steps, want_h.abs() * (case.size.H + 4) * U + bound)
+    bound_s = reference._times(at, w.W_yh.mT) + 2 * U * (want_s.abs() + w.b_y[:, None, None])
+    for states in (True, False):
+        h, s = gpu.rnn_forward(
+            machine.others.launch, case.x, case.w, nonlinearity, case.steps, states=states,
+            **machine.options(),
+        )  # fmt: skip
+        assert_within(s, want_s.expand_as(s), bound_s)
+        if h is not None:
+            assert_within(h, want_h.expand_as(h), bound)
+    assert {name for name in machine.ran() if "forward" in name}
+
+
+def check_product(
+    machine: Machine, case: cases.Case, nonlinearity: str, structural: float, rank_one: bool
+) -> None:
+    h, factors = case.states(nonlinearity), (0.3, structural, 0.7)
+    curvature = Curvature(case.c, rank_one, *factors)
+    got = gpu.rnn_gauss_newton(
+        machine.others.launch, case.forward_pass(h=h, nonlinearity=nonlinearity), case.v, curvature,
+        **machine.options(),
+    )  # fmt: skip
+    wide = case.forward_pass(torch.float64, h, nonlinearity)
+    want = reference.rnn_gauss_newton(wide, case.v.double(), curvature._replace(c=case.c.double()))
+    bound = product_bound(case, h, rank_one, nonlinearity, factors, ON_TENSOR_CORES)
+    assert_within(got, want.expand_as(got), bound)
+
+
+def check_all(machine: Machine, case: cases.Case, nonlinearity: str) -> None:
+    check_forward(machine, case, nonlinearity)
+    for structural, rank_one in ((0.0, False), (0.4, True)):
+        check_product(machine, case, nonlinearity, structural, rank_one)
+
+
+@pytest.mark.parametrize("size", QUICK, ids=str)
+def test_quick(libraries: Libraries, size: Size) -> None:
+    at = QUICK.index(size)
+    case = Case(size, GROUPS[at % len(GROUPS)], STEPS[at % len(STEPS)])
+    check_all(libraries.run(ORDERS[at % 3]), case, NONLINEARITIES[at % 3])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_size_and_group(libraries: Libraries, size: Size, group: str) -> None:
+    at = SIZES.index(size) + GROUPS.index(group)
+    case = Case(size, group, STEPS[at % len(STEPS)])
+    check_all(libraries.run(ORDERS[at % 3]), case, NONLINEARITIES[at // 2 % 3])
+
+
+@pytest.mark.parametrize("steps", ["first", "last", "scattered"])
+def test_steps_and_nonlinearities(libraries: Libraries, steps: str) -> None:
+    case = Case(Size(5, 9, 2, 6, 3), "alone", steps)
+    for nonlinearity in NONLINEARITIES:
+        check_all(libraries.run("shuffled"), case, nonlinearity)
+
+
+def test_larger_nets_keep_their_kernels(libraries: Libraries) -> None:
+    case, machine = Case(Size(2, 2, 1, 129, 1)), libraries.run()
+    gpu.rnn_forward(machine.others.launch, case.x, case.w, "tanh", None, **machine.options())
+    assert machine.ran() == set()
+    assert "rnn_forward" in {name for name, _ in machine.others.launches}
+
+
+def test_a_step_has_one_barrier(libraries: Libraries) -> None:
+    """And the weights one for every two chunks, and one more before the first step."""
+    T, machine = 6, libraries.run()
+    case = Case(Size(T, 3, 2, 9, 1))
+    check_forward(machine, case)
+    check_product(machine, case, "tanh", 0.0, False)
+    found = [barriers for _, barriers in machine.tensor.launches]
+    # The R-op's second group is a step ahead.
+    assert found == [T + 1 + 1] * 2 + [T + 1 + 1 + 1]
+
+
+def test_same_bits_in_every_order_and_alone(libraries: Libraries) -> None:
+    case = Case(Size(3, 11, 3, 22, 2), "distinct", "scattered")
+    states = case.states("tanh")
+
+    def run(machine: Machine, part: slice) -> list[Tensor]:
+        w = RnnWeights(*(p[part] for p in case.w))
+        rest = machine.options()
+        h, s = gpu.rnn_forward(machine.others.launch, case.x[part], w, "tanh", case.steps, **rest)
+        assert h is not None
+        at = ForwardPass(case.x[part], states[part], w, "tanh", case.steps)
+        curvature = Curvature(case.c[part], True, 0.3, 0.4, 0.7)
+        product = gpu.rnn_gauss_newton(machine.others.launch, at, case.v[part], curvature, **rest)
+        return [h, s, product]
+
+    together = [run(libraries.run(order), slice(0, 3)) for order in ORDERS]
+    for g in range(3):
+        alone = run(libraries.run(), slice(g, g + 1))
+        for results in together:
+            for whole, one in zip(results, alone, strict=True):
+                assert torch.equal(whole[g], one[0])
+
+
+def test_stop_leaves_outputs_alone(libraries: Libraries) -> None:
+    case = Case(Size(3, 9, 2, 6, 2))
+    at = case.forward_pass(h=case.states("tanh"))
+    for raised in (0, 1):
+        machine, scratch = libraries.run(), Scratch()
+        stop = torch.tensor([raised], dtype=torch.int32)
+        states, product = torch.full((1, 3, 9, 6), 7.0), torch.full((1, case.shape.numel), 7.0)
+        launch, rest = machine.others.launch, {"stop": stop, **machine.options()}
+        if raised:  # every buffer that a product keeps is there by now
+            gpu.rnn_gauss_newton(launch, at, case.v, Curvature(case.c), scratch=scratch,
+                                 **machine.options())  # fmt: skip
+            for buffer in scratch._kept.values():
+                buffer.fill_(7.0)
+        gpu.rnn_forward(launch, case.x, case.w, "tanh", None, out=states, **rest)
+        gpu.rnn_gauss_newton(
+            launch, at, case.v, Curvature(case.c), scratch=scratch, out=product, **rest
+        )
+        for written in (states, product, *(scratch._kept.values() if raised else ())):
+            assert bool((written == 7.0).all()) == bool(raised)
+            assert bool(written.isfinite().all())
+
+
+def test_nan_stays_in_its_sequence(libraries: Libraries) -> None:
+    """A sequence with a NaN or Inf spoils itself from that step on, and no other."""
+    case, machine = Case(Size(4, 9, 2, 7, 1)), libraries.run()
+    case.x[0, 2, 3, 1] = math.nan
+    case.x[0, 1, 8, 0] = math.inf  # becomes NaN: note 2 of tensor_core.cuh
+    for nonlinearity in NONLINEARITIES:
+        h, _ = gpu.rnn_forward(
+            machine.others.launch, case.x, case.w, nonlinearity, None, **machine.options()
+        )
+        assert h is not None
+        spoilt = h.isnan().any(-1)[0]
+        assert spoilt.nonzero().tolist() == [[1, 8], [2, 3], [2, 8], [3, 3], [3, 8]]
+
+
+# ---- quality
+
+
+def no_worse_than_float32(libraries: Libraries, H: int, T: int) -> bool:
+    """Whether errors are at most those of torch's float32 products, or a fifth more."""
+    machine, net = libraries.run(), quality.make("dense, gain 1.1", T, H=H)
+    got = quality.errors(quality.on_tensor_cores(net, machine.tensor, machine.others), net)
+    allowed = quality.errors(quality.in_torch(net, torch.float32), net)
+    return all(error <= 1.2 * allowed[name] for name, error in got.items())
+
+
+@pytest.mark.parametrize(("H", "T"), [(30, 12), pytest.param(100, 100, marks=pytest.mark.slow)])
+def test_errors_are_those_of_float32(libraries: Libraries, H: int, T: int) -> None:
+    assert no_worse_than_float32(libraries, H, T)
+
+
+# ---- the gate itself: planted faults must show
+
+# In which file, what in the place of what: barriers, a lane that reads what another has, rows
+# stored and read in different orders, registers of a fragment exchanged, pieces left out or wrong.
+FAULTS = {
+    "barrier": ("gpu_tensor_forward.cuh", "__syncthreads();  // the rows of the next step", "//"),
+    "first barrier": ("gpu_tensor_forward.cuh", "__syncthreads();  // the rows of the first", "//"),
+    "barrier of R": ("gpu_tensor_tangent.cuh", "__syncthreads();  // the rows and sums", "//"),
+    "parity of R": ("gpu_tensor_tangent.cuh", "*rooms.sums(odd, tile) = make",
+                    "*rooms.sums(0, tile) = make"),
+    "lane": ("gpu_tensor_tile.cuh", "lane % 4 + i / 2 * 4", "lane / 8 + i / 2 * 4"),
+    "swizzle": ("gpu_tensor_tile.cuh", "rows + 8 * (b ^ b / 2)", "rows + 8 * b"),
+    "registers": ("gpu_tensor_tile.cuh", "v[p][0] = pair.x;", "v[p][0] = pair.y;"),
+    "slots": ("gpu_tensor_tile.cuh", "Pieces pieces(y[next], y[2 + next])",
+              "Pieces pieces(y[2 + next], y[next])"),
+    "beside": ("gpu_tensor_tile.cuh", "beside[(c - kAllInRegisters) * 32]", "beside[0]"),
+    "piece": ("../gpu/tensor_core.cuh", "mma(small[1], a[0], b[2]);", ""),
+    "rounding": ("../gpu/tensor_core.cuh", "low -= as_float(part[i] << 16);",
+                 "low -= as_float(part[i] >> 16);"),
+}  # fmt: skip
+
+
+def planted(folder: Path, file: str, what: str, instead: str) -> Path:
+    """A copy of the kernels with a fault."""
+    kernels = folder / "kernels"
+    (kernels / "recurrence").mkdir(parents=True)
+    shutil.copytree(SOURCE.parents[1] / "gpu", kernels / "gpu")
+    for path in SOURCE.parent.glob("gpu*.cu*"):
+        shutil.copy(path, kernels / "recurrence")
+    at = kernels / "recurrence" / file
+    text = at.read_text()
+    assert text.count(what) == 1, (file, what, text.count(what))
+    at.write_text(text.replace(what, instead))
+    return kernels / "recurrence" / "gpu_tensor.cu"
+
+
+def shows_fault(libraries: Libraries, H: int) -> bool:
+    """Whether any order of the threads gives a wrong result."""
+    for order in ORDERS:
+        try:
+            check_all(libraries.run(order), Case(Size(4, 9, 3, H, 3)), "tanh")
+        except AssertionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, marks=[] if f == "barrier" else pytest.mark.slow) for f in FAULTS]
+)
+def test_planted_fault_shows(tmp_path: Path, libraries: Libraries, fault: str) -> None:
+    library = build(planted(tmp_path, *FAULTS[fault]), tmp_path, include=tmp_path)
+    faulty = libraries._replace(tensor=library)
+    if fault == "piece":  # costs the last bits
+        assert not no_worse_than_float32(faulty, 30, 12)
+    else:  # smallest pieces are beside the registers in larger nets only
+        assert shows_fault(faulty, 100 if fault == "beside" else 37)
+
+
+# ---- under the sanitizers
+
+LESS_SHARED = """
+import sys, torch
+from emulation import Emulator
+from hfcore.kernels.recurrence import RnnWeights, gpu_tensor
+from hfcore.kernels.recurrence.gpu_launch import Run
+from hfcore.kernels.scratch import Scratch
+launch = Emulator(sys.argv[1]).launch
+def short(kernel, grid, block, shared, arguments):
+    launch(kernel, grid, block, shared - int(sys.argv[2]), arguments)
+run = Run(short, None, 2**17, Scratch(), short)
+a = torch.ones(1, 2, 9, 20)
+w = RnnWeights(*(torch.ones(1, *s) for s in ((20, 20), (20, 20), (1, 20), (20,), (20,), (1,))))
+x = a[..., :2].contiguous()
+gpu_tensor.rnn_forward(run, x, w._replace(W_hx=torch.ones(1, 20, 2)), "tanh", None, a)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SANITIZED, reason="starts sanitized processes itself")
+def test_planned_shared_memory_is_exact(tmp_path: Path) -> None:
+    library = build(SOURCE, tmp_path, sanitize=True)
+    assert_shared_memory_is_exact(LESS_SHARED, library, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SANITIZED, reason="starts sanitized processes itself")
+def test_under_sanitizers(require_tool: Callable[[str], str]) -> None:
+    require_tool("g++")
+    assert_sanitized_tests_pass(__file__, "test_quick or test_steps or test_stop or test_nan")
