@@ -19,7 +19,7 @@ from hfcore.kernels.recurrence import gpu_tensor
 logger = logging.getLogger("hfcore")
 
 # Ops that have such kernels.
-OPS = ("recurrence.rnn_forward", "recurrence.rnn_gauss_newton")
+OPS = ("recurrence.rnn_forward", "recurrence.rnn_backward", "recurrence.rnn_gauss_newton")
 
 _already_logged: set[str] = set()
 

@@ -36,6 +36,15 @@ __device__ __forceinline__ float fast_reciprocal(float x) {
 #endif
 }
 
+// __syncthreads() for warps of one block that are at different places of a kernel.
+__device__ __forceinline__ void block_barrier() {
+#ifdef __CUDACC__
+    asm volatile("bar.sync 0;" ::: "memory");
+#else
+    __syncthreads();
+#endif
+}
+
 // ---- copies from global to shared memory that a thread issues, closes into groups, and waits for.
 //
 // 4 bytes each, so that any alignment will do. Other threads see them behind a barrier.

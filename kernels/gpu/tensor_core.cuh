@@ -52,6 +52,27 @@ __device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const
 #endif
 }
 
+// The same on m16n8k8: registers 0 and 1 of A, and register 0 of B.
+__device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[2], unsigned b) {
+#ifdef __CUDACC__
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+        "{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b));
+#else
+    cuda_on_cpu::mma_bf16(d, {a[0], a[1], 0, 0}, {b, 0});
+#endif
+}
+
+// A pair of the low, and of the high halves of two registers.
+__device__ __forceinline__ unsigned low_halves(unsigned first, unsigned second) {
+    return (first & 0xffffu) | second << 16;
+}
+
+__device__ __forceinline__ unsigned high_halves(unsigned first, unsigned second) {
+    return first >> 16 | (second & 0xffff0000u);
+}
+
 // Two floats as three pairs of bfloat16, the largest first.
 struct Pieces {
     unsigned part[kPieces];

@@ -219,20 +219,21 @@ def rnn_backward(
     out: Tensor | None = None,
     stop: Tensor | None = None,
     shared_limit: int = SMALLEST_SHARED_LIMIT,
+    tensor: Launch | None = None,
     annotate: Annotate = unnamed,
 ) -> Tensor:
     """Flat parameter gradient ``[G,N]`` by BPTT from ``gs = ∂L/∂s [G,T_out,B,k]``."""
-    run = Run(launch, stop, shared_limit, Scratch())
+    run = Run(launch, stop, shared_limit, Scratch(), tensor)
     (x, _, w, nonlinearity, steps), h = at, at.states
     G = group_of(x, h, *w, gs)
     x, h, w, gs, steps = dense(x), dense(h), dense_weights(w), dense(gs), optional(steps)
     out = _flat(out, G, x, h, gs)
     own = own_products(h.shape[-1], shared_limit)
     with annotate("reverse scan"):
-        gt = _reverse(run, own, h, w, gs, None, nonlinearity, steps, 0.0)
+        gt, hidden = _reverse_sums(run, own, x, h, w, gs, None, nonlinearity, steps, 0.0)
     with annotate("gradient products"):
         return products.parameter_gradient(
-            run, own, gt, gs, h, x, steps, None, (1.0, 0.0), out, False
+            run, own, gt, gs, h, x, steps, None, (1.0, 0.0), out, False, hidden
         )
 
 
@@ -284,10 +285,10 @@ def rnn_gauss_newton(
         )
     a = Rh if structural else None
     with annotate("reverse scan"):
-        gt = _reverse(run, own, h, w, gs, a, nonlinearity, steps, structural)
+        gt, hidden = _reverse_sums(run, own, x, h, w, gs, a, nonlinearity, steps, structural)
     with annotate("gradient products"):
         return products.parameter_gradient(
-            run, own, gt, gs, h, x, steps, v, (scale, damping), out, accumulate
+            run, own, gt, gs, h, x, steps, v, (scale, damping), out, accumulate, hidden
         )
 
 
@@ -424,6 +425,25 @@ def _tangent(
         ],
     )
     return Rh
+
+
+def _reverse_sums(
+    run: Run,
+    own: bool,
+    x: Tensor,
+    h: Tensor,
+    w: RnnWeights,
+    gs: Tensor,
+    a: Tensor | None,
+    nonlinearity: str,
+    steps: Tensor | None,
+    structural: float,
+) -> tuple[Tensor | None, Tensor | None]:
+    """gt of :func:`_reverse` and None, or on tensor cores None and its sums in their place."""
+    B, H = h.shape[2:]
+    if gpu_tensor.serves_backward(run, B, H, x.shape[-1]):
+        return None, gpu_tensor.rnn_backward(run, x, h, w, gs, a, nonlinearity, steps, structural)
+    return _reverse(run, own, h, w, gs, a, nonlinearity, steps, structural), None
 
 
 def _reverse(

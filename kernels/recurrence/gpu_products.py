@@ -96,7 +96,7 @@ def output_curvature(
 def parameter_gradient(
     run: Run,
     own: bool,
-    gt: Tensor,
+    gt: Tensor | None,
     gs: Tensor,
     h: Tensor,
     x: Tensor,
@@ -105,14 +105,20 @@ def parameter_gradient(
     factors: tuple[float, float],
     out: Tensor,
     accumulate: bool,
+    hidden: Tensor | None = None,
 ) -> Tensor:
-    """``out [G,N]`` (+)= scale·[gtᵀ·[x, h_{t-1}, 1], gsᵀ·[h, 1]] + damping·v, flat."""
+    """``out [G,N]`` (+)= scale·[gtᵀ·[x, h_{t-1}, 1], gsᵀ·[h, 1]] + damping·v, flat.
+
+    Without ``gt`` its sums are there, as ``hidden [G,splits,H,n+H+2]``.
+    """
     n, H, k = x.shape[-1], h.shape[-1], gs.shape[-1]
-    if own:
-        hidden = _outer_partials(run, "hidden", gt, x, h, None)
+    if gt is None or own:
+        if gt is not None:
+            hidden = _outer_partials(run, "hidden", gt, x, h, None)
         of_outputs = _outer_partials(run, "outputs", gs, None, h, steps)
     else:
         hidden, of_outputs = _library_sums(gt, gs, h, x, steps)
+    assert hidden is not None
     N = RnnShape(n, H, k).numel
     scale, damping = map(float, factors)
     run.launch(

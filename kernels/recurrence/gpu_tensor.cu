@@ -1,4 +1,5 @@
-// Recurrence ops on tensor cores in float32 quality, for H <= 128: forward pass and R-op.
+// Recurrence ops on tensor cores in float32 quality, for H <= 128: forward pass, R-op, and
+// backpropagation through time with the weights' gradient.
 //
 // gpu_tensor.py plans and launches. Pointers may be null, integers are long long, reals are float. Every
 // kernel takes `stop` and leaves its outputs as they are when *stop is not zero. A kernel's last number
@@ -6,6 +7,7 @@
 //
 // No GPU has run these kernels yet: they pass the gates that need none (tests/gates), and run where
 // hf.set_matmul_precision("bf16x6") asks for them.
+#include "gpu_tensor_backward.cuh"
 #include "gpu_tensor_forward.cuh"
 #include "gpu_tensor_tangent.cuh"
 
@@ -45,3 +47,24 @@ HFCORE_TANGENT(2, 2)
 HFCORE_TANGENT(4, 4)
 HFCORE_TANGENT(7, 4)
 HFCORE_TANGENT(8, 1)
+
+// gt_t = e'(t_t) ⊙ (gt_{t+1} W_hh + gs_t W_yh + u_t) + coefficient · a_t, and of every block
+// partial [G,blocks,H,n+H+2] = Σ_t gt_tᵀ [x_t | h_{t-1} | 1 | first step?]. `steps` are those of gs and u.
+// At H=100: 42 mma a warp and step in the chain, 84 of 16 x 8 x 8 beside it, 7 warps each. The sums of 8
+// chunks and what goes with them do not fit 128 registers.
+#define HFCORE_BACKWARD(CHUNKS, ALL)                                                            \
+    extern "C" __global__ void __launch_bounds__(64 * CHUNKS, 1)                                \
+        rnn_backward_tensor_##CHUNKS(                                                           \
+            const int* stop, long long distinct, const float* W_hh, const float* W_yh,          \
+            const float* x, const float* h, const float* gs, const float* u, const float* a,    \
+            const long long* steps, float* partial, long long T, long long B, long long H,      \
+            long long n, long long k, long long slots, long long nonlinearity,                  \
+            float coefficient) {                                                                \
+        if (stop != nullptr && *stop != 0) return;                                              \
+        backward_on_tensor_cores<CHUNKS, ALL>(                                                  \
+            {distinct, T, B, H, n, k, slots, nonlinearity, coefficient}, W_hh, W_yh, x, h, gs,  \
+            u, a, steps, partial);                                                              \
+    }
+HFCORE_BACKWARD(2, 2)
+HFCORE_BACKWARD(4, 4)
+HFCORE_BACKWARD(7, 1)

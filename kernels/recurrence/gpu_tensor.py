@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hfcore.kernels.gpu_launch import Argument, grid
 from hfcore.kernels.recurrence import gpu_products as products
-from hfcore.kernels.recurrence.gpu_launch import Run, distinct
+from hfcore.kernels.recurrence.gpu_launch import Run, distinct, group_of
 from hfcore.kernels.recurrence.layout import NONLINEARITIES, RnnWeights
 
 # The binary that these kernels are in, and the architectures on which a gate compiles them without
@@ -29,6 +29,8 @@ CHUNKS = (2, 4, 7, 8)
 LANE_WORDS = 32 * 4  # four values a lane
 # Chunks of the R-op whose weights are in registers with all their pieces.
 TANGENT_PIECES = {2: 2, 4: 4, 7: 4, 8: 1}
+# Chunks of backpropagation, and whose weights are in registers with all their pieces likewise.
+BACKWARD_PIECES = {2: 2, 4: 4, 7: 1}
 # Of one step, which is counted in an int there.
 MOST_ELEMENTS = 2**31
 
@@ -157,6 +159,80 @@ def rnn_tangent(
             NONLINEARITIES.index(nonlinearity),
         ],
     )
+
+
+def _backward_chunks(H: int, n: int) -> int | None:
+    """Chunks that hold H units, n inputs, a one, and one of the first step; None: none do."""
+    return next((c for c in BACKWARD_PIECES if H + n + 2 <= UNITS * c), None)
+
+
+def serves_backward(run: Run, B: int, H: int, n: int) -> bool:
+    """Whether :func:`rnn_backward` runs B sequences of a net of H units and n inputs."""
+    return serves(run, B, H, n) and _backward_chunks(H, n) is not None
+
+
+def rnn_backward(
+    run: Run,
+    x: Tensor,
+    h: Tensor,
+    w: RnnWeights,
+    gs: Tensor,
+    a: Tensor | None,
+    nonlinearity: str,
+    steps: Tensor | None,
+    structural: float,
+) -> Tensor:
+    """Σ_t gt_tᵀ·[x_t, h_{t-1}, 1, first step?] of every 8 sequences, ``[G,splits,H,n+H+2]``.
+
+    ``gs [G,T_out,B,k]`` at ``steps``; gt has structural·``a [G,T,B,H]`` added.
+    """
+    T, B, n = x.shape[1:]
+    H, k = h.shape[-1], gs.shape[-1]
+    G = group_of(x, h, w.W_hh, w.W_yh, gs, a)
+    chunks = _backward_chunks(H, n)
+    assert chunks is not None  # serves_backward() was asked
+    fused = H + k <= UNITS * chunks
+    u = None if fused else products.step_inputs(run, True, gs, w.W_yh, transposed=False)
+    partial = run.scratch.take("hidden", h, G, -(-B // SEQUENCES), H, n + H + 2)
+    beside = chunks * (chunks - BACKWARD_PIECES[chunks]) * LANE_WORDS
+    _launch(
+        run,
+        "rnn_backward",
+        chunks,
+        (G, B),
+        64 * chunks,
+        4 * CHUNK_WORDS * chunks + beside,
+        [
+            run.stop,
+            distinct(
+                carry=w.W_hh,
+                input_weights=w.W_yh,
+                bias=gs,
+                input=x,
+                added=u,
+                factor=h,
+                structural=a,
+            ),
+            w.W_hh,
+            w.W_yh,
+            x,
+            h,
+            gs if fused else None,
+            u,
+            a,
+            steps,
+            partial,
+            T,
+            B,
+            H,
+            n,
+            k if fused else 0,
+            T if steps is None else steps.numel(),
+            NONLINEARITIES.index(nonlinearity),
+            float(structural),
+        ],
+    )
+    return partial
 
 
 def _plan(H: int, m: int) -> TensorPlan:

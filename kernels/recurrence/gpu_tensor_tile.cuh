@@ -196,6 +196,13 @@ __device__ __forceinline__ void store_rows(unsigned* rows, const TensorLane& lan
     }
 }
 
+// Zero in the place of units that do not exist.
+__device__ __forceinline__ void clear_absent(const TensorLane& lane, Fragment& y) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        if (!lane.real(i)) y[i] = 0.0f;
+}
+
 // A bias of the lane's two units; null is zero.
 __device__ __forceinline__ void read_bias(const float* bias, const TensorLane& lane, float (&to)[2]) {
 #pragma unroll

@@ -60,6 +60,7 @@ def rnn_backward(
             gs,
             out=whole(out, size[0], at.x, at.h, *at.w, gs),
             shared_limit=launch.shared_limit,
+            tensor=tensor_cores.launcher(at.x.device),
             annotate=annotate,
         )
         return filled(out, gradient, size[0])
