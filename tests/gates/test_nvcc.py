@@ -1,7 +1,11 @@
-"""Gate: nvcc compiles every .cu without a spill, and registers are those of the committed table."""
+"""Gate: every .cu compiles without a spill, and registers are those of the committed table.
+
+Quick tests look at the binaries that nvcc made for the installed package; slow ones compile anew.
+"""
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -10,6 +14,7 @@ import pytest
 
 import gpu_resources as gate
 import planted
+from hfcore.bindings import cuda
 from hfcore.kernels.dense import gpu as dense
 
 PLANTED = Path(planted.__file__).parent
@@ -18,14 +23,6 @@ PLANTED = Path(planted.__file__).parent
 every_source = pytest.mark.parametrize("source", gate.SOURCES, ids=str)
 every_architecture = pytest.mark.parametrize(
     "architecture", gate.ARCHITECTURES, ids=lambda a: f"sm_{a}"
-)
-# A minute of two cores each; the wheel is compiled for all of them anyhow.
-others_slow = pytest.mark.parametrize(
-    "architecture",
-    [
-        pytest.param(a, id=f"sm_{a}", marks=[] if a == 90 else pytest.mark.slow)
-        for a in gate.ARCHITECTURES
-    ],
 )
 
 
@@ -37,18 +34,40 @@ def nvcc(require_tool: Callable[[str], str], request: pytest.FixtureRequest) -> 
     return found
 
 
+@pytest.fixture(scope="session")
+def cuobjdump(require_tool: Callable[[str], str]) -> str:
+    return require_tool("cuobjdump")
+
+
+@pytest.fixture(scope="session")
+def binary(not_run: Callable[[str], None]) -> Callable[[Path | str], Path]:
+    """``binary("dense")``: what nvcc made of a family when the package was built."""
+
+    def found(source: Path | str) -> Path:
+        family = source.parent.name if isinstance(source, Path) else source
+        path = cuda.find_binary(family)
+        if path is None:
+            not_run(f"this install has no {cuda.BINARY} of {family}")
+        assert path is not None
+        return path
+
+    return found
+
+
 def test_there_are_kernels_to_compile() -> None:
     for family in ("recurrence", "dense"):
         assert Path(f"kernels/{family}/gpu.cu") in gate.SOURCES
 
 
-@others_slow
-@every_source
-def test_no_spills_and_resources_as_committed(
-    nvcc: str, source: Path, architecture: int, not_run: Callable[[str], None]
+def assert_as_committed(
+    kernels: list[gate.Resources],
+    source: Path,
+    architecture: int,
+    nvcc: str,
+    not_run: Callable[[str], None],
 ) -> None:
-    kernels = gate.compile_source(nvcc, gate.ROOT / source, architecture)
-    assert kernels, f"{source}: nvcc reported no kernel"
+    """No spills, and the rows of the table where it is by this nvcc."""
+    assert kernels, f"{source}: no kernel for sm_{architecture}"
     assert [k.kernel for k in kernels if k.stack or k.spills] == []
     if gate.version(nvcc) != gate.version_in_table():
         # Another release may allocate other registers; the spill gate above stands all the same.
@@ -56,6 +75,34 @@ def test_no_spills_and_resources_as_committed(
     committed = [r for r in gate.rows_in_table(architecture) if f"| {source} |" in r]
     measured = [k.row() for k in sorted(kernels)]
     assert measured == committed, "run: python -P tests/support/gpu_resources.py --write"
+
+
+@every_architecture
+@every_source
+def test_binaries_have_no_spills_and_resources_as_committed(
+    binary: Callable[[Path], Path],
+    cuobjdump: str,
+    require_tool: Callable[[str], str],
+    source: Path,
+    architecture: int,
+    not_run: Callable[[str], None],
+) -> None:
+    """Of what is in the package."""
+    found = gate.resources_in(cuobjdump, binary(source), source)
+    kernels = [k for k in found if k.architecture == architecture]
+    assert_as_committed(kernels, source, architecture, require_tool("nvcc"), not_run)
+
+
+# A minute of two cores each; the package was compiled for all of them anyhow.
+@pytest.mark.slow
+@every_architecture
+@every_source
+def test_no_spills_and_resources_as_committed(
+    nvcc: str, source: Path, architecture: int, not_run: Callable[[str], None]
+) -> None:
+    """ptxas, which is asked to refuse a spill."""
+    kernels = gate.compile_source(nvcc, gate.ROOT / source, architecture)
+    assert_as_committed(kernels, source, architecture, nvcc, not_run)
 
 
 # What the models beside the kernels count on in one round of the loop that multiplies: 4 k of a
@@ -74,10 +121,9 @@ MODELS = {
     [pytest.param(a, marks=[] if a == 90 else pytest.mark.slow) for a in gate.ARCHITECTURES],
 )
 def test_loops_are_those_of_the_models(
-    nvcc: str, require_tool: Callable[[str], str], architecture: int
+    nvcc: str, cuobjdump: str, binary: Callable[[str], Path], architecture: int
 ) -> None:
-    source = gate.ROOT / "kernels" / "recurrence" / "gpu.cu"
-    loops = gate.hottest_loops(nvcc, require_tool("cuobjdump"), source, architecture)
+    loops = gate.hottest_loops(cuobjdump, binary("recurrence"), architecture)
     for kernel, (fma, shared_loads, instructions) in MODELS.items():
         assert loops[kernel][:2] == (fma, shared_loads), kernel
         if gate.version(nvcc) == gate.version_in_table():
@@ -90,11 +136,10 @@ DENSE_OPS = ("forward", "rforward", "backward", "gradient", "squares")
 # Blackwell adds in pairs, under another name.
 @pytest.mark.parametrize("architecture", [pytest.param(80, marks=pytest.mark.slow), 90])
 def test_dense_loops_are_those_of_the_rule(
-    nvcc: str, require_tool: Callable[[str], str], architecture: int
+    nvcc: str, cuobjdump: str, binary: Callable[[str], Path], architecture: int
 ) -> None:
     """One round is a chunk: every sum of a thread's tile, and what the rule counts with in all."""
-    source = gate.ROOT / "kernels" / "dense" / "gpu.cu"
-    loops = gate.hottest_loops(nvcc, require_tool("cuobjdump"), source, architecture)
+    loops = gate.hottest_loops(cuobjdump, binary("dense"), architecture)
     for tile, op in product(dense.TILES, DENSE_OPS):
         loop, name = loops[f"dense_{op}_{tile.name}"], f"dense_{op}_{tile.name}"
         fma, vectors = tile.depth * tile.tall * tile.width // 8, tile.tall // 4 + tile.width // 32
@@ -119,11 +164,10 @@ STEPS = {
     [pytest.param(a, marks=[] if a == 90 else pytest.mark.slow) for a in gate.ARCHITECTURES],
 )
 def test_weights_stay_in_registers(
-    nvcc: str, require_tool: Callable[[str], str], architecture: int
+    nvcc: str, cuobjdump: str, binary: Callable[[str], Path], architecture: int
 ) -> None:
     """A step reads the carry for 32 multiply-adds a k, and no weight."""
-    source = gate.ROOT / "kernels" / "recurrence" / "gpu.cu"
-    loops = gate.every_loop(nvcc, require_tool("cuobjdump"), source, architecture)
+    loops = gate.every_loop(cuobjdump, binary("recurrence"), architecture)
     inputs = 3  # two columns a round, and an odd one
     for kernel, (products, reads, instructions) in STEPS.items():
         for length in (4, 8, 13, 16):
@@ -152,7 +196,23 @@ def test_planted_spill_fails_the_gate(nvcc: str, architecture: int) -> None:
         gate.compile_source(nvcc, PLANTED / "spill.cu", architecture)
 
 
-def test_changed_registers_show(nvcc: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_planted_spill_shows_in_a_binary(nvcc: str, cuobjdump: str, tmp_path: Path) -> None:
+    fatbin, source = tmp_path / "spill.fatbin", PLANTED / "spill.cu"
+    command = [nvcc, "-fatbin", "-arch=sm_90", "-o", str(fatbin), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
+    (kernel,) = gate.resources_in(cuobjdump, fatbin, source)
+    assert kernel.kernel == "spill"
+    assert kernel.stack > 0
+    (code,) = gate.machine_code(cuobjdump, fatbin, 90).values()
+    assert "STL" in code
+
+
+def test_changed_registers_show(
+    cuobjdump: str,
+    binary: Callable[[Path], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The comparison bites: a row that differs by one register is not the committed one."""
     source = gate.SOURCES[0]
     table = tmp_path / "table.md"
@@ -162,7 +222,8 @@ def test_changed_registers_show(nvcc: str, tmp_path: Path, monkeypatch: pytest.M
     fields[3] = str(int(fields[3]) + 1)
     table.write_text(text.replace(row, " | ".join(fields)), encoding="utf-8")
     monkeypatch.setattr(gate, "TABLE", table)
-    measured = [k.row() for k in sorted(gate.compile_source(nvcc, gate.ROOT / source, 90))]
+    found = gate.resources_in(cuobjdump, binary(source), source)
+    measured = [k.row() for k in sorted(found) if k.architecture == 90]
     committed = [r for r in gate.rows_in_table(90) if f"| {source} |" in r]
     assert measured != committed
     assert len(measured) == len(committed)

@@ -1,4 +1,5 @@
-"""Compile every .cu with nvcc, spills being errors, and keep kernels/gpu_resources.md.
+"""What every .cu becomes: compiled by nvcc with spills as errors, or read from the binaries of the
+installed package; and kernels/gpu_resources.md.
 
 python -P tests/support/gpu_resources.py            print the table
 python -P tests/support/gpu_resources.py --write    replace the committed one
@@ -42,6 +43,9 @@ _ENTRY = re.compile(
     r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
     re.S,
 )
+_USAGE = re.compile(
+    r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)",
+)
 
 
 class CompileError(Exception):
@@ -78,7 +82,7 @@ def version(nvcc: str) -> str:
 
 def compile_source(nvcc: str, source: Path, architecture: int) -> list[Resources]:
     """The kernels of one source; raises :class:`CompileError` for an error, a spill included."""
-    _, said = _compiled(nvcc, source, architecture)
+    said = _compiled(nvcc, source, architecture)
     relative = source.resolve().relative_to(ROOT)
     return [_resources(str(relative), entry) for entry in _ENTRY.finditer(said)]
 
@@ -92,8 +96,8 @@ def compile_all(nvcc: str, architectures: Iterable[int] = ARCHITECTURES) -> None
 
 
 @functools.cache
-def _compiled(nvcc: str, source: Path, architecture: int) -> tuple[bytes, str]:
-    """The binary, and what nvcc and ptxas say."""
+def _compiled(nvcc: str, source: Path, architecture: int) -> str:
+    """What nvcc and ptxas say."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernels.cubin"
         done = subprocess.run(
@@ -104,7 +108,23 @@ def _compiled(nvcc: str, source: Path, architecture: int) -> tuple[bytes, str]:
         )
         if done.returncode != 0:
             raise CompileError(f"{source}, sm_{architecture}: {done.stderr.strip()}")
-        return cubin.read_bytes(), done.stderr
+        return done.stderr
+
+
+def resources_in(cuobjdump: str, fatbin: Path, source: Path) -> list[Resources]:
+    """The kernels of a binary, for every architecture in it; local memory counts as spills."""
+    said = _said(cuobjdump, "-res-usage", str(fatbin))
+    found = []
+    for part in re.split(r"^arch = sm_", said, flags=re.M)[1:]:
+        architecture = int(part.split(maxsplit=1)[0])
+        for entry in _USAGE.finditer(part):
+            registers, stack, shared, local = (int(n) for n in entry.groups()[1:])
+            # From sm_90 on the driver's own kilobyte of every block is in the sum.
+            shared -= 1024 if architecture >= 90 else 0
+            found.append(
+                Resources(entry[1], str(source), architecture, registers, shared, stack, local)
+            )
+    return found
 
 
 class Loop(NamedTuple):
@@ -116,29 +136,29 @@ class Loop(NamedTuple):
     local: int = 0  # loads and stores of local memory
 
 
-def hottest_loops(nvcc: str, cuobjdump: str, source: Path, architecture: int) -> dict[str, Loop]:
+def hottest_loops(cuobjdump: str, fatbin: Path, architecture: int) -> dict[str, Loop]:
     """Of every kernel's innermost loops the one with most float32 multiply-adds."""
-    kernels = _machine_code(nvcc, cuobjdump, source, architecture)
+    kernels = machine_code(cuobjdump, fatbin, architecture)
     loops = {name: _loops(code, inner=True) for name, code in kernels.items()}
     return {name: max(found) for name, found in loops.items() if found}
 
 
-def every_loop(nvcc: str, cuobjdump: str, source: Path, architecture: int) -> dict[str, list[Loop]]:
+def every_loop(cuobjdump: str, fatbin: Path, architecture: int) -> dict[str, list[Loop]]:
     """All loops of every kernel, whatever lies within."""
-    kernels = _machine_code(nvcc, cuobjdump, source, architecture)
+    kernels = machine_code(cuobjdump, fatbin, architecture)
     return {name: _loops(code, inner=False) for name, code in kernels.items()}
 
 
 @functools.cache
-def _machine_code(nvcc: str, cuobjdump: str, source: Path, architecture: int) -> dict[str, str]:
+def machine_code(cuobjdump: str, fatbin: Path, architecture: int) -> dict[str, str]:
     """Every kernel's listing."""
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder) / "kernels.cubin"
-        cubin.write_bytes(_compiled(nvcc, source, architecture)[0])
-        command = [cuobjdump, "-sass", str(cubin)]
-        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    listing = _said(cuobjdump, "-sass", f"-arch=sm_{architecture}", str(fatbin))
     kernels = re.split(r"Function : ", listing)[1:]
     return {kernel.split()[0]: kernel for kernel in kernels}
+
+
+def _said(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 def _loops(sass: str, *, inner: bool) -> list[Loop]:
