@@ -60,20 +60,17 @@ def require_tool() -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="session")
-def emulated(
-    tmp_path_factory: pytest.TempPathFactory, require_tool: Callable[[str], str]
-) -> Callable[..., Path]:
+def emulated(require_tool: Callable[[str], str]) -> Callable[..., Path]:
     """``emulated("dense")`` is the library of that family's CUDA kernels, built for the CPU.
 
     A second argument names another file than ``gpu.cu``.
     """
     require_tool("g++")
     # A gate with this file alone beside it has no tests/support on its path.
-    from emulation import SANITIZED, build, gpu_source
+    from emulation import SANITIZED, built, gpu_source
 
     def library(family: str, *name: str) -> Path:
-        folder = tmp_path_factory.mktemp(family)
-        return build(gpu_source(family, *name), folder, sanitize=SANITIZED)
+        return built(gpu_source(family, *name), sanitize=SANITIZED)
 
     return library
 

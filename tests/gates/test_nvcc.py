@@ -41,13 +41,14 @@ def cuobjdump(require_tool: Callable[[str], str]) -> str:
 
 @pytest.fixture(scope="session")
 def binary(not_run: Callable[[str], None]) -> Callable[[Path | str], Path]:
-    """``binary("dense")``: what nvcc made of a family when the package was built."""
+    """``binary("dense")``: what nvcc made of a source when the package was built."""
 
     def found(source: Path | str) -> Path:
-        family = source.parent.name if isinstance(source, Path) else source
-        path = cuda.find_binary(family)
+        source = Path("kernels", source, "gpu.cu") if isinstance(source, str) else source
+        name = source.with_suffix(".fatbin").name
+        path = cuda.find_binary(source.parent.name, name)
         if path is None:
-            not_run(f"this install has no {cuda.BINARY} of {family}")
+            not_run(f"this install has no {name} of {source.parent.name}")
         assert path is not None
         return path
 

@@ -116,18 +116,18 @@ def test_exact_inverse_needs_one_iteration() -> None:
         )
 
 
-@pytest.mark.parametrize("most", [7, 23, 10**12])
+@pytest.mark.parametrize("most", [7, pytest.param(23, marks=pytest.mark.slow), 10**12])
 def test_bits_do_not_depend_on_the_room(most: int) -> None:
     """Memory grows with the iterations that are done, whatever their maximum."""
-    A, b = spd(40, condition=1e4)
+    A, b = spd(24, condition=1e3)
     results = []
-    for room in (1, 2, 3, 512):
+    for room in (1, 3, 512):
         seen: Seen = []
         solution, products = device_conjugate_gradient(
             product(A),
             b,
             0.1 * b,
-            rule=StopRule(max_iterations=most, tolerance=1e-3),
+            rule=StopRule(max_iterations=most, tolerance=1e-2),
             observer=lambda i, x, phi, seen=seen: bool(seen.append((i, x.clone(), phi))),
             observe_at=range(3, most + 1, 3),
             look_every=5,
@@ -164,7 +164,7 @@ def test_float32(preconditioned: bool) -> None:
 
 
 def test_progress_rule_is_the_papers() -> None:
-    A, b = spd(60, condition=1e4)
+    A, b = spd(40, condition=1e3)
     rule = StopRule(max_iterations=400, tolerance=5e-4)
     solution, _, want = both(A, b, torch.zeros_like(b), rule)
     assert solution.stop == want.stop == host.PROGRESS
@@ -545,7 +545,7 @@ def test_hessian_free_takes_the_same_steps(
 
 
 @pytest.mark.parametrize("preconditioner", [None, "diagonal", "operator"])
-@pytest.mark.parametrize("N", [2, 31])
+@pytest.mark.parametrize("N", [2, 11, pytest.param(31, marks=pytest.mark.slow)])
 def test_a_linear_solve_runs_on_the_device(monkeypatch, N: int, preconditioner) -> None:
     A, b = spd(N)
     A = (A + A.T) / 2
@@ -572,4 +572,4 @@ def test_a_linear_solve_runs_on_the_device(monkeypatch, N: int, preconditioner) 
             assert info.stop == (host.MAX_ITERATIONS,)
     single, right = DenseOperator(A.float()), b.float()
     assert single.solve(right, 1e-4)[1].converged
-    assert not single.solve(right, 1e-14)[1].converged or N <= 2
+    assert not single.solve(right, 1e-14, max_iter=2 * N)[1].converged or N <= 2

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import hashlib
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
@@ -18,6 +21,14 @@ SUPPORT, ROOT = HEADER.parents[1], HEADER.parents[3]
 # Whether this process is one of those that ``sanitized`` starts.
 SANITIZED = os.environ.get("HFCORE_EMULATION_SANITIZED") == "1"
 SANITIZE = ("-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined")
+FLAGS = (
+    "-std=c++17",
+    "-shared",
+    "-fPIC",
+    "-U_FORTIFY_SOURCE",  # whose longjmp takes another stack for a broken one
+    "-fno-gnu-unique",  # two libraries in one process have a block each
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+)
 
 Order = Literal["forward", "reverse", "shuffled"]
 ORDERS: tuple[Order, ...] = get_args(Order)
@@ -56,31 +67,59 @@ def kernel_names(source: Path, include: Path = ROOT) -> list[str]:
     return list(found)
 
 
-def build(source: Path, folder: Path, *, sanitize: bool = False, include: Path = ROOT) -> Path:
+def build(
+    source: Path,
+    folder: Path,
+    *,
+    sanitize: bool = False,
+    optimise: str = "-O2",
+    include: Path = ROOT,
+) -> Path:
     """Compile the kernels of ``source`` with g++ into a shared library in ``folder``.
 
     ``include`` is where the sources find "kernels/...".
     ``sanitize`` adds AddressSanitizer and UndefinedBehaviorSanitizer; such a library loads only
-    where ``LD_PRELOAD`` names libasan. Raises CalledProcessError if the compiler refuses.
+    where ``LD_PRELOAD`` names libasan. What runs for a moment compiles fastest with
+    ``optimise="-O0"``. Raises CalledProcessError if the compiler refuses.
     """
+    wrapper, library = _wrapper(source, folder, include), folder / f"{source.stem}_on_cpu.so"
+    flags = (optimise, *FLAGS, f"-I{include}", *(SANITIZE if sanitize else ()))
+    subprocess.run(["g++", *flags, str(wrapper), "-o", str(library)], check=True)
+    return library
+
+
+def built(source: Path, *, sanitize: bool = False) -> Path:
+    """The library of :func:`build` in build/emulation, compiled once for all processes.
+
+    Its name is a hash of what the compiler sees, so that it is never an old one.
+    """
+    folder = ROOT / "build" / "emulation"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        tempfile.TemporaryDirectory(dir=folder) as own,
+        (folder / "lock").open("w") as lock,
+    ):
+        wrapper = _wrapper(source, Path(own), ROOT)
+        command = ["g++", "-E", *FLAGS, f"-I{ROOT}", str(wrapper)]
+        text = subprocess.run(command, capture_output=True, check=True).stdout
+        text = text.replace(own.encode(), b"")
+        release = subprocess.run(["g++", "--version"], capture_output=True, check=True).stdout
+        key = hashlib.sha256(text + release + repr((FLAGS, sanitize)).encode()).hexdigest()
+        library = folder / f"{source.parent.name}-{source.stem}-{key[:16]}.so"
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not library.exists():
+            build(source, Path(own), sanitize=sanitize).rename(library)
+    return library
+
+
+def _wrapper(source: Path, folder: Path, include: Path) -> Path:
+    """The C++ file, written to ``folder``, that has the kernels of ``source`` and starts them."""
     cases = "".join(_CASE.format(name) for name in kernel_names(source, include))
     wrapper = folder / f"{source.stem}_on_cpu.cpp"
     wrapper.write_text(
         f'#include "{HEADER}"\n#include "{source.resolve()}"\n' + _ENTRY.format(cases=cases)
     )
-    library = folder / f"{source.stem}_on_cpu.so"
-    warnings = ("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas")
-    flags = (
-        "-std=c++17",
-        "-O2",
-        "-shared",
-        "-fPIC",
-        f"-I{include}",
-        *warnings,
-        *(SANITIZE if sanitize else ()),
-    )
-    subprocess.run(["g++", *flags, str(wrapper), "-o", str(library)], check=True)
-    return library
+    return wrapper
 
 
 def gpu_source(family: str, name: str = "gpu.cu") -> Path:

@@ -8,6 +8,7 @@
 // It shows nothing of the memory model, and no speed.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <cmath>
@@ -57,6 +58,7 @@ inline dim3 gridDim, blockDim, blockIdx, threadIdx;
 namespace cuda_on_cpu {
 
 constexpr int warp_size = 32;
+constexpr int most_threads = 1024;  // of a block
 constexpr std::size_t stack_bytes = 128 * 1024;
 
 enum class Order : int { forward, reverse, shuffled };
@@ -75,7 +77,9 @@ struct Copies {
 
 struct Fiber {
     ucontext_t context;
-    char* stack = nullptr;
+    jmp_buf place;         // where it waits
+    bool started = false;  // it waits there; one that has finished begins anew in the next block
+    std::unique_ptr<char[]> stack{new char[stack_bytes]};
     dim3 index;
     State state = State::runnable;
     unsigned shuffles = 0;             // shuffles reached so far
@@ -87,7 +91,8 @@ struct Fiber {
 
 struct Block {
     ucontext_t scheduler;
-    std::vector<Fiber> fibers;
+    jmp_buf scheduler_place;
+    std::vector<Fiber> fibers;  // one a thread, kept from one launch to the next
     int running = -1;
     char* shared = nullptr;
     void (*body)(void*) = nullptr;
@@ -104,7 +109,8 @@ inline Block& block() {
     return only;
 }
 
-// Back to the scheduler until it finds this thread runnable again.
+// Back to the scheduler until it finds this thread runnable again. swapcontext asks the kernel for
+// the signal mask at every switch, so it is left to the sanitizers, which have to be told of stacks.
 inline void suspend(State state) {
     Block& b = block();
     Fiber& self = b.fibers[b.running];
@@ -112,10 +118,10 @@ inline void suspend(State state) {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(state == State::finished ? nullptr : &self.fake_stack,
                                    b.scheduler_stack, b.scheduler_stack_bytes);
-#endif
     swapcontext(&self.context, &b.scheduler);
-#if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(self.fake_stack, nullptr, nullptr);
+#else
+    if (_setjmp(self.place) == 0) _longjmp(b.scheduler_place, 1);
 #endif
 }
 
@@ -124,8 +130,10 @@ inline void run_thread() {
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(nullptr, &b.scheduler_stack, &b.scheduler_stack_bytes);
 #endif
-    b.body(b.closure);
-    suspend(State::finished);
+    for (;;) {
+        b.body(b.closure);
+        suspend(State::finished);
+    }
 }
 
 inline void resume(int thread) {
@@ -135,32 +143,48 @@ inline void resume(int thread) {
     threadIdx = next.index;
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
-    __sanitizer_start_switch_fiber(&fake_stack, next.stack, stack_bytes);
-#endif
+    __sanitizer_start_switch_fiber(&fake_stack, next.stack.get(), stack_bytes);
     swapcontext(&b.scheduler, &next.context);
-#if defined(__SANITIZE_ADDRESS__)
     __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr);
+#else
+    if (_setjmp(b.scheduler_place) != 0) return;
+    if (next.started) _longjmp(next.place, 1);
+    next.started = true;
+    setcontext(&next.context);
 #endif
 }
 
 // The order in which threads are tried; a thread runs on until it has to wait for another.
 class Schedule {
 public:
-    Schedule(Order order, int threads) : order_(order), threads_(threads) {}
+    Schedule(Order order, int threads)
+        : order_(order), ids_(threads), warps_((threads + warp_size - 1) / warp_size) {}
 
-    void shuffle(std::vector<int>& ids) {
-        ids.resize(threads_);
-        for (int i = 0; i < threads_; ++i) ids[i] = order_ == Order::reverse ? threads_ - 1 - i : i;
-        if (order_ != Order::shuffled) return;
-        for (int i = threads_ - 1; i > 0; --i) {
+    // The threads of every warp in their order, and the warps in that of their first threads.
+    const std::vector<std::vector<int>>& next() {
+        const int threads = static_cast<int>(ids_.size());
+        for (int i = 0; i < threads; ++i) ids_[i] = order_ == Order::reverse ? threads - 1 - i : i;
+        for (int i = threads - 1; i > 0 && order_ == Order::shuffled; --i) {
             random_ = random_ * 6364136223846793005ull + 1442695040888963407ull;
-            std::swap(ids[i], ids[(random_ >> 33) % static_cast<unsigned>(i + 1)]);
+            std::swap(ids_[i], ids_[(random_ >> 33) % static_cast<unsigned>(i + 1)]);
         }
+        std::vector<int> place(warps_.size(), -1);
+        int found = 0;
+        for (const int id : ids_) {
+            int& at = place[id / warp_size];
+            if (at < 0) {
+                at = found++;
+                warps_[at].clear();
+            }
+            warps_[at].push_back(id);
+        }
+        return warps_;
     }
 
 private:
     Order order_;
-    int threads_;
+    std::vector<int> ids_;
+    std::vector<std::vector<int>> warps_;
     std::uint64_t random_ = 1;
 };
 
@@ -192,51 +216,56 @@ inline bool release_barrier() {
     return true;
 }
 
+// Runs every thread of a warp that can run; whether there was one.
+inline bool run_warp(const std::vector<int>& lanes) {
+    Block& b = block();
+    bool moved = false;
+    for (const int lane : lanes) {
+        Fiber& fiber = b.fibers[lane];
+        if (fiber.state == State::at_shuffle && warp_complete(lane)) fiber.state = State::runnable;
+        if (!b.error.empty()) return false;
+        if (fiber.state != State::runnable) continue;
+        resume(lane);
+        moved = true;
+    }
+    return moved;
+}
+
 // Runs a warp as far as it can before the next, so that warps drift apart as far as barriers allow.
 inline bool run_block(Schedule& schedule) {
     Block& b = block();
-    std::vector<int> ids;
     for (;;) {
-        schedule.shuffle(ids);
         bool moved = false;
+        for (const std::vector<int>& lanes : schedule.next())
+            while (run_warp(lanes)) moved = true;
+        if (!b.error.empty()) return false;
         bool all_finished = true;
-        for (const int id : ids) {
-            const int first = id / warp_size * warp_size;
-            for (bool again = true; again;) {
-                again = false;
-                for (const int lane : ids) {
-                    if (lane / warp_size * warp_size != first) continue;
-                    Fiber& fiber = b.fibers[lane];
-                    if (fiber.state == State::at_shuffle && warp_complete(lane))
-                        fiber.state = State::runnable;
-                    if (!b.error.empty()) return false;
-                    if (fiber.state != State::runnable) continue;
-                    resume(lane);
-                    moved = again = true;
-                }
-            }
-            all_finished = all_finished && b.fibers[id].state == State::finished;
-        }
+        for (const Fiber& fiber : b.fibers)
+            all_finished = all_finished && fiber.state == State::finished;
         if (all_finished) return true;
         if (!moved && !release_barrier()) return false;
     }
 }
 
-inline void prepare_fibers(int threads) {
+inline void prepare_fibers() {
     Block& b = block();
-    for (int i = 0; i < threads; ++i) {
+    for (std::size_t i = 0; i < b.fibers.size(); ++i) {
         Fiber& fiber = b.fibers[i];
         const unsigned flat = static_cast<unsigned>(i);
         fiber.index = {flat % blockDim.x, flat / blockDim.x % blockDim.y,
                        flat / blockDim.x / blockDim.y};
+#if defined(__SANITIZE_ADDRESS__)
+        __asan_unpoison_memory_region(fiber.stack.get(), stack_bytes);
+        fiber.started = false;
+#endif
+        // One that an error left in the middle is given up.
+        fiber.started = fiber.started && fiber.state == State::finished;
         fiber.state = State::runnable;
         fiber.shuffles = 0;
-        fiber.copies = {};
-#if defined(__SANITIZE_ADDRESS__)
-        __asan_unpoison_memory_region(fiber.stack, stack_bytes);
-#endif
+        fiber.copies.groups.assign(1, {});
+        if (fiber.started) continue;
         getcontext(&fiber.context);
-        fiber.context.uc_stack.ss_sp = fiber.stack;
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
         fiber.context.uc_stack.ss_size = stack_bytes;
         fiber.context.uc_link = nullptr;
         makecontext(&fiber.context, run_thread, 0);
@@ -254,14 +283,14 @@ inline bool run_grid(const Launch& how, void (*body)(void*), void* closure) {
     gridDim = how.grid;
     blockDim = how.block;
     const int threads = static_cast<int>(how.block.x * how.block.y * how.block.z);
-    const std::unique_ptr<char[]> stacks(new char[threads * stack_bytes]);
-    b.fibers = std::vector<Fiber>(threads);
-    for (int i = 0; i < threads; ++i) b.fibers[i].stack = stacks.get() + i * stack_bytes;
+    b.error = threads > most_threads ? "a block has at most 1024 threads" : "";
+    if (!b.error.empty()) return false;
+    b.fibers.reserve(most_threads);  // they must not move: their stacks refer to them
+    b.fibers.resize(threads);
     b.body = body;
     b.closure = closure;
     b.barriers = 0;
     b.copies_arrive_late = how.order != Order::forward;
-    b.error.clear();
     Schedule schedule(how.order, threads);
     const unsigned blocks = how.grid.x * how.grid.y * how.grid.z;
     for (unsigned i = 0; i < blocks && b.error.empty(); ++i) {
@@ -271,12 +300,13 @@ inline bool run_grid(const Launch& how, void (*body)(void*), void* closure) {
         // Allocated at its exact size and filled with NaN: both are there to be caught.
         b.shared = static_cast<char*>(std::malloc(how.shared_bytes));
         std::memset(b.shared, 0xff, how.shared_bytes);
-        prepare_fibers(threads);
+        prepare_fibers();
         run_block(schedule);
         std::free(b.shared);
     }
 #if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(stacks.get(), threads * stack_bytes);
+    for (const Fiber& fiber : b.fibers)
+        __asan_unpoison_memory_region(fiber.stack.get(), stack_bytes);
 #endif
     return b.error.empty();
 }
