@@ -47,7 +47,7 @@ from hfcore.optimisers.adaptive_nag import AdaptiveNAG
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.least_squares import LeastSquares
 from hfcore.optimisers.least_squares_step import LeastSquaresStats
-from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum
+from hfcore.optimisers.momentum import NAG, SGD, ClassicalMomentum, LookaheadError
 from hfcore.optimisers.natural_gradient import NaturalGradient
 from hfcore.optimisers.natural_gradient_step import NaturalGradientStats
 from hfcore.optimisers.nonlinear_cg import LineSearchStats, NonlinearCG
@@ -90,6 +90,7 @@ __all__ = [
     "LeastSquaresStats",
     "LineSearchStats",
     "LinearOperator",
+    "LookaheadError",
     "NaturalGradient",
     "NaturalGradientStats",
     "NonlinearCG",

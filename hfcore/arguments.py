@@ -137,13 +137,22 @@ def check_call(name: str, function: Callable[..., Any], *arguments: Any) -> None
         return
 
 
-def called(closure: Callable[[], Any]) -> Any:
-    """What a closure gives. Raises TypeError for one that wants arguments."""
+def called(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What a function of the caller's gives for these arguments.
+
+    Raises TypeError for one that takes others, and for what a function that is no Python raises,
+    such as ``len``: nothing else would say where it stood. What Python of the caller's raises
+    stays as it is.
+    """
     try:
-        return closure()
-    except TypeError:
-        check_call("closure", closure)
-        raise
+        return function(*arguments, **options)
+    except Exception as error:
+        if isinstance(error, TypeError) and not options:
+            check_call(name, function, *arguments)
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise
+        said = f"{name}: {_shown_function(function)} raised {type(error).__name__}: {error}"
+        raise TypeError(said) from error
 
 
 def generator(value: Any) -> None:
@@ -198,6 +207,10 @@ def naming_fields(kind: type[C]) -> type[C]:
     """The same of a dataclass, whose ``__init__`` is written for it."""
     kind.__init__ = naming_options(kind.__init__)  # type: ignore[method-assign]
     return kind
+
+
+def _shown_function(function: object) -> str:
+    return str(getattr(function, "__name__", type(function).__name__))
 
 
 def _shown(value: object) -> str:

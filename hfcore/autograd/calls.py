@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from hfcore.arguments import called as asked
 from hfcore.arguments import check_call
 
 # A key or an attribute, an index, or a function of what the module returned.
@@ -63,7 +64,7 @@ def selected(result: Any, select: Select | None) -> Tensor:
 
 def _item(result: Any, select: Select) -> Any:
     if not isinstance(select, str | int):
-        return select(result)
+        return asked("outputs", select, result)
     if isinstance(select, str) and not (isinstance(result, Mapping) and select in result):
         if hasattr(result, select):
             return getattr(result, select)

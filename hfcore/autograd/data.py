@@ -221,7 +221,7 @@ def call_closure(closure: Closure) -> tuple[Tensor, Tensor | None]:
     Raises TypeError for anything but a pair of tensors or a loss, ValueError for a loss of more
     than one number.
     """
-    result: Any = called(closure)
+    result: Any = called("closure", closure)
     if not isinstance(result, Tensor) and not _is_pair(result):
         raise TypeError(
             f"closure: returned {type(result).__name__}, need a pair of tensors (loss, outputs) or "

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.functional import hessian as autograd_hessian
 from torch.func import hessian, vmap
 
+from hfcore.arguments import called
 from hfcore.autograd.data import BatchPart
 from hfcore.losses import Loss
 from hfcore.losses.applied import PROBABILITIES
@@ -186,18 +187,16 @@ class CallableLoss:
             raise ValueError(f"{NO_MASK}; give the mask to your own loss")
 
     def mean(self, outputs: Tensor, part: BatchPart) -> Tensor:
-        value = self.loss(outputs, part.targets)
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise ValueError(f"loss: returned {what}, need a scalar tensor, the mean over cases")
-        return value.reshape(())
+        value = called("loss", self.loss, outputs, part.targets)
+        return _scalar(value)
 
     def value(self, outputs: Tensor, part: BatchPart) -> float:
         return float(self.mean(outputs.detach(), part))
 
     def cases(self, outputs: Tensor, part: BatchPart) -> Tensor:
         def one(s: Tensor, y: Any) -> Tensor:
-            return self.loss(s.unsqueeze(self.dim), part.restore(y, self.dim)).reshape(())
+            case = part.restore(y, self.dim)
+            return _scalar(called("loss", self.loss, s.unsqueeze(self.dim), case))
 
         columns, dims = part.columns(self.dim)
         try:
@@ -237,7 +236,7 @@ class CallableLoss:
 
         def one(s: Tensor, y: Any) -> Tensor:
             targets = part.restore(y, self.dim)
-            return self.loss(_as(s, shape, self.dim), targets).reshape(())
+            return _scalar(called("loss", self.loss, _as(s, shape, self.dim), targets))
 
         columns, dims = part.columns(self.dim)
         try:
@@ -249,6 +248,14 @@ class CallableLoss:
                 for row, case in zip(flat, part.chunks(1), strict=True)
             ]
             return torch.stack(rows)
+
+
+def _scalar(value: Any) -> Tensor:
+    """What a loss of the user's gave, as a scalar ``[]``."""
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        what = f"shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise ValueError(f"loss: returned {what}, need a scalar tensor, the mean over cases")
+    return value.reshape(())
 
 
 def _as(s: Tensor, shape: torch.Size, dim: int) -> Tensor:

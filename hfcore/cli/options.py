@@ -11,6 +11,7 @@ import click
 import torch
 
 from hfcore.bindings import cuda
+from hfcore.sweeps.grid import MOST_SEEDS
 
 __all__ = [
     "INTERRUPTED",
@@ -104,8 +105,9 @@ def seeds_of(text: str, option: str = "--seeds") -> list[int]:
         )
     if "," in text:
         return values
-    if values[0] < 1:
-        raise click.BadParameter(f"got {text!r}, need at least 1 seed", param_hint=option)
+    if not 1 <= values[0] <= MOST_SEEDS:
+        need = "at least 1 seed" if values[0] < 1 else f"at most {MOST_SEEDS} seeds"
+        raise click.BadParameter(f"got {text!r}, need {need}", param_hint=option)
     return list(range(values[0]))
 
 

@@ -142,7 +142,7 @@ class AdaptiveNAG(torch.optim.Optimizer):
     def _gradient(self, closure: Callable[[], Tensor], at: Tensor) -> tuple[float, Tensor]:
         """f and its gradient ``[N]``, of the closure with ``at [N]`` in the module."""
         with self._parameters.holding(at), torch.enable_grad():
-            value = _number(called(closure))
+            value = _number(called("closure", closure))
         gradients = dense_gradients(self._parameters.tensors)
         return value, torch.cat([g.reshape(-1) for g in gradients])
 

@@ -223,7 +223,7 @@ class Descent:
         """The closure's value and gradient ``[N]`` with these values in the module."""
         started = time.perf_counter()
         with self._parameters.holding_views(views), torch.enable_grad():
-            value = number("closure", called(self._closure))
+            value = number("closure", called("closure", self._closure))
         self._in_closure += time.perf_counter() - started
         self.evaluations += 1
         gradients = dense_gradients(self._parameters.tensors)

@@ -24,6 +24,10 @@ from hfcore.optimisers.momentum_options import options_of
 from hfcore.optimisers.watched_step import watched_step
 
 
+class LookaheadError(RuntimeError):
+    """A step of :class:`NAG` without a gradient at θ + μv, or a lookahead within another."""
+
+
 class SGD(MomentumOptimizer):
     """Plain gradient descent, θ ← θ − ε (∇f(θ) + l2 θ).
 
@@ -164,10 +168,10 @@ class NAG(MomentumOptimizer):
 
         Storage is swapped, so what is written to a parameter inside is lost. A gradient of a loss
         of inside must be computed inside: after, autograd refuses with its in-place error.
-        Raises RuntimeError where it is entered within itself.
+        Raises :class:`LookaheadError` where it is entered within itself.
         """
         if self._inside:
-            raise RuntimeError("lookahead: is entered within itself, need it closed first")
+            raise LookaheadError("lookahead: is entered within itself, need it closed first")
         self._looked = []
         looked = []
         for group in self.param_groups:
@@ -192,20 +196,20 @@ class NAG(MomentumOptimizer):
         """One update; with a closure that leaves gradients, called at θ + μv, and gives its loss.
 
         The loss is a scalar ``[]``; ``weight``: as in :meth:`SGD.step`. Without a closure it takes
-        the gradients computed inside the last :meth:`lookahead`, each once. Raises RuntimeError
-        where there was none since the last step, and inside of one.
+        the gradients computed inside the last :meth:`lookahead`, each once. Raises
+        :class:`LookaheadError` where there was none since the last step, and inside of one.
         """
         if self._inside:
-            raise RuntimeError("step: was called inside lookahead(), need it after the context")
+            raise LookaheadError("step: was called inside lookahead(), need it after the context")
         loss = self._updated_by(closure, ahead=True)
         if loss is not None:
             self._looked = []
             return loss
         if closure is not None:
             with self.lookahead(), torch.enable_grad():
-                loss = called(closure)
+                loss = called("closure", closure)
         if not self._looked:
-            raise RuntimeError(
+            raise LookaheadError(
                 "step: the gradient of NAG is taken at θ + μv, need a closure, or a gradient "
                 "computed inside `with opt.lookahead():` since the last step"
             )

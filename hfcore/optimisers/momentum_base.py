@@ -182,7 +182,7 @@ class MomentumOptimizer(torch.optim.Optimizer):
             for group in self.param_groups:
                 self._layout(group)
             with torch.enable_grad():
-                loss = called(closure)
+                loss = called("closure", closure)
         loss = self._averaged(closure, loss, weight)
         with torch.no_grad():
             for group in self.param_groups:

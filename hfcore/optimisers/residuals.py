@@ -65,7 +65,7 @@ class Residuals:
 
     def _evaluated(self) -> Tensor:
         def closure() -> tuple[Tensor, Tensor]:
-            r = self._joined(called(self._closure))
+            r = self._joined(called("closure", self._closure))
             return r.sum(), r
 
         self.evaluations += 1

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hfcore import arguments
-from hfcore.arguments import naming_options
+from hfcore.arguments import called, naming_options
 from hfcore.bindings import conjugate_gradient as ops
 from hfcore.bindings.checks import check_tensor
 from hfcore.solvers import preconditioners
@@ -204,9 +204,9 @@ class _Products:
                 return self._checked(self._product.matvec(V[0]), V[0]).unsqueeze(0)
             return self._checked(self._product.products(V), V)
         if self._ndim == 1:
-            return self._checked(self._product(V[0]), V[0]).unsqueeze(0)
+            return self._checked(called("product", self._product, V[0]), V[0]).unsqueeze(0)
         columns = V.mT
-        return self._checked(self._product(columns), columns).mT.contiguous()
+        return self._checked(called("product", self._product, columns), columns).mT.contiguous()
 
     def _checked(self, result: object, like: Tensor) -> Tensor:
         return check_tensor("product's result", result, like.shape, like=like).detach().contiguous()

@@ -8,6 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hfcore.arguments import count
+from hfcore.arguments import number as as_number
+
+# A number of seeds beyond it, all of which are written down, was meant to be something else.
+MOST_SEEDS = 10**6
+
 METHODS = ("nag", "cm", "sgd")
 OPTIMISER_KEYS = ("learning_rate", "momentum", "method")
 
@@ -144,7 +150,7 @@ def _checked(key: str, value: Any) -> Any:
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"grid[{key!r}]: got {value!r}, need a number")
-    number = float(value)
+    number = as_number(f"grid[{key!r}]", value)
     if key == "momentum" and not 0 <= number < 1:
         raise ValueError(f"grid['momentum']: got {value!r}, need at least 0 and below 1")
     if key == "learning_rate" and not 0 < number < math.inf:
@@ -156,9 +162,7 @@ def _checked(key: str, value: Any) -> Any:
 
 def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
     if isinstance(seeds, int) and not isinstance(seeds, bool):
-        if seeds < 1:
-            raise ValueError(f"seeds: got {seeds}, need at least 1")
-        return list(range(seeds))
+        return list(range(count("seeds", seeds, most=MOST_SEEDS)))
     if not isinstance(seeds, list | tuple | range) or not seeds:
         raise TypeError(f"seeds: got {seeds!r}, need a number of seeds or a list of them")
     for seed in seeds:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfcore.arguments import called
 from hfcore.autograd.calls import Select, chosen, selected
 from hfcore.autograd.data import BatchPart
 from hfcore.autograd.losses import NO_MASK
@@ -50,7 +51,7 @@ def of_metric(metric: Metric, count: Count) -> Judge:
                 "with a mask"
             )
         masks = {"mask": batch.mask} if takes_mask else {}
-        value = metric(outputs, batch.targets, **masks)
+        value = called("metric", metric, outputs, batch.targets, **masks)
         cases = count(batch)
         if isinstance(value, Tensor) and value.ndim > 0:
             if value.shape != (cases,):
@@ -86,7 +87,7 @@ def of_loss(loss: Loss | Callable[..., Tensor], count: Count, dim: int) -> Judge
         if torchs is None:
             if batch.mask is not None:
                 raise ValueError(f"{NO_MASK}, or metric=")
-            return float(loss(outputs, batch.targets)) * cases, cases
+            return float(called("loss", loss, outputs, batch.targets)) * cases, cases
         part = BatchPart(batch.inputs, batch.targets, batch.mask, cases, dim, dim)
         s = selected(outputs, None)
         torchs.check(s, part)
@@ -141,8 +142,8 @@ def _judged(
 
 def _takes_mask(metric: Metric) -> bool:
     try:
-        called = metric.forward if isinstance(metric, torch.nn.Module) else metric
-        parameters = inspect.signature(called).parameters
+        asked = metric.forward if isinstance(metric, torch.nn.Module) else metric
+        parameters = inspect.signature(asked).parameters
     except (TypeError, ValueError):  # a builtin without a signature
         return False
     return "mask" in parameters

@@ -35,6 +35,22 @@ def step(inputs: torch.Tensor) -> None:
     hf.HessianFree(net, SQUARED).step((inputs, y))
 
 
+def training_by(metric: Callable[..., Any]) -> None:
+    net = nn.Linear(3, 2)
+    opt, stop = hf.NAG(net, 0.01), hf.training.Limits(iterations=1)
+    hf.train(net, (x, y), opt, loss=SQUARED, validation=(x, y), metric=metric, stop=stop)
+
+
+class Named(nn.Linear):
+    """Gives its outputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:  # type: ignore[override]
+        return {"logits": super().forward(x)}
+
+
 def module_loss(loss: Any, classes: list[int]) -> None:
     hf.GaussNewton(nn.Linear(3, 2), loss, x, torch.tensor(classes))
 
@@ -163,6 +179,16 @@ def closure_step(closure: Callable[..., Any]) -> None:
         # ---- training and sweeps
         (lambda: training(progress=np.zeros(3)), TypeError, "progress: got ndarray, need True or"),
         (lambda: sweep(problem=object()), TypeError, "problem: got object, need a problem of"),
+        (
+            lambda: sweep(seeds=10**30),
+            ValueError,
+            "seeds: got more than 1000000, need 1 to 1000000",
+        ),
+        (
+            lambda: sweep(grid={"learning_rate": [10**400]}),
+            ValueError,
+            r"grid\['learning_rate'\]: got an integer that no float holds",
+        ),
         (lambda: sweep(grid=0.5), TypeError, "grid: got float, need a mapping"),
         (lambda: sweep(device=""), ValueError, "device: got '', need a device"),
         (lambda: sweep(device={}), TypeError, "device: got dict, need a torch.device or its name"),
@@ -244,6 +270,34 @@ def closure_step(closure: Callable[..., Any]) -> None:
             lambda: hf.pretrain(hf.Autoencoder([3, 2]), x.to("meta")),
             ValueError,
             "data: is on meta, need a device that holds its values",
+        ),
+        # ---- functions of the caller's that are no Python, whose errors say not where they stood
+        (
+            lambda: hf.Jacobian(Named(), x, outputs=int),
+            TypeError,
+            "outputs: int raised TypeError: int.. argument must be",
+        ),
+        (
+            lambda: hf.GaussNewton(nn.Linear(3, 2), len, x, y),
+            TypeError,
+            "loss: takes other arguments .*; it is called with 2",
+        ),
+        (
+            lambda: hf.EmpiricalFisher(nn.Linear(3, 2), lambda s: s, x, y),
+            TypeError,
+            "loss: takes other arguments .*; it is called with 2",
+        ),
+        (
+            lambda: hf.GaussNewton(nn.Linear(3, 2), torch.dot, x, y),
+            TypeError,
+            "loss: dot raised RuntimeError: 1D tensors expected",
+        ),
+        (lambda: hf.cg(int, x[0] + 1), TypeError, "product: int raised"),
+        (lambda: hf.minres(lambda: 0, x[0] + 1), TypeError, "product: takes other arguments"),
+        (
+            lambda: training_by(lambda s: s),
+            TypeError,
+            "metric: takes other arguments .*; it is called with 2",
         ),
         # ---- checks of products
         (

@@ -313,7 +313,7 @@ def test_exception_inside_lookahead_restores_theta() -> None:
     with pytest.raises(KeyError, match="inside"):
         fail_inside()
     assert torch.equal(parameters(model), theta)
-    with pytest.raises(RuntimeError, match="step: the gradient of NAG is taken at"):
+    with pytest.raises(hf.LookaheadError, match="step: the gradient of NAG is taken at"):
         opt.step()
 
     def broken() -> Tensor:
@@ -328,26 +328,26 @@ def test_exception_inside_lookahead_restores_theta() -> None:
 def test_misuse_of_lookahead_is_refused() -> None:
     model = net()
     opt = hf.NAG(model.parameters(), 0.05)
-    with pytest.raises(RuntimeError, match="step: the gradient of NAG is taken at"):
+    with pytest.raises(hf.LookaheadError, match="step: the gradient of NAG is taken at"):
         opt.step()
     with opt.lookahead():
         closure_of(model, opt)()
         with (
-            pytest.raises(RuntimeError, match="lookahead: is entered within itself"),
+            pytest.raises(hf.LookaheadError, match="lookahead: is entered within itself"),
             opt.lookahead(),
         ):
             pass
-        with pytest.raises(RuntimeError, match="called inside lookahead"):
+        with pytest.raises(hf.LookaheadError, match="called inside lookahead"):
             opt.step()
-        with pytest.raises(RuntimeError, match="called inside lookahead"):
+        with pytest.raises(hf.LookaheadError, match="called inside lookahead"):
             opt.step(closure_of(model, opt))
     opt.step()
-    with pytest.raises(RuntimeError, match="since the last step"):
+    with pytest.raises(hf.LookaheadError, match="since the last step"):
         opt.step()
     with opt.lookahead():
         closure_of(model, opt)()
     opt.load_state_dict(opt.state_dict())
-    with pytest.raises(RuntimeError, match="since the last step"):
+    with pytest.raises(hf.LookaheadError, match="since the last step"):
         opt.step()
 
 
@@ -359,10 +359,13 @@ def test_backward_after_the_context_is_refused_by_autograd() -> None:
     x, y = data()
     with opt.lookahead():
         loss = (model(x) - y).square().mean()
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(hf.LookaheadError, match="modified by an inplace operation"):
         loss.backward()
     loss = (model(x) - y).square().mean()
-    with opt.lookahead(), pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with (
+        opt.lookahead(),
+        pytest.raises(hf.LookaheadError, match="modified by an inplace operation"),
+    ):
         loss.backward()
 
 
@@ -373,7 +376,7 @@ def test_backward_through_an_old_graph_after_a_step_is_refused(kind: str) -> Non
     x, y = data()
     loss = (model(x) - y).square().mean()
     opt.step(closure_of(model, opt))
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+    with pytest.raises(hf.LookaheadError, match="modified by an inplace operation"):
         loss.backward()
 
 

@@ -161,6 +161,7 @@ def test_autoencoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--scale", "1,2"], "got the key 'scale', need one of"),
         (["--init", "glorot", "--input-scale", "1"], "got the key 'input_scale'"),
         (["--seeds", "0"], "need at least 1 seed"),
+        (["--seeds", str(10**30)], "need at most 1000000 seeds"),
         (["--length", "2"], "length: got 2"),
         (["--images", "5"], "got option 'images'"),
         (["--csv", "t.txt"], "need a name that ends in .csv"),
