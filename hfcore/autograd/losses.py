@@ -12,12 +12,12 @@ from torch.func import hessian, vmap
 
 from hfcore.arguments import called
 from hfcore.autograd.data import BatchPart
+from hfcore.autograd.loss_graph import LinearMap, second_of_graph
 from hfcore.losses import Loss
 from hfcore.losses.applied import PROBABILITIES
 from hfcore.losses.hessian import symmetric_root
 
 MeanLoss = Callable[[Tensor, Any], Tensor]
-LinearMap = Callable[[Tensor], Tensor]
 
 NO_MASK = "mask: needs a loss of hf.losses, or one of torch's that hf.losses.from_torch takes"
 
@@ -265,8 +265,13 @@ def _as(s: Tensor, shape: torch.Size, dim: int) -> Tensor:
 def second_of(loss: Tensor, outputs: Tensor) -> LinearMap:
     """The map R ↦ L''R from the graph of ``loss []`` above ``outputs``, R of the outputs' shape.
 
-    Raises ValueError if the loss was not computed from these outputs.
+    By a formula where the graph is one of torch's own losses (:mod:`hfcore.autograd.loss_graph`),
+    else by differentiating twice. Raises ValueError if the loss was not computed from these
+    outputs.
     """
+    known = second_of_graph(loss, outputs)
+    if known is not None:
+        return known
     (gradient,) = torch.autograd.grad(loss, (outputs,), create_graph=True, allow_unused=True)
     if gradient is None:
         raise ValueError("closure: the loss was not computed from the outputs it returned")
