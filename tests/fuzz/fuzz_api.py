@@ -16,6 +16,7 @@ import copy
 import linecache
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -48,6 +49,9 @@ SECONDS, WAITING_SECONDS = 60, 1800
 PACKAGE = str(Path(hf.__file__).parent)
 # Where a raise may stand: here, and in what our optimisers and schedules inherit.
 OWN_PLACES = (PACKAGE, str(Path(torch.__file__).parent / "optim"))
+
+# How a message begins that names an argument.
+NAMED = re.compile(r"\w+: (got|need|is|holds) ")
 
 # How long a run is: what is legal and never ends is none of the package's faults.
 LENGTHS = ("updates", "seeds", "gradient_batches", "batch_size", "test_size")
@@ -622,6 +626,10 @@ def meant(error: BaseException) -> bool:
     if Path(last.filename).parent == HERE:  # the signature itself: a missing or an unknown argument
         return isinstance(error, TypeError)
     frames = list(traceback.walk_tb(error.__traceback__))
+    if "_native." in source_of(
+        last.filename, last.lineno or 0
+    ):  # the compiled module's own refusal
+        return isinstance(error, ValueError) and NAMED.match(str(error)) is not None
     # A context manager that translates an error raises from within.
     return any(
         frame.f_code.co_filename.startswith(OWN_PLACES)
