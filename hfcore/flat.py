@@ -58,6 +58,8 @@ class FlatParameters:
         self.names = [name for name, _ in named]
         self.tensors = [p for _, p in named]
         self.numel = sum(p.numel() for p in self.tensors)
+        # Whether this process has a part of each alone, see cut_parameters.
+        self.are_cut = any(map(is_cut, self.tensors))
         self._layout: Layout | None = None
         self._trained: list[bool] = []
         self._lock: RLock | None = None
@@ -131,14 +133,17 @@ class FlatParameters:
     def read(self) -> Tensor:
         """A copy of the parameters, ``[N]``."""
         with self.lock:
-            return torch.cat([whole(p.detach()).reshape(-1) for p in self.tensors])
+            values = [p.detach() for p in self.tensors]
+            wholes = [whole(value) for value in values] if self.are_cut else values
+            return torch.cat([value.reshape(-1) for value in wholes])
 
     def write(self, theta: Tensor) -> None:
         """Copy ``theta [N]`` into the parameters."""
         with self.lock, torch.no_grad():
+            copy = write if self.are_cut else Tensor.copy_
             for p, part in zip(self.tensors, self.split(theta), strict=True):
-                write(p, part)
-            if any(map(is_cut, self.tensors)) and isinstance(self._source, nn.Module):
+                copy(p, part)
+            if self.are_cut and isinstance(self._source, nn.Module):
                 drop_wholes(self._source.modules())
         torch.clear_autocast_cache()  # casts of the old values
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from hfcore.autograd.choice import NotACurvature
 from hfcore.autograd.data import BatchPart
-from hfcore.autograd.losses import LinearMap, second_of
+from hfcore.autograd.double_vjp import DoubleVjp
+from hfcore.autograd.loss_graph import LinearMap
+from hfcore.autograd.losses import second_of
 from hfcore.autograd.objective import ModuleObjective
-from hfcore.autograd.strategies import DoubleVjp
 from hfcore.checked_objective import CheckedObjective
 from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
 from hfcore.objective import CurvatureKind

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import called
 from hfcore.autograd.autocast import fresh_casts
 from hfcore.autograd.checks import check_repeatable
 from hfcore.autograd.data import NO_GRADIENT
@@ -61,14 +62,14 @@ class BackwardObjective:
 
     def loss(self, data: LossClosure, theta: Tensor) -> float:
         with self._at(theta):
-            value, _ = _split(data())
+            value, _ = _split(called("closure", data))
         return float(value) + self._regulariser(theta)
 
     def gradient(self, data: LossClosure, theta: Tensor) -> tuple[float, Tensor]:
         """f(θ) and ∇f(θ) ``[N]`` from the parameters' ``grad``."""
         tensors = self.parameters.tensors
         with self._at(theta):
-            value, loss = _split(data())
+            value, loss = _split(called("closure", data))
             if all(p.grad is None for p in tensors):
                 if loss is None or not loss.requires_grad:
                     raise ValueError(NO_GRADIENT)

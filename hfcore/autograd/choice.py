@@ -21,20 +21,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hfcore.autograd.strategies import (
-    RECOMPUTING,
-    Gradients,
-    Graph,
-    Jacobian,
-    Like,
-    Parts,
-    Rebuilt,
-    Strategy,
-    Traced,
-    make_strategy,
-    sample,
-)
+from hfcore.autograd.double_vjp import Jacobian, Strategy
+from hfcore.autograd.graph import Gradients, Graph, Like, Parts, sample
+from hfcore.autograd.strategies import RECOMPUTING, Rebuilt, make_strategy
 from hfcore.autograd.trace import trace
+from hfcore.autograd.traced import Traced
 
 logger = logging.getLogger("hfcore")
 

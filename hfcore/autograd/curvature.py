@@ -20,21 +20,14 @@ from hfcore.autograd.data import (
     ModuleData,
     said_of_closures,
 )
+from hfcore.autograd.double_vjp import Strategy
 from hfcore.autograd.doubts import Look, explain
 from hfcore.autograd.evaluation import Evaluation, flatten
+from hfcore.autograd.graph import NO_DEPENDENCE, Graph, Parts, Split
 from hfcore.autograd.losses import second_of
-from hfcore.autograd.strategies import (
-    NO_DEPENDENCE,
-    OVERWRITTEN,
-    Graph,
-    Parts,
-    Rebuilt,
-    Split,
-    Strategy,
-    Traced,
-    make_strategy,
-)
+from hfcore.autograd.strategies import Rebuilt, make_strategy
 from hfcore.autograd.trace import NotTraceable
+from hfcore.autograd.traced import OVERWRITTEN, Traced
 from hfcore.objective import UnstoppableCurvature
 
 if TYPE_CHECKING:

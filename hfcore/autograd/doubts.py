@@ -12,8 +12,9 @@ from torch.utils._pytree import tree_leaves
 
 from hfcore.autograd.choice import NotACurvature, adjoint_error, asymmetry, error_limit
 from hfcore.autograd.data import BatchPart, Closure
+from hfcore.autograd.double_vjp import DoubleVjp, Strategy
 from hfcore.autograd.evaluation import flatten
-from hfcore.autograd.strategies import DoubleVjp, Graph, Parts, Split, Strategy, sample
+from hfcore.autograd.graph import Graph, Parts, Split, sample
 from hfcore.bindings.conjugate_gradient import dot
 
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ from hfcore.autograd.buffers import SteadyBuffers
 from hfcore.autograd.calls import Select, called, selected
 from hfcore.autograd.checks import check_repeatable, differentiable_kernels
 from hfcore.autograd.data import BatchPart, Closure, call_closure
+from hfcore.autograd.graph import Gradients, Parts
 from hfcore.autograd.links import check_link
 from hfcore.autograd.losses import CallableLoss, PackageLoss, SplitLoss
-from hfcore.autograd.strategies import Gradients, Parts
 from hfcore.autograd.structural import Held, Term
 from hfcore.flat import FlatParameters
 

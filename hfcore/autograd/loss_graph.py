@@ -117,8 +117,9 @@ def _softmax(node: Any, outputs: Tensor) -> LinearMap | None:
         c = (p * w.unsqueeze(-1)).detach()
 
     def apply(R: Tensor) -> Tensor:
-        product = c * R.reshape(c.shape)
-        return (product - p * product.sum(-1, keepdim=True)).view(R.shape)
+        product: Tensor = c * R.reshape(c.shape)
+        product = product - p * product.sum(-1, keepdim=True)
+        return product.view(R.shape)
 
     return apply
 

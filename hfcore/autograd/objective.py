@@ -29,8 +29,9 @@ from hfcore.autograd.data import (
     said_of_closures,
 )
 from hfcore.autograd.evaluation import Evaluation, Evaluator, flatten
+from hfcore.autograd.graph import Gradients, Parts
 from hfcore.autograd.losses import MeanLoss, PackageLoss, split_loss
-from hfcore.autograd.strategies import STRATEGIES, Gradients, Parts
+from hfcore.autograd.strategies import STRATEGIES
 from hfcore.autograd.structural import structural_terms
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot

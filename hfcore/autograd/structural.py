@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from hfcore.autograd.losses import LinearMap
+from hfcore.autograd.loss_graph import LinearMap
 from hfcore.bindings.checks import check_choice
 
 DISTANCES = ("identity", "tanh", "logistic", "softmax")

@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from hfcore.autograd.data import BatchPart
+from hfcore.autograd.loss_graph import LinearMap
 from hfcore.autograd.losses import (
     CallableLoss,
-    LinearMap,
     PackageLoss,
     check_classes,
     check_distributions,

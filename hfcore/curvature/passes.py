@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hfcore.autograd.evaluation import flatten
-from hfcore.autograd.strategies import Graph, Parts, Split
+from hfcore.autograd.graph import Graph, Parts, Split
 from hfcore.curvature.linear_operator import LinearOperator, OperatorAtParameters
 
 # Rows times outputs, and rows times parameters, of one batched backward pass: what stays in caches.

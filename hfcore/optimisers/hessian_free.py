@@ -41,6 +41,7 @@ from hfcore.optimisers.preconditioner import DiagonalSource
 from hfcore.optimisers.roles import Roles
 from hfcore.optimisers.serving import Serving
 from hfcore.optimisers.statistics import Ledger, StepStats
+from hfcore.optimisers.step_point import StepPoint
 from hfcore.optimisers.together import Together
 from hfcore.optimisers.watched_step import watched_step
 from hfcore.seeding import generator_of
@@ -375,12 +376,13 @@ class HessianFree(torch.optim.Optimizer):
         agreed = self._together.several
         with torch.no_grad(), among, interruptible_step(agreed=agreed):
             ledger = Ledger()
-            step, loss, damping = self._prepared(objective, data, theta, options, ledger)
+            point, loss, damping = self._prepared(objective, data, theta, options, ledger)
+            step = NewtonStep(point, first=self.steps == 0)
             outcome = step.run(damping, self._cg_start(theta))
             if outcome.move is not None:
                 self._parameters.write(theta.add_(outcome.move))
             self._remember(outcome)
-            norm = math.sqrt(dot(step.gradient, step.gradient))
+            norm = math.sqrt(dot(point.gradient, point.gradient))
             self.last_stats = outcome.report(loss, norm, ledger)
         return self.last_stats
 
@@ -391,8 +393,8 @@ class HessianFree(torch.optim.Optimizer):
         theta: Tensor,
         options: Options,
         ledger: Ledger,
-    ) -> tuple[NewtonStep, float, float]:
-        """(the step with gradient and curvature, the loss, λ)."""
+    ) -> tuple[StepPoint, float, float]:
+        """(the point with gradient and curvature, the loss there, λ)."""
         bad = self._parameters.first_bad(theta)
         if bad is not None:
             raise ValueError(f"model: parameter {bad} holds NaN or Inf, need finite values")
@@ -420,7 +422,7 @@ class HessianFree(torch.optim.Optimizer):
         with ledger.phase("preconditioner"):
             diagonal, scale = self._diagonals(objective, roles, theta, curvature, options)
             _count_diagonals(ledger, objective, roles, options)
-        step = NewtonStep(
+        point = StepPoint(
             objective,
             roles,
             theta,
@@ -430,10 +432,9 @@ class HessianFree(torch.optim.Optimizer):
             ledger,
             diagonal=diagonal,
             scale=scale,
-            first=self.steps == 0,
             curvature_scale=self._own_state.get("curvature_scale"),
         )
-        return step, loss, damping
+        return point, loss, damping
 
     def _diagonals(
         self,

@@ -13,21 +13,21 @@ departs from them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from hfcore.arguments import choice, count, naming_options, nonnegative, number
 from hfcore.distributed.ranks import check_local
 from hfcore.flat import FlatParameters, each_listed
+from hfcore.optimisers.closure_optimizer import OneGroup
 from hfcore.optimisers.least_squares_step import LeastSquaresStats, LeastSquaresStep
 from hfcore.optimisers.residuals import ResidualClosure, Residuals
 from hfcore.optimisers.watched_step import watched_step
 
 
-class LeastSquares(torch.optim.Optimizer):
+class LeastSquares(OneGroup):
     """Minimises ½‖r(θ)‖², the sum over all residuals, as ``scipy.optimize.least_squares`` does.
 
     A step solves (JᵀJ + λI) p = −Jᵀr, and tries larger λ until the sum of squares falls. Small
@@ -60,6 +60,9 @@ class LeastSquares(torch.optim.Optimizer):
     last step reported, None before the first. Raises TypeError or ValueError naming what is wrong.
     """
 
+    mark = "max_tries"
+    kept = ("last_stats", "_module")
+
     @naming_options
     def __init__(
         self,
@@ -84,22 +87,6 @@ class LeastSquares(torch.optim.Optimizer):
         super().__init__(FlatParameters(source).tensors, options)
         self._checked()
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Raises ValueError for a second group: a Jacobian is of all parameters together."""
-        if self.param_groups:
-            raise ValueError("params: got a second group, need all parameters in one")
-        super().add_param_group(param_group)
-
-    def __getstate__(self) -> dict[str, Any]:
-        mine = {"last_stats": self.last_stats, "_module": self._module}
-        return {**super().__getstate__(), **mine}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As torch's optimisers. Raises ValueError for the state of another kind."""
-        if any("max_tries" not in group for group in state_dict["param_groups"]):
-            raise ValueError("state_dict: has no max_tries, need the state of a LeastSquares")
-        super().load_state_dict(dict(state_dict))
-
     @watched_step
     def step(self, closure: ResidualClosure) -> float:  # type: ignore[override]
         """One Gauss-Newton step on the residuals of ``closure``; gives ½‖r‖² before it.
@@ -114,16 +101,12 @@ class LeastSquares(torch.optim.Optimizer):
         self._checked()
         group = self.param_groups[0]
         parameters = FlatParameters(self._module or group["params"])
-        state = self.state[group["params"][0]]
         residuals = Residuals(closure, parameters, self._module)
         with parameters.lock:
-            step = LeastSquaresStep(residuals, parameters.read(), group, state)
+            step = LeastSquaresStep(residuals, parameters.read(), group, self._own_state)
             step.run()
-            if step.accepted:
-                with torch.no_grad():
-                    parameters.write(step.theta)
-                torch.autograd.graph.increment_version(parameters.tensors)
-        state.update(damping=step.damping, growth=step.growth, steps=state.get("steps", 0) + 1)
+            theta = step.theta if step.accepted else None
+            self._ended(parameters, theta, damping=step.damping, growth=step.growth)
         self.last_stats = step.stats(time.perf_counter() - started)
         return step.loss
 

@@ -12,10 +12,9 @@ say where this departs from the latter, or settles what it leaves open.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from hfcore.arguments import choice, count, naming_options, nonnegative, number, positive
@@ -23,13 +22,14 @@ from hfcore.autograd.data import Closure
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.distributed.ranks import check_local
 from hfcore.flat import FlatParameters, each_listed
+from hfcore.optimisers.closure_optimizer import OneGroup
 from hfcore.optimisers.divergence import DISTRIBUTIONS, MakesDistribution
 from hfcore.optimisers.line_search import LineSearch
 from hfcore.optimisers.natural_gradient_step import NaturalGradientStats, NaturalGradientStep
 from hfcore.optimisers.watched_step import watched_step
 
 
-class NaturalGradient(torch.optim.Optimizer):
+class NaturalGradient(OneGroup):
     """Steps against F⁻¹g, as long as the divergence of what a model predicts allows.
 
     g is the gradient of the closure's loss and F the Fisher matrix of the distributions that the
@@ -65,6 +65,9 @@ class NaturalGradient(torch.optim.Optimizer):
     ValueError naming what is wrong.
     """
 
+    mark = "max_kl"
+    kept = ("last_stats", "_model", "distribution")
+
     @naming_options
     def __init__(
         self,
@@ -92,25 +95,9 @@ class NaturalGradient(torch.optim.Optimizer):
         super().__init__(FlatParameters(self._model).tensors, options)
         self._checked()
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Raises ValueError for a second group: a Fisher matrix is of all parameters together."""
-        if self.param_groups:
-            raise ValueError("params: got a second group, need all parameters in one")
-        super().add_param_group(param_group)
-
-    def __getstate__(self) -> dict[str, Any]:
-        mine = ("_model", "distribution", "last_stats")
-        return {**super().__getstate__(), **{name: getattr(self, name) for name in mine}}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._objective = None
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """As torch's optimisers. Raises ValueError for the state of another kind."""
-        if any("max_kl" not in group for group in state_dict["param_groups"]):
-            raise ValueError("state_dict: has no max_kl, need the state of a NaturalGradient")
-        super().load_state_dict(dict(state_dict))
 
     @watched_step
     def step(self, closure: Closure) -> float:  # type: ignore[override]
@@ -130,15 +117,10 @@ class NaturalGradient(torch.optim.Optimizer):
             # Products are few, so that nothing pays which is prepared for many.
             self._objective = ModuleObjective(self._model, strategy="double_vjp")
         objective, group = self._objective, self.param_groups[0]
-        state = self.state[group["params"][0]]
         with objective.parameters.lock:
             step = NaturalGradientStep(objective, closure, self.distribution, group)
             step.run(search)
-            if step.alpha:
-                with torch.no_grad():
-                    objective.parameters.write(step.theta)
-                torch.autograd.graph.increment_version(objective.parameters.tensors)
-        state["steps"] = state.get("steps", 0) + 1
+            self._ended(objective.parameters, step.theta if step.alpha else None)
         self.last_stats = step.stats(time.perf_counter() - started)
         return step.loss
 

@@ -35,15 +35,12 @@ import torch
 from torch import Tensor
 
 from hfcore.bindings.conjugate_gradient import dot
-from hfcore.objective import Curvature, Objective
 from hfcore.optimisers.damping import SMALLEST_RAISED, DampingBounds, TrustRadius
 from hfcore.optimisers.inner_solve import InnerSolve
 from hfcore.optimisers.line_search import NoStep
-from hfcore.optimisers.options import Options
 from hfcore.optimisers.outcome import Outcome, Proposal
 from hfcore.optimisers.proposals import Proposals, nothing_to_solve
-from hfcore.optimisers.roles import Roles
-from hfcore.optimisers.statistics import Ledger
+from hfcore.optimisers.step_point import StepPoint
 from hfcore.optimisers.trial_losses import TrialLosses
 from hfcore.solvers.conjugate_gradient import BOUNDARY
 
@@ -55,93 +52,51 @@ RHO_SAYS = {
 
 
 class NewtonStep:
-    """One step at θ ``[N]`` with gradient ∇f ``[N]`` and the curvature there.
+    """One step at a point. ``first``: λ may be searched for."""
 
-    ``diagonal [N]`` belongs to a diagonal preconditioner, ``scale [N]`` is D of scale-sensitive
-    damping. ``first``: λ may be searched for; ``curvature_scale`` is that of the step before.
-    """
-
-    def __init__(
-        self,
-        objective: Objective,
-        roles: Roles,
-        theta: Tensor,
-        gradient: Tensor,
-        curvature: Curvature,
-        options: Options,
-        ledger: Ledger,
-        *,
-        diagonal: Tensor | None = None,
-        scale: Tensor | None = None,
-        first: bool = False,
-        curvature_scale: float | None = None,
-    ) -> None:
-        self.roles = roles
-        self.gradient = gradient
-        self.options = options
-        self.ledger = ledger
-        self.first = first
-        self.curvature_scale = curvature_scale
-        self._losses = TrialLosses(objective, theta, ledger)
-        inner = InnerSolve(
-            objective,
-            roles,
-            theta,
-            gradient,
-            curvature,
-            options,
-            ledger,
-            diagonal=diagonal,
-            scale=scale,
-        )
-        self._proposals = Proposals(
-            inner,
-            self._losses,
-            roles,
-            gradient,
-            options,
-            ledger,
-            curvature=curvature,
-            curvature_scale=curvature_scale,
-        )
+    def __init__(self, point: StepPoint, *, first: bool = False) -> None:
+        self._point = point
+        self._first = first
+        self._losses = TrialLosses(point.objective, point.theta, point.ledger)
+        self._proposals = Proposals(point, InnerSolve(point), self._losses)
 
     def run(self, damping: float, start: Tensor) -> Outcome:
         """Solve from ``start [N]`` at λ = ``damping`` and search along the step."""
-        options = self.options.damping
+        options = self._point.options.damping
         if options.trust_radius is not None:
             start = torch.zeros_like(start)  # note 3
             outcome = self._take(self._proposals.at(damping, start))
             return replace(outcome, damping_next=damping)  # note 4
-        if self.first and options.damping_window is not None:
+        if self._first and options.damping_window is not None:
             return self._take(self._proposals.first(damping, start, *options.damping_window))
         return self._take(self._proposals.at(damping, start))
 
     def _take(self, proposal: Proposal) -> Outcome:
         """The line search along the iterate that was kept."""
-        search = self.options.step.search
-        with self.ledger.phase("line_search"):
-            f0 = self._losses.at_start(self.roles.line_search)
+        search = self._point.options.step.search
+        with self._point.ledger.phase("line_search"):
+            f0 = self._losses.at_start(self._point.roles.line_search)
         if proposal.kept is None:
             if nothing_to_solve(proposal.solution):
-                self._say("the gradient is zero: nothing to do")
+                self._point.say("the gradient is zero: nothing to do")
                 return self._converged(self._rejected(proposal, f0, self._bounds(proposal, None)))
-            self._say("CG gave no step with a finite objective: rejected, λ raised")
+            self._point.say("CG gave no step with a finite objective: rejected, λ raised")
             rejected = self._rejected(proposal, f0, self._bounds(proposal, None))
             return self._past_negative_curvature(rejected, proposal)
         p = proposal.kept.p
         assert p is not None
-        slope = dot(self.gradient, p)
+        slope = dot(self._point.gradient, p)
         bounds = self._bounds(proposal, slope)
-        with self.ledger.phase("line_search"):
+        with self._point.ledger.phase("line_search"):
             alpha, f1 = search.search(
-                lambda a: self._losses.moved(self.roles.line_search, p, a), f0, slope
+                lambda a: self._losses.moved(self._point.roles.line_search, p, a), f0, slope
             )
         if alpha == 0.0 and not isinstance(search, NoStep):
             return self._without_decrease(proposal, f0, bounds)
-        rule = self.options.damping.rule
+        rule = self._point.options.damping.rule
         damping_next = rule.next(proposal.damping, proposal.rho, bounds=bounds)
         if (why := RHO_SAYS.get(str(proposal.rho))) is not None:
-            self._say(why)
+            self._point.say(why)
         return Outcome(
             move=alpha * p,
             alpha=alpha,
@@ -162,25 +117,25 @@ class NewtonStep:
         rejected = self._rejected(proposal, f0, bounds)
         assert proposal.kept is not None
         if abs(proposal.kept.model_change) <= bounds.eps * abs(f0):  # note 6
-            self._say(
+            self._point.say(
                 f"converged: the quadratic falls by {abs(proposal.kept.model_change):.1e}, which "
                 f"drowns in the rounding of the objective {f0:.6g}"
             )
             return self._converged(rejected)
         rejected = self._past_negative_curvature(rejected, proposal)
-        if self.options.cg.cg_restart:
-            self._say("line search found no decrease: step rejected, CG start dropped")
+        if self._point.options.cg.cg_restart:
+            self._point.say("line search found no decrease: step rejected, CG start dropped")
             return rejected
-        self._say("line search found no decrease: step rejected")
+        self._point.say("line search found no decrease: step rejected")
         return replace(rejected, cg_last=_finite(proposal.solution.x))
 
     def _rejected(self, proposal: Proposal, f0: float, bounds: DampingBounds) -> Outcome:
         damping, rho = proposal.damping, proposal.rho
-        rule = self.options.damping.rule
+        rule = self._point.options.damping.rule
         damping_next = rule.next(damping, rho, accepted=False, bounds=bounds)
-        at_end = damping >= bounds.highest and math.isinf(self.options.damping.radius)
+        at_end = damping >= bounds.highest and math.isinf(self._point.options.damping.radius)
         if at_end:
-            self._say(f"converged: no step helps at λ = {damping:g}, the upper bound")
+            self._point.say(f"converged: no step helps at λ = {damping:g}, the upper bound")
         return Outcome(
             move=None,
             alpha=0.0,
@@ -204,13 +159,13 @@ class NewtonStep:
 
     def _converged(self, rejected: Outcome) -> Outcome:
         """The same, where no λ would help."""
-        radius = self.options.damping.radius
+        radius = self._point.options.damping.radius
         return replace(rejected, damping_next=rejected.damping, radius_next=radius, converged=True)
 
     def _bounds(self, proposal: Proposal, slope: float | None) -> DampingBounds:
         """λ's bounds, from pᵀAp/pᵀp along the step where λ is not most of it."""
-        eps = torch.finfo(self.gradient.dtype).eps
-        known, damping = self.curvature_scale, proposal.damping
+        eps = torch.finfo(self._point.gradient.dtype).eps
+        known, damping = self._point.curvature_scale, proposal.damping
         kept = proposal.kept
         if kept is not None and kept.p is not None and slope is not None:
             # q(p) = gᵀp + ½ pᵀAp
@@ -223,11 +178,13 @@ class NewtonStep:
     def _said(self, bounds: DampingBounds, before: float, damping: float) -> float:
         """λ of the next step, with a word where it has come to a bound."""
         if damping == bounds.lowest < before:
-            self._say(f"λ stays at {damping:g}, the lower bound: less would drown in rounding")
+            self._point.say(
+                f"λ stays at {damping:g}, the lower bound: less would drown in rounding"
+            )
         return damping
 
     def _next_radius(self, proposal: Proposal) -> float:
-        radius = self.options.damping.radius
+        radius = self._point.options.damping.radius
         if math.isinf(radius):
             return math.inf
         solution, kept = proposal.solution, proposal.kept
@@ -235,12 +192,9 @@ class NewtonStep:
         on_boundary = (
             kept is not None and solution.stop == BOUNDARY and kept.iteration == solution.iterations
         )
-        smallest = torch.finfo(self.gradient.dtype).tiny
+        smallest = torch.finfo(self._point.gradient.dtype).tiny
         following = TrustRadius().next(radius, proposal.rho, norm, on_boundary=on_boundary)
         return max(following, smallest)
-
-    def _say(self, message: str) -> None:
-        self.ledger.messages.append(message)
 
 
 def _finite(x: Tensor) -> Tensor | None:

@@ -22,6 +22,7 @@ from torch import nn
 from hfcore.arguments import count, flag, naming_options, nonnegative, number
 from hfcore.distributed.ranks import check_local
 from hfcore.flat import FlatParameters, listed
+from hfcore.optimisers.closure_optimizer import ClosureOptimizer
 from hfcore.optimisers.descent import Decay, Descent, DescentMemory
 from hfcore.optimisers.watched_step import watched_step
 from hfcore.optimisers.wolfe_search import WolfeSearch
@@ -46,7 +47,7 @@ class LineSearchStats:
     messages: tuple[str, ...]
 
 
-class NonlinearCG(torch.optim.Optimizer):
+class NonlinearCG(ClosureOptimizer):
     """Polak–Ribière+ directions, each followed to a strong Wolfe point.
 
     A step is some line searches on one function, that of its closure: by default three, begun with
@@ -74,6 +75,8 @@ class NonlinearCG(torch.optim.Optimizer):
     and the slope; ``last_stats`` is what the last step reported, None before the first. Raises
     TypeError or ValueError naming what is wrong.
     """
+
+    mark = "line_searches"
 
     @naming_options
     def __init__(
@@ -113,17 +116,12 @@ class NonlinearCG(torch.optim.Optimizer):
             self.param_groups.pop()
             raise
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "last_stats": self.last_stats}
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._memory = None
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As torch's optimisers. Raises ValueError for the state of another kind or another net."""
-        if any("line_searches" not in group for group in state_dict["param_groups"]):
-            raise ValueError("state_dict: has no line_searches, need the state of a NonlinearCG")
         N = sum(p.numel() for p in self._parameters())
         for entry in state_dict["state"].values():
             direction = entry.get("direction")
@@ -131,7 +129,7 @@ class NonlinearCG(torch.optim.Optimizer):
                 raise ValueError(
                     f"state_dict: its direction has shape {list(direction.shape)}, need [{N}]"
                 )
-        super().load_state_dict(dict(state_dict))
+        super().load_state_dict(state_dict)
 
     @watched_step
     def step(self, closure: Callable[[], Any]) -> float:  # type: ignore[override]
@@ -146,22 +144,17 @@ class NonlinearCG(torch.optim.Optimizer):
             raise TypeError(f"closure: got {type(closure).__name__}, need a function")
         group, search = self.param_groups[0], self._checked()
         parameters = FlatParameters(self._parameters())
-        state = self.state[parameters.tensors[0]]
         if self._memory is None or not self._memory.fits(parameters):
             self._memory = DescentMemory(parameters)
         with torch.no_grad(), parameters.lock:
             descent = Descent(parameters, self._memory, closure, self._decays())
-            start = descent.begin({} if group["restart"] else state)
+            start = descent.begin({} if group["restart"] else self._own_state)
             for k in range(group["line_searches"]):
                 last = group["restart"] and k + 1 == group["line_searches"]
                 if not descent.advance(search, group["slope_ratio"], turn=not last):
                     break
-            if descent.moved:
-                parameters.write(descent.theta)
-                torch.autograd.graph.increment_version(parameters.tensors)
-        state["steps"] = state.get("steps", 0) + 1
-        if not group["restart"]:
-            state.update(descent.direction())
+            following = {} if group["restart"] else descent.direction()
+            self._ended(parameters, descent.theta if descent.moved else None, **following)
         self.last_stats = LineSearchStats(
             loss=start.value,
             loss_after=descent.value,

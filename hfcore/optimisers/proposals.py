@@ -12,14 +12,12 @@ import torch
 from torch import Tensor
 
 from hfcore.bindings.conjugate_gradient import dot
-from hfcore.objective import Curvature
 from hfcore.optimisers.backtracking import Candidate, IterateChooser
 from hfcore.optimisers.damping import SMALLEST_RAISED, DampingBounds, reduction_ratio
 from hfcore.optimisers.inner_solve import InnerSolve
-from hfcore.optimisers.options import Options
 from hfcore.optimisers.outcome import Proposal
-from hfcore.optimisers.roles import Roles, same_data
-from hfcore.optimisers.statistics import Ledger
+from hfcore.optimisers.roles import same_data
+from hfcore.optimisers.step_point import StepPoint
 from hfcore.optimisers.trial_losses import TrialLosses
 from hfcore.solvers.conjugate_gradient import NONPOSITIVE, RESIDUAL, Solution
 
@@ -30,41 +28,20 @@ MAX_SEARCH = 30
 
 
 class Proposals:
-    """Solves at λ and at what it is raised to, at one θ with gradient ``[N]``.
+    """Solves at λ and at what it is raised to, at one point."""
 
-    ``curvature`` is the one there, ``curvature_scale`` that of the step before.
-    """
-
-    def __init__(
-        self,
-        inner: InnerSolve,
-        losses: TrialLosses,
-        roles: Roles,
-        gradient: Tensor,
-        options: Options,
-        ledger: Ledger,
-        *,
-        curvature: Curvature,
-        curvature_scale: float | None,
-    ) -> None:
-        self._inner = inner
-        self._losses = losses
-        self._roles = roles
-        self._gradient = gradient
-        self._options = options
-        self._ledger = ledger
-        self._curvature = curvature
-        self._curvature_scale = curvature_scale
+    def __init__(self, point: StepPoint, inner: InnerSolve, losses: TrialLosses) -> None:
+        self._point, self._inner, self._losses = point, inner, losses
 
     def at(self, damping: float, start: Tensor) -> Proposal:
         """Solve at λ from ``start [N]``; raise λ while nothing is finite."""
         for _ in range(MAX_RETRIES):
             chooser = self._chooser()
             solution = self._inner.solve(damping, start, observer=chooser.observe)
-            with self._ledger.phase("cg"):
+            with self._point.ledger.phase("cg"):
                 kept = chooser.choose(solution)
             if solution.stop == NONPOSITIVE:
-                self._say(f"{NONPOSITIVE}; CG ended after {solution.iterations} iterations")
+                self._point.say(f"{NONPOSITIVE}; CG ended after {solution.iterations} iterations")
             if kept is not None:
                 return Proposal(solution, kept, damping, self._ratio(kept))
             if solution.stop == NONPOSITIVE and solution.iterations == 0:
@@ -75,8 +52,10 @@ class Proposals:
                 continue
             if solution.stop == NONPOSITIVE or nothing_to_solve(solution):
                 break
-            self._say(f"{solution.stop} at λ = {damping:g}: λ raised, CG starts afresh")  # note 2
-            damping = max(damping, SMALLEST_RAISED) * self._options.damping.damping_up
+            self._point.say(
+                f"{solution.stop} at λ = {damping:g}: λ raised, CG starts afresh"
+            )  # note 2
+            damping = max(damping, SMALLEST_RAISED) * self._point.options.damping.damping_up
             start = torch.zeros_like(start)
         return Proposal(solution, None, damping, -math.inf)
 
@@ -94,7 +73,7 @@ class Proposals:
             best = trial
             if raising and trial.rho > high:
                 break
-        self._say(f"first λ: {best.damping:g}, where ρ = {best.rho:.3g}")
+        self._point.say(f"first λ: {best.damping:g}, where ρ = {best.rho:.3g}")
         return best
 
     def past_negative_curvature(self, proposal: Proposal) -> float:
@@ -107,7 +86,7 @@ class Proposals:
         if curvature is None or not -math.inf < curvature < 0:
             return 0.0
         raised = self._raised(curvature, proposal.damping)
-        self._say(f"curvature {curvature:.3g} where CG ended: λ raised to {raised:g}")
+        self._point.say(f"curvature {curvature:.3g} where CG ended: λ raised to {raised:g}")
         return raised
 
     def _past_first_direction(self, damping: float, start: Tensor) -> float | None:
@@ -119,12 +98,12 @@ class Proposals:
         if curvature is None:  # of a gradient whose square no float holds
             return None
         if damping + curvature > 0 and bool(start.any()):
-            self._say("CG starts afresh at zero")
+            self._point.say("CG starts afresh at zero")
             return damping
         if not -math.inf < curvature < 0:
             return None
         raised = self._raised(curvature, damping)
-        self._say(
+        self._point.say(
             f"curvature {curvature:.3g} along the gradient, for which λ = {damping:g} is too small"
             f": λ raised to {raised:g}, CG starts afresh at zero"
         )
@@ -132,13 +111,15 @@ class Proposals:
 
     def _raised(self, curvature: float, damping: float) -> float:
         """λ past a curvature below −λ."""
-        eps = torch.finfo(self._gradient.dtype).eps
-        bounds = DampingBounds(self._curvature_scale or SMALLEST_RAISED, eps)
-        return max(2.0 * abs(curvature), bounds.moved(damping, self._options.damping.damping_up))
+        eps = torch.finfo(self._point.gradient.dtype).eps
+        bounds = DampingBounds(self._point.curvature_scale or SMALLEST_RAISED, eps)
+        return max(
+            2.0 * abs(curvature), bounds.moved(damping, self._point.options.damping.damping_up)
+        )
 
     def _chooser(self) -> IterateChooser:
         """Picks the iterate that the true objective prefers."""
-        cg = self._options.cg
+        cg = self._point.options.cg
         return IterateChooser(
             self._backtracking_loss(),
             points=self._inner.points(),
@@ -148,32 +129,29 @@ class Proposals:
 
     def _backtracking_loss(self) -> Callable[[Tensor], float]:
         def loss(p: Tensor) -> float:
-            with self._ledger.phase("backtracking"):
-                return self._losses.moved(self._roles.backtracking, p)
+            with self._point.ledger.phase("backtracking"):
+                return self._losses.moved(self._point.roles.backtracking, p)
 
         return loss
 
     def _ratio(self, kept: Candidate) -> float:
         """ρ: f on its data, where a value that is known is not computed again; q on the
         curvature's."""
-        p, model_change, data = kept.p, kept.model_change, self._roles.rho
+        p, model_change, data = kept.p, kept.model_change, self._point.roles.rho
         assert p is not None
-        with self._ledger.phase("rho"):
-            if same_data(data, self._roles.curvature):
-                before = self._curvature.loss  # came with its activations
+        with self._point.ledger.phase("rho"):
+            if same_data(data, self._point.roles.curvature):
+                before = self._point.curvature.loss  # came with its activations
             else:
                 before = self._losses.at_start(data)
-            if kept.loss is not None and same_data(data, self._roles.backtracking):
+            if kept.loss is not None and same_data(data, self._point.roles.backtracking):
                 after = kept.loss
             else:
                 after = self._losses.moved(data, p)
-            if self._options.damping.rho == "undamped":
+            if self._point.options.damping.rho == "undamped":
                 Bp = self._inner.matrix(0.0)(p, torch.empty_like(p))
-                model_change = 0.5 * dot(p, Bp) + dot(self._gradient, p)
+                model_change = 0.5 * dot(p, Bp) + dot(self._point.gradient, p)
             return reduction_ratio(after - before, model_change)
-
-    def _say(self, message: str) -> None:
-        self._ledger.messages.append(message)
 
 
 def nothing_to_solve(solution: Solution) -> bool:

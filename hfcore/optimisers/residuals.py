@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hfcore.arguments import called
 from hfcore.autograd.data import said_of_closures
 from hfcore.autograd.evaluation import Evaluator
-from hfcore.autograd.strategies import Parts
+from hfcore.autograd.graph import Parts
 from hfcore.curvature.passes import GraphPasses, OperatorOfPasses
 from hfcore.flat import FlatParameters
 

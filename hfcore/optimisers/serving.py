@@ -11,7 +11,6 @@ from torch import nn
 from hfcore.autograd.backward import BackwardObjective
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.checked_objective import checked_objective
-from hfcore.cut_parameters import is_cut
 from hfcore.distributed.group import Group
 from hfcore.distributed.objective import DistributedObjective, distributed
 from hfcore.distributed.ranks import unwrapped
@@ -46,7 +45,7 @@ class Serving:
     ) -> None:
         model = unwrapped(model)
         parameters = FlatParameters(model)
-        self._is_cut = any(map(is_cut, parameters.tensors))
+        self._is_cut = parameters.are_cut
         on_cuda = parameters.device.type == "cuda"
         together = partial(distributed, group=group, on_cuda=on_cuda)
         self._own: Any = None if own is None else together(checked_objective(own))

@@ -29,7 +29,8 @@ class MinresColumn:
         self.iterations = 0
         self._target, self._limit, self._M = target, limit, M
         # Of ‖A r‖ / (‖A‖‖r‖): Lanczos vectors lose their orthogonality about here, and further
-        # iterations on a b outside of the range make x large and nothing smaller.
+        # iterations on a b outside of the range make x large and nothing smaller. With a multiple
+        # of ε there, they go on until the limit, or until x has grown by 1/ε.
         self._flat = math.sqrt(torch.finfo(r.dtype).eps)
         self._residual = r.clone()
         # Two Lanczos vectors, not normalised, and M⁻¹ of the second.

@@ -7,7 +7,7 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from hfcore.distributed.ranks import Ranks
 from hfcore.distributed.torchrun import kills_soon
 from hfcore.step_interrupt import StepInterrupted
 from hfcore.training import setup, several
-from hfcore.training.callbacks import Callback, CallbackStates, StopRequest, TrainState
+from hfcore.training.callbacks import Callback, TrainState
 from hfcore.training.config import Settings
 from hfcore.training.counters import Progress, in_minibatches
 from hfcore.training.feeds import Feed
+from hfcore.training.hooks import Hooks
 from hfcore.training.interrupts import stop_on_signal
-from hfcore.training.metrics_log import as_python
 from hfcore.training.result import TrainResult
 from hfcore.training.resumable import RandomStates, Resumable
 from hfcore.training.run_folder import RunFolder
@@ -58,7 +58,7 @@ class Run:
         self.feed = feed
         self.measured = measured
         self.settings = settings
-        self.hooks = hooks
+        self.hooks = Hooks(hooks)
         self.path: Path | None = None
         self.folder: RunFolder | None = None  # of the first rank
         self.at = Progress()
@@ -77,7 +77,7 @@ class Run:
                 "optimizer": self.optimizer,
                 "training_data": self.feed,
                 "random": RandomStates(device_of(self.model)),
-                "callbacks": CallbackStates(self.hooks),
+                "callbacks": self.hooks.states,
             },
             lambda: self.at.iteration,
             "this model and optimiser",
@@ -102,7 +102,7 @@ class Run:
         session = time.perf_counter() - self.at.seconds
         closed = contextlib.closing(self.feed)
         stopping = stop_on_signal(self._seconds_left, soon=kills_soon())
-        with stopping as interrupted, closed, self._hooked() as asked:
+        with stopping as interrupted, closed, self.hooks.running(self._state) as asked:
             while (reason := self._reason_to_stop(interrupted, asked)) is None:
                 asked = self._iterate(session)
                 due = self.at.iteration % self.settings.checkpoint_every == 0
@@ -186,9 +186,7 @@ class Run:
         seconds = {"data": drawn - started, "test": time.perf_counter() - stepped}
         self._log(self._line(done, seconds))
         self._iteration_took = time.perf_counter() - started
-        state = self._state()
-        # a list: every hook runs
-        return next(filter(None, [_reason(hook.on_step(state)) for hook in self.hooks]), None)
+        return self.hooks.after_step(self._state())
 
     def _seconds_left(self) -> float | None:
         """How long the running iteration takes yet if it takes as long as the last one."""
@@ -219,9 +217,7 @@ class Run:
     def _log(self, line: dict[str, Any]) -> None:
         """Complete the line with what callbacks measure, and write it."""
         self.metrics = line
-        state = self._state()
-        for hook in self.hooks:
-            line |= {key: as_python(value) for key, value in hook.measure(state).items()}
+        line = self.hooks.measure(self._state())
         if self.folder is None:
             return
         if self.at.iteration or not self.folder.lines:  # the untrained model's line may be there
@@ -233,22 +229,6 @@ class Run:
 
     def _test(self) -> None:
         self.at.measure(self.measured())
-
-    # ---- callbacks
-
-    @contextlib.contextmanager
-    def _hooked(self) -> Iterator[str | None]:
-        """Callbacks begin and end; gives the reason of one that wants no training at all."""
-        begun: list[Callback] = []
-        try:
-            reasons = []
-            for hook in self.hooks:
-                reasons.append(_reason(hook.on_train_begin(self._state())))
-                begun.append(hook)
-            yield next(filter(None, reasons), None)
-        finally:
-            for hook in begun:
-                hook.on_train_end(self._state())
 
     def _state(self) -> TrainState:
         return TrainState(
@@ -268,11 +248,6 @@ class Run:
             step_seconds=self.at.step_seconds,
             shares=self.measured.shares,
         )
-
-
-def _reason(asked: StopRequest) -> str | None:
-    """Why a callback wants to stop, None if it does not."""
-    return asked if isinstance(asked, str) else "callback" if asked else None
 
 
 def _or_nan(error: float | None) -> float:

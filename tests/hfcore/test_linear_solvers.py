@@ -211,6 +211,20 @@ def test_inconsistent_systems_end_with_the_least_residual_and_say_so(sign: float
     assert torch.equal(x, torch.zeros(3).double())
 
 
+@pytest.mark.parametrize(("dtype", "least"), [(torch.float32, 1e-4), (torch.float64, 1e-8)])
+def test_what_lies_where_an_indefinite_matrix_is_small_is_in_its_range(dtype, least) -> None:
+    values = torch.linspace(-1, 1, 30).double()
+    values[-3:] = least * torch.tensor([1.0, 2.0, 3.0])
+    matrix = torch.linalg.eigh(with_spectrum(values))
+    small = matrix.eigenvectors[:, matrix.eigenvalues.abs() < 10 * least]
+    A = (matrix.eigenvectors * matrix.eigenvalues) @ matrix.eigenvectors.mT
+    b = small.sum(1)
+    x, info = hf.minres(lambda v: A.to(dtype) @ v, b.to(dtype), rtol=1e-3, max_iter=500)
+    assert info.converged
+    want = torch.linalg.solve(A, b)
+    assert float((x - want).norm()) <= 1e-3 * float(want.norm())
+
+
 def test_zero_right_hand_sides_and_exact_starts() -> None:
     A, b = spd(13), normal(13, 3)
     b[:, 1] = 0
