@@ -15,6 +15,8 @@ from torch.distributions import (
     kl_divergence,
 )
 
+from hfcore.arguments import called
+
 MakesDistribution = Callable[[Tensor], Distribution]
 
 
@@ -61,7 +63,7 @@ class Divergence:
             raise TypeError(f"distribution: torch knows no kl_divergence of {name}") from error
 
     def _made(self, outputs: Tensor) -> Distribution:
-        made = self._make(outputs)
+        made = called("distribution", self._make, outputs)
         if not isinstance(made, Distribution):
             raise TypeError(
                 f"distribution: gave {type(made).__name__}, need a torch.distributions.Distribution"

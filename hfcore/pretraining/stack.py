@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfcore.arguments import called
 from hfcore.bindings.checks import check_tensor
 from hfcore.models.mlp import Autoencoder
 from hfcore.pretraining.contrastive_divergence import ContrastiveDivergence
@@ -197,7 +198,7 @@ class Stack:
         if self.folder is not None:
             self.folder.log(line)
         if self._report is not None:
-            self._report(line)
+            called("report", self._report, line)
 
 
 def _restore(name: str, own: Tensor, value: Tensor) -> None:

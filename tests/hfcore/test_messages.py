@@ -15,6 +15,7 @@ from torch import nn
 import hfcore as hf
 
 x, y = torch.zeros(4, 3), torch.zeros(4, 2)
+OUT = nn.Linear(3, 2)
 SQUARED, SOFTMAX = hf.losses.SquaredError(), hf.losses.SoftmaxCrossEntropy()
 
 
@@ -298,6 +299,16 @@ def closure_step(closure: Callable[..., Any]) -> None:
             lambda: training_by(lambda s: s),
             TypeError,
             "metric: takes other arguments .*; it is called with 2",
+        ),
+        (
+            lambda: hf.pretrain(hf.Autoencoder([3, 2]), x, report=lambda: None, epochs=1),
+            TypeError,
+            "report: takes other arguments .*; it is called with 1",
+        ),
+        (
+            lambda: hf.NaturalGradient(OUT, lambda: None).step(lambda: (OUT(x).mean(), OUT(x))),
+            TypeError,
+            "distribution: takes other arguments .*; it is called with 1",
         ),
         # ---- checks of products
         (

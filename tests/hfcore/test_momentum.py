@@ -359,12 +359,12 @@ def test_backward_after_the_context_is_refused_by_autograd() -> None:
     x, y = data()
     with opt.lookahead():
         loss = (model(x) - y).square().mean()
-    with pytest.raises(hf.LookaheadError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
     loss = (model(x) - y).square().mean()
     with (
         opt.lookahead(),
-        pytest.raises(hf.LookaheadError, match="modified by an inplace operation"),
+        pytest.raises(RuntimeError, match="modified by an inplace operation"),
     ):
         loss.backward()
 
@@ -376,7 +376,7 @@ def test_backward_through_an_old_graph_after_a_step_is_refused(kind: str) -> Non
     x, y = data()
     loss = (model(x) - y).square().mean()
     opt.step(closure_of(model, opt))
-    with pytest.raises(hf.LookaheadError, match="modified by an inplace operation"):
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 
 
