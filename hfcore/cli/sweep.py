@@ -38,6 +38,9 @@ SHOWN = ("outcome", "updates", "error", "wrong", "test_loss", "best_error", "esc
 @click.option("--method", default="nag", metavar="A,B,…", help=f"Of {', '.join(METHODS)}.")
 @click.option("--schedule", type=click.Choice(list(SCHEDULES)), default="delayed", help="Of μ.")
 @click.option("--final-updates", type=click.IntRange(0), default=0, help="At the end with μ ≤ 0.9.")
+@click.option(
+    "--falling-updates", type=click.IntRange(0), default=0, help="At the end, over which ε falls."
+)
 @click.option("--weight-decay", type=click.FloatRange(0), default=0.0, help="Of ½‖θ‖².")
 @click.option("--seeds", default="1", metavar="N|A,B,…", help="How many, or which.")
 @click.option("--updates", type=click.IntRange(1), default=50_000, help="Of every run.")
@@ -102,6 +105,7 @@ def sweep_command(context: click.Context, /, problem: str | None, **options: Any
             start=start,
             schedule=options["schedule"],
             final_updates=options["final_updates"],
+            falling_updates=options["falling_updates"],
             weight_decay=options["weight_decay"],
             test_every=options["test_every"],
             test_size=options["test_size"],

@@ -12,20 +12,21 @@
 5. Memorisation is scored on the recalled steps alone: a net of biases then errs in 8.0 of 10 steps,
    as the paper has it, while one that is scored on all steps learns to stay blank and errs in 10.
 6. The paper has a final phase of smaller μ for autoencoders, not here. Where it is asked for it is
-   in columns of its own: runs that escape at a large ε are thrown back later on.
+   in columns of its own: runs that escape at a large ε are thrown back later on. So is the other
+   remedy, an ε that falls linearly to nothing.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import hfcore as hf
 from hfcore.experiments.published import TABLE5
-from hfcore.experiments.tuning import Column, Tuned, column_settings, rates_for
+from hfcore.experiments.tuning import Column, Procedure, Tuned, column_settings, rates_for
 from hfcore.experiments.tuning_tables import beside_published, details, procedure_text, times
 
 PROBLEMS = ("add-80", "mul-80", "mem-5-200", "mem-20-80")
@@ -87,53 +88,86 @@ def columns_of(
 
 
 def with_fast_momentum(columns: Sequence[Column]) -> list[Column]:
-    """Those whose μ₀ a final phase lowers (note 6)."""
+    """Those whose μ₀ a final phase lowers, on which both remedies are tried (note 6)."""
     return [column for column in columns if column.settings["momentum"] > FINAL_MOMENTUM]
 
 
+@dataclass(frozen=True)
+class Remedy:
+    """What is tried against runs that escape and are thrown back, in columns of its own (note 6).
+
+    ``updates`` at the end are of another kind: ``option`` names it among those of a procedure,
+    ``key`` among the settings and in the file of results, ``column`` at the end of a column's name.
+    """
+
+    key: str
+    option: str
+    column: str
+    says: str
+    updates: int
+
+    @property
+    def folder(self) -> str:
+        return self.key.replace("_", "-")
+
+    def applied(self, procedure: Procedure) -> Procedure:
+        """The procedure of its runs."""
+        return replace(procedure, **{self.option: self.updates})
+
+
+def remedies_of(final_phase: int | None, falling_rate: int | None) -> list[Remedy]:
+    """Those that are asked for, by the updates at the end which are theirs."""
+    known = [
+        ("final_phase", "final_updates", "then 0.9", "have μ = 0.9", final_phase),
+        ("falling_rate", "falling_updates", "ε falling", "have an ε that falls", falling_rate),
+    ]
+    return [Remedy(*what, updates) for *what, updates in known if updates is not None]
+
+
 # ---- the report
+
+
+Remedied = Mapping[Remedy, Mapping[str, Tuned]]
+"""The runs with each remedy, by problem."""
 
 
 def table5_report(
     results: Mapping[str, Tuned],
     settings: Mapping[str, Any],
     folder: Path,
-    remedied: Mapping[str, Tuned] | None = None,
+    remedied: Remedied | None = None,
 ) -> tuple[str, list[Path]]:
-    """The table as markdown, and the paths of table, numbers, maps and plot in ``folder``.
-
-    ``remedied`` are the runs with a final phase by problem (note 6).
-    """
+    """The table as markdown, and the paths of table, numbers, maps and plot in ``folder``."""
     from hfcore.experiments.tuning_files import tuned_json, write_tuned  # matplotlib is slow
 
     remedied = remedied or {}
     text = table5_table(results, settings, remedied)
-    more = {name: tuned_json(tuned) for name, tuned in remedied.items()}
-    return text, write_tuned(
-        folder, "table5", text, results, TABLE5, settings, **({"final_phase": more} if more else {})
-    )
+    more = {
+        remedy.key: {name: tuned_json(tuned) for name, tuned in found.items()}
+        for remedy, found in remedied.items()
+        if found
+    }
+    return text, write_tuned(folder, "table5", text, results, TABLE5, settings, **more)
 
 
 def table5_table(
-    results: Mapping[str, Tuned],
-    settings: Mapping[str, Any],
-    remedied: Mapping[str, Tuned] | None = None,
+    results: Mapping[str, Tuned], settings: Mapping[str, Any], remedied: Remedied | None = None
 ) -> str:
     """Errors beside the published ones, then what each of them rests on."""
     biases = {name: Rung.parse(name).problem().bias_error for name in results}
     further: dict[str, dict[str, float | None]] = {}
-    for name, tuned in (remedied or {}).items():
-        for result in tuned.columns:
-            further.setdefault(f"{result.column.name}, then 0.9", {})[name] = result.error
-    phase = (
-        [
-            f"Columns with 'then 0.9' are not the paper's: the last {settings['final_phase']:,} "
-            "updates have μ = 0.9, after a search of ε of their own.",
-            details(remedied, TABLE5),
-        ]
-        if remedied
-        else []
-    )
+    said = []
+    for remedy, found in (remedied or {}).items():
+        for name, tuned in found.items():
+            for result in tuned.columns:
+                column = f"{result.column.name}, {remedy.column}"
+                further.setdefault(column, {})[name] = result.error
+        if found:
+            said += [
+                f"Columns with '{remedy.column}' are not the paper's: the last "
+                f"{remedy.updates:,} updates {remedy.says}, after a search of ε of their own.",
+                details(found, TABLE5),
+            ]
     return "\n\n".join(
         [
             "Errors after the last update: share of wrong sequences, for mem wrong steps of a "
@@ -145,7 +179,7 @@ def table5_table(
             "first 1000 updates, then the column's; 0 is plain SGD. Inputs and targets centred, "
             f"echo-state start, {settings['hidden']} tanh units.",
             details(results, TABLE5),
-            *phase,
+            *said,
             times(results),
         ]
     )

@@ -130,6 +130,8 @@ class Procedure:
     options: Mapping[str, Any] = field(default_factory=dict)
     final_updates: int = 0
     """Updates at the end with μ = 0.9 at most; a shorter run has no more than it has."""
+    falling_updates: int = 0
+    """Updates at the end over which ε falls linearly to nothing; likewise."""
     report: Callable[[str], None] = lambda line: None
     choose_by: ChooseBy = "average"
     """What decides on a rate: note 1."""
@@ -196,6 +198,7 @@ class Procedure:
             resume=self.resume,
             updates=updates,
             final_updates=min(self.final_updates, updates),
+            falling_updates=min(self.falling_updates, updates),
             **self.options,
         )
 

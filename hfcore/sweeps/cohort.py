@@ -7,7 +7,7 @@ next test.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ class Cohort:
     """Runs of one seed and their state.
 
     ``indices`` are the runs' places in the sweep; ``theta [G,N]`` their initial parameters;
-    ``schedules`` give μ of each run.
+    ``schedules`` give μ of each run, ``rate_factor`` what all rates are multiplied by, both from
+    the number of updates done.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Cohort:
         *,
         batch_size: int,
         weight_decay: float,
+        rate_factor: Callable[[int], float],
     ) -> None:
         self.indices = list(indices)
         self.size = len(self.indices)  # diverged runs included
@@ -53,6 +55,7 @@ class Cohort:
         self._data = data
         self._batch_size = batch_size
         self._weight_decay = weight_decay
+        self._rate_factor = rate_factor
         self._begin_rows()
 
     def _begin_rows(self) -> None:
@@ -61,7 +64,7 @@ class Cohort:
         self._rate = self._column(run.learning_rate for run in self.runs)
         self._looks = self._column(float(run.method == "nag") for run in self.runs)
         self._l2 = self._column(self._weight_decay for _ in self.runs)
-        self._momenta: list[float] = []
+        self._scheduled: list[float] = []
         self._coefficients = Step(0.0, 0.0)
         self._active = torch.ones(G, dtype=torch.bool, device=device)
         self._stopped = torch.full((G,), -1, dtype=torch.int64, device=device)
@@ -94,12 +97,12 @@ class Cohort:
 
     def _step(self, t: int) -> Step:
         """Coefficients after t updates; made anew where a schedule moves."""
-        momenta = [schedule(t) for schedule in self.schedules]
-        if momenta != self._momenta:
+        momenta, factor = [schedule(t) for schedule in self.schedules], self._rate_factor(t)
+        if (scheduled := [factor, *momenta]) != self._scheduled:
             momentum = self._column(momenta)
             l2 = self._l2 if self._weight_decay else None
-            self._momenta = momenta
-            self._coefficients = Step(self._rate, momentum, self._looks * momentum, l2)
+            self._scheduled = scheduled
+            self._coefficients = Step(self._rate * factor, momentum, self._looks * momentum, l2)
         return self._coefficients
 
     def retire(self) -> None:

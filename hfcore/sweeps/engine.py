@@ -55,6 +55,7 @@ def sweep(
     start: Start | None = None,
     schedule: ScheduleName = "delayed",
     final_updates: int = 0,
+    falling_updates: int = 0,
     weight_decay: float = 0.0,
     test_every: int = 500,
     test_size: int = 1000,
@@ -91,14 +92,16 @@ def sweep(
         schedule: of μ, from the grid's ``momentum`` μ₀: ``"constant"``; ``"delayed"``, 0.9 for 1000
             updates, then μ₀; ``"increasing"``, eq. 5 up to μ₀.
         final_updates: so many updates at the end have μ = 0.9 at most.
+        falling_updates: over the last N = ``falling_updates`` ε falls linearly, to ε/N in the last.
         weight_decay: the coefficient of ½‖θ‖² in the objective.
         test_every, test_size: updates between tests, and cases of the fixed test set.
         device: where it is computed.
         max_bytes: of parameters and their companions trained at once; larger sweeps are cut into
             cohorts.
         run_dir, resume: a folder for settings, history and checkpoints; continue the one there.
-            ``updates`` and ``test_every`` may differ then. With ``final_updates`` a sweep that is
-            in its last ones goes back to where they began, if there was a test.
+            ``updates`` and ``test_every`` may differ then. With ``final_updates`` or
+            ``falling_updates`` a sweep that is in its last ones goes back to where they began, if
+            there was a test.
         checkpoint_seconds: time between checkpoints.
         progress: one progress bar on stderr.
         executor: anything with ``submit(f, *arguments)`` that gives futures, such as
@@ -118,9 +121,9 @@ def sweep(
     check_positive(updates=updates, batch_size=batch_size, test_every=test_every)
     check_positive(test_size=test_size, max_bytes=max_bytes)
     check_choice("schedule", schedule, tuple(SCHEDULES))
-    count("final_updates", final_updates, least=0)
-    if final_updates > updates:
-        raise ValueError(f"final_updates: got {final_updates}, need 0 to updates = {updates}")
+    for name, last in (("final_updates", final_updates), ("falling_updates", falling_updates)):
+        if count(name, last, least=0) > updates:
+            raise ValueError(f"{name}: got {last}, need 0 to updates = {updates}")
     flag("progress", progress)
     if flag("resume", resume) and run_dir is None:
         raise ValueError("resume: got True without run_dir, need the folder of the sweep to resume")
@@ -137,6 +140,7 @@ def sweep(
         batch_size=batch_size,
         schedule=schedule,
         final_updates=final_updates,
+        falling_updates=falling_updates,
         weight_decay=nonnegative("weight_decay", weight_decay),
         test_every=test_every,
         test_size=test_size,
@@ -285,6 +289,7 @@ class SweepLoop:
             TrainingData(settings.problem, runs[0].seed, torch.float32, BATCHES_ON),
             batch_size=settings.batch_size,
             weight_decay=settings.weight_decay,
+            rate_factor=settings.rate_factor,
         )
 
     def test_set(self, seed: int) -> list[Batch]:

@@ -1,4 +1,4 @@
-"""Sweeps that are resumed with another number of updates although μ falls at their end.
+"""Sweeps that are resumed with another number of updates although μ or ε falls at their end.
 
 The checkpoint from which the last phase began stays; from there it can be done again elsewhere.
 """
@@ -22,17 +22,17 @@ def before_last_phase(checkpoints: Checkpoints, settings: SweepSettings, cohorts
     newest = checkpoints.load()
     if newest is not None:
         planned, done = _progress(newest.state)
-        if planned != settings.updates and done > min(planned - settings.final_updates, begins):
+        if planned != settings.updates and done > min(planned - settings.ending, begins):
             _rewind(checkpoints, settings, planned, cohorts)
     # The number of a sweep's checkpoint is that of the updates of all cohorts.
     checkpoints.lasting = begins * cohorts
 
 
 def _rewind(checkpoints: Checkpoints, settings: SweepSettings, planned: int, cohorts: int) -> None:
-    begun = planned - settings.final_updates
+    begun = planned - settings.ending
     message = (
         f"updates: got {settings.updates:,}, but the sweep in {checkpoints.folder.parent} is past "
-        f"the point from which its last {settings.final_updates:,} of {planned:,} updates begin, "
+        f"the point from which its last {settings.ending:,} of {planned:,} updates begin, "
         "and "
     )
     if settings.updates < planned:

@@ -35,6 +35,7 @@ class SweepSettings:
     batch_size: int
     schedule: ScheduleName
     final_updates: int
+    falling_updates: int
     weight_decay: float
     test_every: int
     test_size: int
@@ -52,10 +53,20 @@ class SweepSettings:
             return schedule
         return Final(schedule, self.updates, updates=self.final_updates)
 
+    def rate_factor(self, t: int) -> float:
+        """What ε is multiplied by after t updates: 1, and at the end (updates − t)/falling."""
+        left = self.updates - t
+        return left / self.falling_updates if left < self.falling_updates else 1.0
+
+    @property
+    def ending(self) -> int:
+        """Updates at the end that are not like the others: of smaller μ, of a falling ε."""
+        return max(self.final_updates, self.falling_updates)
+
     @property
     def last_phase(self) -> int | None:
-        """Updates before the final ones with μ ≤ 0.9; None where there are no such."""
-        return self.updates - self.final_updates if self.final_updates else None
+        """Updates before those at the end; None where there are no such."""
+        return self.updates - self.ending if self.ending else None
 
     def cohorts(self) -> Iterator[list[int]]:
         """Runs trained together: of one seed, and as many as ``max_bytes`` allow."""
@@ -82,6 +93,8 @@ class SweepSettings:
         }
         if self.final_updates:
             training["final_updates"] = self.final_updates
+        if self.falling_updates:
+            training["falling_updates"] = self.falling_updates
         return {
             "sweep": {str(i): run.row() for i, run in enumerate(self.runs)},
             "problem": self.problem.config(),

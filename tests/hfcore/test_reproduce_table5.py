@@ -263,12 +263,21 @@ def test_stopped_and_resumed_the_table_is_the_same(
     assert tables_of(resumed.output) == tables_of(whole.output)
 
 
-def test_a_final_phase_stands_in_columns_of_its_own(tmp_path: Path) -> None:
-    """The last updates at μ = 0.9 as a remedy, beside the paper's columns, not in their place."""
+@pytest.mark.parametrize(
+    ("option", "key", "stored", "column", "says"),
+    [
+        ("--final-phase", "final_phase", "final_updates", "then 0.9", "have μ = 0.9"),
+        ("--falling-rate", "falling_rate", "falling_updates", "ε falling", "have an ε that falls"),
+    ],
+)
+def test_remedies_stand_in_columns_of_their_own(
+    tmp_path: Path, option: str, key: str, stored: str, column: str, says: str
+) -> None:
+    """Last updates of smaller μ or ε, beside the paper's columns, not in their place."""
     plain = [*TABLE, *SMALL, "--problems", "mem-5-2", "--columns", "0,0.9N,0.995N", *RATE]
     before = invoke(*plain, "--run-dir", tmp_path / "plain")
     folder = tmp_path / "run"
-    result = invoke(*plain, "--final-phase", "5", "--run-dir", folder)
+    result = invoke(*plain, option, "5", "--run-dir", folder)
     assert result.exit_code == 0, result.output
     numbers = [json.loads((f / "table5.json").read_text()) for f in (tmp_path / "plain", folder)]
     errors = [
@@ -276,15 +285,15 @@ def test_a_final_phase_stands_in_columns_of_its_own(tmp_path: Path) -> None:
         for found in numbers
     ]
     assert errors[0] == errors[1]
-    assert "final_phase" not in numbers[0]
-    phase = numbers[1]["final_phase"]["mem-5-2"]["columns"]
+    assert key not in numbers[0]
+    phase = numbers[1][key]["mem-5-2"]["columns"]
     assert list(phase) == ["0.995N"]  # SGD and 0.9 have nothing to lower
-    config = json.loads((folder / "mem-5-2/final-phase/search/config.json").read_text())
-    assert config["training"]["final_updates"] == 5
+    config = json.loads((folder / f"mem-5-2/{option[2:]}/search/config.json").read_text())
+    assert config["training"][stored] == 5
     header = tables_of(result.output)[0][0]
-    assert header[-1] == "0.995N, then 0.9"
+    assert header[-1] == f"0.995N, {column}"
     assert len(header) == len(tables_of(before.output)[0][0]) + 1
-    assert "not the paper's: the last 5 updates" in result.output
+    assert f"not the paper's: the last 5 updates {says}" in result.output
 
 
 def test_what_begins_is_said(tmp_path: Path) -> None:

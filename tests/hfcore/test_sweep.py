@@ -84,13 +84,16 @@ def test_threads_change_nothing(whole: SweepResult) -> None:
     assert_same(whole, run(seeds=2), [(i, i) for i in range(len(whole.runs))])
 
 
-@pytest.mark.parametrize("method", ["sgd", "cm", "nag"])
-def test_updates_follow_the_equations(method: str) -> None:
-    """Eqs. 1-4 by autograd in float64 on the same batches; μ 0.5, then eq. 5's next value."""
+@pytest.mark.parametrize(
+    ("method", "falling"), [("sgd", 0), ("cm", 0), ("nag", 0), ("nag", 5)], ids=str
+)
+def test_updates_follow_the_equations(method: str, falling: int) -> None:
+    """Eqs. 1-4 by autograd in float64 on the same batches; ε is whole, or falls at the end."""
     rate, mu, updates, problem = 0.05, 0.9, 12, Addition(10, centre=True)
     start = RnnStart(hidden_size=11)
     grid = {"learning_rate": [rate], "momentum": [mu], "method": [method]}
-    result = run(grid, updates=updates, schedule="constant")
+    ending = {"falling_updates": falling} if falling else {}
+    result = run(grid, updates=updates, schedule="constant", **ending)
     model = start.build(problem, 0).double()
     theta = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
     v, data = (
@@ -98,14 +101,15 @@ def test_updates_follow_the_equations(method: str) -> None:
         TrainingData(problem, 0, torch.float32, torch.device("cpu")),
     )
     mu = 0.0 if method == "sgd" else mu
-    for _ in range(updates):
+    for t in range(updates):
         (batch,) = data.batches(1, SMALL["batch_size"])
         point = theta + mu * v if method == "nag" else theta
         torch.nn.utils.vector_to_parameters(point, model.parameters())
         s = model(batch.inputs.double())
         loss = 0.5 * (s[-1] - batch.targets[-1].double()).square().sum() / batch.inputs.shape[1]
         g = torch.cat([p.reshape(-1) for p in torch.autograd.grad(loss, list(model.parameters()))])
-        v = mu * v - rate * g
+        share = min(1.0, (updates - t) / falling) if falling else 1.0
+        v = mu * v - share * rate * g
         theta = theta + v
     got = result.parameters[0].double()
     start_theta = torch.nn.utils.parameters_to_vector(start.build(problem, 0).parameters())
@@ -195,24 +199,27 @@ def test_a_finished_sweep_goes_on_with_more_updates(tmp_path: Path) -> None:
 FALLING: dict[str, Any] = {"seeds": 2, "final_updates": 10, "schedule": "constant"}
 
 
-@pytest.mark.parametrize("lost", [0, 7, 25])
+@pytest.mark.parametrize(
+    ("lost", "ending"),
+    [(0, FALLING), (7, FALLING), (25, FALLING), (7, {"seeds": 2, "falling_updates": 10})],
+)
 def test_a_sweep_in_its_last_phase_is_extended_from_where_that_began(
-    tmp_path: Path, lost: int
+    tmp_path: Path, lost: int, ending: dict[str, Any]
 ) -> None:
     """Finished, or stopped in the last phase and resumed with other updates."""
-    through = run(updates=40, **FALLING)
+    through = run(updates=40, **ending)
     folder = tmp_path / "s"
     if lost:
         with interrupted_sweeps(2 * 30 - lost):  # two cohorts, and a question an update
-            stopped = run(updates=30, run_dir=folder, **FALLING)
+            stopped = run(updates=30, run_dir=folder, **ending)
         assert stopped.reason == "interrupted"
     else:
-        run(updates=30, run_dir=folder, **FALLING)
-    longer = run(updates=40, run_dir=folder, resume=True, **FALLING)
+        run(updates=30, run_dir=folder, **ending)
+    longer = run(updates=40, run_dir=folder, resume=True, **ending)
     assert_same(through, longer, [(i, i) for i in range(len(through.runs))])
     assert longer.history() == through.history()
-    again = run(updates=60, run_dir=folder, resume=True, **FALLING)  # and once more
-    assert_same(run(updates=60, **FALLING), again, [(i, i) for i in range(len(again.runs))])
+    again = run(updates=60, run_dir=folder, resume=True, **ending)  # and once more
+    assert_same(run(updates=60, **ending), again, [(i, i) for i in range(len(again.runs))])
 
 
 def test_runs_that_diverge_in_the_last_phase_come_back(tmp_path: Path) -> None:
@@ -305,6 +312,7 @@ def test_test_errors_are_those_of_the_model(whole: SweepResult) -> None:
         ({"max_bytes": 0}, "max_bytes"),
         ({"schedule": "cosine"}, "schedule"),
         ({"final_updates": 26}, "final_updates"),
+        ({"falling_updates": 26}, "falling_updates"),
         ({"weight_decay": -1.0}, "weight_decay"),
         ({"weight_decay": float("nan")}, "weight_decay"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import click
@@ -25,8 +24,10 @@ from hfcore.experiments.table5 import (
     COLUMNS,
     PROBLEMS,
     TEST_SIZE,
+    Remedy,
     Rung,
     columns_of,
+    remedies_of,
     table5_report,
     with_fast_momentum,
 )
@@ -49,6 +50,12 @@ from hfcore.experiments.tuning import Tuned
     help="Further columns, not the paper's: those of momentum with the last N updates at μ = 0.9, "
     "against runs that escape and are thrown back.",
 )
+@click.option(
+    "--falling-rate",
+    type=click.IntRange(1),
+    metavar="N",
+    help="The same with an ε that falls linearly to nothing over the last N updates.",
+)
 @click.pass_context
 def table5_command(
     context: click.Context,
@@ -57,6 +64,7 @@ def table5_command(
     columns: str,
     hidden: int,
     final_phase: int | None,
+    falling_rate: int | None,
     **options: Any,
 ) -> None:
     """Recurrent nets with momentum beside Sutskever et al. (2013), table 5.
@@ -75,7 +83,9 @@ def table5_command(
     start = hf.RnnStart(hidden_size=hidden)
     procedure = procedure_of(invocation, schedule="delayed", start=start, test_size=TEST_SIZE)
     results: dict[str, Tuned] = {}
-    remedied: dict[str, Tuned] = {}
+    remedied: dict[Remedy, dict[str, Tuned]] = {
+        remedy: {} for remedy in remedies_of(final_phase, falling_rate)
+    }
     with invocation.errors_shown(), executor_of(options, invocation.folder) as by:
         procedure = procedure.having(**by)
         for rung in rungs:
@@ -86,15 +96,19 @@ def table5_command(
             if not results[str(rung)].finished:
                 break
             fast = with_fast_momentum(tuned_columns)
-            if final_phase is None or not fast:
-                continue
-            with_phase = replace(procedure, final_updates=final_phase)
-            remedied[str(rung)] = with_phase(rung.problem(), fast, folder / "final-phase")
-            if not (remedied[str(rung)].finished or remedied[str(rung)].waits):
+            for remedy, found in remedied.items() if fast else ():
+                at = folder / remedy.folder
+                found[str(rung)] = remedy.applied(procedure)(rung.problem(), fast, at)
+                if not (found[str(rung)].finished or found[str(rung)].waits):
+                    break
+            if not all(
+                t.finished or t.waits for found in remedied.values() for t in found.values()
+            ):
                 break
-        every = [*results.values(), *remedied.values()]
+        every = [*results.values(), *(t for found in remedied.values() for t in found.values())]
         if is_part(invocation, every):
             return
-        settings = settings_of(procedure, hidden=hidden, final_phase=final_phase)
+        falling = {} if falling_rate is None else {"falling_rate": falling_rate}
+        settings = settings_of(procedure, hidden=hidden, final_phase=final_phase, **falling)
         invocation.show(*table5_report(results, settings, invocation.folder, remedied))
     invocation.end(context, interrupted=not all(tuned.finished for tuned in every))
