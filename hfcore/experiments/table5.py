@@ -39,6 +39,7 @@ KINDS = {
 }
 TEST_SIZE = 10_000
 FINAL_MOMENTUM = 0.9  # note 6
+FINAL_PHASE, FALLING_RATE = "final_phase", "falling_rate"
 # From large to small: note 1. Sums over steps make the gradients of memorisation larger.
 RATES = {
     "add": (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5, 1e-6),
@@ -96,12 +97,11 @@ def with_fast_momentum(columns: Sequence[Column]) -> list[Column]:
 class Remedy:
     """What is tried against runs that escape and are thrown back, in columns of its own (note 6).
 
-    ``updates`` at the end are of another kind: ``option`` names it among those of a procedure,
-    ``key`` among the settings and in the file of results, ``column`` at the end of a column's name.
+    The last ``updates`` are of another kind, which the text ``says``. ``key`` names it in the file
+    of results, ``column`` at the end of a column's name.
     """
 
     key: str
-    option: str
     column: str
     says: str
     updates: int
@@ -112,16 +112,19 @@ class Remedy:
 
     def applied(self, procedure: Procedure) -> Procedure:
         """The procedure of its runs."""
-        return replace(procedure, **{self.option: self.updates})
+        if self.key == FINAL_PHASE:
+            return replace(procedure, final_updates=self.updates)
+        return replace(procedure, falling_updates=self.updates)
 
 
 def remedies_of(final_phase: int | None, falling_rate: int | None) -> list[Remedy]:
     """Those that are asked for, by the updates at the end which are theirs."""
-    known = [
-        ("final_phase", "final_updates", "then 0.9", "have μ = 0.9", final_phase),
-        ("falling_rate", "falling_updates", "ε falling", "have an ε that falls", falling_rate),
-    ]
-    return [Remedy(*what, updates) for *what, updates in known if updates is not None]
+    known = []
+    if final_phase is not None:
+        known.append(Remedy(FINAL_PHASE, "then 0.9", "have μ = 0.9", final_phase))
+    if falling_rate is not None:
+        known.append(Remedy(FALLING_RATE, "ε falling", "have an ε that falls", falling_rate))
+    return known
 
 
 # ---- the report

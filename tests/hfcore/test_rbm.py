@@ -214,6 +214,35 @@ def test_training_raises_the_likelihood() -> None:
     assert likelihood() > -2.5
 
 
+def test_linear_units_come_to_the_reconstruction_that_is_known() -> None:
+    """Of real data by linear units: CD-1's own fixed point, in the space of the largest variances.
+
+    With W = Σ s_i w_i u_iᵀ over principal axes u_i of variance λ_i the gradient is zero where
+    λ_i = s_i² (λ_i s_i² + 1): the reconstruction is made of means, the hidden units of variance 1.
+    """
+    draw = torch.Generator().manual_seed(0)
+    variances = torch.tensor([4.0, 2.0, 0.5, 0.3, 0.2], dtype=F64)
+    axes = torch.linalg.qr(torch.randn(5, 5, generator=draw, dtype=F64))[0]
+    exact = torch.linalg.qr(torch.randn(2000, 5, generator=draw, dtype=F64))[0] * 2000**0.5
+    images = exact * variances.sqrt() @ axes.T + 0.5
+    rbm = RBM(
+        5, 2, visible_units="gaussian", hidden_units="gaussian", dtype=F64, generator=draw
+    )  # fmt: skip
+    training = ContrastiveDivergence(rbm, 500)
+    for rate, epochs in ((0.02, 60), (0.002, 30)):
+        for _ in range(epochs):
+            training.epoch(
+                images, learning_rate=rate, momentum=0.5, weight_cost=0.0, generator=draw
+            )  # fmt: skip
+    kept = variances[:2]
+    shares = ((1 + 4 * kept.square()).sqrt() - 1) / (2 * kept)  # s_i²
+    known = (axes[:, :2] * shares) @ axes[:, :2].T
+    reconstruction = rbm.visible_mean(rbm.hidden_mean(images))
+    off = reconstruction - 0.5 - (images - 0.5) @ known
+    # The likelihood's own optimum, shares 1 − 1/λ_i, would be 0.2 off, PCA's, shares 1, 0.15.
+    assert float(off.square().sum(1).mean()) < 0.002
+
+
 def test_first_weights() -> None:
     a = RBM(300, 200, generator=torch.Generator().manual_seed(4), scale=0.1)
     b = RBM(300, 200, generator=torch.Generator().manual_seed(4), scale=0.1, dtype=F64)
