@@ -217,7 +217,16 @@ TARGETS = [
         )
         for kind in ("LSTM", "GRU")
     ),
-    Target(ANY_MODULE, "CNN-B64", "× curvlinops", speedup("curvlinops"), 2.0),
+    *(
+        Target(
+            ANY_MODULE,
+            case,
+            "× the best of torch.func and curvlinops",
+            speedup("torch.func", "curvlinops"),
+            1.5,
+        )
+        for case in ("CNN-B64", "transformer-T64-B8")
+    ),
     Target(ANY_MODULE, "loop-RNN-T100-B100", "× curvlinops", speedup("curvlinops"), 3.0),
     *(
         Target(ITERATION, f"addition-T50-B1000-H100-{kind}", what, measure, 0.05, at_least=False)

@@ -1,8 +1,9 @@
 """Gauss-Newton products of ordinary torch modules, tracing reported apart as set-up seconds.
 
-Two nets that hfcore has no kernels for: a small CNN, and an RNN written as a Python loop over 100
-steps; and torch's own recurrent modules with a linear read-out, which run on the fused ones. Every
-contestant computes G v = (1/B) Σ JᵀJv of the same module and is checked against ours.
+Three nets that hfcore has no kernels for: a small CNN, a transformer of two layers, and an RNN
+written as a Python loop over 100 steps; and torch's own recurrent modules with a linear read-out,
+which run on the fused ones. Every contestant computes G v = (1/B) Σ JᵀJv of the same module and is
+checked against ours.
 """
 
 from __future__ import annotations
@@ -55,6 +56,28 @@ def small_cnn() -> nn.Module:
     )
 
 
+class Attending(nn.Module):
+    """A layer of a transformer, ``[B,T,128]`` to the same: four heads, then 512 units."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed, self.read = nn.Linear(128, 384), nn.Linear(128, 128)
+        self.norms = nn.ModuleList(nn.LayerNorm(128) for _ in range(2))
+        self.wide, self.back = nn.Linear(128, 512), nn.Linear(512, 128)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.mixed(self.norms[0](x)).unflatten(-1, (3, 4, 32)).permute(2, 0, 3, 1, 4)
+        heads = torch.softmax(q @ k.mT / 32**0.5, -1) @ v
+        x = x + self.read(heads.transpose(1, 2).flatten(2))
+        s: Tensor = x + self.back(torch.relu(self.wide(self.norms[1](x))))
+        return s
+
+
+def transformer() -> nn.Module:
+    """Two layers of 128 numbers a position, 10 outputs ``[B,T,10]``, about 400,000 weights."""
+    return nn.Sequential(Attending(), Attending(), nn.Linear(128, 10))
+
+
 class Recurrent(nn.Module):
     """Outputs ``[T,B,1]`` of every step, for inputs ``[T,B,2]``; 100 units of torch's."""
 
@@ -85,6 +108,10 @@ class Load:
 
 def cnn_load(cases: int) -> Load:
     return _load(small_cnn, (cases, 1, 28, 28), (cases, 10), (0, 0))
+
+
+def transformer_load(cases: int) -> Load:
+    return _load(transformer, (cases, 64, 128), (cases, 64, 10), (0, 0))
 
 
 def rnn_load(cases: int) -> Load:
@@ -175,6 +202,7 @@ PEERS: dict[str, Callable[[Load], Peer]] = {
 CASES = {
     "CNN-B64": lambda: cnn_load(64),
     "CNN-B512": lambda: cnn_load(512),
+    "transformer-T64-B8": lambda: transformer_load(8),
     "loop-RNN-T100-B100": lambda: rnn_load(100),
     "loop-RNN-T100-B1000": lambda: rnn_load(1000),
 }

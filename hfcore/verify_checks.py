@@ -177,7 +177,7 @@ class ModelChecker(Checker):
         ((_, share),) = self._net.pieces([self._part])
         if loss.has_stand_in:
             second = loss.second(s, self._part)
-            return lambda R: share * second(R)
+            return lambda R: share * second(R.clone())
         s.requires_grad_()
         with torch.enable_grad():
             return second_of(share * loss.mean(s, self._part), s)

@@ -38,6 +38,9 @@ TIMED_PRODUCTS, TIMED_SECONDS = 5, 0.2
 # What an op is taken to cost beside its arithmetic, and its numbers beside it, in flops.
 OP_FLOPS, NUMBER_FLOPS = 2e5, 10.0
 
+# Numbers that are widened to float64 at once.
+PIECE = 1 << 16
+
 # What torch raises where it cannot do something with a model.
 DECLINED = (RuntimeError, NotImplementedError, TypeError, ValueError)
 
@@ -243,8 +246,9 @@ def _now(like: Parts) -> float:
 
 def _count_nodes(graph: Graph) -> int:
     """Ops in the graph of the loss and the splits."""
-    roots = [split.tensor for split in graph.splits(True)] + [graph.loss]
-    stack: list[Any] = [t.grad_fn for t in roots if t.grad_fn is not None]
+    stack: list[Any] = [split.edge.node for split in graph.splits(True)]
+    if graph.loss.grad_fn is not None:
+        stack.append(graph.loss.grad_fn)
     seen: set[Any] = set(stack)
     while stack:
         for following, _ in stack.pop().next_functions:
@@ -295,16 +299,19 @@ def error_limit(like: Like) -> float:
 
 def adjoint_error(jacobian: Jacobian, like: Like) -> float:
     """|⟨w, J v⟩ − ⟨Jᵀw, v⟩| against the size it has for v and w without relation."""
+    return _largest([_adjoint_error(jacobian, like, seed) for seed in (1, 2)])
+
+
+def _adjoint_error(jacobian: Jacobian, like: Like, seed: int) -> float:
     push, pull, tensors = jacobian
-    errors = []
-    for seed in (1, 2):
-        w, v = sample(tensors, False, seed), sample(like.parameters, False, seed + 2)
-        pulled = _filled(pull(w), v)
-        scales = _balance(v, pulled, error_limit(like))
-        scaled = [d * t for d, t in zip(scales, v, strict=True)]
-        difference = _dot(w, _filled(push(scaled), w)) - _dot(pulled, scaled)
-        errors.append(_relative(difference, _norm(pulled, scales)))
-    return _largest(errors)
+    v = sample(like.parameters, False, seed + 2)
+    pulled = _filled(pull(sample(tensors, False, seed)), v)
+    scales = _balance(v, pulled, error_limit(like))
+    scaled = [d * t for d, t in zip(scales, v, strict=True)]
+    pushed = push(scaled)  # beside which w is not held: outputs may be most of what there is
+    w = sample(tensors, False, seed)
+    difference = _dot(w, _filled(pushed, w)) - _dot(pulled, scaled)
+    return _relative(difference, _norm(pulled, scales))
 
 
 def asymmetry(strategy: Strategy, like: Like) -> float:
@@ -326,7 +333,7 @@ def _balance(v: Parts, product: Parts, floor: float) -> list[float]:
 
     What is nothing but rounding, below ``floor`` of the largest, is not raised to their size.
     """
-    sizes = [float(g.double().norm() / t.double().norm()) for t, g in zip(v, product, strict=True)]
+    sizes = [_length(g) / _length(t) for t, g in zip(v, product, strict=True)]
     least = max(sizes) * floor
     if not (math.isfinite(least) and least > 0):
         return [1.0] * len(sizes)
@@ -344,11 +351,23 @@ def _largest(errors: list[float]) -> float:
 def _norm(parts: Parts, scales: list[float]) -> float:
     """‖D parts‖."""
     terms = zip(scales, parts, strict=True)
-    return math.sqrt(sum((d * float(t.double().norm())) ** 2 for d, t in terms))
+    return math.sqrt(sum((d * _length(t)) ** 2 for d, t in terms))
+
+
+def _length(t: Tensor) -> float:
+    """‖t‖ in float64."""
+    return math.sqrt(sum(float(piece.double().square().sum()) for piece in _pieces(t)))
 
 
 def _dot(a: Parts, b: Parts) -> float:
-    return sum(float((x.double() * y.double()).sum()) for x, y in zip(a, b, strict=True))
+    """In float64, a piece at a time."""
+    pairs = (zip(_pieces(x), _pieces(y), strict=True) for x, y in zip(a, b, strict=True))
+    return sum(float((x.double() * y.double()).sum()) for pair in pairs for x, y in pair)
+
+
+def _pieces(t: Tensor) -> tuple[Tensor, ...]:
+    pieces: tuple[Tensor, ...] = t.reshape(-1).split(PIECE)
+    return pieces
 
 
 def _filled(product: Gradients, like: Parts) -> Parts:

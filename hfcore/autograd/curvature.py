@@ -24,6 +24,7 @@ from hfcore.autograd.double_vjp import Strategy
 from hfcore.autograd.doubts import Look, explain
 from hfcore.autograd.evaluation import Evaluation, flatten
 from hfcore.autograd.graph import NO_DEPENDENCE, Graph, Parts, Split
+from hfcore.autograd.loss_graph import LinearMap
 from hfcore.autograd.losses import second_of
 from hfcore.autograd.strategies import Rebuilt, make_strategy
 from hfcore.autograd.trace import NotTraceable
@@ -65,7 +66,7 @@ class Graphs:
 
     def _at(self, piece: Closure | BatchPart, parameters: Parts | None) -> Evaluation:
         with self._casts.again():
-            return self._objective.evaluate(piece, parameters)
+            return self._objective.evaluate(piece, parameters, loss=self.kind == "hessian")
 
     def _leaves(self) -> Parts | None:
         """θ in the parameters' shapes, or None for the parameters themselves."""
@@ -101,13 +102,13 @@ class Graphs:
                 main = self._main(piece, evaluation)
         if self.kind == "hessian" and not evaluation.loss.requires_grad:
             raise ValueError(NO_GRADIENT)
-        if self.kind != "hessian" and not main[0].tensor.requires_grad:
+        if self.kind != "hessian" and not main[0][0].requires_grad:
             raise ValueError(NO_DEPENDENCE)
         needs = [z.requires_grad for z in evaluation.held]
 
         def splits_at(at: Parts, structural: bool) -> tuple[Tensor, ...]:
             moved = self._at(piece, at)
-            tensors = [split.tensor for split in self._main(piece, moved, seconds=False)]
+            tensors = [tensor for tensor, _ in self._main(piece, moved, seconds=False)]
             if structural:
                 tensors += [z for z, need in zip(moved.held, needs, strict=True) if need]
             return tuple(tensors)
@@ -116,19 +117,19 @@ class Graphs:
         graph = Graph(
             objective.parameters.tensors if leaves is None else leaves,  # type: ignore[arg-type]
             evaluation.loss,
-            main,
+            [Split(*split) for split in main],
             self._held(evaluation),
             self.kind == "hessian",
             splits_at if functional else None,
             (lambda at: self._at(piece, at).loss) if functional else None,
             self._casts.precision,
-            _moved(evaluation.outputs),
+            _moved(evaluation.outputs) if self.kind == "hessian" else None,
         )
         return graph, objective.evaluator.value(piece, evaluation)
 
     def _main(
         self, piece: Closure | BatchPart, at: Evaluation, seconds: bool = True
-    ) -> list[Split]:
+    ) -> list[tuple[Tensor, LinearMap]]:
         """Where the kind of curvature is split, and the second derivative there."""
         loss = self._objective.loss_function
         if self.kind == "hessian":
@@ -138,12 +139,12 @@ class Graphs:
         if callable(piece):
             with said_of_closures():
                 second = second_of(at.loss, at.outputs) if seconds else torch.zeros_like
-            return [Split(at.outputs, second)]
+            return [(at.outputs, second)]
         assert loss is not None
         if self.kind == "fisher":
-            return [Split(loss.cases(at.outputs, piece), lambda R: R / piece.in_fisher)]
+            return [(loss.cases(at.outputs, piece), lambda R: R / piece.in_fisher)]
         second = loss.second(at.outputs.detach(), piece) if seconds else torch.zeros_like
-        return [Split(at.outputs, second)]
+        return [(at.outputs, second)]
 
     def _held(self, at: Evaluation) -> list[Split]:
         """The structural splits; what no parameter moves is left out."""

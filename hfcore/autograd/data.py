@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hfcore.arguments import called
@@ -78,7 +79,9 @@ class BatchPart:
 
         return replace(
             self,
-            inputs=tree_map(cut(self.input_dim), self.inputs),
+            inputs=_packed_cases(self.inputs, at, count)
+            if isinstance(self.inputs, PackedSequence)
+            else tree_map(cut(self.input_dim), self.inputs),
             targets=tree_map(cut(self.target_dim), self.targets),
             mask=None if self.mask is None else cut(self.target_dim)(self.mask),
             count=count,
@@ -116,14 +119,16 @@ def check_part(
     parameters', no case, numbers of cases that differ, NaN or Inf in inputs or counted targets.
     """
     inputs, targets, mask = _unpack(batch)
-    leaves = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+    packed = isinstance(inputs, PackedSequence)
+    within = inputs.data if packed else inputs
+    leaves = [t for t in tree_leaves(within) if isinstance(t, Tensor)]
     if not leaves:
         raise TypeError(f"inputs: got {type(inputs).__name__}, need a tensor or a tuple of tensors")
     for name, tensors in (("inputs", leaves), ("targets", tree_leaves(targets))):
         for t in tensors:
             if isinstance(t, Tensor) and t.device != like.device:
                 raise ValueError(f"{name}: is on {t.device}, need {like.device} like the model")
-    count = _count("inputs", leaves[0], input_dim)
+    count = int(inputs.batch_sizes[0]) if packed else _count("inputs", leaves[0], input_dim)
     columns = [t for t in tree_leaves(targets) if isinstance(t, Tensor)]
     if columns and _count("targets", columns[0], target_dim) != count:
         raise ValueError(
@@ -139,6 +144,13 @@ def check_part(
         targets = cut_off(targets, mask)
     largest = _largest_class(targets, served or loss)
     return BatchPart(inputs, targets, mask, count, input_dim, target_dim, largest_class=largest)
+
+
+def _packed_cases(inputs: PackedSequence, at: int, count: int) -> PackedSequence:
+    """Some of the sequences, in their own order."""
+    padded, lengths = pad_packed_sequence(inputs)
+    cases = slice(at, at + count)
+    return pack_padded_sequence(padded[:, cases], lengths[cases], enforce_sorted=False)
 
 
 def _unpack(batch: Any) -> tuple[Any, Any, Any]:

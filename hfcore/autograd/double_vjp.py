@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from hfcore.autograd.graph import Gradients, Graph, Parts, Split, derivative
+from hfcore.autograd.graph import Gradients, Graph, Parts, Split, derivative, owned
 
 
 class Jacobian(NamedTuple):
@@ -49,13 +49,13 @@ class DoubleVjp:
         return Jacobian(
             lambda v: graph.push(v, False),
             lambda w: graph.pull(w, False),
-            [split.tensor.detach() for split in graph.main],
+            [split.like for split in graph.main],
         )
 
     def push(self, v: Parts) -> Tensor:
         """J v ``[…]`` at the outputs, in their shape: the R-op (Pearlmutter 1994)."""
         (Jv,) = self._graph.push(v, False)
-        return torch.zeros_like(self._graph.main[0].tensor) if Jv is None else Jv
+        return torch.zeros_like(self._graph.main[0].like) if Jv is None else Jv
 
     def weighed(self, v: Parts, weight: Tensor | None) -> Gradients:
         """The product with the structural terms times ``weight []``; None leaves them out."""
@@ -64,7 +64,7 @@ class DoubleVjp:
         if graph.hessian:
             terms.append(derivative(graph.gradient, graph.parameters, v))
         if graph.splits(structural):
-            tangents = graph.push(v, structural)
+            tangents = [owned(R, v) for R in graph.push(v, structural)]
             terms.append(graph.pull(graph.seconds(tangents, weight), structural))
         return summed(terms)
 

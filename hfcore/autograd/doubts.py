@@ -110,7 +110,7 @@ class Look:
 
 
 def _is_zero(split: Split) -> bool:
-    (R,) = sample([split.tensor], False, 1)
+    (R,) = sample([split.like], False, 1)
     return not bool(split.second(R).any())
 
 
@@ -152,7 +152,8 @@ def _against_differences(
     if abs(slope - along) > DIFFERENCES * max(abs(slope), abs(along)):
         return
     product = flatten(strategy.apply(objective.parameters.split(v), 0.0), parts)
-    product = product.add(v, alpha=objective.l2)
+    share = sum(share for _, share in objective.pieces(data))  # of the mean over cases
+    product = product.mul(share).add(v, alpha=objective.l2)
     difference = (ahead - behind) / (2 * step)
     error = float((product - difference).norm() / difference.norm())
     if error > DIFFERENCES:

@@ -33,8 +33,9 @@ MISFIT = re.compile(
 class Evaluation(NamedTuple):
     """The model at some parameters.
 
-    ``loss []`` is the mean, ``outputs […]`` are the model's (None: a closure gave the loss alone),
-    ``held`` the outputs ``[…]`` of held submodules and ``terms`` the structural term of each.
+    ``loss []`` is the mean (zero where it was not asked for), ``outputs […]`` are the model's
+    (None: a closure gave the loss alone), ``held`` the outputs ``[…]`` of held submodules and
+    ``terms`` the structural term of each.
     """
 
     loss: Tensor
@@ -67,8 +68,14 @@ class Evaluator:
         self.case_dim = case_dim
         self._buffers = SteadyBuffers()
 
-    def evaluate(self, piece: Closure | BatchPart, parameters: Parts | None = None) -> Evaluation:
-        """The model on a piece of the data, at ``parameters`` or at its own."""
+    def evaluate(
+        self, piece: Closure | BatchPart, parameters: Parts | None = None, *, loss: bool = True
+    ) -> Evaluation:
+        """The model on a piece of the data, at ``parameters`` or at its own.
+
+        ``loss``: whether the loss is to be differentiated; a loss whose derivatives are known is
+        not computed otherwise.
+        """
         with (
             self.parameters.lock,
             self._settings(),
@@ -76,12 +83,13 @@ class Evaluator:
             torch.enable_grad(),
         ):
             if callable(piece):
-                loss, outputs = self._call(lambda: call_closure(piece), parameters)
+                mean, outputs = self._call(lambda: call_closure(piece), parameters)
             else:
                 outputs = self.outputs(piece, parameters)
                 assert self.loss is not None
-                loss = self.loss.mean(outputs, piece)
-        return Evaluation(loss, outputs, held.tensors(), held.terms())
+                needless = not loss and isinstance(self.loss, PackageLoss)
+                mean = outputs.new_zeros(()) if needless else self.loss.mean(outputs, piece)
+        return Evaluation(mean, outputs, held.tensors(), held.terms())
 
     def outputs(self, part: BatchPart, parameters: Parts | None = None) -> Tensor:
         """The model's outputs ``[…]`` on a batch, checked against the targets.

@@ -6,8 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
 from hfcore.autograd.loss_graph import LinearMap
 
@@ -20,12 +22,26 @@ Parts = list[Tensor]
 Gradients = Sequence[Tensor | None]
 
 
-@dataclass(frozen=True)
 class Split:
-    """A tensor ``[…]`` of the graph and ``second``, the map R ↦ H R there, R of its shape."""
+    """A tensor ``[…]`` of the graph and ``second``, the map R ↦ H R there, R of its shape.
 
-    tensor: Tensor
-    second: LinearMap
+    ``edge`` is where it stands in the graph, ``like`` zeros of its shape that hold no memory: its
+    numbers are let go unless the graph needs them. ``second`` may write to R.
+    """
+
+    def __init__(self, tensor: Tensor, second: LinearMap) -> None:
+        self.edge = get_gradient_edge(tensor)
+        self.like = tensor.detach().new_zeros(()).expand(tensor.shape)
+        self.second = second
+        self._strides = torch.empty_like(tensor, device="meta").stride()
+
+    def zeros(self) -> Tensor:
+        """Zeros that lie as the tensor did; on the CPU they are mapped and not filled."""
+        t = self.like
+        if t.device.type != "cpu":
+            return t.new_zeros(t.numel()).as_strided(t.shape, self._strides)
+        mapped = torch.from_numpy(np.zeros(t.numel() * t.element_size(), np.uint8))
+        return mapped.view(t.dtype).as_strided(t.shape, self._strides)
 
 
 @dataclass(frozen=True)
@@ -73,11 +89,12 @@ class Graph:
     @cached_property
     def _transposed(self) -> tuple[Parts, Gradients]:
         """(u, Jᵀu) for all splits at once, linear in the dummies u."""
-        tensors = [split.tensor for split in self.splits(True)]
+        splits = self.splits(True)
+        edges = [split.edge for split in splits]
         with torch.enable_grad():
-            dummies = [torch.zeros_like(t, requires_grad=True) for t in tensors]
+            dummies = [split.zeros().requires_grad_() for split in splits]
             pulled = torch.autograd.grad(
-                tensors, self.parameters, dummies, create_graph=True, allow_unused=True
+                edges, self.parameters, dummies, create_graph=True, allow_unused=True
             )
         return dummies, pulled
 
@@ -89,16 +106,16 @@ class Graph:
 
     def pull(self, tangents: Parts, structural: bool) -> Gradients:
         """Σ Jᵀ u over the splits."""
-        tensors = [split.tensor for split in self.splits(structural)]
+        edges = [split.edge for split in self.splits(structural)]
         pulled = torch.autograd.grad(
-            tensors, self.parameters, tangents, retain_graph=True, allow_unused=True
+            edges, self.parameters, tangents, retain_graph=True, allow_unused=True
         )
         if all(g is None for g in pulled):
             raise ValueError(NO_DEPENDENCE)
         return pulled
 
     def seconds(self, tangents: Gradients, structural: Tensor | None) -> Parts:
-        """H times the tangent ``[…]`` at every split.
+        """H times the tangent ``[…]`` at every split, which may be overwritten.
 
         That of structural damping is multiplied by ``structural []``; None leaves it out.
         """
@@ -106,8 +123,7 @@ class Graph:
         for i, (split, R) in enumerate(
             zip(self.splits(structural is not None), tangents, strict=True)
         ):
-            R = torch.zeros_like(split.tensor) if R is None else R
-            product = split.second(R)
+            product = split.second(split.zeros() if R is None else R)
             if structural is not None and i >= len(self.main):
                 product = product * structural
             products.append(product)
@@ -122,6 +138,22 @@ def derivative(outputs: Gradients, inputs: Parts, v: Parts) -> Gradients:
     return torch.autograd.grad(
         [g for g, _ in used], inputs, [p for _, p in used], retain_graph=True, allow_unused=True
     )
+
+
+def owned(R: Tensor | None, v: Parts) -> Tensor | None:
+    """A tangent to write to: not v itself, nor one number in several places."""
+    if R is None or (_shows_once(R) and all(not _shares_memory(R, p) for p in v)):
+        return R
+    return R.clone(memory_format=torch.contiguous_format)
+
+
+def _shows_once(t: Tensor) -> bool:
+    """Whether no two of its numbers are one in memory, as they are where it is expanded."""
+    return all(stride > 0 for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1)
+
+
+def _shares_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
 def sample(parameters: Parts, structural: bool, seed: int) -> list[Tensor]:

@@ -58,10 +58,13 @@ class SplitLoss(Protocol):
     def value(self, outputs: Tensor, part: BatchPart) -> float:
         """The mean over the cases of ``outputs […,k]`` as a float."""
 
+    def gradient(self, outputs: Tensor, part: BatchPart) -> Tensor:
+        """The derivative of the mean by ``outputs``, of their shape."""
+
     def second(self, outputs: Tensor, part: BatchPart) -> LinearMap:
         """The map R ↦ L''R of the mean for ``R […,k]`` like the outputs, in plain torch ops.
 
-        The outputs are detached.
+        The outputs are detached. It may write to R.
         """
 
     def root(self, outputs: Tensor, part: BatchPart) -> LinearMap:
@@ -115,11 +118,16 @@ class PackageLoss:
         scale = self.factor / part.count
         return self.loss.value(*self._as_sequence(outputs, part), scale=scale)
 
+    def gradient(self, outputs: Tensor, part: BatchPart) -> Tensor:
+        s, targets, mask = self._as_sequence(outputs.detach(), part)
+        g = self.loss.gradient(s, targets, mask, scale=self.factor / part.count)
+        return g.view(outputs.shape)
+
     def second(self, outputs: Tensor, part: BatchPart) -> LinearMap:
         s, targets, mask = self._as_sequence(outputs, part)
         hessian = self.loss.hessian(s, targets, mask)
-        apply = hessian.averaged(part.count / self.factor)
-        return lambda R: apply(R.reshape(s.shape)).view(R.shape)
+        apply, shape = hessian.averaged(part.count / self.factor), s.shape  # not s: it is large
+        return lambda R: apply(R.reshape(shape)).view(R.shape)
 
     def root(self, outputs: Tensor, part: BatchPart) -> LinearMap:
         s, targets, mask = self._as_sequence(outputs, part)
@@ -209,6 +217,12 @@ class CallableLoss:
 
     def case(self, outputs: Tensor, part: BatchPart) -> Tensor:
         return self.mean(outputs, part)
+
+    def gradient(self, outputs: Tensor, part: BatchPart) -> Tensor:
+        with torch.enable_grad():
+            s = outputs.detach().requires_grad_()
+            (g,) = torch.autograd.grad(self.mean(s, part), s, materialize_grads=True)
+        return g
 
     def second(self, outputs: Tensor, part: BatchPart) -> LinearMap:
         with torch.enable_grad():

@@ -228,9 +228,11 @@ class ModuleObjective:
 
     # -------------------------------------------------------------------------- evaluation
 
-    def evaluate(self, piece: Closure | BatchPart, parameters: Parts | None = None) -> Evaluation:
-        """The model on a piece of the data, at ``parameters`` or at its own."""
-        return self.evaluator.evaluate(piece, parameters)
+    def evaluate(
+        self, piece: Closure | BatchPart, parameters: Parts | None = None, *, loss: bool = True
+    ) -> Evaluation:
+        """The model on a piece of the data, see :meth:`Evaluator.evaluate`."""
+        return self.evaluator.evaluate(piece, parameters, loss=loss)
 
     def regulariser(self, theta: Tensor) -> float:
         """½ l2 ‖θ‖² of ``theta [N]``."""
@@ -249,13 +251,23 @@ class ModuleObjective:
         with self.parameters.holding(theta):
             self._check_chunks(data)
             for piece, share in self.pieces(data):
-                evaluation = self.evaluate(piece)
-                grads = self._gradients(evaluation.loss)
-                total += share * self.evaluator.value(piece, evaluation)
+                value, grads = self._at(piece)
+                total += share * value
                 flat.add_(flatten(grads, self.parameters.tensors), alpha=share)
         if self.l2:
             flat.add_(theta, alpha=self.l2)
         return total + self.regulariser(theta), flat
+
+    def _at(self, piece: Closure | BatchPart) -> tuple[float, Gradients]:
+        """The mean loss of a piece and its gradient."""
+        evaluation, loss = self.evaluate(piece, loss=False), self.loss_function
+        value = self.evaluator.value(piece, evaluation)
+        if callable(piece) or not isinstance(loss, PackageLoss):
+            return value, self._gradients(evaluation.loss)
+        outputs = evaluation.outputs
+        assert outputs is not None
+        slope = loss.gradient(outputs, piece) if outputs.requires_grad else None
+        return value, self._gradients(outputs, slope)
 
     def _check_chunks(self, data: ModuleData) -> None:
         """Before data is cut for the first time."""
@@ -279,11 +291,12 @@ class ModuleObjective:
         )
         self._cases_checked = True
 
-    def _gradients(self, loss: Tensor) -> Gradients:
-        if not loss.requires_grad:
+    def _gradients(self, of: Tensor, slope: Tensor | None = None) -> Gradients:
+        """Of the loss, or of outputs ``[…]`` by whose ``slope`` it moves."""
+        if not of.requires_grad:
             raise ValueError(NO_GRADIENT)
         with no_casts(self.parameters.device), said_of_closures():
-            return torch.autograd.grad(loss, self.parameters.tensors, allow_unused=True)
+            return torch.autograd.grad(of, self.parameters.tensors, slope, allow_unused=True)
 
     def squared_gradients(self, data: ModuleData, theta: Tensor) -> Tensor:
         """Mean over cases of the squared gradient of each ``[N]``, without L2. Needs batches."""

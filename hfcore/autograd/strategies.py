@@ -51,7 +51,9 @@ class Forward:
         gradients, tangents = self._map(held)(v)
         terms: list[Gradients] = [gradients] if graph.hessian else []
         if graph.splits(held):
-            terms.append(graph.pull(graph.seconds(tangents, weight), held))
+            # What is cached may lie in them.
+            own = [None if R is None else R.clone() for R in tangents]
+            terms.append(graph.pull(graph.seconds(own, weight), held))
         return summed(terms)
 
     def jacobian(self) -> Jacobian | None:
@@ -61,7 +63,7 @@ class Forward:
         return Jacobian(
             lambda v: self._map(False)(v)[1],
             lambda w: graph.pull(w, False),
-            [split.tensor.detach() for split in graph.main],
+            [split.like for split in graph.main],
         )
 
     def _map(self, structural: bool) -> Callable[[Parts], Any]:

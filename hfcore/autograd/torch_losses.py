@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hfcore.autograd.data import BatchPart
@@ -96,13 +97,21 @@ class TorchLoss(PackageLoss):
         check_distributions(s, self.loss)
         return self.loss.value(*self._as_sequence(s, y), scale=self.loss.factor / part.count)
 
+    def gradient(self, outputs: Tensor, part: BatchPart) -> Tensor:
+        if not self._fits(outputs, part):
+            return self.plain.gradient(outputs, part) * self._per_case(part)
+        s, targets, mask = self._as_sequence(*self._arranged(outputs.detach(), part))
+        g = self.loss.gradient(s, targets, mask, scale=self.loss.factor / part.count)
+        return self._back(g, outputs.shape)
+
     def second(self, outputs: Tensor, part: BatchPart) -> LinearMap:
         if not self._fits(outputs, part):
             second, each = self.plain.second(outputs, part), self._per_case(part)
             return lambda R: second(R) * each
         s, targets, mask = self._as_sequence(*self._arranged(outputs, part))
         apply = self.loss.hessian(s, targets, mask).averaged(part.count / self.loss.factor)
-        return lambda R: self._back(apply(self._moved(R).reshape(s.shape)), outputs)
+        flat, shape = s.shape, outputs.shape  # not s: it is large
+        return lambda R: self._back(apply(self._moved(R).reshape(flat)), shape)
 
     def root(self, outputs: Tensor, part: BatchPart) -> LinearMap:
         if not self._fits(outputs, part):
@@ -110,7 +119,7 @@ class TorchLoss(PackageLoss):
             return lambda w: root(w) * each
         s, targets, mask = self._as_sequence(*self._arranged(outputs, part))
         hessian, scale = self.loss.hessian(s, targets, mask), self.loss.factor**0.5
-        return lambda w: self._back(scale * hessian.root(self._moved(w).reshape(s.shape)), outputs)
+        return lambda w: self._back(scale * hessian.root(self._moved(w).reshape(s.shape)), w.shape)
 
     def _per_case(self, part: BatchPart) -> float:
         """What one case counts, where a mean over cases is given."""
@@ -135,9 +144,11 @@ class TorchLoss(PackageLoss):
             return s.movedim(1, -1)
         return s.unsqueeze(-1) if s.ndim == 1 else s
 
-    def _back(self, arranged: Tensor, like: Tensor) -> Tensor:
-        arranged = arranged.view(self._moved(like).shape)
-        return arranged.movedim(-1, 1) if self.loss.takes_classes else arranged.view(like.shape)
+    def _back(self, arranged: Tensor, shape: torch.Size) -> Tensor:
+        """What :meth:`_moved` has made, in the outputs' own ``shape``."""
+        if not self.loss.takes_classes:
+            return arranged.view(shape)
+        return arranged.view(shape[:1] + shape[2:] + shape[1:2]).movedim(-1, 1)
 
     def _arranged(self, outputs: Tensor, part: BatchPart) -> tuple[Tensor, BatchPart]:
         y = self._moved_targets(part.targets)

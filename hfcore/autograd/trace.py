@@ -193,9 +193,17 @@ BINDINGS: dict[Any, Callable[..., Any]] = {
 }
 
 
-def compile_program(program: Program) -> Callable[..., tuple[Tensor | None, ...]]:
-    """The program as one Python function of its inputs; a value is dropped after its last use."""
+def compile_program(
+    program: Program, *, reuse: bool = True
+) -> Callable[..., tuple[Tensor | None, ...]]:
+    """The program as one Python function of its inputs; a value is dropped after its last use.
+
+    ``reuse``: results may be written over values that nobody reads after, which vmap cannot.
+    """
+    from hfcore.autograd.trace_reuse import Reuse  # which is made of the classes here
+
     order = program.order()
+    written = Reuse(program, order) if reuse else None
     scope: dict[str, Any] = {}
     names = {id(node): f"i{i}" for i, node in enumerate(program.inputs)}
     names |= {id(node): f"x{i}" for i, node in enumerate(order)}
@@ -226,7 +234,8 @@ def compile_program(program: Program) -> Callable[..., tuple[Tensor | None, ...]
 
     lines = [f"def product({', '.join(names[id(node)] for node in program.inputs)}):"]
     for node in order:
-        called = bind("f", BINDINGS.get(node.op, node.op))
+        op = node.op if written is None else written.op(node)
+        called = bind("f", BINDINGS.get(op, op))
         arguments = [text(a) for a in node.args]
         arguments += [f"{name}={text(a)}" for name, a in node.kwargs.items()]
         lines.append(f"    {names[id(node)]} = {called}({', '.join(arguments)})")

@@ -9,19 +9,23 @@ into zeros. The passes are algebra on sums and products of matrices and change r
     Σ_t sum of the rows of g_t         →  sum of the rows of [g_1; g_2; …]
     Σ_t g_t placed at step t of zeros  →  the stack of the g_t
     A B + c                            →  addmm
+
+Those for convolutional nets are in ``trace_convolutions.py`` and ``trace_pooling.py``.
 """
 
 from __future__ import annotations
 
 import operator
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfcore.autograd.trace import Node, Program, aten
+from hfcore.autograd.trace_convolutions import by_patches
+from hfcore.autograd.trace_pooling import pool_first
+from hfcore.autograd.trace_rewriter import Rewriter
 
 # From this many products on a sum of them is one product of concatenated factors. Two would copy
 # as much as they save.
@@ -30,83 +34,17 @@ MERGE_FROM = 3
 
 def optimise(program: Program) -> Program:
     """The same linear map with fewer and larger ops."""
-    for rewrite in (_simplify, _batch_products, _merge_sums, _simplify, _fuse_addmm):
+    passes = (
+        _simplify, pool_first, by_patches, _batch_products, _merge_sums, _simplify, _fuse_addmm,
+    )  # fmt: skip
+    for rewrite in passes:
         program = rewrite(program)
     return program
 
 
-class _Rewriter:
-    """Rebuilds a program bottom-up: ``mapped`` holds what each old node has become."""
-
-    def __init__(self, program: Program) -> None:
-        self.program = program
-        self.mapped: dict[int, Any] = {id(node): node for node in program.inputs}
-        self._made: dict[Any, Any] = {}
-        self._constants: list[Tensor] = []  # keeps ids in keys unique
-
-    def new(self, value: Any) -> Any:
-        """``value`` with old nodes replaced."""
-        if isinstance(value, Node):
-            return self.mapped[id(value)]
-        if isinstance(value, (list, tuple)):
-            return [self.new(item) for item in value]
-        return value
-
-    def make(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Node) -> Any:
-        """A node, simplified; equal ones are made once, and one without nodes is a constant."""
-        key = (op, _key(args), _key(tuple(kwargs.items())))
-        if key not in self._made:
-            self._made[key] = self._make(op, args, kwargs, like)
-            self._constants.append(self._made[key])
-            self._constants.extend(a for a in args if isinstance(a, Tensor))
-        return self._made[key]
-
-    def _make(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Node) -> Any:
-        node = Node(op, args, kwargs, like.shape, like.dtype)
-        if next(node.operands(), None) is None:
-            with torch.no_grad():
-                return op(*args, **kwargs)
-        first = args[0]
-        if op in (aten.detach.default, aten.alias.default):
-            return first
-        same_shape = isinstance(first, (Node, Tensor)) and first.shape == like.shape
-        if op in (aten.view.default, aten._unsafe_view.default, aten.expand.default) and same_shape:
-            return first
-        if op is aten.t.default and isinstance(first, Node):
-            if first.op is aten.t.default:
-                return first.args[0]
-            if first.op is aten.mm.default:
-                left, right = (self.transpose(a) for a in first.args)
-                return self.make(aten.mm.default, (right, left), {}, like)
-        return node
-
-    def transpose(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.t()
-        shape = torch.Size(reversed(value.shape))
-        return self.make(aten.t.default, (value,), {}, Node(None, (), {}, shape, value.dtype))
-
-    def run(self, visit: Callable[[Node], Any]) -> Program:
-        for node in self.program.order():
-            self.mapped[id(node)] = visit(node)
-        return Program(self.program.inputs, [self.new(value) for value in self.program.outputs])
-
-    def copy(self, node: Node) -> Any:
-        kwargs = {name: self.new(value) for name, value in node.kwargs.items()}
-        return self.make(node.op, tuple(self.new(a) for a in node.args), kwargs, node)
-
-
-def _key(value: Any) -> Any:
-    if isinstance(value, (Node, Tensor)):
-        return id(value)
-    if isinstance(value, (list, tuple)):
-        return tuple(_key(item) for item in value)
-    return (type(value).__name__, repr(value))
-
-
 def _simplify(program: Program) -> Program:
     """Views of views undone, equal ops made once, what needs no tangent computed now."""
-    rewriter = _Rewriter(program)
+    rewriter = Rewriter(program)
     return rewriter.run(rewriter.copy)
 
 
@@ -122,7 +60,7 @@ def _batch_products(program: Program) -> Program:
         if len(members) >= MERGE_FROM
         for node in members
     }
-    rewriter = _Rewriter(program)
+    rewriter = Rewriter(program)
     splits: dict[int, Node] = {}
 
     def visit(node: Node) -> Any:
@@ -170,7 +108,7 @@ def _merge_sums(program: Program) -> Program:
         for a in node.args
         if _is_sum(a) and uses[id(a)] == 1
     }
-    rewriter = _Rewriter(program)
+    rewriter = Rewriter(program)
 
     def visit(node: Node) -> Any:
         if id(node) in inner or not _is_sum(node):
@@ -196,7 +134,7 @@ def _leaves(root: Node, inner: set[int]) -> list[Any]:
 class _Sum:
     """One sum of many leaves, of the shape of ``like``."""
 
-    def __init__(self, rewriter: _Rewriter, like: Node) -> None:
+    def __init__(self, rewriter: Rewriter, like: Node) -> None:
         self._rewriter = rewriter
         self._like = like
 
@@ -212,7 +150,7 @@ class _Sum:
         """Leaves that can be merged with each other share a key."""
         groups: dict[Any, list[Any]] = {}
         for leaf in leaves:
-            groups.setdefault(_merge_key(leaf), []).append(leaf)
+            groups.setdefault(_mergekey_of(leaf), []).append(leaf)
         return groups
 
     def _merge(self, key: Any, leaves: list[Any]) -> list[Any]:
@@ -257,7 +195,7 @@ class _Sum:
         return self._node(aten.stack.default, placed, dim)
 
 
-def _merge_key(leaf: Any) -> Any:
+def _mergekey_of(leaf: Any) -> Any:
     if isinstance(leaf, Node) and not leaf.kwargs:
         first = leaf.args[0] if leaf.args else None
         if leaf.op is aten.mm.default:
@@ -265,7 +203,7 @@ def _merge_key(leaf: Any) -> Any:
         if leaf.op is aten.select_backward.default:
             return ("scatter", tuple(leaf.args[1]), leaf.args[2])
         if leaf.op is aten.view.default and isinstance(first, Node) and first.shape is not None:
-            inner = _merge_key(first)
+            inner = _mergekey_of(first)
             if inner[0] != "other":
                 return ("view", first.shape, inner)
         if leaf.op is aten.sum.dim_IntList and isinstance(first, Node) and first.shape is not None:
@@ -279,7 +217,7 @@ def _fuse_addmm(program: Program) -> Program:
     """A B + c where the product is read once."""
     uses = Counter(id(operand) for node in program.order() for operand in node.operands())
     uses.update(id(value) for value in program.outputs)
-    rewriter = _Rewriter(program)
+    rewriter = Rewriter(program)
 
     def visit(node: Node) -> Any:
         if _is_sum(node):

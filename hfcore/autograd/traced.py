@@ -26,6 +26,7 @@ class Traced:
         self._constants: list[Tensor] = []
         self._versions: list[int] = []
         self._programs: dict[bool, Callable[..., tuple[Tensor | None, ...]]] = {}
+        self._of_rows: dict[bool, Callable[..., tuple[Tensor | None, ...]]] = {}
         self._program(False)
 
     def apply(self, v: Parts, structural: float) -> Gradients:
@@ -45,7 +46,8 @@ class Traced:
 
     def apply_rows(self, V: Parts, structural: float) -> Gradients:
         """The products of the rows of V, whose parts have a leading axis, by vmap."""
-        program = self._program(bool(structural))
+        self._program(bool(structural))
+        program = self._of_rows[bool(structural)]
         weight = [V[0].new_tensor(structural)] if structural else []
         self._check_constants()
         dims = (0,) * len(V) + (None,) * len(weight)
@@ -85,6 +87,7 @@ class Traced:
         self._constants += constants
         self._versions += [t._version for t in constants]
         program = compile_program(traced)
+        self._of_rows[structural] = compile_program(traced, reuse=False)
         with torch.no_grad():
             compare(program(*checked), product(checked), self._graph.precision)
         return program

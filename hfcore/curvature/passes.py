@@ -163,7 +163,7 @@ class GraphPasses:
         for rows in U.split(max(1, ROW_NUMBERS // max(M, N))):
             tangents = rows.reshape(-1, *self.outputs.shape)
             pulled = torch.autograd.grad(
-                [graph.main[0].tensor], graph.parameters, [tangents],
+                [graph.main[0].edge], graph.parameters, [tangents],
                 retain_graph=True, allow_unused=True, is_grads_batched=True,
             )  # fmt: skip
             filled = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,7 +45,10 @@ class OutputHessian(ABC):
         """
 
     def averaged(self, total: float) -> Callable[[Tensor], Tensor]:
-        """The map from ``R […,k]`` to L''R / total ``[…,k]``, in plain torch ops."""
+        """The map from ``R […,k]`` to L''R / total ``[…,k]``, in plain torch ops.
+
+        It may write to R, and takes L'' itself along, which is not asked for anything after.
+        """
         return lambda R: self.apply(R) / total
 
 
@@ -63,7 +66,7 @@ class IdentityHessian(OutputHessian):
         return u.clone(memory_format=torch.contiguous_format)
 
     def averaged(self, total: float) -> Callable[[Tensor], Tensor]:
-        return lambda R: R * (1 / total)
+        return lambda R: R.mul_(1 / total)
 
 
 class DiagonalHessian(OutputHessian):
@@ -83,8 +86,8 @@ class DiagonalHessian(OutputHessian):
         return self.c.sqrt() * u
 
     def averaged(self, total: float) -> Callable[[Tensor], Tensor]:
-        c = self.c / total  # once, not in every product
-        return lambda R: c * R
+        c = self.c.div_(total)  # once, not in every product
+        return lambda R: R.mul_(c)
 
 
 class SoftmaxHessian(OutputHessian):
@@ -112,15 +115,18 @@ class SoftmaxHessian(OutputHessian):
         return rooted - self._along_c(rooted.sum(-1, keepdim=True))
 
     def averaged(self, total: float) -> Callable[[Tensor], Tensor]:
-        c = self.c / total
-        p = c * total
+        """In the memory of c and R alone: with many classes each is most of what there is."""
         if self.weighted:
-            w = p.sum(-1, keepdim=True)
-            p = torch.where(w == 0, 0, p / w)
+            w = self.c.sum(-1, keepdim=True)
+            per_weight: Any = torch.where(w == 0, 0, total / w)
+        else:
+            per_weight = total
+        c = self.c.div_(total)
 
         def apply(R: Tensor) -> Tensor:
-            product = c * R
-            return product - p * product.sum(-1, keepdim=True)
+            R.mul_(c)
+            dot = R.sum(-1, keepdim=True).mul_(per_weight)
+            return R.addcmul_(c, dot, value=-1)
 
         return apply
 

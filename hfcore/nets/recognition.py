@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hfcore.nets.recorded_calls import Calls, calls_of
@@ -25,7 +26,10 @@ DTYPES = (torch.float32, torch.float64)
 # Steps and sequences of the zeros that the forward is run on.
 STEPS, SEQUENCES = 2, 3
 
-Forward = Callable[[Tensor], Any]
+# Of the packed ones: not sorted.
+LENGTHS = (1, 2, 1)
+
+Forward = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class ReadOut:
     """A recurrent module, the linear one on its states, and where a user's batches have their axes.
 
     Inputs are ``[T,B,n]``, or ``[B,T,n]`` where ``batch_first``; outputs likewise, or ``[B,k]``
-    of the last step alone (``last_only``), or ``[B,k,T]`` (``classes_second``).
+    of the last step alone (``last_only``), or ``[B,k,T]`` (``classes_second``). What reads the
+    ``final`` states takes packed sequences, too. What is ``packed`` takes those alone, and pads its
+    outputs, ``[B,T,k]`` where ``pads_batch_first``.
     """
 
     model: nn.Module
@@ -41,10 +47,13 @@ class ReadOut:
     out: nn.Linear
     last_only: bool
     classes_second: bool = False
+    final: bool = False
+    packed: bool = False
+    pads_batch_first: bool = False
 
     @property
     def batch_first(self) -> bool:
-        return bool(self.rnn.batch_first)
+        return self.pads_batch_first if self.packed else bool(self.rnn.batch_first)
 
     @property
     def batch_dim(self) -> tuple[int, int]:
@@ -64,6 +73,7 @@ class ReadOut:
         names = {id(m): name for name, m in self.model.named_modules()}
         read = "the last step" if self.last_only else "every step"
         moved = ", its outputs [B,k,T]" if self.classes_second else ""
+        moved += ", of packed sequences" if self.packed else ""
         return (
             f"nn.{type(self.rnn).__name__} {names[id(self.rnn)]!r}, read at {read} by nn.Linear "
             f"{names[id(self.out)]!r}{moved}"
@@ -78,6 +88,9 @@ class Form(NamedTuple):
 
     last_only: bool = False
     classes_second: bool = False
+    final: bool = False
+    packed: bool = False
+    pads_batch_first: bool = False
 
 
 # What was found of a module, and of which state of it: its form or why it has none.
@@ -177,14 +190,27 @@ def _why_other_tensors(model: nn.Module) -> str | None:
 
 def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> Form | str:
     """What its forward gives; or why it is none that is known."""
-    parameters = list(model.parameters())
-    like = parameters[0]
+    like = next(model.parameters())
     shape = [STEPS, SEQUENCES, rnn.input_size]
     if rnn.batch_first:
         shape[:2] = SEQUENCES, STEPS
     x = torch.zeros(shape, dtype=like.dtype, device=like.device)
     with torch.no_grad():
         rnn(x)  # which looks at its weights where they lie elsewhere than at its last call
+    found = _compared(model, rnn, x, _forwards(rnn, out))
+    if isinstance(found, str):
+        lengths = torch.tensor(LENGTHS)
+        packed = pack_padded_sequence(x, lengths, rnn.batch_first, enforce_sorted=False)
+        of_packed = _compared(model, rnn, packed, _of_packed(rnn, out))
+        return found if isinstance(of_packed, str) else of_packed
+    return found
+
+
+def _compared(
+    model: nn.Module, rnn: nn.RNNBase, x: Any, forwards: Iterator[tuple[Forward, Form]]
+) -> Form | str:
+    """Which of ``forwards`` makes the same calls for x; or what the first does not do."""
+    parameters = list(model.parameters())
     try:
         calls = calls_of(model, x, parameters)
     except Exception as error:  # the user's own code
@@ -193,7 +219,7 @@ def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> Form | str
     if calls.returned is None:
         return "its forward returns something else than one tensor"
     plain: Calls | None = None
-    for forward, form in _forwards(rnn, out):
+    for forward, form in forwards:
         expected = calls_of(forward, x, parameters)
         if calls.are(expected):
             return form
@@ -215,12 +241,31 @@ def _forwards(rnn: nn.RNNBase, out: nn.Linear) -> Iterator[tuple[Forward, Form]]
     for at in lasts:
         yield partial(_of_state, rnn, out, at), last
         yield partial(_of_output, rnn, out, at), last
-    yield lambda x: out(_final(rnn(x)[1])[-1]), last
+    final = Form(last_only=True, final=True)
+    yield lambda x: out(_final(rnn(x)[1])[-1]), final
     if rnn.num_layers == 1:
-        yield lambda x: out(_final(rnn(x)[1])[0]), last
-        yield lambda x: out(_final(rnn(x)[1]).squeeze(0)), last
+        yield lambda x: out(_final(rnn(x)[1])[0]), final
+        yield lambda x: out(_final(rnn(x)[1]).squeeze(0)), final
     for move in _moves(rnn.batch_first):
-        yield partial(_of_moved, rnn, out, move), Form(classes_second=True)
+        yield partial(_then, lambda x: out(rnn(x)[0]), move), Form(classes_second=True)
+
+
+def _of_packed(rnn: nn.RNNBase, out: nn.Linear) -> Iterator[tuple[Forward, Form]]:
+    """The same of packed sequences."""
+    for first in (False, True):
+        form = Form(packed=True, pads_batch_first=first)
+        yield partial(_of_padded, rnn, out, first), form
+        for move in _moves(first):
+            moved = partial(_then, partial(_of_padded, rnn, out, first), move)
+            yield moved, form._replace(classes_second=True)
+
+
+def _of_padded(rnn: nn.RNNBase, out: nn.Linear, batch_first: bool, x: Any) -> Any:
+    return out(pad_packed_sequence(rnn(x)[0], batch_first=batch_first)[0])
+
+
+def _then(forward: Forward, move: Callable[[Tensor], Tensor], x: Any) -> Any:
+    return move(forward(x))
 
 
 def _moves(batch_first: bool) -> Iterator[Callable[[Tensor], Tensor]]:
@@ -251,10 +296,6 @@ def _of_state(rnn: nn.RNNBase, out: nn.Linear, last: Any, x: Tensor) -> Any:
 
 def _of_output(rnn: nn.RNNBase, out: nn.Linear, last: Any, x: Tensor) -> Any:
     return out(rnn(x)[0])[last]
-
-
-def _of_moved(rnn: nn.RNNBase, out: nn.Linear, move: Callable[[Tensor], Tensor], x: Tensor) -> Any:
-    return move(out(rnn(x)[0]))
 
 
 def _final(states: Any) -> Tensor:

@@ -51,13 +51,15 @@ class Calls:
         return same and self.returned is not None
 
 
-def calls_of(function: Callable[[Tensor], Any], x: Tensor, named: Iterable[nn.Parameter]) -> Calls:
-    """The calls of ``function(x)``, ``x […]``; tensors of ``named`` have one name in all records.
+def calls_of(function: Callable[[Any], Any], x: Any, named: Iterable[nn.Parameter]) -> Calls:
+    """The calls of ``function(x)``, x a tensor ``[…]`` or a tuple of them; tensors of ``named``
+    have one name in all records.
 
     The function runs once, with gradients enabled and torch's random numbers put back after.
     """
-    recorder = _Recorder([x, *named])
-    devices = [x.device] if x.device.type == "cuda" else []
+    given = _tensors(x)
+    recorder = _Recorder([*given, *named])
+    devices = [given[0].device] if given[0].device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.enable_grad(), recorder:
         result = function(x)
     recorder.calls.returned = recorder.name(result) if isinstance(result, Tensor) else None

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from hfcore.batches import Batch, Batches, check_unambiguous, labelled
 from hfcore.objective import Objective
@@ -118,7 +119,7 @@ def as_batches(data: Any) -> Batches | None:
         return Batches(gradient=data)
     if not isinstance(data, tuple | list) or not data:
         return None
-    if isinstance(data[0], Tensor):
+    if isinstance(data[0], Tensor | PackedSequence):
         if len(data) not in (2, 3):
             raise TypeError(f"step: got a tuple of {len(data)}, need (x, y) or (x, y, mask)")
         return Batches(gradient=Batch(*data))

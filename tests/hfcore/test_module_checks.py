@@ -400,3 +400,10 @@ def test_every_softmax_before_a_softmax_cross_entropy_is_noticed(last, loss) -> 
     hf.GaussNewton(model, loss, X, y)
     with pytest.raises(ValueError, match="as if a softmax had been applied"):
         hf.GaussNewton(model.append(last), loss, X, y)
+
+
+def test_nor_where_the_mean_is_not_over_cases() -> None:
+    model = net(SavesInput.apply)
+    for loss in (nn.MSELoss(), hf.losses.SquaredError(mean="elements")):
+        stats = hf.HessianFree(model, loss, curvature="hessian").step((X, Y))
+        assert not any("differ" in m for m in stats.messages)

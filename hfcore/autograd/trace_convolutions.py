@@ -1,0 +1,199 @@
+"""Convolutions with a constant input in a traced product: matrix products with its patches.
+
+The tangent of a kernel meets the layer's input, which no product changes, and so does the gradient
+of the kernel. With the patches of that input at hand, ``[B,cᵢ·kh·kw,P]`` at the P positions of the
+output, both are one matrix product each:
+
+    conv(x, V)                 →  V [c,cᵢ·kh·kw] · patches
+    gradient of the kernel     →  Σ_b g_b [c,P] · patchesᵀ
+
+A row of ones beneath the patches takes the bias along.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hfcore.autograd.trace import Node, Program, aten
+from hfcore.autograd.trace_rewriter import Rewriter
+
+# Bytes of the patches of one layer: above, reading them costs more than the library's convolution.
+PATCH_BYTES = 6 << 20
+# With fewer input channels the library fills a part of its vectors alone, and more bytes pay.
+FEW_CHANNELS, FEW_CHANNELS_BYTES = 4, 64 << 20
+
+Window = tuple[Any, ...]  # stride, padding and dilation
+
+
+def by_patches(program: Program) -> Program:
+    """The same product with the convolutions of constants done by patches, on the CPU."""
+    return _Convolutions(program).run()
+
+
+class _Patches:
+    """Patches of constants, each made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[Any, tuple[Tensor, Tensor]] = {}
+
+    def of(self, x: Any, kernel: tuple[int, ...], window: Window) -> tuple[Tensor, Tensor] | None:
+        """``[B,cᵢ·kh·kw+1,P]`` of ``x [B,cᵢ,h,w]``, ones in the last row, which biases meet; and
+        its transpose, always the same one.
+
+        None for what is no constant, or too large.
+        """
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.device.type != "cpu":
+            return None
+        stride, padding, dilation = window
+        positions = 1
+        for i, size in enumerate(x.shape[2:]):
+            reach = dilation[i] * (kernel[i] - 1) + 1
+            positions *= (size + 2 * padding[i] - reach) // stride[i] + 1
+        count = len(x) * x.shape[1] * kernel[0] * kernel[1] * positions * x.element_size()
+        if count > (FEW_CHANNELS_BYTES if x.shape[1] <= FEW_CHANNELS else PATCH_BYTES):
+            return None
+        key = id(x), kernel, tuple(map(tuple, window))
+        if key not in self._made:
+            with torch.no_grad():
+                options = {"dilation": dilation, "padding": padding, "stride": stride}
+                U = F.unfold(x, kernel, **options)
+                U = torch.cat([U, torch.ones_like(U[:, :1])], 1)
+                self._made[key] = U, U.mT
+        return self._made[key]
+
+
+class _Convolutions:
+    def __init__(self, program: Program) -> None:
+        self._rewriter, self._patches = Rewriter(program), _Patches()
+        self._uses = Counter(id(operand) for node in program.order() for operand in node.operands())
+        self._uses.update(id(value) for value in program.outputs)
+
+    def run(self) -> Program:
+        return self._rewriter.run(self._visit)
+
+    def _visit(self, node: Node) -> Any:
+        found = None
+        if node.op is aten.convolution.default:
+            found = self._forward(node)
+        elif node.op is aten.add.Tensor and not node.kwargs:
+            found = self._with_bias(node)
+        elif node.op is operator.getitem and _is(node.args[0], aten.convolution_backward.default):
+            found = self._backward(node)
+        return self._rewriter.copy(node) if found is None else found
+
+    def _once(self, value: Any, op: Any) -> bool:
+        return _is(value, op) and self._uses[id(value)] == 1
+
+    def _with_bias(self, node: Node) -> Any:
+        """conv(x, V) + b, or conv(R, W) + conv(x, V) + b, b the same at every position."""
+        terms, bias = node.args
+        b = _bias(bias, node)
+        if b is None:
+            return None
+        if self._once(terms, aten.convolution.default):
+            return self._forward(terms, b)
+        if not self._once(terms, aten.add.Tensor) or terms.kwargs:
+            return None
+        for one, other in (terms.args, terms.args[::-1]):
+            if self._once(one, aten.convolution.default):
+                sum_of_both = self._forward(one, b, other)
+                if sum_of_both is not None:
+                    return sum_of_both
+        return None
+
+    def _forward(self, node: Node, bias: Node | None = None, added: Any = None) -> Any:
+        """V·patches, + b and + ``added``."""
+        x, V, own_bias, stride, padding, dilation, transposed, _, groups = node.args
+        if not isinstance(V, Node) or own_bias is not None or transposed or groups != 1:
+            return None
+        made = self._patches.of(x, tuple(_shape(V)[2:]), (stride, padding, dilation))
+        if made is None:
+            return None
+        U, _ = made
+        new, c, K = self._rewriter.new, _shape(V)[0], U.shape[1] - 1
+        rows = self._made(aten.reshape.default, new(V), [c, K], shape=(c, K), like=node)
+        if bias is None:
+            U = U[:, :K]
+        else:
+            column = self._made(aten.view.default, new(bias), [c, 1], shape=(c, 1), like=node)
+            rows = self._made(aten.cat.default, [rows, column], 1, shape=(c, K + 1), like=node)
+        shape = (U.shape[0], c, U.shape[2])
+        if added is None:
+            product = self._made(aten.matmul.default, rows, U, shape=shape, like=node)
+        else:
+            flat = self._made(aten.reshape.default, new(added), list(shape), shape=shape, like=node)
+            many = (shape[0], *_shape(rows))
+            each = self._made(aten.expand.default, rows, list(many), shape=many, like=node)
+            product = self._made(aten.baddbmm.default, flat, each, U, shape=shape, like=node)
+        wanted = _shape(node)
+        return self._made(aten.view.default, product, list(wanted), shape=wanted, like=node)
+
+    def _backward(self, node: Node) -> Any:
+        """One of the three results of a convolution's backward pass."""
+        whole, which = node.args
+        g, x, W, biases, *window, transposed, output_padding, groups, _ = whole.args
+        if not isinstance(g, Node) or not isinstance(W, Tensor) or transposed or groups != 1:
+            return None
+        made = self._patches.of(x, tuple(W.shape[2:]), tuple(window))
+        if made is None:
+            return None
+        U, transposed_U = made
+        back, new_shape = self._rewriter.new(g), node.shape
+        if which == 0:  # the others are not wanted of it any more
+            args = (
+                back,
+                x,
+                W,
+                biases,
+                *window,
+                False,
+                output_padding,
+                groups,
+                [True, False, False],
+            )
+            op = aten.convolution_backward.default
+            only = self._rewriter.make(op, args, {}, Node(None, dtype=node.dtype))
+            return self._made(operator.getitem, only, 0, shape=new_shape, like=node)
+        B, c = _shape(g)[:2]
+        shape, K = (B, c, U.shape[2]), U.shape[1] - 1
+        rows = self._made(aten.reshape.default, back, list(shape), shape=shape, like=node)
+        each = (B, c, K + 1)
+        products = self._made(aten.bmm.default, rows, transposed_U, shape=each, like=node)
+        total = self._made(aten.sum.dim_IntList, products, [0], shape=each[1:], like=node)
+        if which == 2:
+            return self._made(aten.select.int, total, 1, K, shape=(c,), like=node)
+        kernel = self._made(aten.slice.Tensor, total, 1, 0, K, shape=(c, K), like=node)
+        wanted = _shape(node)
+        return self._made(aten.reshape.default, kernel, list(wanted), shape=wanted, like=node)
+
+    def _made(self, op: Any, *args: Any, shape: Any, like: Node) -> Any:
+        size = None if shape is None else torch.Size(shape)
+        return self._rewriter.make(op, args, {}, Node(None, (), {}, size, like.dtype))
+
+
+def _is(value: Any, op: Any) -> bool:
+    return isinstance(value, Node) and value.op is op
+
+
+def _shape(node: Node) -> torch.Size:
+    assert node.shape is not None
+    return node.shape
+
+
+def _bias(value: Any, like: Node) -> Node | None:
+    """b of b ``[c]``, viewed ``[1,c,1,1]`` and expanded."""
+    if not _is(value, aten.expand.default) or value.shape != like.shape:
+        return None
+    (viewed, *_) = value.args
+    if not _is(viewed, aten.view.default) or len(_shape(like)) != 4:
+        return None
+    b = viewed.args[0]
+    c = _shape(like)[1]
+    fits = isinstance(b, Node) and b.shape == (c,) and viewed.shape == (1, c, 1, 1)
+    return b if fits else None

@@ -1,0 +1,80 @@
+"""Rebuilds a recorded product node by node; what its passes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfcore.autograd.trace import Node, Program, aten
+
+
+class Rewriter:
+    """Rebuilds a program bottom-up: ``mapped`` holds what each old node has become."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.mapped: dict[int, Any] = {id(node): node for node in program.inputs}
+        self._made: dict[Any, Any] = {}
+        self._constants: list[Tensor] = []  # keeps ids in keys unique
+
+    def new(self, value: Any) -> Any:
+        """``value`` with old nodes replaced."""
+        if isinstance(value, Node):
+            return self.mapped[id(value)]
+        if isinstance(value, (list, tuple)):
+            return [self.new(item) for item in value]
+        return value
+
+    def make(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Node) -> Any:
+        """A node, simplified; equal ones are made once, and one without nodes is a constant."""
+        key = (op, key_of(args), key_of(tuple(kwargs.items())))
+        if key not in self._made:
+            self._made[key] = self._make(op, args, kwargs, like)
+            self._constants.append(self._made[key])
+            self._constants.extend(a for a in args if isinstance(a, Tensor))
+        return self._made[key]
+
+    def _make(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], like: Node) -> Any:
+        node = Node(op, args, kwargs, like.shape, like.dtype)
+        if next(node.operands(), None) is None:
+            with torch.no_grad():
+                return op(*args, **kwargs)
+        first = args[0]
+        if op in (aten.detach.default, aten.alias.default):
+            return first
+        same_shape = isinstance(first, (Node, Tensor)) and first.shape == like.shape
+        if op in (aten.view.default, aten._unsafe_view.default, aten.expand.default) and same_shape:
+            return first
+        if op is aten.t.default and isinstance(first, Node):
+            if first.op is aten.t.default:
+                return first.args[0]
+            if first.op is aten.mm.default:
+                left, right = (self.transpose(a) for a in first.args)
+                return self.make(aten.mm.default, (right, left), {}, like)
+        return node
+
+    def transpose(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.t()
+        shape = torch.Size(reversed(value.shape))
+        return self.make(aten.t.default, (value,), {}, Node(None, (), {}, shape, value.dtype))
+
+    def run(self, visit: Callable[[Node], Any]) -> Program:
+        for node in self.program.order():
+            self.mapped[id(node)] = visit(node)
+        return Program(self.program.inputs, [self.new(value) for value in self.program.outputs])
+
+    def copy(self, node: Node) -> Any:
+        kwargs = {name: self.new(value) for name, value in node.kwargs.items()}
+        return self.make(node.op, tuple(self.new(a) for a in node.args), kwargs, node)
+
+
+def key_of(value: Any) -> Any:
+    if isinstance(value, (Node, Tensor)):
+        return id(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(key_of(item) for item in value)
+    return (type(value).__name__, repr(value))

@@ -1,0 +1,149 @@
+"""Recorded products of convolutional nets, memory that is written over, what is held at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hfcore as hf
+from hfcore.autograd.strategies import DoubleVjp, Graph, Split, sample
+from hfcore.autograd.trace import Program, aten, compile_program, trace
+from hfcore.autograd.trace_passes import optimise
+from hfcore.autograd.trace_reuse import Reuse
+from oracles.modules import relative_error
+
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "pooled": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(3, 4, 3), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(4, 2),
+    ),
+    "overlapping": lambda: nn.Sequential(
+        nn.Conv2d(2, 3, (2, 3), stride=(2, 1)), nn.Tanh(), nn.MaxPool2d(3, 1, padding=1),
+        nn.Conv2d(3, 2, 2, dilation=2, bias=False), nn.Sigmoid(), nn.MaxPool2d((2, 1)),
+        nn.Flatten(),
+    ),
+    "groups": lambda: nn.Sequential(
+        nn.Conv2d(2, 4, 3, groups=2), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2, stride=2),
+        nn.Flatten(),
+    ),
+    "shared": lambda: Twice(),
+}  # fmt: skip
+
+
+class Twice(nn.Module):
+    """One convolution twice, its first result read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.relu(self.layer(x))
+        second = nn.functional.max_pool2d(first, 2)
+        return (self.layer(first) + first).flatten(1)[:, :8] + self.layer(second).flatten(1)[:, :8]
+
+
+def graph(name: str) -> Graph:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = NETS[name]().double()
+        x = torch.randn(3, 2, 9, 8, dtype=torch.float64)
+        parameters = list(model.parameters())
+        s = model(x)
+        split = Split(s, lambda R: R.mul_(0.5))
+        return Graph(parameters, s.sum(), [split], [], False, None, None)
+
+
+def recorded(graph: Graph) -> Program:
+    plain = DoubleVjp(graph)
+    return trace(lambda v: plain.apply(v, 0.0), sample(graph.parameters, False, 1))
+
+
+def flat(parts: Any) -> Tensor:
+    return torch.cat([p.reshape(-1) for p in parts])
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_products_are_those_of_autograd(name: str) -> None:
+    g = graph(name)
+    program = optimise(recorded(g))
+    want = flat(DoubleVjp(g).apply(sample(g.parameters, False, 3), 0.0))
+    for reuse in (True, False):
+        product = compile_program(program, reuse=reuse)
+        for _ in range(2):  # what it wrote over is its own
+            with torch.no_grad():
+                got = flat(product(*sample(g.parameters, False, 3)))
+            assert relative_error(got, want) <= 1e-13
+
+
+def test_convolutions_of_constants_are_products_and_pools_come_first() -> None:
+    """Of the first layer nothing is left to the library, of the second what meets tangents."""
+    order = optimise(recorded(graph("pooled"))).order()
+    convolutions = [node for node in order if node.op is aten.convolution.default]
+    assert [isinstance(node.args[0], Tensor) for node in convolutions] == [False]
+    backward = [node for node in order if node.op is aten.convolution_backward.default]
+    assert [node.args[-1] for node in backward] == [[True, False, False]]
+    pooled = {torch.Size((3, 3, 36)), torch.Size((3, 3, 4, 4))}
+    thresholds = [node.shape for node in order if node.op is aten.threshold_backward.default]
+    assert torch.Size((3, 3, 9, 8)) not in thresholds
+    assert len(thresholds) == 4
+    assert pooled & set(thresholds)
+
+
+def test_what_is_read_later_is_not_written_over() -> None:
+    c = torch.arange(1.0, 5.0)
+
+    def function(values: list[Tensor]) -> list[Tensor]:
+        (v,) = values
+        a = v * c  # writes nowhere: v is the caller's
+        b = a * 2  # a is read below
+        part = b[:2]
+        d = b.neg()  # part, which is returned, shows b
+        e = a.expand(2, 4) * c  # numbers that are one in memory
+        return [part, d * c, e, v.view(2, 2).t() * 3]
+
+    program = trace(function, [torch.ones(4)])
+    order = program.order()
+    reuse = Reuse(program, order)
+    over = [node.op for node in order if reuse.op(node) is not node.op]
+    assert over == [aten.mul.Tensor]  # d alone
+    v = torch.tensor([3.0, -1.0, 0.5, 2.0])
+    before = v.clone()
+    product = compile_program(program)
+    for _ in range(2):
+        for got, want in zip(product(v), function([v]), strict=True):
+            assert got is not None
+            assert torch.equal(got, want)
+    assert torch.equal(v, before)
+    assert torch.equal(c, torch.arange(1.0, 5.0))
+
+
+def peak(call: Callable[[], Any]) -> tuple[Any, int, int]:
+    """(result, bytes held at most, bytes held after) of torch's own allocations."""
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        result = call()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return result, most, held
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), hf.losses.SoftmaxCrossEntropy()])
+def test_many_classes_are_held_twice_in_a_product(loss: Any) -> None:
+    """L'' once and the tangent of the logits once, in whose place L'' times it stands."""
+    B, V = 256, 4000
+    logits = 4 * B * V
+    model = nn.Sequential(nn.Linear(3, 1), nn.Tanh(), nn.Linear(1, V))
+    x, y = torch.randn(B, 3), torch.randint(V, (B,))
+    G, building, kept = peak(lambda: hf.GaussNewton(model, loss, x, y))
+    _, product, _ = peak(lambda: G @ torch.ones(G.shape[0]))
+    assert kept <= 1.1 * logits
+    assert kept + product <= 2.3 * logits
+    assert building <= 4.5 * logits
