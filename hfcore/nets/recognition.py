@@ -6,18 +6,18 @@ its calls of torch (:mod:`hfcore.nets.recorded_calls`) with those of ``out(rnn(x
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.modules.dropout import _DropoutNd
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.weak import WeakIdKeyDictionary
 
+from hfcore.nets.forward_forms import Form, Forward, forwards, forwards_of_packed
 from hfcore.nets.recorded_calls import Calls, calls_of
 from hfcore.nets.unaltered import HOOKS, why_not_fused
 
@@ -28,8 +28,6 @@ STEPS, SEQUENCES = 2, 3
 
 # Of the packed ones: not sorted.
 LENGTHS = (1, 2, 1)
-
-Forward = Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -81,16 +79,6 @@ class ReadOut:
 
 
 Found = ReadOut | str | None
-
-
-class Form(NamedTuple):
-    """The fields of :class:`ReadOut` that a forward says."""
-
-    last_only: bool = False
-    classes_second: bool = False
-    final: bool = False
-    packed: bool = False
-    pads_batch_first: bool = False
 
 
 # What was found of a module, and of which state of it: its form or why it has none.
@@ -197,11 +185,11 @@ def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> Form | str
     x = torch.zeros(shape, dtype=like.dtype, device=like.device)
     with torch.no_grad():
         rnn(x)  # which looks at its weights where they lie elsewhere than at its last call
-    found = _compared(model, rnn, x, _forwards(rnn, out))
+    found = _compared(model, rnn, x, forwards(rnn, out))
     if isinstance(found, str):
         lengths = torch.tensor(LENGTHS)
         packed = pack_padded_sequence(x, lengths, rnn.batch_first, enforce_sorted=False)
-        of_packed = _compared(model, rnn, packed, _of_packed(rnn, out))
+        of_packed = _compared(model, rnn, packed, forwards_of_packed(rnn, out))
         return found if isinstance(of_packed, str) else of_packed
     return found
 
@@ -228,77 +216,3 @@ def _compared(
     unlike = calls.unlike(plain)
     does = "returns something else" if unlike is None else f"calls {unlike}"
     return f"its forward {does} where nn.{type(rnn).__name__} and nn.Linear alone do not"
-
-
-def _forwards(rnn: nn.RNNBase, out: nn.Linear) -> Iterator[tuple[Forward, Form]]:
-    """What such modules compute, as it is written."""
-    yield lambda x: out(rnn(x)[0]), Form()
-    lasts: tuple[Any, ...] = (-1, (-1, slice(None)), (-1, slice(None), slice(None)), (-1, ...))
-    if rnn.batch_first:
-        every = slice(None)
-        lasts = ((every, -1), (every, -1, every), (every, -1, ...), (..., -1, every))
-    last = Form(last_only=True)
-    for at in lasts:
-        yield partial(_of_state, rnn, out, at), last
-        yield partial(_of_output, rnn, out, at), last
-    final = Form(last_only=True, final=True)
-    yield lambda x: out(_final(rnn(x)[1])[-1]), final
-    if rnn.num_layers == 1:
-        yield lambda x: out(_final(rnn(x)[1])[0]), final
-        yield lambda x: out(_final(rnn(x)[1]).squeeze(0)), final
-    for move in _moves(rnn.batch_first):
-        yield partial(_then, lambda x: out(rnn(x)[0]), move), Form(classes_second=True)
-
-
-def _of_packed(rnn: nn.RNNBase, out: nn.Linear) -> Iterator[tuple[Forward, Form]]:
-    """The same of packed sequences."""
-    for first in (False, True):
-        form = Form(packed=True, pads_batch_first=first)
-        yield partial(_of_padded, rnn, out, first), form
-        for move in _moves(first):
-            moved = partial(_then, partial(_of_padded, rnn, out, first), move)
-            yield moved, form._replace(classes_second=True)
-
-
-def _of_padded(rnn: nn.RNNBase, out: nn.Linear, batch_first: bool, x: Any) -> Any:
-    return out(pad_packed_sequence(rnn(x)[0], batch_first=batch_first)[0])
-
-
-def _then(forward: Forward, move: Callable[[Tensor], Tensor], x: Any) -> Any:
-    return move(forward(x))
-
-
-def _moves(batch_first: bool) -> Iterator[Callable[[Tensor], Tensor]]:
-    """Outputs ``[B,T,k]``, or ``[T,B,k]``, to ``[B,k,T]``, as nn.CrossEntropyLoss takes them."""
-    order = (0, 2, 1) if batch_first else (1, 2, 0)
-    yield lambda s: s.permute(*order)
-    yield lambda s: s.permute(order)
-    yield lambda s: torch.permute(s, order)
-    if not batch_first:
-        return
-    for first, second in ((1, 2), (2, 1), (-1, -2), (-2, -1), (1, -1), (-1, 1)):
-        yield partial(_swapped, first, second)
-        yield partial(_swapped_by_torch, first, second)
-    yield lambda s: s.mT
-
-
-def _swapped(first: int, second: int, s: Tensor) -> Tensor:
-    return s.transpose(first, second)
-
-
-def _swapped_by_torch(first: int, second: int, s: Tensor) -> Tensor:
-    return torch.transpose(s, first, second)
-
-
-def _of_state(rnn: nn.RNNBase, out: nn.Linear, last: Any, x: Tensor) -> Any:
-    return out(rnn(x)[0][last])
-
-
-def _of_output(rnn: nn.RNNBase, out: nn.Linear, last: Any, x: Tensor) -> Any:
-    return out(rnn(x)[0])[last]
-
-
-def _final(states: Any) -> Tensor:
-    """h of the last step of every layer, ``[L,B,H]``; an LSTM returns its cells beside them."""
-    h: Tensor = states[0] if isinstance(states, tuple) else states
-    return h

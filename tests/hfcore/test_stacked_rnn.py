@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, hessian, jacrev, vmap
+from torch.func import functional_call, grad, vmap
 
 import hfcore as hf
 from hfcore.flat import FlatParameters
@@ -15,14 +15,15 @@ from hfcore.losses import Loss
 from hfcore.nets import recurrent
 from hfcore.nets.objective import FusedObjective
 from hfcore.objective_factory import objective_for
+from oracles.layers import Layered
 from oracles.losses import LOSSES
 from oracles.rnn import ACTIVATIONS, moved, steps_of_loss
 
 KINDS = ("ggn", "hessian", "fisher")
 
 
-class Problem:
-    """A small net, its data, and its derivatives by brute force."""
+class Problem(Layered):
+    """A small net and its data."""
 
     def __init__(
         self, loss: Loss, sizes: tuple[int, ...] = (3, 4), nonlinearity: str = "tanh", *,
@@ -32,6 +33,7 @@ class Problem:
         options: dict[str, Any] = {"nonlinearity": nonlinearity, "dtype": torch.float64}
         self.loss, self.model = loss, hf.StackedRNN(n, sizes, k, generator=g, **options)
         moved(self.model, g)
+        self.nonlinearity = nonlinearity
         self.parameters = FlatParameters(self.model)
         self.theta = self.parameters.read()
         self.x = torch.randn(T, B, n, generator=g, dtype=torch.float64)
@@ -58,51 +60,6 @@ class Problem:
             ts.append(torch.stack(t))
             below = torch.stack(h)
         return ts, below @ p["W_yh"].T + p["b_y"]
-
-    def sum_loss(self, s: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        if self.loss.kind == "squared":
-            per = 0.5 * ((s - y) ** 2).sum(-1)
-        elif self.loss.kind == "logistic":
-            per = (torch.nn.functional.softplus(s) - s * y).sum(-1)
-        else:
-            per = -torch.log_softmax(s, -1).gather(-1, y.unsqueeze(-1)).squeeze(-1)
-        return (per * mask).sum()
-
-    def mean_loss(self, theta: Tensor) -> Tensor:
-        return self.sum_loss(self.by_hand(theta)[1], self.y, self.mask) / self.x.shape[1]
-
-    def case_gradients(self) -> Tensor:
-        """``[B,N]``, of each sequence's summed loss."""
-
-        def one(theta: Tensor, b: int) -> Tensor:
-            s = self.by_hand(theta)[1]
-            return self.sum_loss(s[:, b], self.y[:, b], self.mask[:, b])
-
-        return torch.stack(
-            [grad(lambda t, b=b: one(t, b))(self.theta) for b in range(len(self.x[0]))]
-        )
-
-    def dense(self, kind: str) -> Tensor:
-        B = self.x.shape[1]
-        if kind == "hessian":
-            return hessian(self.mean_loss)(self.theta)
-        if kind == "fisher":
-            g = self.case_gradients()
-            return g.T @ g / B
-        s = self.by_hand(self.theta)[1]
-        J = jacrev(lambda t: self.by_hand(t)[1])(self.theta).flatten(0, 1)
-        L = vmap(hessian(self.sum_loss))(
-            s.flatten(0, 1), self.y.flatten(0, 1), self.mask.double().flatten()
-        )
-        return torch.einsum("oin,oij,ojm->nm", J, L, J) / B
-
-    def structural(self, l: int) -> Tensor:
-        """mean J_tᵀ e'(t) J_t of one layer."""
-        t = self.by_hand(self.theta)[0][l]
-        J = jacrev(lambda theta: self.by_hand(theta)[0][l])(self.theta).flatten(0, 2)
-        e = ACTIVATIONS[self.model.nonlinearity]
-        D = vmap(grad(e))(t.flatten())
-        return J.T @ (D.unsqueeze(1) * J) / self.x.shape[1]
 
     def objective(self, **options: Any) -> FusedObjective:
         objective = objective_for(self.model, self.loss, **options)

@@ -88,7 +88,7 @@ def test_loss_gradient_and_squares(normalize: Any, layers: int) -> None:
     p = Problem("rnn", LOSSES[2], T=5, B=7, num_layers=layers, batch_first=True)
     objective = fused(p, l2=0.3, normalize=normalize)
     data = objective.prepare(p.batch)
-    share = 1.0 if normalize == "sequences" else p.x.shape[1] / int(p.steps.sum())
+    share = 1.0 if normalize == "sequences" else p.x.shape[1] / int(p.mask.sum())
     value, gradient = objective.gradient(data, p.theta)
     want = share * float(p.mean_loss(p.theta)) + 0.15 * float(p.theta @ p.theta)
     assert value == pytest.approx(want, rel=1e-13)

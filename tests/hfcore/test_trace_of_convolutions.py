@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import hfcore as hf
-from hfcore.autograd.strategies import DoubleVjp, Graph, Split, sample
+from hfcore.autograd.double_vjp import DoubleVjp
+from hfcore.autograd.graph import Graph, Split, sample
 from hfcore.autograd.trace import Program, aten, compile_program, trace
 from hfcore.autograd.trace_passes import optimise
 from hfcore.autograd.trace_reuse import Reuse

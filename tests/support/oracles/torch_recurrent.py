@@ -5,16 +5,16 @@ Formulas: the documentation of nn.RNN, nn.LSTM and nn.GRU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad, hessian, jacrev, vmap
 
 import hfcore as hf
 from hfcore.losses import Loss
 from oracles import losses
+from oracles.layers import Layered
 from oracles.rnn import ACTIVATIONS, flat, moved, steps_of_loss
 
 MODULES: dict[str, type[nn.RNNBase]] = {"rnn": nn.RNN, "lstm": nn.LSTM, "gru": nn.GRU}
@@ -68,8 +68,8 @@ def layer(
     return torch.stack(pre or states), torch.stack(states)
 
 
-class Problem:
-    """A small module, its data, and its derivatives by brute force."""
+class Problem(Layered):
+    """A small module and its data."""
 
     def __init__(
         self, kind: str, loss: Loss, *, T: int = 4, B: int = 3, n: int = 2, H: int = 3, k: int = 2,
@@ -81,6 +81,7 @@ class Problem:
             self.model = Net(kind, n, H, k, **options).double()
         moved(self.model, g)
         self.kind, self.loss, self.H = kind, loss, H
+        self.nonlinearity = getattr(self.model.rnn, "nonlinearity", "tanh")
         self.last, self.batch_first = self.model.last, self.model.rnn.batch_first
         self.theta = flat(self.model)
         x = torch.randn(T, B, n, generator=g, dtype=torch.float64)
@@ -92,7 +93,7 @@ class Problem:
         if self.last and mask is not None:
             steps[0, 0] = B == 1
         # Time first; the batch has the module's own axes.
-        self.x, self.y, self.steps = x, y, steps
+        self.x, self.y, self.mask = x, y, steps
         self.batch = hf.Batch(*map(self.own_axes, (x,)), *map(self.own_targets, (y, steps)))
         if mask is None:
             self.batch = self.batch._replace(mask=None)
@@ -118,46 +119,8 @@ class Problem:
     def by_hand(self, theta: Tensor) -> tuple[list[Tensor], Tensor]:
         """Pre-activations ``[T,B,H]`` of every layer (nn.RNN), and s ``[T or 1,B,k]``."""
         p, below, ts = self.named(theta), self.x, []
-        e = getattr(self.model.rnn, "nonlinearity", "tanh")
         for l in range(self.model.rnn.num_layers):
-            t, below = layer(self.kind, p, l, below, self.H, e)
+            t, below = layer(self.kind, p, l, below, self.H, self.nonlinearity)
             ts.append(t)
         below = below[-1:] if self.last else below
         return ts, below @ p["out.weight"].T + p.get("out.bias", below.new_zeros(()))
-
-    def sum_loss(self, s: Tensor, y: Tensor, mask: Tensor) -> Tensor:
-        return (losses.per_output(self.loss.kind, s, y) * mask).sum()
-
-    def mean_loss(self, theta: Tensor) -> Tensor:
-        return self.sum_loss(self.by_hand(theta)[1], self.y, self.steps) / self.x.shape[1]
-
-    def case_gradients(self) -> Tensor:
-        """``[B,N]``, of each sequence's summed loss."""
-
-        def one(b: int) -> Callable[[Tensor], Tensor]:
-            y, steps = self.y[:, b], self.steps[:, b]
-            return lambda theta: self.sum_loss(self.by_hand(theta)[1][:, b], y, steps)
-
-        return torch.stack([grad(one(b))(self.theta) for b in range(self.x.shape[1])])
-
-    def dense(self, kind: str) -> Tensor:
-        """The curvature ``[N,N]``."""
-        B = self.x.shape[1]
-        if kind == "hessian":
-            return hessian(self.mean_loss)(self.theta)
-        if kind == "fisher":
-            g = self.case_gradients()
-            return g.T @ g / B
-        s = self.by_hand(self.theta)[1]
-        J = jacrev(lambda t: self.by_hand(t)[1])(self.theta).flatten(0, 1)
-        L = vmap(hessian(self.sum_loss))(
-            s.flatten(0, 1), self.y.flatten(0, 1), self.steps.double().flatten()
-        )
-        return torch.einsum("oin,oij,ojm->nm", J, L, J) / B
-
-    def structural(self, l: int) -> Tensor:
-        """mean J_tᵀ e'(t) J_t of one layer of an nn.RNN."""
-        t = self.by_hand(self.theta)[0][l]
-        J = jacrev(lambda theta: self.by_hand(theta)[0][l])(self.theta).flatten(0, 2)
-        D = vmap(grad(ACTIVATIONS[self.model.rnn.nonlinearity]))(t.flatten())
-        return J.T @ (D.unsqueeze(1) * J) / self.x.shape[1]
