@@ -4,6 +4,9 @@ Every float32 is taken as the sum of three bfloat16, and six of the nine product
 errors are those of float32 products (``tests/support/tensor_core_errors.py`` prints both).
 ``gpu.py`` asks :func:`serves` where it was given what launches these kernels, and goes on with its
 own where a net does not fit: :func:`plan` is the rule.
+
+Note 1: results do not depend on the group or on the order of blocks, but may differ in their last
+bits between generations of GPUs, whose tensor cores cut sums in ways of their own.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from hfcore.kernels.recurrence import gpu_products as products
 from hfcore.kernels.recurrence.gpu_launch import Run, distinct, group_of
 from hfcore.kernels.recurrence.layout import NONLINEARITIES, RnnWeights
 
-# The binary that these kernels are in, and the architectures on which a gate compiles them without
-# spills (tests/gates/test_nvcc.py).
+# What these kernels are compiled from and to, and the architectures on which a gate compiles them
+# without spills (tests/gates/test_nvcc.py).
+SOURCE = "gpu_tensor.cu"
 BINARY = "gpu_tensor.fatbin"
 CAPABILITIES = ((8, 0), (9, 0), (10, 0))
 

@@ -21,9 +21,9 @@ from torch import Tensor
 
 import hfcore as hf
 from emulation import Emulator
-from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, recurrence
+from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, recurrence, tensor_cores
 from hfcore.bindings.momentum import lookahead_point, momentum_update
-from hfcore.kernels.recurrence import gpu
+from hfcore.kernels.recurrence import gpu, gpu_tensor
 from oracles.cases import recurrence as of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,8 +41,9 @@ else:
 
     @pytest.fixture(scope="module")
     def emulators(emulated: Callable[[str], Path]) -> dict[str, Any]:
-        """By family."""
-        return {family: Emulator(emulated(family)) for family in ("recurrence", "dense")}
+        """By family, and the recurrence on tensor cores."""
+        built = {family: Emulator(emulated(family)) for family in ("recurrence", "dense")}
+        return {**built, "tensor": Emulator(emulated("recurrence", gpu_tensor.SOURCE))}
 
     @pytest.fixture
     def as_cuda(emulators: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
@@ -68,6 +69,8 @@ else:
             with monkeypatch.context() as patch:
                 patch.setattr(cuda, "serving", serving)
                 patch.setattr(cuda, "why_unavailable", lambda *_: None)
+                patch.setattr(cuda, "launcher", lambda *_: Launch("tensor"))
+                patch.setattr(tensor_cores, "_why_unable", lambda device: None)
                 patch.setattr(dispatch, "_fastest", lambda device: "cuda")
                 patch.setattr(dispatch, "_why_declined", lambda *_: None)
                 yield device
@@ -272,6 +275,24 @@ else:
             assert a.rho == pytest.approx(b.rho, rel=2e-2)
         for p, q in zip(here, there, strict=True):
             torch.testing.assert_close(p, q, rtol=2e-2, atol=2e-3)
+
+    def test_recurrence_on_tensor_cores_end_to_end(as_cuda: Callable[[], Any]) -> None:
+        """A step under "bf16x6" ends where that of the CPU backend does; no scan is by FFMA."""
+        draw = torch.Generator().manual_seed(1)
+        batch = hf.Batch(torch.rand(4, 9, 2, generator=draw), torch.rand(4, 9, 1, generator=draw))
+
+        def run() -> Tensor:
+            model = hf.RNN(2, 10, 1, generator=torch.Generator().manual_seed(0))
+            options = {**hf.presets.rnn2011, "damping": 1.0, "cg_max_iter": 4}
+            hf.HessianFree(model, hf.losses.SquaredError(), **options).step(batch)
+            return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+        want = run()
+        with as_cuda() as device, hf.set_matmul_precision("bf16x6"):
+            got = run()
+        ran = {name for name in device.launched if name.startswith(("rnn", "linear"))}
+        assert ran == {f"rnn_{op}_tensor_2" for op in ("forward", "tangent", "backward")}
+        torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
     @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
     def test_dense_layers_end_to_end(as_cuda: Callable[[], Any], precision: Any) -> None:
