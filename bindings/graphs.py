@@ -7,9 +7,10 @@ takes longer than running it. Replayed from a graph they cost the host one launc
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -36,7 +37,8 @@ class Graphs:
     has those addresses in it. What it allocates and gives back is the graphs' own and holds its
     value until the next call. Work that cannot be recorded is done as it is; the reason is logged.
 
-    All recordings share one pool of memory: for one stream, and one thread, at a time.
+    All recordings of a thread and stream share one pool of memory (:class:`_Pool`): they are
+    replayed on that stream, one after another.
     """
 
     def __init__(self, most: int = MOST) -> None:
@@ -45,7 +47,6 @@ class Graphs:
         self._seen: OrderedDict[Hashable, Callable[[], Any] | Literal[False] | None] = OrderedDict()
         self._places: dict[Hashable, Tensor] = {}
         self._last: dict[Hashable, Tensor] = {}
-        self._pool: Any = None
 
     def put(self, name: str, value: Tensor, device: torch.device) -> Tensor:
         """``value [...]`` in the place of its name, shape and dtype on ``device``; no wait."""
@@ -83,19 +84,48 @@ class Graphs:
     def _recorded(
         self, work: Callable[[], T], device: torch.device
     ) -> Callable[[], T] | Literal[False]:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
+        pool = _Pool.here(device)
         try:
-            start, result = _record(work, self._pool, device)
+            start, result = _record(work, pool.handle, device)
         except RuntimeError as error:
             logger.info("not recorded as a CUDA graph: %s", " ".join(str(error).split()))
             return False
+        pool.keep(start)
 
         def replay() -> T:
             start()
             return result
 
         return replay
+
+
+class _Pool:
+    """Memory of all recordings that are replayed on one stream by one thread.
+
+    A pool for each :class:`Graphs` would be a new one for every solve, whose memory torch gives
+    back only where it runs out; and cuBLAS keeps its workspace by stream, of which torch has 32:
+    a recording could use one in the pool of another that is gone since (pytorch#193402). The last
+    recording is kept, since a pool ends with its last one and its handle cannot be used again.
+    """
+
+    _all: ClassVar[dict[Hashable, _Pool]] = {}
+
+    def __init__(self, key: Hashable) -> None:
+        self._key = key
+        self._last: Callable[[], None] | None = None
+        self.handle: Any = torch.cuda.graph_pool_handle()
+
+    @classmethod
+    def here(cls, device: torch.device) -> _Pool:
+        """That of this thread and its current stream on ``device``."""
+        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+        key = threading.get_ident(), device, stream
+        return cls._all.get(key) or cls(key)
+
+    def keep(self, start: Callable[[], None]) -> None:
+        """What was recorded last lives on, and the pool with it."""
+        self._last = start
+        self._all[self._key] = self
 
 
 def _record(work: Callable[[], T], pool: Any, device: torch.device) -> tuple[Callable[[], None], T]:

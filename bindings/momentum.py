@@ -193,8 +193,15 @@ def _coefficient(name: str, value: Coefficient, G: int, theta: Tensor) -> Tensor
     return _filled(float(value), G, theta.device)
 
 
-@lru_cache(maxsize=64)  # training asks for the same few again and again; nobody writes to them
 def _filled(value: float, G: int, device: torch.device) -> Tensor:
+    """A constant; one made while a CUDA graph is recorded holds its value in that graph alone."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return _constant.__wrapped__(value, G, device)
+    return _constant(value, G, device)
+
+
+@lru_cache(maxsize=64)  # training asks for the same few again and again; nobody writes to them
+def _constant(value: float, G: int, device: torch.device) -> Tensor:
     return torch.full((G,), value, dtype=torch.float64, device=device)
 
 

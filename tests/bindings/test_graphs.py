@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
+import weakref
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ import hfcore as hf
 from hfcore.bindings import graphs, momentum
 from hfcore.bindings.graphs import Graphs
 from hfcore.bindings.momentum import Step
+from hfcore.bindings.scratch import Scratch
 from hfcore.nets import grouped
 from hfcore.nets.grouped import GroupedGradient, grouped_gradient
 from hfcore.nets.mlp import MlpNet
@@ -33,7 +37,9 @@ class Recorder:
         self.recorded = self.replayed = 0
         self.refusal: str | None = None
         monkeypatch.setattr(graphs, "_record", self.record)
+        self.pools: list[object] = []
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+        monkeypatch.setattr(graphs._Pool, "_all", {})
 
     def record(
         self, work: Callable[[], Any], pool: object, device: torch.device
@@ -41,6 +47,7 @@ class Recorder:
         if self.refusal is not None:
             raise RuntimeError(self.refusal)
         self.recorded += 1
+        self.pools.append(pool)
         result: Tensor | None = None
 
         def replay() -> None:
@@ -111,6 +118,90 @@ def test_what_cannot_be_recorded_is_done_and_said_once(
     assert [r.getMessage() for r in caplog.records] == [
         "not recorded as a CUDA graph: operation not permitted when stream is capturing"
     ]
+
+
+def record_once() -> None:
+    """By Graphs of its own, that are gone then."""
+    replays = Graphs()
+    for _ in range(2):
+        replays.run("key", lambda: torch.zeros(3, dtype=torch.float64), CPU)
+
+
+def test_graphs_that_follow_one_another_share_a_pool(recorder: Recorder) -> None:
+    """One solve after another asks for no memory of its own; another thread has a pool apart."""
+    for _ in range(3):
+        record_once()
+    apart = threading.Thread(target=record_once)
+    apart.start()
+    apart.join()
+    record_once()
+    assert len(set(map(id, recorder.pools))) == 2
+    assert recorder.pools[3] is not recorder.pools[0]
+
+
+def test_a_pool_outlives_its_recordings(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One recording of it is always there; what could not be recorded leaves none."""
+
+    class Start:
+        def __call__(self) -> None:
+            pass
+
+    made: list[weakref.ref[Start]] = []
+
+    def record(work: Any, pool: object, device: torch.device) -> tuple[Start, None]:
+        recorder.record(work, pool, device)
+        start = Start()
+        made.append(weakref.ref(start))
+        return start, None
+
+    monkeypatch.setattr(graphs, "_record", record)
+    recorder.refusal = "no"
+    record_once()
+    assert graphs._Pool._all == {}
+    recorder.refusal = None
+    for _ in range(3):
+        record_once()
+    assert [start() is not None for start in made] == [False, False, True]
+
+
+def test_a_buffer_that_a_recording_has_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scratch that grows lets go of a buffer only if no graph was recorded with it."""
+    taken = Scratch()
+    like = SimpleNamespace(
+        device="cuda", dtype=torch.float32, new_empty=lambda size: Buffer(torch.empty(size))
+    )
+    held = []
+    for capturing, size in ((False, 2), (True, 3), (True, 3), (False, 4), (False, 5)):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda now=capturing: now)
+        taken.take("name", like, size)  # type: ignore[arg-type]
+        held.append(weakref.ref(taken._kept["name"]))
+    assert [one() is not None for one in held] == [False, True, True, False, True]
+
+
+class Buffer:
+    """As much of a tensor on a device as Scratch looks at."""
+
+    device, dtype, is_cuda = "cuda", torch.float32, True
+
+    def __init__(self, values: Tensor) -> None:
+        self.values, self.numel, self.data_ptr = values, values.numel, values.data_ptr
+
+    def __getitem__(self, part: slice) -> Tensor:
+        return self.values[part]
+
+
+def test_a_constant_made_while_recording_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds its value only where that graph has been replayed."""
+    made: list[Tensor] = []
+    monkeypatch.setattr(torch, "full", lambda *_, **__: made.append(torch.zeros(1)) or made[-1])
+    momentum._constant.cache_clear()
+    for capturing in (True, False, False, True):
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda now=capturing: now)
+        momentum._filled(0.9, 3, torch.device("cuda", 0))
+    momentum._constant.cache_clear()
+    assert len(made) == 3
 
 
 def test_errors_of_the_work_are_not_swallowed(recorder: Recorder) -> None:

@@ -1,6 +1,6 @@
 """Errors of the recurrence on tensor cores beside those of float32 products, without a GPU.
 
-python -P tests/support/tensor_core_errors.py [T]    prints the table; T = 200 by default
+python tests/support/tensor_core_errors.py [T]    prints the table; T = 200 by default
 
 h: states; Rh: their R-op at a random tangent; G: gradient, from a random gradient in the
 outputs. Relative errors in the 2-norm against float64, at 8
