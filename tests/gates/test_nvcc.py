@@ -16,6 +16,7 @@ import gpu_resources as gate
 import planted
 from hfcore.bindings import cuda
 from hfcore.kernels.dense import gpu as dense
+from hfcore.kernels.recurrence import gpu_tensor
 
 PLANTED = Path(planted.__file__).parent
 
@@ -183,6 +184,22 @@ def test_weights_stay_in_registers(
             modelled = architecture == 90 and length == 13
             if modelled and gate.version(nvcc) == gate.version_in_table():
                 assert step.all <= instructions + 30, kernel
+
+
+# Products on tensor cores in a step, for every chunk of 16 units.
+PRODUCTS = {"rnn_forward": (6,), "rnn_tangent": (6,), "rnn_backward": (6, 12)}
+
+
+def test_steps_on_tensor_cores(nvcc: str, require_tool: Callable[[str], str]) -> None:
+    """Six products a chunk, twice as many half as deep for the gradient; no local memory."""
+    source = gate.ROOT / "kernels" / "recurrence" / gpu_tensor.SOURCE
+    loops = gate.every_loop(nvcc, require_tool("cuobjdump"), source, 90)
+    assert len(loops) == 11
+    for kernel, found in loops.items():
+        op, _, chunks = kernel.partition("_tensor_")
+        steps = [loop for loop in found if loop.mma > 0]
+        assert sorted(loop.mma for loop in steps) == [p * int(chunks) for p in PRODUCTS[op]], kernel
+        assert all(loop.local == 0 for loop in steps), kernel
 
 
 @every_architecture

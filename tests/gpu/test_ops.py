@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import hfcore as hf
-from hfcore.bindings import conjugate_gradient, dense, loss, recurrence
+from hfcore.bindings import conjugate_gradient, dense, loss, recurrence, tensor_cores
 from hfcore.bindings.forms.dense import cuda as dense_form
 from hfcore.bindings.momentum import Step, lookahead_point, momentum_update
 from hfcore.bindings.net import net_update
@@ -105,6 +105,32 @@ def test_every_group_and_nonlinearity(group: str, nonlinearity: str) -> None:
 @pytest.mark.parametrize("size", LARGE, ids=str)
 def test_every_form_of_the_rule(size: Any, group: str) -> None:
     check(of.Case(size, torch.float32, "tanh", group, "last"))
+
+
+# Every form on tensor cores, inputs in the padding and beside, gradients on them and not.
+ON_TENSOR_CORES = (
+    of.Size(3, 17, 1, 1, 1),
+    of.Size(6, 33, 3, 20, 2),
+    of.Size(5, 65, 30, 31, 33),
+    of.Size(7, 130, 2, 100, 1),
+    of.Size(200, 1000, 2, 100, 1),
+    of.Size(4, 65, 3, 120, 2),
+    of.Size(4, 33, 5, 128, 2),
+)
+
+
+@pytest.mark.parametrize("group", ["alone", "tangents", "distinct"])
+@pytest.mark.parametrize("size", ON_TENSOR_CORES, ids=str)
+def test_recurrence_on_tensor_cores(size: Any, group: str) -> None:
+    """To the same tolerances as true float32; the same bits each time."""
+    with hf.set_matmul_precision("bf16x6"):
+        served = tensor_cores.in_words("recurrence.rnn_forward", torch.device("cuda"))
+        if served != " on tensor cores":
+            pytest.skip(f"NOT RUN: recurrences are{served}")
+        case = of.Case(size, torch.float32, "tanh", group, "scattered")
+        check(case)
+        first, second = results(case), results(case)
+    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_strides_and_buffers() -> None:

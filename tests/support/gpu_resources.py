@@ -134,6 +134,7 @@ class Loop(NamedTuple):
     shared_loads: int  # of 16 bytes
     all: int
     local: int = 0  # loads and stores of local memory
+    mma: int = 0  # products on tensor cores
 
 
 def hottest_loops(cuobjdump: str, fatbin: Path, architecture: int) -> dict[str, Loop]:
@@ -179,6 +180,7 @@ def _loops(sass: str, *, inner: bool) -> list[Loop]:
             sum("LDS.128" in t for t in body),
             len(body),
             sum("LDL" in t or "STL" in t for t in body),
+            sum("HMMA" in t for t in body),
         )
         for body in bodies
     ]
