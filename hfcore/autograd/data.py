@@ -197,7 +197,10 @@ def _check_targets(targets: Any, mask: Tensor | None, loss: Loss) -> Tensor:
 
 
 def cut_off(targets: Tensor, mask: Tensor) -> Tensor:
-    """Zeros where the mask is zero. Raises ValueError for other axes than the leading ones."""
+    """``targets […]``, zeros where ``mask […]`` is zero.
+
+    Raises ValueError where the mask has other axes than the leading ones.
+    """
     if mask.ndim > targets.ndim or mask.shape != targets.shape[: mask.ndim]:
         raise ValueError(
             f"mask: got shape {list(mask.shape)}, need the leading axes of the targets' "

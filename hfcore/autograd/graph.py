@@ -36,7 +36,7 @@ class Split:
         self._strides = torch.empty_like(tensor, device="meta").stride()
 
     def zeros(self) -> Tensor:
-        """Zeros that lie as the tensor did; on the CPU they are mapped and not filled."""
+        """Zeros ``[…]`` that lie as the tensor did; on the CPU they are mapped and not filled."""
         t = self.like
         if t.device.type != "cpu":
             return t.new_zeros(t.numel()).as_strided(t.shape, self._strides)
@@ -141,7 +141,7 @@ def derivative(outputs: Gradients, inputs: Parts, v: Parts) -> Gradients:
 
 
 def owned(R: Tensor | None, v: Parts) -> Tensor | None:
-    """A tangent to write to: not v itself, nor one number in several places."""
+    """A tangent ``R […]`` to write to: not v itself, nor one number in several places."""
     if R is None or (_shows_once(R) and all(not _shares_memory(R, p) for p in v)):
         return R
     return R.clone(memory_format=torch.contiguous_format)

@@ -59,7 +59,7 @@ class SplitLoss(Protocol):
         """The mean over the cases of ``outputs […,k]`` as a float."""
 
     def gradient(self, outputs: Tensor, part: BatchPart) -> Tensor:
-        """The derivative of the mean by ``outputs``, of their shape."""
+        """The derivative of the mean by ``outputs […]``, of their shape."""
 
     def second(self, outputs: Tensor, part: BatchPart) -> LinearMap:
         """The map R ↦ L''R of the mean for ``R […,k]`` like the outputs, in plain torch ops.
