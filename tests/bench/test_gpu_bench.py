@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from python_process import forked
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -95,14 +94,13 @@ def test_json_and_picture(result: dict[str, Any], tmp_path: Path) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_refuses_in_one_sentence_without_a_gpu() -> None:
-    for command in (
-        ["bench/gpu/run.py"],
-        ["bench/profile/work.py", "fused"],
-        ["-m", "pytest", "-q", "-m", "gpu", "tests/gpu"],
-    ):
-        done = subprocess.run(
-            [sys.executable, "-P", *command], cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
+    script = "import runpy, sys\nsys.argv = {}\nrunpy.run_path(sys.argv[0], run_name='__main__')"
+    programs = [
+        script.format(["bench/gpu/run.py"]),
+        script.format(["bench/profile/work.py", "fused"]),
+        "import pytest\nraise SystemExit(pytest.main(['-q', '-m', 'gpu', 'tests/gpu']))",
+    ]
+    for done in forked("import torch, hfcore", programs, cwd=ROOT):
         said = (done.stdout + done.stderr).strip().splitlines()
         assert done.returncode == 2, said
         assert sum("needs a CUDA device: torch" in line for line in said) == 1

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from python_process import python
+from python_process import forked
 from torch import Tensor
 
 import hfcore as hf
@@ -282,19 +282,20 @@ from hfcore.cli import main
 main({arguments!r})
 """
 
+COMMANDS = {
+    "train": ("train", ["train", "addition"]),
+    "sweep": ("sweep", ["sweep", "addition", "--learning-rate", "0.1", "--momentum", "0.9"]),
+    "info": ("instruction_set", ["info"]),
+}
 
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
-@pytest.mark.parametrize(
-    ("module", "name", "arguments"),
-    [
-        ("train", "train", ["train", "addition"]),
-        ("sweep", "sweep", ["sweep", "addition", "--learning-rate", "0.1", "--momentum", "0.9"]),
-        ("info", "instruction_set", ["info"]),
-    ],
-)
-def test_a_signal_outside_of_training_ends_every_command_alike(
-    module: str, name: str, arguments: list[str], number: str, tmp_path: Path
-) -> None:
-    program = COMMAND.format(module=module, name=name, number=number, arguments=arguments)
-    done = python("-c", program, cwd=tmp_path)
-    assert (done.returncode, done.stderr.strip()) == (130, "interrupted"), done.stderr
+
+def test_a_signal_outside_of_training_ends_every_command_alike(tmp_path: Path) -> None:
+    programs = [
+        COMMAND.format(module=module, name=name, number=number, arguments=arguments)
+        for module, (name, arguments) in COMMANDS.items()
+        for number in ("SIGINT", "SIGTERM")
+    ]
+    imports = "import " + ", ".join(f"hfcore.cli.{module}" for module in COMMANDS)
+    for program, done in zip(programs, forked(imports, programs, cwd=tmp_path), strict=True):
+        ended = done.returncode, done.stdout, done.stderr.strip()
+        assert ended == (130, "", "interrupted"), (program, ended)
