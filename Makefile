@@ -45,15 +45,22 @@ $(VENV)/hfcore.stamp: $(VENV)/torch.stamp $(SOURCES)
 
 # What users of a package get: every instruction set, CUDA's binaries where there is nvcc. Python
 # files are copied, so the checkout itself is never on the path (tests run with python -P).
-$(WHEEL_VENV)/hfcore.stamp: $(VENV)/torch.stamp $(SOURCES) $(MODULES)
-	rm -rf build/wheel
-	$(PY) -m pip wheel --disable-pip-version-check -q --no-deps -w build/wheel .
+$(WHEEL_VENV)/wheel.stamp: $(SOURCES) $(MODULES)
 	test -x $(WHEEL_PY) || $(PYTHON) -m venv $(WHEEL_VENV)
+	rm -rf build/wheel
+	$(WHEEL_PY) -m pip wheel --disable-pip-version-check -q --no-deps -w build/wheel .
+	@touch $@
+
+# Torch arrives while the wheel is built: where neither is there yet, both are made at a time.
+$(WHEEL_VENV)/hfcore.stamp: constraints.txt $(SOURCES) $(MODULES) \
+  $(if $(wildcard $(VENV)/torch.stamp),$(VENV)/torch.stamp,FORCE)
+	@$(MAKE) -j 2 $(VENV)/torch.stamp $(WHEEL_VENV)/wheel.stamp
 	$(PY) -c "$(PURELIB)" > "$$($(WHEEL_PY) -c "$(PURELIB)")/borrowed.pth"
 	rm -rf $(WHEEL_VENV)/lib/python*/site-packages/hfcore*
 	$(WHEEL_PY) $(INSTALL) --ignore-installed --no-deps $(WHEEL)
 	$(WHEEL_PY) $(INSTALL) "$(WHEEL)[plots,tensorboard]"
 	@touch $@
+FORCE:
 
 $(WHEEL_VENV)/test.stamp: $(WHEEL_VENV)/hfcore.stamp
 	$(WHEEL_PY) $(INSTALL) "$(WHEEL)[test,dev,gates]"
@@ -115,8 +122,9 @@ types: $(WHEEL_VENV)/test.stamp
 	cd build/types && $(abspath $(WHEEL_PY)) -P -m mypy --config-file $(CURDIR)/pyproject.toml -p hfcore
 
 # A file stays with one process, for what its tests build once. One process more than most machines of
-# CI have cores: tests of killed runs and of ranks wait half of their time.
-PYTEST := $(WHEEL_PY) -P -m pytest -n 3 --dist loadfile
+# CI have cores: tests of killed runs and of ranks wait half of their time. The longest files begin
+# (tests/conftest.py), not those of most tests.
+PYTEST := $(WHEEL_PY) -P -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 test: lint types
 	$(PYTEST) -m "not slow and not gpu"
 

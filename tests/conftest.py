@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +31,39 @@ def single_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+# The files that take longest, in descending order: a third to a twentieth of a minute each.
+LONGEST = (
+    "gates/test_triton_aot.py",
+    "gates/test_triton_interpreter.py",
+    "hfcore/test_device_cg.py",
+    "gates/test_emulation_tensor.py",
+    "gates/test_emulation.py",
+    "gates/test_cuda_path.py",
+    "bench/test_gpu_bench.py",
+    "hfcore/distributed/test_document_of_ranks.py",
+    "hfcore/test_checkpoint.py",
+    "gates/test_emulation_dense.py",
+    "kernels/test_isa.py",
+    "hfcore/test_step_interrupt.py",
+    "hfcore/distributed/test_sums_over_ranks.py",
+    "hfcore/distributed/test_steps_of_ranks.py",
+    "package/test_documents.py",
+    "kernels/test_loss.py",
+    "kernels/test_net.py",
+    "kernels/test_recurrence.py",
+    "fuzz/test_fuzz_api_quick.py",
+    "package/test_gallery.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files begin, so that no process is left alone with one at the end."""
+    here, place = Path(__file__).parent, {name: i for i, name in enumerate(LONGEST)}
+
+    def rank(item: pytest.Item) -> int:
+        inside = item.path.is_relative_to(here)
+        return place.get(item.path.relative_to(here).as_posix() if inside else "", len(place))
+
+    items.sort(key=rank)

@@ -126,7 +126,10 @@ def test_table_of_kernels(result: dict[str, Any]) -> None:
 
 def test_sweeps_are_projected_from_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     from bench.gpu import sweeps
+    from hfcore.problems import reconstruction
 
+    images = torch.rand(300, 784, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(reconstruction, "_training_images", lambda *_: images)
     small = {name: {**options, "length": 5} for name, options in sweeps.TABLE5.items()}
     monkeypatch.setattr(sweeps, "TABLE5", small)
     monkeypatch.setattr(sweeps, "RATES", [1e-3])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -63,13 +65,25 @@ def assert_within(got: Tensor, want: Tensor, bound: Tensor) -> None:
 
 # ---------------------------------------------------------------------------- agreement
 
+Shape = tuple[int, int, int]
+Check = Callable[[str, Shape, str, torch.dtype], None]
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_value(
-    kind: str, shape: tuple[int, int, int], mask: str, dtype: torch.dtype, backend: str
-) -> None:
+
+def every_mask(check: Check) -> Callable[[str, Shape, torch.dtype, str], None]:
+    """``check`` for every kind, shape, dtype and backend; masks in turn within one test."""
+
+    @pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test(kind: str, shape: Shape, dtype: torch.dtype, backend: str) -> None:
+        for mask in MASKS:
+            check(kind, shape, mask, dtype)
+
+    test.__doc__ = check.__doc__
+    return test
+
+
+@every_mask
+def test_value(kind: str, shape: tuple[int, int, int], mask: str, dtype: torch.dtype) -> None:
     case = make_case(kind, dtype, shape, mask)
     wide = in_double(kind, case)
     got = loss_value(kind, case.s, case.targets, case.mask, scale=0.3, delta=DELTA)
@@ -86,12 +100,8 @@ def test_value(
     assert_within(got, want, 50 * torch.finfo(torch.float64).eps * terms)
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient(
-    kind: str, shape: tuple[int, int, int], mask: str, dtype: torch.dtype, backend: str
-) -> None:
+@every_mask
+def test_gradient(kind: str, shape: tuple[int, int, int], mask: str, dtype: torch.dtype) -> None:
     case = make_case(kind, dtype, shape, mask)
     out = poisoned(1, *shape, dtype=dtype)
     got = loss_gradient(kind, case.s, case.targets, case.mask, scale=0.3, delta=DELTA, out=out)
@@ -106,11 +116,9 @@ def test_gradient(
     assert_within(got, want, 0.3 * 11 * torch.finfo(dtype).eps * size)
 
 
-@pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("shape", SHAPES, ids=SHAPE_IDS)
-@pytest.mark.parametrize("kind", KINDS)
+@every_mask
 def test_curvature_and_hessian_product(
-    kind: str, shape: tuple[int, int, int], mask: str, dtype: torch.dtype, backend: str
+    kind: str, shape: tuple[int, int, int], mask: str, dtype: torch.dtype
 ) -> None:
     case = make_case(kind, dtype, shape, mask)
     wide = in_double(kind, case)
