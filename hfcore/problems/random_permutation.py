@@ -112,7 +112,7 @@ class RandomPermutation(LastClass):
         all steps are scored. The generator must not be used by another thread meanwhile.
         """
         real = check_draw(size, generator, dtype)
-        inputs = np.zeros((self.length, size, self.symbols), real)
+        inputs = np.empty((self.length, size, self.symbols), real)
         targets = np.empty((self.length, size), np.int64)
         _fill(generator, inputs, targets)
         if self.centre:
@@ -130,11 +130,16 @@ class RandomPermutation(LastClass):
 
 @compile_kernel
 def _fill(generator: np.random.Generator, inputs: np.ndarray, targets: np.ndarray) -> None:
-    """Draw one-hot ``inputs [T,B,symbols]``, which are zero, and the next symbols ``[T,B]``."""
+    """Draw one-hot ``inputs [T,B,symbols]`` and the next symbols ``[T,B]``.
+
+    A row is zeroed when its one is written, while it is in the cache.
+    """
     T, B, symbols = inputs.shape
     for t in range(T):
         for b in range(B):
             low, end = (0, FIRST) if t == 0 else (FIRST, symbols)
             drawn = generator.integers(low, end)
+            for symbol in range(symbols):
+                inputs[t, b, symbol] = 0.0
             inputs[t, b, drawn] = 1.0
             targets[(t - 1) % T, b] = drawn
