@@ -7,7 +7,8 @@
 2. The preset is that of Martens (2010) on CURVES, of Martens & Sutskever (2011) on a recurrent
    problem. Of the relative residual the progress rule is off, of fixed CG both.
 3. Errors on CURVES are those of the training images; on a recurrent problem the loss on an
-   iteration's fresh gradient batches, before its step.
+   iteration's fresh gradient batches, before its step. There Hessian-free has a length for each
+   sequence, as in :mod:`hfcore.experiments.fig3`.
 4. Work is counted in minibatches of 1000 cases, a gradient or a product over each; that of momentum
    in updates. "Work to the mark" is what it took to come to the worst of the variants' best errors.
 """
@@ -174,7 +175,7 @@ def run(
         training = Experiment(dataset, preset, settings.seed).training(Method(HF))
         trained = training(folder, stop, resume=resume, report=report)
         return _outcome(variant, trained.lines, "train_error", trained.reason)
-    task = Rung.parse(problem).problem()
+    task = Rung.parse(problem).problem(mixed_lengths=True)
     model = hf.RNN(task.input_size, settings.hidden, task.output_size)
     hf.init.sparse_(model, torch.Generator().manual_seed(settings.seed))
     model.to(device)

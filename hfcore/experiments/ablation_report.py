@@ -131,7 +131,7 @@ def _basis(ablation: str, problem: str, settings: Settings, facts: str) -> str:
             "Σ over pixels of squared differences, averaged over the training images."
             if curves
             else f"the loss on ten fresh batches of {settings.batch_size:,} sequences before the "
-            f"step; {settings.hidden} hidden units."
+            f"step, each sequence of a length of its own; {settings.hidden} hidden units."
         )
         what += " Minibatches are of 1000 cases, a gradient or a product over each."
     return (

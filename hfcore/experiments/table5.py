@@ -70,10 +70,17 @@ class Rung:
         rung.problem()
         return rung
 
-    def problem(self) -> hf.problems.SequenceProblem:
-        """Centred (note 3); memorisation scored on what is recalled (note 5)."""
-        scored = {"scored": "recall"} if self.kind.startswith("mem") else {}
-        problem = hf.problems.create(KINDS[self.kind], length=self.length, centre=True, **scored)
+    def problem(self, *, mixed_lengths: bool = False) -> hf.problems.SequenceProblem:
+        """Centred (note 3); memorisation scored on what is recalled (note 5).
+
+        ``mixed_lengths``: of sums and products, for Hessian-free. Memorisation has one length.
+        """
+        options: dict[str, Any] = {"length": self.length, "centre": True}
+        if self.kind.startswith("mem"):
+            options["scored"] = "recall"
+        elif mixed_lengths:
+            options["mixed_lengths"] = True
+        problem = hf.problems.create(KINDS[self.kind], **options)
         assert isinstance(problem, hf.problems.SequenceProblem)
         return problem
 

@@ -195,5 +195,7 @@ def test_ctrl_c_and_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert resumed.exit_code == 0, resumed.output
     assert tables_of(resumed.output) == tables_of(whole.output)
     found = json.loads((tmp_path / "run/ablation.json").read_text())["ablations"]
+    stored = json.loads((tmp_path / "run/add-5/Fisher/config.json").read_text())
+    assert stored["problem"]["mixed_lengths"] is True
     lines = list(read_metrics(tmp_path / "run/add-5/Fisher/metrics.jsonl"))
     assert found["curvature on add-5"][2]["errors"] == [line["loss"] for line in lines]
