@@ -11,6 +11,7 @@ from hfcore.arguments import naming_options_of
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
 from hfcore.losses import Loss
+from hfcore.losses.checks import check_loss
 from hfcore.nets import FusedObjective, net_of
 from hfcore.nets.objective import Normalize
 from hfcore.nets.registry import why_left_to_autograd
@@ -49,6 +50,8 @@ def objective_for(
     with options that speak to modules they go through autograd.
     Raises ValueError or TypeError for what the model cannot serve, with the reason.
     """
+    if loss is not None:
+        check_loss(loss)
     outputs = options.get("outputs")
     of_modules = _of_modules(strategy, chunk_size, structural) or "expected_products" in options
     batch_dim = None if of_modules else options.get("batch_dim", batch_dim_of(model))

@@ -15,6 +15,7 @@ from hfcore.autograd.data import BatchPart
 from hfcore.autograd.loss_graph import LinearMap, second_of_graph
 from hfcore.losses import Loss
 from hfcore.losses.applied import PROBABILITIES
+from hfcore.losses.checks import check_loss
 from hfcore.losses.hessian import symmetric_root
 
 MeanLoss = Callable[[Tensor, Any], Tensor]
@@ -305,11 +306,7 @@ def split_loss(loss: Loss | MeanLoss, dim: int) -> SplitLoss:
     """The loss of batches. Raises TypeError for something that is neither kind of loss."""
     if isinstance(loss, Loss):
         return PackageLoss(loss, dim)
-    if not callable(loss):
-        raise TypeError(
-            f"loss: got {type(loss).__name__}, need a loss of hf.losses or a callable "
-            "(outputs, targets) → mean loss"
-        )
+    check_loss(loss)
     from hfcore.autograd.torch_losses import recognised  # which is made of the classes here
 
     return recognised(loss, dim) or CallableLoss(loss, dim)

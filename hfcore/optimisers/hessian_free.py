@@ -27,7 +27,7 @@ from hfcore.checked_objective import checked_objective
 from hfcore.curvature.operator import check_alone
 from hfcore.distributed.group import Group, group_of
 from hfcore.flat import FlatParameters, each_listed
-from hfcore.losses import Loss
+from hfcore.losses.checks import check_loss
 from hfcore.nets.objective import Normalize
 from hfcore.nets.rnn import StructuralDistance
 from hfcore.objective import Curvature, CurvatureKind, Objective
@@ -206,10 +206,8 @@ class HessianFree(torch.optim.Optimizer):
         }
         if not isinstance(model, nn.Module):
             model = each_listed("model", model)
-        if not (loss is None or callable(loss) or isinstance(loss, Loss)):
-            raise TypeError(
-                f"loss: got {type(loss).__name__}, need a loss of hf.losses or a callable"
-            )
+        if loss is not None:
+            check_loss(loss)
         if objective is not None:
             check_alone(loss=loss, structural=structural, strategy=strategy, **built_with)
             strategy = getattr(objective, "strategy", strategy)

@@ -15,6 +15,7 @@ from hfcore.batches import Batch
 from hfcore.cases import MAX_AXIS, Cases
 from hfcore.data.dataset import Dataset
 from hfcore.distributed.ranks import Ranks
+from hfcore.losses.checks import check_loss
 from hfcore.minibatches import Fresh, FullGradient, Policy, SmallBatches
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.problems.base import FiniteProblem, Judged1997, Problem, ZeroOne
@@ -108,11 +109,8 @@ def loss_of(given: Any, problem: Problem | None, optimizer: torch.optim.Optimize
 
     Raises TypeError for what is no loss, ValueError for another one than HessianFree's.
     """
-    if given is not None and not (callable(given) or hasattr(given, "value")):
-        raise TypeError(
-            f"loss: got {type(given).__name__}, need a loss of hf.losses or a function "
-            "(outputs, targets) → mean loss"
-        )
+    if given is not None:
+        check_loss(given)
     minimised = getattr(optimizer, "loss", None)
     if given is not None and minimised is not None and describe(given) != describe(minimised):
         raise ValueError(

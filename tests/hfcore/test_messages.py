@@ -81,6 +81,16 @@ def closure_step(closure: Callable[..., Any]) -> None:
         (lambda: hf.RNN(2, 3, 1, sparse=x), TypeError, "sparse: got Tensor, need True or False"),
         (lambda: hf.RNN(2, 3, 1, nonlinearity=[]), ValueError, r"nonlinearity: got \[\], need one"),
         # ---- losses
+        *(
+            (call, TypeError, f"loss: got the class {name}, need an object of it, as {name}")
+            for name, call in (
+                ("MSELoss", lambda: hf.HessianFree(nn.Linear(3, 2), nn.MSELoss)),
+                ("MSELoss", lambda: hf.GaussNewton(nn.Linear(3, 2), nn.MSELoss, x, y)),
+                ("SquaredError", lambda: hf.HessianFree(hf.RNN(2, 3, 1), type(SQUARED))),
+                ("SquaredError", lambda: hf.check_curvature(nn.Linear(3, 2), type(SQUARED), x, y)),
+                ("SquaredError", lambda: training(loss=type(SQUARED))),
+            )
+        ),
         (lambda: SQUARED.value("s", y), TypeError, "s: got str, need a torch.Tensor"),
         (lambda: SQUARED.gradient(y, [0.0]), TypeError, "targets: got list, need a torch.Tensor"),
         (lambda: SQUARED.hessian(y, y, [True]), TypeError, "mask: got list, need a torch.Tensor"),
