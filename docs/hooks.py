@@ -85,7 +85,7 @@ def commands() -> str:
 
     def add(command: click.Command, name: str, parent: click.Context | None) -> None:
         context = click.Context(command, info_name=name.split()[-1], parent=parent)
-        context.terminal_width = 96
+        context.terminal_width = 88  # what a page is wide
         parts.append(f"## `{name}`\n\n```text\n{command.get_help(context)}\n```\n")
         if isinstance(command, click.Group):
             for sub in command.list_commands(context):
@@ -148,7 +148,7 @@ def _page(script: Path, picture: Path | None, printed: str) -> str:
     link = f"[As a notebook]({script.stem}.ipynb){{: download}}"
     code = text[text.index('"""', text.index('"""') + 3) + 3 :].strip()
     return (
-        f"# {_title(script)}\n\n{lead}\n{_plain_keep(rest)}\n\n{shown}\n## What it prints\n\n"
+        f"---\nhide: [toc]\n---\n\n# {_title(script)}\n\n{lead}\n{_plain_keep(rest)}\n\n{shown}\n## What it prints\n\n"
         f"```text\n{printed}```\n\n## The script\n\n{link}\n\n"
         f"```{{.python .gallery}}\n{code}\n```\n"
     )
