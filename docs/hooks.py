@@ -148,7 +148,8 @@ def _page(script: Path, picture: Path | None, printed: str) -> str:
     link = f"[As a notebook]({script.stem}.ipynb){{: download}}"
     code = text[text.index('"""', text.index('"""') + 3) + 3 :].strip()
     return (
-        f"---\nhide: [toc]\n---\n\n# {_title(script)}\n\n{lead}\n{_plain_keep(rest)}\n\n{shown}\n## What it prints\n\n"
+        f"---\nhide: [toc]\n---\n\n# {_title(script)}\n\n{lead}\n{_plain_keep(rest)}\n\n{shown}\n"
+        f"## What it prints\n\n"
         f"```text\n{printed}```\n\n## The script\n\n{link}\n\n"
         f"```{{.python .gallery}}\n{code}\n```\n"
     )
