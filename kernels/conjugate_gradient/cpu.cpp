@@ -39,10 +39,14 @@ void for_blocks(const Blocks& blocks, int threads, const F& use) {
                  [&](int64_t b, int) { use(blocks.start(b), blocks.end(b), b); });
 }
 
-// Two sums at once hide the latency of an addition.
+// Two at once hide the latency of an addition.
 struct Sum {
-    vec_t<double> even = {}, odd = {};
-    double total() const { return sum_lanes<double>(even + odd); }
+    static constexpr int64_t count = Sums<double>::count;
+    Sums<double> even, odd;
+    double total() {
+        even.add(odd);
+        return even.total();
+    }
 };
 
 inline double in_order(const double* partial, int64_t count) {
@@ -57,17 +61,22 @@ double dot(const T* a, const T* b, int64_t N, int threads) {
     const Blocks blocks(N);
     double partial[max_blocks];
     for_blocks(blocks, threads, [&](int64_t i, int64_t to, int64_t block) {
+        const auto all_of = [&i](const T* from) {
+            return [from, &i](int64_t j) { return widen<T>(load_narrow<T>(from + i + j)); };
+        };
+        const auto first_of = [&i, to](const T* from) {
+            return [from, &i, to](int64_t j) {
+                return widen<T>(load_narrow_first<T>(from + i + j, lanes_left(to - i, j, lanes)));
+            };
+        };
         Sum sum;
-        for (; i + 2 * lanes <= to; i += 2 * lanes) {
-            sum.even += widen<T>(load_narrow<T>(a + i)) * widen<T>(load_narrow<T>(b + i));
-            sum.odd +=
-                widen<T>(load_narrow<T>(a + i + lanes)) * widen<T>(load_narrow<T>(b + i + lanes));
+        while (i + 2 * Sum::count <= to) {
+            sum.even.add_product(all_of(a), all_of(b));
+            i += Sum::count;
+            sum.odd.add_product(all_of(a), all_of(b));
+            i += Sum::count;
         }
-        for (; i < to; i += lanes) {
-            const int64_t n = to - i < lanes ? to - i : lanes;
-            sum.even +=
-                widen<T>(load_narrow_first<T>(a + i, n)) * widen<T>(load_narrow_first<T>(b + i, n));
-        }
+        for (; i < to; i += Sum::count) sum.even.add_product(first_of(a), first_of(b));
         partial[block] = sum.total();
     });
     return in_order(partial, blocks.count);
@@ -100,10 +109,16 @@ void update_block(CgVectors<T> v, int64_t i, int64_t to, T alpha, double& rz, do
     constexpr int lanes = simd<double>::lanes;
     const auto get = [](const T* p) { return load_narrow<T>(p); };
     const auto put = [](T* p, narrow_t<T> a) { store_narrow<T>(p, a); };
+    const auto eight = [&](Sums<double>& rz_sums, Sums<double>& xrb_sums) {
+#pragma GCC unroll 4
+        for (int p = 0; p < rz_sums.parts; ++p, i += lanes)
+            update_lanes<T, preconditioned>(v, i, alpha, get, put, rz_sums.part[p],
+                                            xrb_sums.part[p]);
+    };
     Sum rz_sum, xrb_sum;
-    for (; i + 2 * lanes <= to; i += 2 * lanes) {
-        update_lanes<T, preconditioned>(v, i, alpha, get, put, rz_sum.even, xrb_sum.even);
-        update_lanes<T, preconditioned>(v, i + lanes, alpha, get, put, rz_sum.odd, xrb_sum.odd);
+    while (i + 2 * Sum::count <= to) {
+        eight(rz_sum.even, xrb_sum.even);
+        eight(rz_sum.odd, xrb_sum.odd);
     }
     double rz_tail = 0.0, xrb_tail = 0.0;
     for (; i < to; ++i) {
@@ -113,8 +128,8 @@ void update_block(CgVectors<T> v, int64_t i, int64_t to, T alpha, double& rz, do
         T z = r;
         if constexpr (preconditioned) z /= v.M[i];
         if (preconditioned || v.z != v.r) v.z[i] = z;
-        rz_tail += double(r) * double(z);
-        xrb_tail += double(v.x[i]) * (double(r) + double(v.b[i]));
+        rz_tail = multiply_add(double(r), double(z), rz_tail);
+        xrb_tail = multiply_add(double(v.x[i]), double(r) + double(v.b[i]), xrb_tail);
     }
     rz = rz_sum.total() + rz_tail;
     xrb = xrb_sum.total() + xrb_tail;

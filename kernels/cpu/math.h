@@ -25,6 +25,7 @@
 #endif
 
 #define HFCORE_INLINE __attribute__((always_inline)) static inline
+#define HFCORE_INLINE_MEMBER __attribute__((always_inline)) inline
 
 namespace hfcore {
 namespace HFCORE_ISA {
@@ -345,15 +346,6 @@ HFCORE_INLINE vec_t<T> vlog1p(vec_t<T> u) {
     const vec_t<T> outside = select<T>(u == T(-1), splat<T>(T(-__builtin_inf())),
                                      splat<T>(T(__builtin_nan(""))));
     return select<T>(u > T(-1), y, outside);
-}
-
-// ---- reductions in a fixed order
-
-template <class T>
-HFCORE_INLINE T sum_lanes(vec_t<T> v) {
-    T total = v[0];
-    for (int i = 1; i < simd<T>::lanes; ++i) total += v[i];
-    return total;
 }
 
 }  // namespace HFCORE_ISA

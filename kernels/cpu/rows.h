@@ -1,4 +1,4 @@
-// Matrix products on batch tiles whose sequences are rows, for AVX2 and its 16 registers.
+// Matrix products on batch tiles whose sequences are rows.
 //
 // A state of H units is an array [sequences][H] as it lies in memory, so nothing is turned and no
 // sequence count is ever padded:
@@ -6,17 +6,28 @@
 //     rows_product    C[q][·] = bias + Σ_k A[q][k] P[k][·]           A, C in rows, P packed
 //     rows_outer      G[j][i] += Σ_q left[q][j] Z[q][i]              q runs over time and sequences
 //
-// A tile is J rows by V vectors of P. Where the last columns fill no more than half a vector, the
-// vector holds them for two k at a time, and a pair of A[q] stands against it: H = 100 is 12.5 vectors.
+// A tile is J rows by V vectors of P. Where the last columns fill no more than half of 64 bytes, vectors
+// hold them for two k at a time, and a pair of A[q] stands against it: H = 100 is 12.5 vectors of AVX2.
+//
+// Every element is one chain of sums, a paired one two, whatever the instruction set: AVX2 and AVX-512
+// give the same bits.
 #pragma once
-
-#include <immintrin.h>
 
 #include "kernels/cpu/gemm.h"
 
 namespace hfcore {
 namespace HFCORE_ISA {
 namespace {
+
+// Rows of a tile of one and of two vectors; two of 13 are a whole tile of sequences.
+#if defined(__AVX512F__)
+constexpr int single_rows = 13, double_rows = 13;
+#elif defined(__aarch64__)
+constexpr int single_rows = 12, double_rows = 12;
+#else
+constexpr int single_rows = 12, double_rows = 6;
+#endif
+constexpr int rows_of(int64_t V) { return V == 1 ? single_rows : double_rows; }
 
 // ---------------------------------------------------------------------------- packed matrices
 
@@ -31,16 +42,22 @@ void for_blocks(int64_t items, int64_t most, const F& use) {
     for (; first < items; first += size) use(first, size);
 }
 
-// Columns of P: panels of up to tile_vectors whole vectors, then `paired` columns that take turns.
+// Columns of P: panels of up to tile_vectors whole vectors, then `paired` columns that take turns. Which
+// are paired depends on their number alone, not on the width of a vector.
 template <class T>
 struct RowPanels {
-    static constexpr int64_t lanes = simd<T>::lanes, half = lanes / 2;
+    static constexpr int64_t lanes = simd<T>::lanes, wide = 64 / sizeof(T);
     int64_t columns, paired, vectors;
     explicit RowPanels(int64_t columns_)
-        : columns(columns_), paired(columns_ % lanes <= half ? columns_ % lanes : 0),
+        : columns(columns_), paired(columns_ % wide <= wide / 2 ? columns_ % wide : 0),
           vectors((columns_ - paired + lanes - 1) / lanes) {}
-    int64_t first_paired() const { return vectors * lanes; }
-    // use(first column, vectors) for every panel; of the last vector some columns may be padding.
+    int64_t first_paired() const { return columns - paired; }
+    // Columns that are packed before the paired ones; only without these has the last vector padding.
+    int64_t unpaired() const { return vectors * lanes; }
+    int64_t paired_vectors() const { return (2 * paired + lanes - 1) / lanes; }
+    // Elements of P for one k.
+    int64_t width() const { return unpaired() + paired_vectors() * lanes / 2; }
+    // use(first column, vectors) for every panel.
     template <class F>
     void each(const F& use) const {
         for_blocks(vectors, tile_vectors, [&](int64_t v, int64_t V) { use(v * lanes, V); });
@@ -53,8 +70,7 @@ inline int64_t paired_depth(int64_t K) { return (K + 1) / 2 * 2; }
 // Elements of P [K][columns].
 template <class T>
 int64_t packed_elements(int64_t columns, int64_t K) {
-    const RowPanels<T> panels(columns);
-    return (panels.first_paired() + (panels.paired ? panels.half : 0)) * K;
+    return RowPanels<T>(columns).width() * K;
 }
 
 // One vector of columns of P, `used` of them there: [depth][width] from src, whose columns or whose rows
@@ -92,11 +108,11 @@ void pack_rows(T* packed, int64_t columns, int64_t K, int64_t offset, const T* s
                         column_stride, row_stride);
     });
     if (panels.paired == 0) return;
-    const int64_t j0 = panels.first_paired();
-    T* to = packed + j0 * K + offset * panels.half;
-    const T* from = src + j0 * column_stride;
-    for (int64_t k = 0; k < depth; k += 2, to += panels.lanes)
-        for (int64_t j = 0; j < panels.half; ++j)
+    const int64_t half = panels.paired_vectors() * panels.lanes / 2;
+    T* to = packed + panels.unpaired() * K + offset * half;
+    const T* from = src + panels.first_paired() * column_stride;
+    for (int64_t k = 0; k < depth; k += 2, to += 2 * half)
+        for (int64_t j = 0; j < half; ++j)
             for (int64_t i = 0; i < 2; ++i)
                 to[2 * j + i] = j < panels.paired && k + i < depth
                                     ? from[j * column_stride + (k + i) * row_stride]
@@ -119,118 +135,115 @@ struct Start {
     int64_t stride;
 };
 
-// Chains of sums: a tile of one vector has two for every element, even and odd k, so that an addition
-// need not wait for the one before it.
-constexpr int chains_of(int V) { return V == 1 ? 2 : 1; }
-
 // C [J][V·lanes] of rows i0 .. i0 + J; `panel` is that of P.
 template <class T, int J, int V>
 void rows_tile(T* C, int64_t C_stride, const Start<T>& start, const RowSegment<T>* segments,
                int count, int64_t i0, const T* panel) {
     using vec = vec_t<T>;
-    constexpr int lanes = simd<T>::lanes, chains = chains_of(V);
-    vec acc[chains][J][V];
-#pragma GCC unroll 2
-    for (int c = 0; c < chains; ++c)
+    constexpr int lanes = simd<T>::lanes;
+    vec acc[J][V];
 #pragma GCC unroll 16
-        for (int j = 0; j < J; ++j)
+    for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
-            for (int v = 0; v < V; ++v)
-                acc[c][j][v] = start.rows && c == 0
-                                   ? load<T>(start.rows + j * start.stride + v * lanes)
-                                   : vec{};
+        for (int v = 0; v < V; ++v)
+            acc[j][v] = start.rows ? load<T>(start.rows + j * start.stride + v * lanes) : vec{};
     for (int s = 0; s < count; ++s) {
         const RowSegment<T>& segment = segments[s];
         const T* row[J];
 #pragma GCC unroll 16
         for (int j = 0; j < J; ++j) row[j] = segment.A + (i0 + j) * segment.stride;
         const T* P = panel + segment.offset * V * lanes;
-        const int64_t K = segment.K;
-        int64_t k = 0;
-        for (; k + chains <= K; k += chains, P += chains * V * lanes)
-#pragma GCC unroll 2
-            for (int c = 0; c < chains; ++c) {
-                vec p[V];
+        for (int64_t k = 0; k < segment.K; ++k, P += V * lanes) {
+            vec p[V];
 #pragma GCC unroll 4
-                for (int v = 0; v < V; ++v) p[v] = load<T>(P + (c * V + v) * lanes);
+            for (int v = 0; v < V; ++v) p[v] = load<T>(P + v * lanes);
 #pragma GCC unroll 16
-                for (int j = 0; j < J; ++j)
+            for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
-                    for (int v = 0; v < V; ++v) acc[c][j][v] += p[v] * row[j][k + c];
-            }
-        if (chains == 2 && k < K) {
-            const vec p = load<T>(P);
-#pragma GCC unroll 16
-            for (int j = 0; j < J; ++j) acc[0][j][0] += p * row[j][k];
+                for (int v = 0; v < V; ++v) acc[j][v] += p[v] * row[j][k];
         }
     }
 #pragma GCC unroll 16
     for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v)
-            store<T>(C + j * C_stride + v * lanes,
-                     chains == 2 ? acc[0][j][v] + acc[chains - 1][j][v] : acc[0][j][v]);
+        for (int v = 0; v < V; ++v) store<T>(C + j * C_stride + v * lanes, acc[j][v]);
 }
 
-// A[0], A[1] in every pair of lanes, and A[0], 0.
-HFCORE_INLINE vec_t<float> splat_pair(const float* A) {
+// first, second in every pair of lanes.
+template <class T>
+HFCORE_INLINE vec_t<T> splat_pair(T first, T second) {
+    vec_t<T> pairs;
+#pragma GCC unroll 16
+    for (int i = 0; i < simd<T>::lanes; i += 2) {
+        pairs[i] = first;
+        pairs[i + 1] = second;
+    }
+    return pairs;
+}
+#if defined(__AVX__)
+HFCORE_INLINE vec_t<float> load_pair(const float* A) {
     double both;
     std::memcpy(&both, A, sizeof both);
+#if defined(__AVX512F__)
+    return (vec_t<float>)_mm512_set1_pd(both);
+#else
     return (vec_t<float>)_mm256_set1_pd(both);
+#endif
 }
-HFCORE_INLINE vec_t<double> splat_pair(const double* A) {
+HFCORE_INLINE vec_t<double> load_pair(const double* A) {
     const __m128d both = _mm_loadu_pd(A);
-    return (vec_t<double>)_mm256_set_m128d(both, both);
+#if defined(__AVX512F__)
+    return (vec_t<double>)_mm512_broadcast_f64x2(both);
+#else
+    return (vec_t<double>)_mm256_broadcast_pd(&both);
+#endif
 }
+#else
 template <class T>
-HFCORE_INLINE vec_t<T> splat_first(const T* A) {
-    const T pair[2] = {*A, T(0)};
-    return splat_pair(pair);
+HFCORE_INLINE vec_t<T> load_pair(const T* A) {
+    return splat_pair<T>(A[0], A[1]);
 }
+#endif
 
-// The sums of the pairs of lanes.
-HFCORE_INLINE __m128 sum_pairs(vec_t<float> x) {
-    const __m128 low = _mm256_castps256_ps128((__m256)x), high = _mm256_extractf128_ps((__m256)x, 1);
-    return _mm_add_ps(_mm_shuffle_ps(low, high, 0x88), _mm_shuffle_ps(low, high, 0xdd));
-}
-HFCORE_INLINE __m128d sum_pairs(vec_t<double> x) {
-    const __m128d low = _mm256_castpd256_pd128((__m256d)x);
-    const __m128d high = _mm256_extractf128_pd((__m256d)x, 1);
-    return _mm_add_pd(_mm_unpacklo_pd(low, high), _mm_unpackhi_pd(low, high));
-}
-
-// C [J][columns] of the paired columns: one chain for every element whatever J, so that neighbours do
-// not change a row's bits.
-constexpr int paired_rows = 12;
-template <class T, int J>
+// C [J][columns] of the paired columns, in V vectors: a chain for even k, a chain for odd k.
+template <class T, int J, int V>
 void paired_tile(T* C, int64_t C_stride, int64_t columns, const Start<T>& start,
                  const RowSegment<T>* segments, int count, int64_t i0, const T* panel) {
+    using vec = vec_t<T>;
     constexpr int lanes = simd<T>::lanes;
-    vec_t<T> acc[J];
+    vec acc[J][V];
 #pragma GCC unroll 16
-    for (int j = 0; j < J; ++j) acc[j] = vec_t<T>{};
+    for (int j = 0; j < J; ++j)
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) acc[j][v] = vec{};
     for (int s = 0; s < count; ++s) {
         const RowSegment<T>& segment = segments[s];
         const T* A = segment.A + i0 * segment.stride;
-        const T* P = panel + segment.offset * lanes / 2;
+        const T* P = panel + segment.offset * V * lanes / 2;
+        const auto add = [&](const auto& pair_of, int64_t k) {
+            vec p[V];
+#pragma GCC unroll 4
+            for (int v = 0; v < V; ++v) p[v] = load<T>(P + v * lanes);
+            P += V * lanes;
+#pragma GCC unroll 16
+            for (int j = 0; j < J; ++j) {
+                const vec pair = pair_of(A + j * segment.stride + k);
+#pragma GCC unroll 4
+                for (int v = 0; v < V; ++v) acc[j][v] += p[v] * pair;
+            }
+        };
         int64_t k = 0;
-        for (; k + 2 <= segment.K; k += 2, P += lanes) {
-            const vec_t<T> p = load<T>(P);
-#pragma GCC unroll 16
-            for (int j = 0; j < J; ++j) acc[j] += p * splat_pair(A + j * segment.stride + k);
-        }
-        if (k < segment.K) {
-            const vec_t<T> p = load<T>(P);
-#pragma GCC unroll 16
-            for (int j = 0; j < J; ++j) acc[j] += p * splat_first(A + j * segment.stride + k);
-        }
+        for (; k + 2 <= segment.K; k += 2) add([](const T* a) { return load_pair(a); }, k);
+        if (k < segment.K) add([](const T* a) { return splat_pair<T>(*a, T(0)); }, k);
     }
-#pragma GCC unroll 16
     for (int j = 0; j < J; ++j) {
-        const auto sums = sum_pairs(acc[j]);
+        T sums[V * lanes];
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) store<T>(sums + v * lanes, acc[j][v]);
         T* to = C + j * C_stride;
         const T* from = start.rows ? start.rows + j * start.stride : nullptr;
-        for (int64_t i = 0; i < columns; ++i) to[i] = (from ? from[i] : T(0)) + sums[i];
+        for (int64_t i = 0; i < columns; ++i)
+            to[i] = (from ? from[i] : T(0)) + (sums[2 * i] + sums[2 * i + 1]);
     }
 }
 
@@ -241,15 +254,19 @@ template <class T>
 using PairedTile = void (*)(T*, int64_t, int64_t, const Start<T>&, const RowSegment<T>*, int,
                             int64_t, const T*);
 
-template <class T, int... N>
-RowsTile<T> rows_tile_at(int64_t J, int64_t V, std::integer_sequence<int, N...>) {
-    static constexpr RowsTile<T> table[] = {
-        rows_tile<T, N / tile_vectors + 1, N % tile_vectors + 1>...};
-    return table[(J - 1) * tile_vectors + V - 1];
+template <class T, int V, int... N>
+RowsTile<T> rows_tile_at(int64_t J, std::integer_sequence<int, N...>) {
+    static constexpr RowsTile<T> table[] = {rows_tile<T, N + 1, V>...};
+    return table[J - 1];
 }
-template <class T, int... N>
+template <class T>
+RowsTile<T> rows_tile_of(int64_t J, int64_t V) {
+    if (V == 1) return rows_tile_at<T, 1>(J, std::make_integer_sequence<int, single_rows>());
+    return rows_tile_at<T, 2>(J, std::make_integer_sequence<int, double_rows>());
+}
+template <class T, int V, int... N>
 PairedTile<T> paired_tile_at(int64_t J, std::integer_sequence<int, N...>) {
-    static constexpr PairedTile<T> table[] = {paired_tile<T, N + 1>...};
+    static constexpr PairedTile<T> table[] = {paired_tile<T, N + 1, V>...};
     return table[J - 1];
 }
 
@@ -259,7 +276,7 @@ void partial_tile(RowsTile<T> tile, int64_t J, int64_t used, T* C, int64_t C_str
                   const Start<T>& start, const RowSegment<T>* segments, int count, int64_t i0,
                   const T* panel) {
     constexpr int64_t widest = tile_vectors * simd<T>::lanes;
-    alignas(64) T padded[tile_rows * widest], begin[tile_rows * widest] = {};
+    alignas(64) T padded[single_rows * widest], begin[single_rows * widest] = {};
     if (start.rows)
         for (int64_t j = 0; j < J; ++j)
             std::memcpy(begin + j * widest, start.rows + j * start.stride, used * sizeof(T));
@@ -291,15 +308,31 @@ private:
 // Packed weights of so many bytes stay in the L2 cache.
 constexpr int64_t near_bytes = 256 << 10;
 
+// The paired columns of C [rows][·], from the first of them on, where they fill V vectors.
+template <class T, int V>
+void paired_columns(T* C, int64_t rows, const RowPanels<T>& panels, const Start<T>& start,
+                    const RowSegment<T>* segments, int count, const T* panel) {
+    if constexpr (V < RowPanels<T>::wide / simd<T>::lanes)
+        if (panels.paired_vectors() > V)
+            return paired_columns<T, V + 1>(C, rows, panels, start, segments, count, panel);
+    constexpr int most = single_rows / V;
+    for_blocks(rows, most, [&](int64_t i0, int64_t J) {
+        const Start<T> from{start.rows ? start.rows + i0 * start.stride : nullptr, start.stride};
+        paired_tile_at<T, V>(J, std::make_integer_sequence<int, most>())(
+            C + i0 * panels.columns, panels.columns, panels.paired, from, segments, count, i0,
+            panel);
+    });
+}
+
 // C [rows][columns] = start + Σ over segments that fill a panel in the L1 cache.
 template <class T>
 void rows_block(const RowPanels<T>& panels, T* C, int64_t rows, const Start<T>& start,
                 const T* packed, int64_t K, const RowSegment<T>* segments, int count,
                 Fetch& fetch) {
-    constexpr auto sizes = std::make_integer_sequence<int, tile_rows * tile_vectors>();
     const int64_t columns = panels.columns;
     const int64_t across = (panels.vectors + tile_vectors - 1) / tile_vectors;
-    const int64_t lines = fetch.lines_each(across * ((rows + tile_rows - 1) / tile_rows));
+    const int64_t down = (rows + double_rows - 1) / double_rows;
+    const int64_t lines = fetch.lines_each(across * down);
     const auto from = [&](int64_t i0, int64_t j0) {
         return Start<T>{start.rows ? start.rows + i0 * start.stride + j0 : nullptr, start.stride};
     };
@@ -307,17 +340,16 @@ void rows_block(const RowPanels<T>& panels, T* C, int64_t rows, const Start<T>& 
     const int64_t first = count > 0 ? segments[0].offset : 0;
     const int64_t last = count > 0 ? segments[count - 1].offset + segments[count - 1].K : 0;
     const bool far = packed_elements<T>(columns, K) * static_cast<int64_t>(sizeof(T)) > near_bytes;
-    const int64_t down = (rows + tile_rows - 1) / tile_rows;
     panels.each([&](int64_t j0, int64_t V) {
         const int64_t width = V * panels.lanes, used = smaller(columns - j0, width);
         const T* panel = packed + j0 * K;
         Fetch ahead;
-        if (far && j0 + width < panels.first_paired())
+        if (far && j0 + width < panels.unpaired())
             ahead = {panel + width * K + first * width, (last - first) * width};
         const int64_t ahead_lines = ahead.lines_each(down);
-        for_blocks(rows, tile_rows, [&](int64_t i0, int64_t J) {
+        for_blocks(rows, rows_of(V), [&](int64_t i0, int64_t J) {
             ahead.some(ahead_lines);
-            const RowsTile<T> tile = rows_tile_at<T>(J, V, sizes);
+            const RowsTile<T> tile = rows_tile_of<T>(J, V);
             T* to = C + i0 * columns + j0;
             fetch.some(lines);
             if (used == width)
@@ -328,11 +360,8 @@ void rows_block(const RowPanels<T>& panels, T* C, int64_t rows, const Start<T>& 
     });
     if (panels.paired == 0) return;
     const int64_t j0 = panels.first_paired();
-    for_blocks(rows, paired_rows, [&](int64_t i0, int64_t J) {
-        paired_tile_at<T>(J, std::make_integer_sequence<int, paired_rows>())(
-            C + i0 * columns + j0, columns, panels.paired, from(i0, j0), segments, count, i0,
-            packed + j0 * K);
-    });
+    paired_columns<T, 1>(C + j0, rows, panels, from(0, j0), segments, count,
+                         packed + panels.unpaired() * K);
 }
 
 // C [rows][columns] = bias + Σ over segments; bias may be null, and so may the sum be empty.
@@ -377,34 +406,23 @@ template <class T, int J, int I>
 void rows_outer_tile(T* G, int64_t G_stride, const T* left, const OuterRows<T>* terms, int count,
                      int64_t i0, int64_t sequences) {
     using vec = vec_t<T>;
-    constexpr int lanes = simd<T>::lanes, chains = chains_of(I);
-    vec acc[chains][J][I];
-#pragma GCC unroll 2
-    for (int c = 0; c < chains; ++c)
+    constexpr int lanes = simd<T>::lanes;
+    vec acc[J][I];
 #pragma GCC unroll 16
-        for (int j = 0; j < J; ++j)
+    for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
-            for (int i = 0; i < I; ++i) acc[c][j][i] = vec{};
+        for (int i = 0; i < I; ++i) acc[j][i] = vec{};
     for (int s = 0; s < count; ++s) {
         const T* Z = terms[s].Z + i0;
         const int64_t stride = terms[s].stride;
-        int64_t q = 0;
-        for (; q + chains <= sequences; q += chains)
-#pragma GCC unroll 2
-            for (int c = 0; c < chains; ++c, Z += stride, left += J) {
-                vec z[I];
+        for (int64_t q = 0; q < sequences; ++q, Z += stride, left += J) {
+            vec z[I];
 #pragma GCC unroll 4
-                for (int i = 0; i < I; ++i) z[i] = load<T>(Z + i * lanes);
+            for (int i = 0; i < I; ++i) z[i] = load<T>(Z + i * lanes);
 #pragma GCC unroll 16
-                for (int j = 0; j < J; ++j)
+            for (int j = 0; j < J; ++j)
 #pragma GCC unroll 4
-                    for (int i = 0; i < I; ++i) acc[c][j][i] += z[i] * left[j];
-            }
-        if (chains == 2 && q < sequences) {
-            const vec z = load<T>(Z);
-#pragma GCC unroll 16
-            for (int j = 0; j < J; ++j) acc[0][j][0] += z * left[j];
-            left += J;
+                for (int i = 0; i < I; ++i) acc[j][i] += z[i] * left[j];
         }
     }
 #pragma GCC unroll 16
@@ -412,8 +430,7 @@ void rows_outer_tile(T* G, int64_t G_stride, const T* left, const OuterRows<T>* 
 #pragma GCC unroll 4
         for (int i = 0; i < I; ++i) {
             T* at = G + j * G_stride + i * lanes;
-            const vec sum = chains == 2 ? acc[0][j][i] + acc[chains - 1][j][i] : acc[0][j][i];
-            store<T>(at, load<T>(at) + sum);
+            store<T>(at, load<T>(at) + acc[j][i]);
         }
 }
 
@@ -441,13 +458,13 @@ void pack_outer_block_at(int64_t J, std::integer_sequence<int, N...>, T* packed,
     table[J - 1](packed, rows, units, sequences);
 }
 
-// Rows [sequences][units] of gradients as rows_outer wants them: blocks of up to tile_rows units, each
+// Rows [sequences][units] of gradients as rows_outer wants them: blocks of up to double_rows units, each
 // [depth][J], of which these are `at` .. `at + sequences`.
 template <class T>
 void pack_outer_left(T* packed, int64_t depth, int64_t at, const T* rows, int64_t units,
                      int64_t sequences) {
-    for_blocks(units, tile_rows, [&](int64_t j0, int64_t J) {
-        pack_outer_block_at(J, std::make_integer_sequence<int, tile_rows>(),
+    for_blocks(units, double_rows, [&](int64_t j0, int64_t J) {
+        pack_outer_block_at(J, std::make_integer_sequence<int, double_rows>(),
                             packed + j0 * depth + at * J, rows + j0, units, sequences);
     });
 }
@@ -476,14 +493,14 @@ void rows_outer(T* G, int64_t G_stride, int64_t units, int64_t columns, const T*
                 int64_t depth, const OuterRows<T>* terms, int count, int64_t sequences) {
     constexpr int64_t lanes = simd<T>::lanes;
     constexpr int most = 4;
-    constexpr auto sizes = std::make_integer_sequence<int, tile_rows * tile_vectors>();
+    constexpr auto sizes = std::make_integer_sequence<int, double_rows * tile_vectors>();
     if (count == 0) return;
     alignas(64) T strip[strip_rows * tile_vectors * lanes];
     OuterRows<T> copied[most];
     const bool copies = units >= copied_units && count <= most && depth <= strip_rows;
     for_blocks(columns / lanes, tile_vectors, [&](int64_t i, int64_t I) {
         if (copies) copy_strip(strip, copied, terms, count, i * lanes, I * lanes, sequences);
-        for_blocks(units, tile_rows, [&](int64_t j0, int64_t J) {
+        for_blocks(units, double_rows, [&](int64_t j0, int64_t J) {
             rows_outer_tile_at<T>(J, I, sizes)(G + j0 * G_stride + i * lanes, G_stride,
                                                left + j0 * depth, copies ? copied : terms, count,
                                                copies ? 0 : i * lanes, sequences);

@@ -38,11 +38,11 @@ HFCORE_INLINE void map_wide(double* out, int64_t n, const F& f, const T* a, cons
 // Σ a[i] in float64.
 template <class T>
 HFCORE_INLINE double sum_of(const T* a, int64_t n) {
-    constexpr int lanes = simd<double>::lanes;
-    vec_t<double> sum = {};
+    Sums<double> sums;
     int64_t i = 0;
-    for (; i + lanes <= n; i += lanes) sum += widen<T>(load_narrow<T>(a + i));
-    double total = i > 0 ? sum_lanes<double>(sum) : 0.0;
+    for (; i + sums.count <= n; i += sums.count)
+        sums.add([&](int64_t j) { return widen<T>(load_narrow<T>(a + i + j)); });
+    double total = i > 0 ? sums.total() : 0.0;
     for (; i < n; ++i) total += a[i];
     return total;
 }

@@ -63,13 +63,9 @@ double softmax_loss(Pass<T>& pass, const int64_t* classes, double scale, T* outp
         for (int64_t u = 0; u < last.m; ++u)
             scale_by_derivative<T>(last.activation, s + u * pass.stride, y + u * lanes, nullptr,
                                    lanes);
-        double sum = 0.0;
-        for (int64_t lane = 0; lane < cases; ++lane) sum += losses[lane];
-        pass.partial[task] = sum;
+        for (int64_t lane = 0; lane < cases; ++lane) pass.partial[b + lane] = losses[lane];
     });
-    double total = 0.0;
-    for (int64_t task = 0; task < vectors; ++task) total += pass.partial[task];
-    return total;
+    return sum_of(pass.partial, B);
 }
 
 // ---------------------------------------------------------------------------- forward
@@ -120,19 +116,16 @@ double elementwise_loss(Pass<T>& pass, LossKind kind, const T* targets, const Po
         forward_units(pass, last, point, down, task, units);
         T* work = pass.scratch(worker, pass.stride * (2 + wide));
         T* y = work + pass.stride * (1 + wide);
-        double sum = 0.0;
         for (int64_t j = 0; j < J; ++j) {
             T* unit = units + j * pass.stride;
             std::memcpy(y, unit, static_cast<std::size_t>(pass.stride) * sizeof(T));
-            sum += elementwise_pass(kind, y, targets + (i0 + j) * pass.stride,
+            pass.partial[i0 + j] =
+                elementwise_pass(kind, y, targets + (i0 + j) * pass.stride,
                                     static_cast<T>(scale), pass.d.B, pass.stride, work, unit);
             scale_by_derivative<T>(last.activation, unit, y, nullptr, pass.stride);
         }
-        pass.partial[task] = sum;
     });
-    double total = 0.0;
-    for (int64_t task = 0; task < down.count; ++task) total += pass.partial[task];
-    return total;
+    return sum_of(pass.partial, last.m);
 }
 
 // The loss; leaves the states and the last layer's delta.
@@ -178,13 +171,15 @@ template <class T>
 void sum_cases(const Pass<T>& pass, const T* units, int64_t count, T* sums) {
     constexpr int64_t lanes = simd<T>::lanes;
     for (int64_t j = 0; j < count; ++j, units += pass.stride) {
-        vec_t<T> sum{};
+        Sums<T> all;
         int64_t b = 0;
-        for (; b + lanes <= pass.d.B; b += lanes) sum += load<T>(units + b);
-        if (b < pass.d.B) sum += load_first<T>(units + b, pass.d.B - b);
-        T total = 0;
-        for (int64_t i = 0; i < lanes; ++i) total += sum[i];
-        sums[j] = total;
+        for (; b + all.count <= pass.d.B; b += all.count)
+            all.add([&](int64_t i) { return load<T>(units + b + i); });
+        if (b < pass.d.B)
+            all.add([&](int64_t i) {
+                return load_first<T>(units + b + i, lanes_left(pass.d.B - b, i, lanes));
+            });
+        sums[j] = all.total();
     }
 }
 

@@ -63,13 +63,13 @@ void for_every_tile(const LossDims& d, const F& use) {
 // Σ a[i] b[i] in float64.
 template <class T>
 HFCORE_INLINE double dot_of(const T* a, const T* b, int64_t n) {
-    constexpr int lanes = simd<double>::lanes;
-    vec_t<double> sum = {};
+    Sums<double> sums;
     int64_t i = 0;
-    for (; i + lanes <= n; i += lanes)
-        sum += widen<T>(load_narrow<T>(a + i)) * widen<T>(load_narrow<T>(b + i));
-    double total = i > 0 ? sum_lanes<double>(sum) : 0.0;
-    for (; i < n; ++i) total += double(a[i]) * double(b[i]);
+    for (; i + sums.count <= n; i += sums.count)
+        sums.add_product([&](int64_t j) { return widen<T>(load_narrow<T>(a + i + j)); },
+                         [&](int64_t j) { return widen<T>(load_narrow<T>(b + i + j)); });
+    double total = i > 0 ? sums.total() : 0.0;
+    for (; i < n; ++i) total = multiply_add(double(a[i]), double(b[i]), total);
     return total;
 }
 

@@ -111,30 +111,37 @@ void elementwise_curvature(const LossFormula& loss, const T* s, const T* y, int6
 template <class T>
 double sum_of_logistic_losses(const T* s, const T* y, const T* e, int64_t n) {
     using vec = vec_t<double>;
-    constexpr int lanes = simd<double>::lanes;
-    constexpr int64_t run = 512 * lanes;  // (1 + e)^512 is at most 2^512
+    constexpr int64_t lanes = simd<double>::lanes, count = Sums<double>::count;
+    constexpr int64_t run = 512 * count;  // (1 + e)^512 is at most 2^512
     double total = 0.0;
     for (int64_t from = 0; from < n; from += run) {
         const int64_t end = n - from < run ? n : from + run;
-        vec linear{}, above[2] = {};
-        const auto add = [&](vec& product, vec a, vec b, vec x) {
-            linear += select<double>(a > 0.0, a, vec{}) - b * a;
-            product += x + product * x;
+        Sums<double> linear, above[2];
+        const auto add = [&](Sums<double>& products, int64_t i, const auto& at) {
+#pragma GCC unroll 4
+            for (int p = 0; p < linear.parts; ++p) {
+                const vec a = at(s, i + p * lanes), b = at(y, i + p * lanes);
+                const vec x = at(e, i + p * lanes);
+                vec& product = products.part[p];
+                linear.part[p] += select<double>(a > 0.0, a, vec{}) - b * a;
+                product += x + product * x;
+            }
         };
-        const auto at = [](const T* p) { return widen<T>(load_narrow<T>(p)); };
+        const auto all = [](const T* p, int64_t i) { return widen<T>(load_narrow<T>(p + i)); };
+        const auto first = [end](const T* p, int64_t i) {
+            return widen<T>(load_narrow_first<T>(p + i, lanes_left(end, i, lanes)));
+        };
         int64_t i = from;
-        for (; i + 2 * lanes <= end; i += 2 * lanes) {
-            add(above[0], at(s + i), at(y + i), at(e + i));
-            add(above[1], at(s + i + lanes), at(y + i + lanes), at(e + i + lanes));
+        for (; i + 2 * count <= end; i += 2 * count) {
+            add(above[0], i, all);
+            add(above[1], i + count, all);
         }
-        for (; i < end; i += lanes) {
-            const int64_t left = end - i < lanes ? end - i : lanes;
-            const auto first = [left](const T* p) {
-                return widen<T>(load_narrow_first<T>(p, left));
-            };
-            add(above[0], first(s + i), first(y + i), first(e + i));
-        }
-        total += sum_lanes<double>(linear + vlog1p<double>(above[0]) + vlog1p<double>(above[1]));
+        for (; i < end; i += count) add(above[0], i, first);
+#pragma GCC unroll 4
+        for (int p = 0; p < linear.parts; ++p)
+            linear.part[p] = linear.part[p] + vlog1p<double>(above[0].part[p]) +
+                             vlog1p<double>(above[1].part[p]);
+        total += linear.total();
     }
     return total;
 }

@@ -6,18 +6,12 @@
 //   BPTT           gt_t = e'(t_t) ⊙ (W_hhᵀ gt_{t+1} + W_yhᵀ gs_t) + structural·Rh_t
 //   gradient       [∂W_hh | ∂W_hx | ∂b_h | ∂b_init] += gt_tᵀ·[h_{t-1} | x_t | 1 | t=0]
 // DRAM is read once a pass for h and x. Without cached h a tile makes its own states as the R-op goes
-// DRAM is read once a pass for h and x. Without cached h a tile makes its own states as the R-op goes
-// and holds a window of them; BPTT rebuilds earlier windows from checkpoints. The partial sum of each tile is added to the result in the
-// order of the tiles, so the bits depend on the shape alone. How a tile lies in memory is the matter of
-// cpu_lanes.h and cpu_rows.h.
+// and holds a window of them; BPTT rebuilds earlier windows from checkpoints. The partial sum of each
+// tile is added to the result in the order of the tiles, so the bits depend on the shape alone.
 #include "kernels/recurrence/cpu.h"
 
 #include "kernels/recurrence/cpu_common.h"
-#ifdef HFCORE_ROWS
-#include "kernels/recurrence/cpu_rows.h"
-#else
-#include "kernels/recurrence/cpu_lanes.h"
-#endif
+#include "kernels/recurrence/cpu_passes.h"
 
 namespace hfcore {
 namespace HFCORE_ISA {
@@ -36,9 +30,9 @@ void rnn_forward(const RnnDims& d, Grouped<T> x, const RnnParameters<T>& w, T* h
     };
     region.run(d.G, [&](int64_t g, int) {
         const ForwardPack<T> p = pack_of(g);
-        put(p.hidden, d.H, width.state(), 0, w.W_hh.at(g), d.H, d.H, 1);
-        put(p.hidden, d.H, width.state(), width.hidden, w.W_hx.at(g), d.n, d.n, 1);
-        put(p.output, d.k, width.hidden, 0, w.W_yh.at(g), d.H, d.H, 1);
+        pack_rows(p.hidden, d.H, width.state(), 0, w.W_hh.at(g), d.H, d.H, 1);
+        pack_rows(p.hidden, d.H, width.state(), width.hidden, w.W_hx.at(g), d.n, d.n, 1);
+        pack_rows(p.output, d.k, width.hidden, 0, w.W_yh.at(g), d.H, d.H, 1);
         for (int64_t j = 0; j < d.H; ++j) p.first[j] = w.b_h.at(g)[j] + w.b_init.at(g)[j];
     });
     const Tiles<T> tiles(d.B);
@@ -58,11 +52,11 @@ void linear_scan(const ScanDims& d, Grouped<T> u, Grouped<T> derivative, Grouped
                  Grouped<T> a, T* y) {
     Region region(d.threads, Denormals::flush);
     // With one weight set one pack serves every net.
-    const int64_t packs = W.stride == 0 ? 1 : d.G, width = segment(d.H);
-    const int64_t size = matrix_elements<T>(d.H, width);
+    const int64_t packs = W.stride == 0 ? 1 : d.G, width = paired_depth(d.H);
+    const int64_t size = packed_elements<T>(d.H, width);
     T* packed = static_cast<T*>(region.shared(packs * size * sizeof(T)));
     region.run(packs, [&](int64_t g, int) {
-        put(packed + g * size, d.H, width, 0, W.at(g), d.H, 1, d.H);
+        pack_rows(packed + g * size, d.H, width, 0, W.at(g), d.H, 1, d.H);
     });
     const Tiles<T> tiles(d.B);
     region.run(d.G * tiles.per_net, [&](int64_t task, int worker) {
@@ -119,8 +113,8 @@ template <class T>
 void pack_reverse(const ProductPack<T>& p, const RnnDims& d, const RnnParameters<T>& w,
                   int64_t g) {
     const Widths width(d);
-    put(p.reverse, d.H, width.reverse(), 0, w.W_hh.at(g), d.H, 1, d.H);
-    put(p.reverse, d.H, width.reverse(), width.hidden, w.W_yh.at(g), d.k, 1, d.H);
+    pack_rows(p.reverse, d.H, width.reverse(), 0, w.W_hh.at(g), d.H, 1, d.H);
+    pack_rows(p.reverse, d.H, width.reverse(), width.hidden, w.W_yh.at(g), d.k, 1, d.H);
 }
 
 template <class T>
@@ -159,16 +153,16 @@ void rnn_gauss_newton(const RnnDims& d, Grouped<T> x, Grouped<T> h, const RnnPar
     region.run(d.G, [&](int64_t g, int) {
         const ProductPack<T> p = pack_of(g);
         const Flat<const T> tangent(v.at(g), d);
-        put(p.hidden, H, width.tangent(), 0, w.W_hh.at(g), H, H, 1);
-        put(p.hidden, H, width.tangent(), width.hidden, tangent.W_hh, H, H, 1);
-        put(p.hidden, H, width.tangent(), 2 * width.hidden, tangent.W_hx, n, n, 1);
-        put(p.output, d.k, width.outputs(), 0, w.W_yh.at(g), H, H, 1);
-        put(p.output, d.k, width.outputs(), width.hidden, tangent.W_yh, H, H, 1);
+        pack_rows(p.hidden, H, width.tangent(), 0, w.W_hh.at(g), H, H, 1);
+        pack_rows(p.hidden, H, width.tangent(), width.hidden, tangent.W_hh, H, H, 1);
+        pack_rows(p.hidden, H, width.tangent(), 2 * width.hidden, tangent.W_hx, n, n, 1);
+        pack_rows(p.output, d.k, width.outputs(), 0, w.W_yh.at(g), H, H, 1);
+        pack_rows(p.output, d.k, width.outputs(), width.hidden, tangent.W_yh, H, H, 1);
         pack_reverse(p, d, w, g);
         for (int64_t j = 0; j < H; ++j) p.first[j] = tangent.b_h[j] + tangent.b_init[j];
         if (recompute) {
-            put(p.state, H, width.state(), 0, w.W_hh.at(g), H, H, 1);
-            put(p.state, H, width.state(), width.hidden, w.W_hx.at(g), n, n, 1);
+            pack_rows(p.state, H, width.state(), 0, w.W_hh.at(g), H, H, 1);
+            pack_rows(p.state, H, width.state(), width.hidden, w.W_hx.at(g), n, n, 1);
             copy(p.state_bias, w.b_h.at(g), H);
             for (int64_t j = 0; j < H; ++j) p.state_first[j] = w.b_h.at(g)[j] + w.b_init.at(g)[j];
         }

@@ -2,16 +2,10 @@
 // recomputed states, and the functions of one element.
 #pragma once
 
-#include "kernels/cpu/lanes.h"
 #include "kernels/cpu/parallel.h"
+#include "kernels/cpu/rows.h"
 #include "kernels/cpu/runs.h"
 #include "kernels/recurrence/cpu.h"
-
-// A tile's sequences are rows where registers are few (AVX2); elsewhere they lie in vector lanes.
-#if defined(__AVX2__) && !defined(__AVX512F__)
-#define HFCORE_ROWS 1
-#include "kernels/cpu/rows.h"
-#endif
 
 namespace hfcore {
 namespace HFCORE_ISA {
@@ -118,37 +112,11 @@ bool all_zero(const T* rows, int64_t count) {
 
 // ------------------------------------------------------------------------- packed weights
 
-// Rows of a packed matrix that a segment of K takes, the elements of one of `rows` units, and its
-// element (j, k), src[j·row_stride + k·column_stride], put behind `offset`.
-#ifdef HFCORE_ROWS
-inline int64_t segment(int64_t K) { return paired_depth(K); }
-template <class T>
-int64_t matrix_elements(int64_t rows, int64_t K) {
-    return packed_elements<T>(rows, K);
-}
-template <class T>
-void put(T* packed, int64_t rows, int64_t K, int64_t offset, const T* src, int64_t columns,
-         int64_t row_stride, int64_t column_stride) {
-    pack_rows(packed, rows, K, offset, src, columns, row_stride, column_stride);
-}
-#else
-inline int64_t segment(int64_t K) { return K; }
-template <class T>
-int64_t matrix_elements(int64_t rows, int64_t K) {
-    return rows * K;
-}
-template <class T>
-void put(T* packed, int64_t rows, int64_t K, int64_t offset, const T* src, int64_t columns,
-         int64_t row_stride, int64_t column_stride) {
-    pack(packed, rows, K, offset, src, columns, row_stride, column_stride);
-}
-#endif
-
 // Where the segments of h and x begin, and how wide the matrices are.
 struct Widths {
     int64_t hidden, input, output;  // segments of h, x and s
     explicit Widths(const RnnDims& d)
-        : hidden(segment(d.H)), input(segment(d.n)), output(segment(d.k)) {}
+        : hidden(paired_depth(d.H)), input(paired_depth(d.n)), output(paired_depth(d.k)) {}
     int64_t state() const { return hidden + input; }        // [W_hh | W_hx]
     int64_t tangent() const { return 2 * hidden + input; }  // [W_hh | V_hh | V_hx]
     int64_t outputs() const { return 2 * hidden; }          // [W_yh | V_yh]
@@ -163,8 +131,8 @@ struct ForwardPack {
     T* first;   // b_h + b_init
     ForwardPack(Arena<T>& arena, const RnnDims& d) {
         const Widths width(d);
-        hidden = arena.take(matrix_elements<T>(d.H, width.state()));
-        output = arena.take(matrix_elements<T>(d.k, width.hidden));
+        hidden = arena.take(packed_elements<T>(d.H, width.state()));
+        output = arena.take(packed_elements<T>(d.k, width.hidden));
         first = arena.take(d.H);
     }
 };
@@ -181,11 +149,11 @@ struct ProductPack {
     T* state_bias;   // b_h
     ProductPack(Arena<T>& arena, const RnnDims& d, bool tangent, bool recompute) {
         const Widths width(d);
-        hidden = arena.take(tangent ? matrix_elements<T>(d.H, width.tangent()) : 0);
-        output = arena.take(tangent ? matrix_elements<T>(d.k, width.outputs()) : 0);
-        reverse = arena.take(matrix_elements<T>(d.H, width.reverse()));
+        hidden = arena.take(tangent ? packed_elements<T>(d.H, width.tangent()) : 0);
+        output = arena.take(tangent ? packed_elements<T>(d.k, width.outputs()) : 0);
+        reverse = arena.take(packed_elements<T>(d.H, width.reverse()));
         first = arena.take(tangent ? d.H : 0);
-        state = arena.take(recompute ? matrix_elements<T>(d.H, width.state()) : 0);
+        state = arena.take(recompute ? packed_elements<T>(d.H, width.state()) : 0);
         state_first = arena.take(recompute ? d.H : 0);
         state_bias = arena.take(recompute ? d.H : 0);
     }

@@ -249,11 +249,14 @@ inline int64_t place_of_row(const SparseRows& A, int64_t first, int64_t row) {
     return A.start[row] - A.start[first] + (row - first) * (simd<T>::lanes - 1);
 }
 
-// Vectors of cases in a tile of a gradient: a sum across lanes costs as much as a few of them.
+// Vectors of cases in a tile of a gradient: those of 64 bytes of them or of 128, whatever the width of a
+// vector, so that sums over cases have the same order for every instruction set.
+template <class T>
+constexpr int gradient_parts = 64 / sizeof(T) / simd<T>::lanes;
 template <class T>
 int gradient_vectors(int64_t B, int64_t units) {
-    const bool more = B > NV * simd<T>::lanes && vectors_of<T>(B, 2 * units) == NV;
-    return more && HFCORE_VECTOR_BYTES < 64 ? 2 * NV : vectors_of<T>(B, units);
+    constexpr int64_t wide = 64 / sizeof(T);
+    return (B <= wide || units * 128 > panel_bytes ? 1 : 2) * gradient_parts<T>;
 }
 
 // sums (+)= Σ over a tile's cases of g[row] · x[column] for the entries of `count` rows from `first`
@@ -261,7 +264,7 @@ int gradient_vectors(int64_t B, int64_t units) {
 template <class T, int V>
 void dot_rows(T* sums, const T* g, const T* x, const SparseRows& A, int64_t first, int64_t count,
               bool add) {
-    constexpr int N = simd<T>::lanes;
+    constexpr int N = simd<T>::lanes, parts = gradient_parts<T>;
     constexpr int64_t L = V * N;
     for (int64_t i = 0; i < count; ++i) {
         vec_t<T> left[V];
@@ -281,9 +284,19 @@ void dot_rows(T* sums, const T* g, const T* x, const SparseRows& A, int64_t firs
 #pragma GCC unroll 16
             for (int j = 0; j < N; ++j) {
                 const T* run = x + column[j] * L;
-                sum[j] = load<T>(run) * left[0];
+                vec_t<T> part[parts];
 #pragma GCC unroll 4
-                for (int v = 1; v < V; ++v) sum[j] += load<T>(run + v * N) * left[v];
+                for (int p = 0; p < parts; ++p) {
+                    part[p] = load<T>(run + p * N) * left[p];
+#pragma GCC unroll 4
+                    for (int v = p + parts; v < V; v += parts)
+                        part[p] += load<T>(run + v * N) * left[v];
+                }
+#pragma GCC unroll 4
+                for (int half = parts / 2; half >= 1; half /= 2)
+#pragma GCC unroll 4
+                    for (int p = 0; p < half; ++p) part[p] += part[p + half];
+                sum[j] = part[0];
             }
             const vec_t<T> total = sum_each<T>(sum);
             store<T>(to, add ? total + load<T>(to) : total);
@@ -351,11 +364,10 @@ void gradient_form(const SparseDims& d, const SparseRows& A, int64_t values, Gro
 template <class T>
 void gradient(const SparseDims& d, const SparseRows& A, int64_t values, Grouped<T> g, Grouped<T> x,
               T* out) {
-    switch (gradient_vectors<T>(d.B, A.columns)) {
-        case 1: return gradient_form<T, 1>(d, A, values, g, x, out);
-        case NV: return gradient_form<T, NV>(d, A, values, g, x, out);
-        default: return gradient_form<T, 2 * NV>(d, A, values, g, x, out);
-    }
+    constexpr int parts = gradient_parts<T>;
+    if (gradient_vectors<T>(d.B, A.columns) == parts)
+        return gradient_form<T, parts>(d, A, values, g, x, out);
+    gradient_form<T, 2 * parts>(d, A, values, g, x, out);
 }
 
 // ---------------------------------------------------------------------------- through time
