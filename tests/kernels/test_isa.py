@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import subprocess
@@ -41,6 +42,17 @@ def test_narrower_instruction_set(isa: str) -> None:
         *("-c", COMPARE, isa, *files, "-k", chosen), cwd=ROOT, HFCORE_ISA=isa, OMP_NUM_THREADS="1"
     )
     assert " passed" in said
+
+
+@pytest.mark.skipif(dispatch.native().isa() != "avx512", reason="this machine has no AVX-512")
+def test_one_order_of_sums() -> None:
+    """AVX2 and AVX-512 give the same bits."""
+    script = str(ROOT / "tests" / "support" / "bits_of_ops.py")
+    ours, others = (
+        json.loads(python_output(script, cwd=ROOT, HFCORE_ISA=isa)) for isa in ("avx512", "avx2")
+    )
+    assert len(ours) > 100
+    assert {name for name in ours if ours[name] != others[name]} == set()
 
 
 def test_unknown_instruction_set_is_an_error() -> None:
