@@ -81,6 +81,16 @@ def test_curves_log_prints_and_writes_the_table(tmp_path: Path) -> None:
         assert f"written: {folder / 'curves_log'}.{name}" in result.output
 
 
+def test_how_long_a_training_has_to_go_is_told() -> None:
+    time_left, Limits = trainings_module.time_left, hf.training.Limits
+    line = {"iteration": 3, "training_seconds": 30.0}
+    assert time_left(line, Limits(iterations=13)) == "at this pace 1 min 40 s more"
+    assert time_left(line, Limits(iterations=13, seconds=75)) == "at this pace 45 s more"
+    assert time_left(line, Limits(iterations=3)) is None
+    assert time_left(line, Limits(minibatches=5)) is None
+    assert time_left({**line, "iteration": 4}, Limits(iterations=13)) is None
+
+
 def test_curves_log_resumes_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, folder = tmp_path / "whole", tmp_path / "run"
     torch.manual_seed(0)  # the state of torch's generator is part of a checkpoint

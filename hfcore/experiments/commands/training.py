@@ -8,8 +8,11 @@ import click
 
 import hfcore as hf
 from hfcore.cli.invocation import Invocation
+from hfcore.cli.tables import clock
 from hfcore.experiments.report import describe, heading
 from hfcore.experiments.training import Line, Trained, Training
+
+TOLD_AFTER = (1, 3, 10, 30, 100, 300, 1000, 3000)  # iterations
 
 
 class Trainings(Invocation):
@@ -32,11 +35,26 @@ class Trainings(Invocation):
             stop,
             patience=patience,
             resume=self.options["resume"] and folder.is_dir(),
-            report=self._report,
+            report=lambda line: self._report(line, stop),
         )
 
-    def _report(self, line: Line) -> None:
+    def _report(self, line: Line, stop: hf.training.Limits) -> None:
         if not self.options["quiet"]:
             click.echo(describe(line))
-            for message in line.get("messages", ()):
+            left = time_left(line, stop)
+            for message in (*line.get("messages", ()), *([left] if left else [])):
                 click.echo(f"    {message}")
+
+
+def time_left(line: Line, stop: hf.training.Limits) -> str | None:
+    """How long a training has yet to go at its pace so far; None where it is not told.
+
+    It is told again as iterations grow longer, which those of Hessian-free optimisation do.
+    """
+    iteration, spent = line["iteration"], line["training_seconds"]
+    if iteration not in TOLD_AFTER:
+        return None
+    left = [] if stop.seconds is None else [stop.seconds - spent]
+    if stop.iterations is not None:
+        left.append((stop.iterations - iteration) * spent / iteration)
+    return f"at this pace {clock(min(left))} more" if left and min(left) > 0 else None
