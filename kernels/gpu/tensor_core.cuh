@@ -89,35 +89,43 @@ struct Pieces {
 
 // The sums of a warp's 16 x 8 products that are under way. The products of the largest pieces of one
 // chunk of 16 k are summed by the tensor core, the chunks outside of it; the smaller products, which
-// bear truncation, by the tensor core over all chunks.
+// bear truncation, by the tensor core over all chunks, in `kSmall` sums: one product waits for the one
+// before in its sum.
+template <int kSmall>
 struct Sums {
-    float total[4], small[2][4];
+    float total[4], small[kSmall][4];
 
     __device__ __forceinline__ explicit Sums(const float (&start)[4]) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             total[i] = start[i];
-            small[0][i] = small[1][i] = 0.0f;
+#pragma unroll
+            for (int s = 0; s < kSmall; ++s) small[s][i] = 0.0f;
         }
     }
 
-    // One chunk; a and b by piece.
-    __device__ __forceinline__ void add(const unsigned (&a)[kPieces][4],
+    // Chunk c, a constant; a and b by piece.
+    __device__ __forceinline__ void add(int c, const unsigned (&a)[kPieces][4],
                                         const unsigned (&b)[kPieces][2]) {
         float large[4] = {};
         mma(large, a[0], b[0]);
-        mma(small[0], a[1], b[0]);
-        mma(small[1], a[0], b[1]);
-        mma(small[0], a[2], b[0]);
-        mma(small[1], a[0], b[2]);
-        mma(small[0], a[1], b[1]);
+        mma(small[5 * c % kSmall], a[1], b[0]);
+        mma(small[(5 * c + 1) % kSmall], a[0], b[1]);
+        mma(small[(5 * c + 2) % kSmall], a[2], b[0]);
+        mma(small[(5 * c + 3) % kSmall], a[0], b[2]);
+        mma(small[(5 * c + 4) % kSmall], a[1], b[1]);
 #pragma unroll
         for (int i = 0; i < 4; ++i) total[i] += large[i];
     }
 
     __device__ __forceinline__ void finish(float (&to)[4]) const {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) to[i] = total[i] + (small[0][i] + small[1][i]);
+        for (int i = 0; i < 4; ++i) {
+            float all = small[0][i];
+#pragma unroll
+            for (int s = 1; s < kSmall; ++s) all += small[s][i];
+            to[i] = total[i] + all;
+        }
     }
 };
 

@@ -45,7 +45,7 @@ HFCORE_FORWARD(8)
     }
 HFCORE_TANGENT(2, 2)
 HFCORE_TANGENT(4, 4)
-HFCORE_TANGENT(7, 4)
+HFCORE_TANGENT(7, 1)
 HFCORE_TANGENT(8, 1)
 
 // gt_t = e'(t_t) ⊙ (gt_{t+1} W_hh + gs_t W_yh + u_t) + coefficient · a_t, and of every block

@@ -32,7 +32,7 @@ UNITS, SEQUENCES, CHUNK_WORDS = 16, 8, 192
 CHUNKS = (2, 4, 7, 8)
 LANE_WORDS = 32 * 4  # four values a lane
 # Chunks of the R-op whose weights are in registers with all their pieces.
-TANGENT_PIECES = {2: 2, 4: 4, 7: 4, 8: 1}
+TANGENT_PIECES = {2: 2, 4: 4, 7: 1, 8: 1}
 # Chunks of backpropagation, and whose weights are in registers with all their pieces likewise.
 BACKWARD_PIECES = {2: 2, 4: 4, 7: 1}
 # Of one step, which is counted in an int there.

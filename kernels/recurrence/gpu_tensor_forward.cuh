@@ -48,7 +48,7 @@ __device__ __forceinline__ void forward_on_tensor_cores(
         start_at(bias, y);
         if (t == 0) add_bias(group(distinct, b_init, kInitialBias, H_), lane, y);
         if (added != nullptr) add_step(step_of(added, t, move), lane, y);
-        weights.multiply(now, y);
+        weights.template multiply<4>(now, y);
         activate(y, nonlinearity);
 #pragma unroll
         for (int i = 0; i < 4; ++i)

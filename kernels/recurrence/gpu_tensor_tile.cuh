@@ -150,11 +150,12 @@ struct TensorWeights {
         }
     }
 
-    // y = start + weights · rows.
+    // y = start + weights · rows; kSmall sums at once of the smaller products, where registers allow.
+    template <int kSmall = 2>
     __device__ __forceinline__ void multiply(const unsigned* rows, Fragment& y) const {
         const int lane = static_cast<int>(threadIdx.x) % 32, b = lane / 4;
         const unsigned* from = rows + 8 * (b ^ b / 2) + 2 * (lane % 4);
-        Sums sums(y);
+        Sums<kSmall> sums(y);
 #pragma unroll
         for (int c = 0; c < kChunks; ++c) {
             unsigned a[kPieces][4], v[kPieces][2];
@@ -180,7 +181,7 @@ struct TensorWeights {
                 a[kLast][2] = smallest.z;
                 a[kLast][3] = smallest.w;
             }
-            sums.add(a, v);
+            sums.add(c, a, v);
         }
         sums.finish(y);
     }

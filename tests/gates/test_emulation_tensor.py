@@ -317,7 +317,7 @@ FAULTS = {
     "slots": ("gpu_tensor_tile.cuh", "Pieces pieces(y[next], y[2 + next])",
               "Pieces pieces(y[2 + next], y[next])"),
     "beside": ("gpu_tensor_tile.cuh", "beside[(c - kAllInRegisters) * 32]", "beside[0]"),
-    "piece": ("../gpu/tensor_core.cuh", "mma(small[1], a[0], b[2]);", ""),
+    "piece": ("../gpu/tensor_core.cuh", "mma(small[(5 * c + 3) % kSmall], a[0], b[2]);", ""),
     "rounding": ("../gpu/tensor_core.cuh", "low -= as_float(part[i] << 16);",
                  "low -= as_float(part[i] >> 16);"),
 }  # fmt: skip
