@@ -37,7 +37,7 @@ STEP_COLUMNS = (
 LONG = 40  # characters from which a cell is broken into lines
 NOT_FINITE = {"-inf": "−∞", "inf": "∞", "nan": "NaN"}
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 80rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin-top: 2rem }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: 13px }
