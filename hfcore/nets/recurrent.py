@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,15 @@ from hfcore.losses import Loss
 from hfcore.nets.data import Data, check_sequences
 from hfcore.nets.net import FusedNet, Into, Pass, Tangent, blocks
 from hfcore.nets.recurrence import Recurrence
+from hfcore.nets.recurrent_parts import (
+    Adjoint,
+    Layer,
+    RecurrentStates,
+    Weights,
+    case_sums,
+    row,
+    summed,
+)
 from hfcore.nets.through_time import (
     activation_bend,
     add_times,
@@ -34,51 +42,6 @@ from hfcore.nets.through_time import (
 SEQUENCES_AT_ONCE = 1024
 # Bytes of single cases' weight gradients held at once.
 CASE_BYTES = 32 << 20
-
-
-class Layer(NamedTuple):
-    """Parameters of one layer, or what belongs to each.
-
-    ``W_hx [G,H,n]``, ``W_hh [G,H,H]`` or entries ``[G,H,K]``, ``b_h, b_init [G,H]``; what is flat
-    for each parameter is ``[G,·]``.
-    """
-
-    W_hx: Tensor
-    W_hh: Tensor
-    b_h: Tensor
-    b_init: Tensor
-
-
-class Weights(NamedTuple):
-    """Those of the read-out, ``W_yh [G,k,H]`` and ``b_y [G,k]``, and of every layer."""
-
-    W_yh: Tensor
-    b_y: Tensor
-    layers: list[Layer]
-
-
-@dataclass(frozen=True)
-class RecurrentStates:
-    """Weights of a pass, and ``ys``: inputs ``[1,T,B,n]``, then every layer's ``h [G,T,B,H]``.
-
-    ``slopes``: e'(t) of the layers where it was asked for; ``fresh``: in memory of their own.
-    """
-
-    w: Weights
-    ys: list[Tensor]
-    fresh: bool
-    slopes: dict[int, Tensor] = field(default_factory=dict)
-
-
-class Adjoint(NamedTuple):
-    """The gradient's pass back: ``gs [G,T_out,B,k]`` = ∂L/∂s and gt ``[G,T,B,H]`` of every layer.
-
-    ``bends`` are ∂L/∂h ⊙ e''/e' of the layers where e'' is not 0, like gt.
-    """
-
-    gs: Tensor
-    gts: list[Tensor]
-    bends: dict[int, Tensor]
 
 
 class RecurrentNet(FusedNet):
@@ -246,17 +209,17 @@ class RecurrentNet(FusedNet):
                     g, x, before = gt[net, :, b], ys[l][0, :, b], ys[l + 1][0, :-1, b]
                     W_hx, W_hh = case_squares(g, x), self.forms[l].squares(g[1:], before)
                     b_h, b_init = g.sum(0).square().sum(0), g[0].square().sum(0)
-                    layers.append(Layer(*(_row(p) for p in (W_hx, W_hh, b_h, b_init))))
+                    layers.append(Layer(*(row(p) for p in (W_hx, W_hh, b_h, b_init))))
                 W_yh, b_y = case_squares(o, read[:, b]), o.sum(0).square().sum(0)
-                total += self.joined(Weights(_row(W_yh), _row(b_y), layers))[0]
+                total += self.joined(Weights(row(W_yh), row(b_y), layers))[0]
         return into.out.mul_(into.scale)
 
     def fisher(self, at: Pass, adjoint: Any, v: Tensor, into: Into) -> Tensor:
         """From ⟨g_i, v⟩ ``[G,B]``, the sum of gt·(direct tangent of t) and gs·(of s): no scan."""
         (gs, gts, _), V, take = adjoint, self.split(v), self.work.take
-        weight = _case_sums(self._add_read(torch.zeros_like(gs), at, V).mul_(gs))
+        weight = case_sums(self._add_read(torch.zeros_like(gs), at, V).mul_(gs))
         for l, gt in enumerate(gts):
-            weight += _case_sums(self._direct(at, V, l).mul_(gt))
+            weight += case_sums(self._direct(at, V, l).mul_(gt))
         weight = weight[:, None, :, None]
         shapes = [(len(v), *gt.shape[1:]) for gt in gts]
         weighted = [
@@ -344,26 +307,6 @@ class RecurrentNet(FusedNet):
             else:
                 W_hx = gt.new_zeros(1, gt.shape[-1] * at.part.x.shape[-1])
             W_hh = self.forms[l].outer(gt[:, 1:], hs[l][:, :-1])
-            layers.append(Layer(W_hx, W_hh, _sum(gt, ones), _sum(gt[:, :1], ones)))
+            layers.append(Layer(W_hx, W_hh, summed(gt, ones), summed(gt[:, :1], ones)))
         W_yh = outer(gs, at_outputs(hs[-1], at.part.steps))
-        return self.joined(Weights(W_yh, _sum(gs, ones), layers))
-
-
-def concatenated(pieces: Sequence[Tensor]) -> Tensor:
-    """``[G,N]`` from pieces ``[G,·]`` or ``[1,·]``."""
-    G = max(map(len, pieces))
-    return torch.cat([p.expand(G, -1) for p in pieces], dim=1)
-
-
-def _sum(g: Tensor, there: bool) -> Tensor:
-    """Σ over time and cases ``[G,·]``, or zeros ``[1,·]``."""
-    return g.sum((1, 2)) if there else g.new_zeros(1, g.shape[-1])
-
-
-def _case_sums(y: Tensor) -> Tensor:
-    """Σ over time and units of every case of ``y [G,T,B,·]``, ``[G,B]``."""
-    return y.sum(3).sum(1)
-
-
-def _row(piece: Tensor) -> Tensor:
-    return piece.reshape(1, -1)
+        return self.joined(Weights(W_yh, summed(gs, ones), layers))

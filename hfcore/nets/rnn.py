@@ -11,7 +11,7 @@ from hfcore.bindings.checks import check_choice
 from hfcore.losses import Loss
 from hfcore.models.rnn import RNN
 from hfcore.nets.recurrence import recurrence_of
-from hfcore.nets.recurrent import Layer, Weights, concatenated
+from hfcore.nets.recurrent_parts import Layer, Weights, concatenated
 from hfcore.nets.single_layer import SingleLayerNet
 
 StructuralDistance = Literal["matching", "quarter"]

@@ -11,7 +11,8 @@ from hfcore.losses import OutputHessian
 from hfcore.losses.hessian import DiagonalHessian, IdentityHessian
 from hfcore.nets.data import Data
 from hfcore.nets.net import Into, Pass, Uncached
-from hfcore.nets.recurrent import Layer, RecurrentNet, Weights, concatenated
+from hfcore.nets.recurrent import RecurrentNet
+from hfcore.nets.recurrent_parts import Layer, Weights, concatenated
 
 
 class SingleLayerNet(RecurrentNet):

@@ -11,7 +11,8 @@ from hfcore.losses import Loss
 from hfcore.models.stacked_rnn import StackedRNN
 from hfcore.nets.mlp_structural import check_mu
 from hfcore.nets.recurrence import Recurrence
-from hfcore.nets.recurrent import Layer, RecurrentNet, Weights, concatenated
+from hfcore.nets.recurrent import RecurrentNet
+from hfcore.nets.recurrent_parts import Layer, Weights, concatenated
 
 
 class StackedRnnNet(RecurrentNet):

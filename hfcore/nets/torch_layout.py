@@ -12,7 +12,7 @@ from hfcore.batches import Batch
 from hfcore.losses import Loss
 from hfcore.nets.data import Data
 from hfcore.nets.recognition import ReadOut
-from hfcore.nets.recurrent import concatenated
+from hfcore.nets.recurrent_parts import concatenated
 from hfcore.nets.torch_data import check_read_out
 
 # Parameters of one layer, as torch names them.

@@ -16,7 +16,8 @@ from hfcore.bindings.recurrence import RnnShape
 from hfcore.losses import Loss
 from hfcore.nets.recognition import ReadOut
 from hfcore.nets.recurrence import Recurrence
-from hfcore.nets.recurrent import Layer, RecurrentNet, Weights
+from hfcore.nets.recurrent import RecurrentNet
+from hfcore.nets.recurrent_parts import Layer, Weights
 from hfcore.nets.rnn import STRUCTURAL_FACTOR, StructuralDistance
 from hfcore.nets.single_layer import SingleLayerNet
 from hfcore.nets.torch_layout import LAYER, TorchLayout, of_layer
