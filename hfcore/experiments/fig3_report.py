@@ -45,8 +45,9 @@ def fig3_text(groups: Sequence[Group], settings: Settings) -> str:
             f"figure 3): gradients and curvature products over {settings.batch_size} sequences, "
             "of mem-5 over its 32; objective evaluations apart. Solved: less than 1 % of "
             f"{settings.test_size:,} test sequences wrong, of mem-5 none of 32. Failed: not solved "
-            f"after {settings.limit:,.0f} minibatches. {settings.hidden} tanh units. Dampings: "
-            "structural with μ = 0.03 beside Tikhonov's, or Tikhonov's alone.",
+            f"after {settings.limit:,.0f} minibatches. {settings.hidden} tanh units, sequences "
+            "with lengths of their own where lengths are random. Dampings: structural with "
+            "μ = 0.03 beside Tikhonov's, or Tikhonov's alone.",
             markdown(FIGURE, map(_figure_cells, groups)),
             "Every run. 1997: the minibatches at which the criterion of Hochreiter & Schmidhuber "
             "(1997) was first met, where there is one.",
