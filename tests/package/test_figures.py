@@ -171,7 +171,7 @@ def test_the_deep_autoencoder() -> None:
             assert float(row["published"]) == published[row["iteration"]]
 
 
-def test_the_eight_problems() -> None:
+def test_the_problems_of_2011() -> None:
     found = results("fig3.json")["runs"]
     runs = {
         run["problem"]: run
@@ -179,7 +179,7 @@ def test_the_eight_problems() -> None:
         if (run["length"], run["seed"], run["damping"]) == (30, 0, "structural")
     }
     rows = table(FOUND, PROBLEMS_2011)
-    assert len(rows) == 8
+    assert len(rows) == len(runs) > 0
     for row in rows:
         name, *cells = row.values()
         code = re.search(r"`(.*)`", name)
