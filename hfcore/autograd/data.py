@@ -196,11 +196,13 @@ def _check_targets(targets: Any, mask: Tensor | None, loss: Loss) -> Tensor:
     return values
 
 
-def cut_off(targets: Tensor, mask: Tensor) -> Tensor:
+def cut_off(targets: Any, mask: Tensor) -> Tensor:
     """``targets […]``, zeros where ``mask […]`` is zero.
 
     Raises ValueError where the mask has other axes than the leading ones.
     """
+    if not isinstance(targets, Tensor):
+        raise TypeError(f"targets: got {type(targets).__name__}, need a torch.Tensor beside a mask")
     if mask.ndim > targets.ndim or mask.shape != targets.shape[: mask.ndim]:
         raise ValueError(
             f"mask: got shape {list(mask.shape)}, need the leading axes of the targets' "

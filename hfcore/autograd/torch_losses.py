@@ -55,7 +55,9 @@ class TorchLoss(PackageLoss):
         if not isinstance(targets, Tensor) or self.loss.takes_classes != _are_classes(targets):
             return float(part.count)
         k = 1 if self.loss.takes_classes or targets.ndim < 2 else targets.shape[-1]
-        return self.loss.counted(self._moved_targets(targets), part.mask, k, part.count)
+        moved = self._moved_targets(targets)
+        _check_mask(part.mask, moved.shape if self.loss.takes_classes else moved.shape[:-1])
+        return self.loss.counted(moved, part.mask, k, part.count)
 
     def total(self, counted: Iterable[float]) -> float:
         return 1.0 / self.loss.scale(counted) * self.loss.factor
@@ -69,9 +71,7 @@ class TorchLoss(PackageLoss):
                 f"outputs {list(outputs.shape)}"
             )
         else:
-            need = list(self._moved(outputs).shape[:-1])
-            if list(part.mask.shape) != need:
-                raise ValueError(f"mask: got shape {list(part.mask.shape)}, need {need}")
+            _check_mask(part.mask, self._moved(outputs).shape[:-1])
         if outputs.ndim > 1:
             check_classes(part, outputs.shape[1])
 
@@ -156,6 +156,11 @@ class TorchLoss(PackageLoss):
 
     def _moved_targets(self, targets: Tensor) -> Tensor:
         return targets if self.loss.takes_classes else self._moved(targets)
+
+
+def _check_mask(mask: Tensor | None, need: torch.Size) -> None:
+    if mask is not None and mask.shape != need:
+        raise ValueError(f"mask: got shape {list(mask.shape)}, need {list(need)}")
 
 
 def _are_classes(targets: Any) -> bool:

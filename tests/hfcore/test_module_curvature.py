@@ -493,6 +493,12 @@ def test_losses_that_do_not_fit_are_explained() -> None:
         (softmaxed, LOSSES["softmax"], (x, classes), "as if a softmax had been applied"),
         (model, nn.MSELoss(), (x, y, none.bool()), r"mask: got shape \[4, 3\], need \[4\]"),
         (model, lambda s, t: s.sum(), (x, y, none[:, 0].bool()), "mask: needs a loss of hf.losses"),
+        (
+            nn.Sequential(nn.Linear(4, 4).double(), nn.Unflatten(1, (2, 2))),
+            nn.CrossEntropyLoss(),
+            (x, classes[:, None].expand(4, 2) % 2, none[:, 0].bool()),
+            r"mask: got shape \[4\], need \[4, 2\]",
+        ),
         (model, LOSSES["logistic"], (x, y * 9), r"targets: an unmasked target is"),
         (nn.LSTM(4, 3).double(), LOSSES["squared"], (x, y), "the model returned tuple"),
         (nn.Flatten(0), LOSSES["squared"], (x, y), "has no trainable parameters"),
