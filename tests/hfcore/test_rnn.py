@@ -199,11 +199,19 @@ def test_gradcheck_to_second_order(backend: str, nonlinearity: str) -> None:
     assert torch.autograd.gradgradcheck(f, inputs, check_fwd_over_rev=True)
 
 
-@pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("groups", [(1, 1, 1), (2, 2, 1), (1, 2, 1), (2, 1, 2), (1, 1, 2)])
+SCAN_GROUPS = [(1, 1, 1), (2, 2, 1), (1, 2, 1), (2, 1, 2), (1, 1, 2)]  # of u, d and W
+
+
+@pytest.mark.parametrize(
+    ("backend", "reverse", "groups"),
+    # Both directions of the kernels; the reference in turn, as it is plain torch.
+    [("auto", r, g) for r in (False, True) for g in SCAN_GROUPS]
+    + [(b, i % 2 == 1, g) for b in ("reference", "fallback") for i, g in enumerate(SCAN_GROUPS)],
+    indirect=["backend"],
+)
 def test_linear_scan_gradcheck(backend: str, reverse: bool, groups: tuple[int, int, int]) -> None:
     g = torch.Generator().manual_seed(3)
-    T, B, H = 3, 2, 3
+    T, B, H = 3, 2, 2
     shapes = [(groups[0], T, B, H), (groups[1], T, B, H), (groups[2], H, H)]
     u, d, W = (torch.randn(s, dtype=torch.float64, generator=g) for s in shapes)
     d[:, 1, 0] = 0.0  # a saturated unit: its d is 0, the gradient with respect to d is not
