@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PY := $(VENV)/bin/python
-# Python compiles what it imports when it does; pip would compile all of torch, a third of `make train`.
+# Python compiles what it imports when it does; pip would compile all of torch, for some 20 seconds.
 INSTALL = -m pip install --disable-pip-version-check -q --no-compile -c constraints.txt
 # Tests, checks and benchmarks run on the wheel, in an environment that borrows torch from $(VENV).
 WHEEL_VENV := build/wheel-env
