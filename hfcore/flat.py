@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hfcore.cut_parameters import drop_wholes, is_cut, whole, write
-from hfcore.flat_memory import side_by_side
 from hfcore.layout import Layout, layout_of
 
 SINCE = "since this was built for the model's trainable parameters; build it anew"
@@ -152,9 +151,13 @@ class FlatParameters:
         """The module computes with ``theta [N]`` inside, and with its own values again after.
 
         Storage is swapped, not written: a graph retained from before stays valid. Other threads
-        that come here wait.
+        that come here wait. Each has a storage of its own, as those of the module have.
         """
-        with self.holding_views(side_by_side(self.split(theta))):
+        sizes = [p.numel() for p in self.tensors]
+        # Its stub knows the form that writes alone.
+        copies: Any = torch.split_with_sizes_copy(theta.detach(), sizes)  # type: ignore[func-returns-value]
+        shaped = [c.view(p.shape) for c, p in zip(copies, self.tensors, strict=True)]
+        with self.holding_views(shaped):
             yield
 
     @contextmanager

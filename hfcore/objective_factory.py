@@ -12,7 +12,7 @@ from hfcore.autograd.objective import ModuleObjective
 from hfcore.curvature.hessian_fd import FiniteDifferenceHessian
 from hfcore.losses import Loss
 from hfcore.losses.checks import check_loss
-from hfcore.nets import FusedObjective, net_of
+from hfcore.nets import FusedNet, FusedObjective, net_of
 from hfcore.nets.objective import Normalize
 from hfcore.nets.registry import why_left_to_autograd
 from hfcore.nets.rnn import StructuralDistance
@@ -64,8 +64,7 @@ def objective_for(
         structural_distance=structural_distance,
     )
     if net is not None:
-        if net.has_torch_axes:
-            options.pop("batch_dim", None)
+        _check_axes(net, model, options)
         if chunk_size is not None:
             raise ValueError(
                 "chunk_size: is for modules without a fused product, need memory='recompute'"
@@ -105,6 +104,17 @@ def batch_dim_of(model: Any) -> int:
     """The axis along which a model counts its cases, where it says so, else 0."""
     axis = getattr(model, "batch_dim", 0)
     return axis if isinstance(axis, int) else 0
+
+
+def _check_axes(net: FusedNet, model: Any, options: dict[str, Any]) -> None:
+    """Take ``batch_dim`` out of the options; ValueError where a net has its cases elsewhere."""
+    given = options.pop("batch_dim", None)
+    axis = batch_dim_of(model)
+    if given in (None, axis, (axis, axis)) or net.has_torch_axes:
+        return
+    raise ValueError(
+        f"batch_dim: got {given!r}, need {axis}, where {type(model).__name__} has its cases"
+    )
 
 
 def _check_without_kernels(reason: str, normalize: str, options: Mapping[str, Any]) -> None:

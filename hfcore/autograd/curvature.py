@@ -13,6 +13,7 @@ from hfcore.autograd.autocast import CastState, no_casts
 from hfcore.autograd.checks import reaches
 from hfcore.autograd.choice import Chooser, NotACurvature, freed
 from hfcore.autograd.data import (
+    NO_DEPENDENCE,
     NO_GRADIENT,
     SCALAR_CLOSURE,
     BatchPart,
@@ -23,7 +24,7 @@ from hfcore.autograd.data import (
 from hfcore.autograd.double_vjp import Strategy
 from hfcore.autograd.doubts import Look, explain
 from hfcore.autograd.evaluation import Evaluation, flatten
-from hfcore.autograd.graph import NO_DEPENDENCE, Graph, Parts, Split
+from hfcore.autograd.graph import Graph, Parts, Split
 from hfcore.autograd.loss_graph import LinearMap
 from hfcore.autograd.losses import second_of
 from hfcore.autograd.strategies import Rebuilt, make_strategy

@@ -31,6 +31,10 @@ BACKWARD_CALLED = (
     "closure: called backward(), which frees the graph that is to be differentiated; leave the "
     "call out, or take curvature='hessian_fd', which uses it"
 )
+NO_DEPENDENCE = (
+    "model: the outputs do not depend on the model's parameters; does the closure call another "
+    "model, or detach them?"
+)
 NO_GRADIENT = (
     "loss: does not depend on the model's parameters, or was computed under torch.no_grad; does "
     "the closure call another model?"

@@ -114,6 +114,11 @@ class Evaluator:
                 f"outputs: got shape {list(outputs.shape)}, need {part.count} cases along axis "
                 f"{self.case_dim}; batch_dim says where they are"
             )
+        if outputs.numel() == 0:
+            raise ValueError(
+                f"outputs: got shape {list(outputs.shape)} for inputs {_shown(part.inputs)}, need "
+                "at least one number"
+            )
         if torch.is_autocast_enabled(outputs.device.type):  # losses are computed as torch's are
             outputs = outputs.to(self.parameters.dtype)
         loss.check(outputs, part)

@@ -11,12 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from hfcore.autograd.data import NO_DEPENDENCE
 from hfcore.autograd.loss_graph import LinearMap
-
-NO_DEPENDENCE = (
-    "model: the outputs do not depend on the model's parameters; does the closure call another "
-    "model?"
-)
 
 Parts = list[Tensor]
 Gradients = Sequence[Tensor | None]

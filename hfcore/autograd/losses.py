@@ -11,12 +11,14 @@ from torch.autograd.functional import hessian as autograd_hessian
 from torch.func import hessian, vmap
 
 from hfcore.arguments import called
-from hfcore.autograd.data import BatchPart
+from hfcore.autograd.data import NO_DEPENDENCE, BatchPart
 from hfcore.autograd.loss_graph import LinearMap, second_of_graph
 from hfcore.losses import Loss
 from hfcore.losses.applied import PROBABILITIES
 from hfcore.losses.checks import check_loss
 from hfcore.losses.hessian import symmetric_root
+
+NOT_OF_OUTPUTS = "closure: the loss was not computed from the outputs it returned"
 
 MeanLoss = Callable[[Tensor, Any], Tensor]
 
@@ -284,12 +286,16 @@ def second_of(loss: Tensor, outputs: Tensor) -> LinearMap:
     else by differentiating twice. Raises ValueError if the loss was not computed from these
     outputs.
     """
+    if not outputs.requires_grad:
+        raise ValueError(NO_DEPENDENCE)
+    if not loss.requires_grad:
+        raise ValueError(NOT_OF_OUTPUTS)
     known = second_of_graph(loss, outputs)
     if known is not None:
         return known
     (gradient,) = torch.autograd.grad(loss, (outputs,), create_graph=True, allow_unused=True)
     if gradient is None:
-        raise ValueError("closure: the loss was not computed from the outputs it returned")
+        raise ValueError(NOT_OF_OUTPUTS)
     if not gradient.requires_grad:  # a loss linear in the outputs
         return torch.zeros_like
 

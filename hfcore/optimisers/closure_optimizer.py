@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,7 +12,7 @@ from hfcore.flat import FlatParameters
 
 
 class ClosureOptimizer(torch.optim.Optimizer):
-    """Copies, states and the end of a step.
+    """Copies, states and the end of a step. ``lr`` is there for torch's schedulers to find: 1.
 
     Of a subclass, ``mark`` is an option that no other optimiser has, by which its states are known,
     and ``kept`` are the attributes that copies and pickles take along.
@@ -20,6 +20,9 @@ class ClosureOptimizer(torch.optim.Optimizer):
 
     mark: ClassVar[str]
     kept: ClassVar[tuple[str, ...]] = ("last_stats",)
+
+    def __init__(self, params: Iterable[Any], options: dict[str, Any]) -> None:
+        super().__init__(params, {**options, "lr": 1.0})
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), **{name: getattr(self, name) for name in self.kept}}
@@ -31,6 +34,15 @@ class ClosureOptimizer(torch.optim.Optimizer):
                 f"state_dict: has no {self.mark}, need the state of a {type(self).__name__}"
             )
         super().load_state_dict(dict(state_dict))
+
+    def _check_lr(self) -> None:
+        """Raise ValueError where a scheduler has set a learning rate."""
+        for group in self.param_groups:
+            if group.get("lr", 1.0) != 1.0:
+                raise ValueError(
+                    f"lr: got {group['lr']}, need 1: {type(self).__name__} finds the length of "
+                    "every step itself, so that there is nothing for a scheduler to set"
+                )
 
     def _ended(self, parameters: FlatParameters, theta: Tensor | None, **state: Any) -> None:
         """A step has come to ``theta [N]``, None: nowhere; ``state`` is for the next one."""

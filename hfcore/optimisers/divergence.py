@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -47,6 +48,7 @@ class Divergence:
             DISTRIBUTIONS[distribution] if isinstance(distribution, str) else distribution
         )
         outputs = outputs.detach()
+        self._shape = outputs.shape
         if not bool(torch.isfinite(outputs).all()):
             raise ValueError("closure: returned outputs with NaN or Inf, need finite values")
         self._before = self._made(outputs)
@@ -54,13 +56,33 @@ class Divergence:
     def mean(self, outputs: Tensor) -> Tensor:
         """The mean ``[]`` of those of ``outputs […]``, which can be differentiated.
 
-        Raises TypeError where torch knows no divergence of the two.
+        Raises TypeError where torch knows no divergence of the two, ValueError for outputs of
+        another shape.
         """
+        self._check(outputs)
         try:
             return kl_divergence(self._before, self._made(outputs)).mean()
         except NotImplementedError as error:
             name = type(self._before).__name__
             raise TypeError(f"distribution: torch knows no kl_divergence of {name}") from error
+
+    def value(self, outputs: Tensor) -> float:
+        """The mean as a float; infinite where ``outputs […]`` stand for no distribution."""
+        outputs = outputs.detach()
+        self._check(outputs)
+        if not bool(torch.isfinite(outputs).all()):
+            return math.inf
+        try:
+            return float(self.mean(outputs))
+        except ValueError:  # torch's: as of a deviation that has come to 0
+            return math.inf
+
+    def _check(self, outputs: Tensor) -> None:
+        if outputs.shape != self._shape:
+            raise ValueError(
+                f"closure: returned outputs of shape {list(outputs.shape)}, need "
+                f"{list(self._shape)} as in the call before of this step"
+            )
 
     def _made(self, outputs: Tensor) -> Distribution:
         made = called("distribution", self._make, outputs)

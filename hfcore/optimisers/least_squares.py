@@ -111,6 +111,7 @@ class LeastSquares(OneGroup):
         return step.loss
 
     def _checked(self) -> None:
+        self._check_lr()
         group = self.param_groups[0]
         choice("space", group["space"], ("auto", "parameters", "samples"))
         choice("solver", group["solver"], ("auto", "dense", "cg"))

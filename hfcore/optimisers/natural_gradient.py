@@ -126,6 +126,7 @@ class NaturalGradient(OneGroup):
 
     def _checked(self) -> LineSearch:
         """The search of the present options, all of which are checked."""
+        self._check_lr()
         group = self.param_groups[0]
         positive("max_kl", group["max_kl"])
         nonnegative("damping", group["damping"])

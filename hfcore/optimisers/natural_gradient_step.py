@@ -123,8 +123,7 @@ class NaturalGradientStep:
         with self._objective.parameters.holding(theta):
             loss, outputs, _, _ = self._objective.evaluate(self._closure)
         assert outputs is not None
-        with torch.no_grad():
-            self._kl = float(self._divergence.mean(outputs))
+        self._kl = self._divergence.value(outputs)
         return float(loss.detach()) if self._kl <= self._group["max_kl"] else math.inf
 
     def stats(self, seconds: float) -> NaturalGradientStats:

@@ -186,6 +186,7 @@ class NonlinearCG(ClosureOptimizer):
 
     def _checked(self) -> WolfeSearch:
         """The search of the present options, all of which are checked."""
+        self._check_lr()
         first = self.param_groups[0]
         for group in self.param_groups:
             nonnegative("weight_decay", group["weight_decay"])

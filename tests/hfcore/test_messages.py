@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,33 @@ def training_by(metric: Callable[..., Any]) -> None:
     net = nn.Linear(3, 2)
     opt, stop = hf.NAG(net, 0.01), hf.training.Limits(iterations=1)
     hf.train(net, (x, y), opt, loss=SQUARED, validation=(x, y), metric=metric, stop=stop)
+
+
+NOT_MOVED = "model: the outputs do not depend on the model's parameters"
+
+
+def natural(closure: Callable[..., Any]) -> None:
+    hf.NaturalGradient(OUT, "normal").step(closure)
+
+
+def of_sizes(*sizes: int) -> Callable[[], Any]:
+    """A closure of other cases in every call."""
+    left = list(sizes)
+
+    def closure() -> Any:
+        s = OUT(x[: left.pop(0)])
+        return s.square().mean(), s
+
+    return closure
+
+
+def scheduled(make: Callable[..., Any]) -> None:
+    opt = make(nn.Linear(3, 2))
+    scheduler = torch.optim.lr_scheduler.StepLR(opt, 1, 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a scheduler that goes first
+        scheduler.step()
+    opt.step(lambda: None)
 
 
 class Named(nn.Linear):
@@ -319,6 +347,21 @@ def closure_step(closure: Callable[..., Any]) -> None:
             lambda: hf.NaturalGradient(OUT, lambda: None).step(lambda: (OUT(x).mean(), OUT(x))),
             TypeError,
             "distribution: takes other arguments .*; it is called with 1",
+        ),
+        # ---- closures and schedulers
+        (lambda: closure_step(lambda: (OUT(x).mean(), OUT(x).detach())), ValueError, NOT_MOVED),
+        (lambda: natural(lambda: (OUT(x).mean(), OUT(x).detach())), ValueError, NOT_MOVED),
+        (
+            lambda: natural(of_sizes(4, 3)),
+            ValueError,
+            r"closure: returned outputs of shape \[3, 2\], need \[4, 2\] as in the call before",
+        ),
+        (lambda: scheduled(hf.LeastSquares), ValueError, "lr: got 0.5, need 1: LeastSquares"),
+        (lambda: scheduled(hf.NonlinearCG), ValueError, "lr: got 0.5, need 1: NonlinearCG finds"),
+        (
+            lambda: scheduled(lambda net: hf.NaturalGradient(net, "normal")),
+            ValueError,
+            "lr: got 0.5, need 1: NaturalGradient finds",
         ),
         # ---- checks of products
         (

@@ -269,3 +269,22 @@ def test_states_that_are_refused() -> None:
         opt.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
     with pytest.raises(ValueError, match="state_dict: has no max_kl"):
         opt.load_state_dict(torch.optim.SGD(net.parameters(), lr=0.1).state_dict())
+
+
+def test_a_trial_that_stands_for_no_distribution_is_shortened() -> None:
+    """A radius that allows deviations of 0 and of infinity: torch would refuse the distribution."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Linear(3, 2).double()
+    x = torch.randn(20, 3, generator=torch.Generator().manual_seed(1)).double()
+    opt = hf.NaturalGradient(net, "normal", max_kl=1e12)
+
+    def closure() -> tuple[Tensor, Tensor]:
+        s = net(x)
+        return s.square().mean(), s
+
+    losses = [opt.step(closure) for _ in range(5)]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] <= losses[0]
+    assert opt.last_stats is not None
+    assert math.isfinite(opt.last_stats.divergence)

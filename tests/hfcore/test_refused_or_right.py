@@ -90,3 +90,25 @@ def test_gradients_that_explode_through_time_are_refused_and_nothing_moves() -> 
         opt.step((x, y))
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
     assert opt.steps == 0
+
+
+@pytest.mark.parametrize("make", [lambda: hf.RNN(3, 4, 2), lambda: hf.StackedRNN(3, [4, 3], 2)])
+def test_a_net_of_ours_may_be_told_where_it_has_its_cases(make: Callable[[], nn.Module]) -> None:
+    """As programs do that are written for any module."""
+    net, x, y = make(), torch.randn(4, 5, 3, generator=generator()), torch.zeros(4, 5, 2)
+    G, v = hf.GaussNewton(net, SQUARED, x, y), torch.ones(sum(p.numel() for p in net.parameters()))
+    assert torch.equal(hf.GaussNewton(net, SQUARED, x, y, batch_dim=1) @ v, G @ v)
+    for axis in (0, (1, 0), "1"):
+        with pytest.raises(ValueError, match=r"^batch_dim: got .*, need 1, where .*RNN has its"):
+            hf.GaussNewton(net, SQUARED, x, y, batch_dim=axis)
+
+
+def test_outputs_of_no_number_are_named() -> None:
+    """No time step: torch's reshape would say that something is ambiguous."""
+    net = nn.Linear(3, 2)
+    x, y = torch.zeros(0, 5, 3), torch.zeros(0, 5, 2)
+    opt = hf.HessianFree(net, SQUARED, batch_dim=1)
+    with pytest.raises(ValueError, match=r"^outputs: got shape \[0, 5, 2\] for inputs \[0, 5, 3\]"):
+        opt.step((x, y))
+    with pytest.raises(ValueError, match=r"^outputs: got shape \[0, 5, 2\]"):
+        hf.EmpiricalFisher(net, SQUARED, x, y, batch_dim=1)
