@@ -14,12 +14,14 @@ from hfcore.flat import FlatParameters
 class ClosureOptimizer(torch.optim.Optimizer):
     """Copies, states and the end of a step. ``lr`` is there for torch's schedulers to find: 1.
 
-    Of a subclass, ``mark`` is an option that no other optimiser has, by which its states are known,
-    and ``kept`` are the attributes that copies and pickles take along.
+    Of a subclass, ``mark`` is an option that no other optimiser has, by which its states are known;
+    ``kept`` are the attributes that copies and pickles take along, and ``returned`` is what its
+    closures return where that is more than a loss, which ``hf.train`` does not give.
     """
 
     mark: ClassVar[str]
     kept: ClassVar[tuple[str, ...]] = ("last_stats",)
+    returned: ClassVar[str | None] = None
 
     def __init__(self, params: Iterable[Any], options: dict[str, Any]) -> None:
         super().__init__(params, {**options, "lr": 1.0})

@@ -62,6 +62,7 @@ class LeastSquares(OneGroup):
 
     mark = "max_tries"
     kept = ("last_stats", "_module")
+    returned = "residuals"
 
     @naming_options
     def __init__(

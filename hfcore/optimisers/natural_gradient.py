@@ -67,6 +67,7 @@ class NaturalGradient(OneGroup):
 
     mark = "max_kl"
     kept = ("last_stats", "_model", "distribution")
+    returned = "(loss, outputs)"
 
     @naming_options
     def __init__(

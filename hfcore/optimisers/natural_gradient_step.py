@@ -9,13 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfcore.autograd.data import NO_GRADIENT, SCALAR_CLOSURE, Closure, said_of_closures
+from hfcore.autograd.data import NO_GRADIENT, Closure, said_of_closures
 from hfcore.autograd.evaluation import flatten
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.curvature.gauss_newton import GaussNewton
 from hfcore.optimisers.divergence import Divergence, MakesDistribution
 from hfcore.optimisers.line_search import LineSearch
 
+NO_OUTPUTS = (
+    "closure: returned a scalar loss alone, need (loss, outputs): how far the distributions of the "
+    "outputs move limits the step"
+)
 STATIONARY = "the gradient is zero: the step is zero"
 NO_CURVATURE = "the divergence does not grow along the step: raise damping"
 NO_DECREASE = "no step within the radius made the loss fall: the step is zero"
@@ -55,7 +59,7 @@ class NaturalGradientStep:
         with said_of_closures():
             loss, outputs, _, _ = objective.evaluate(closure)
             if outputs is None:
-                raise TypeError(SCALAR_CLOSURE)
+                raise TypeError(NO_OUTPUTS)
             self.loss = self._loss_after = float(loss.detach())
             self._g = self._gradient(loss)
         self._divergence = Divergence(distribution, outputs)

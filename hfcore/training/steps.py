@@ -17,6 +17,7 @@ from hfcore.bindings.momentum import Step
 from hfcore.distributed.group import Group
 from hfcore.losses import Loss
 from hfcore.nets.grouped import BATCHES_ON
+from hfcore.optimisers.closure_optimizer import ClosureOptimizer
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.optimisers.momentum_closures import SummedClosure, UpdatingClosure
 from hfcore.optimisers.nonlinear_cg import NonlinearCG
@@ -272,12 +273,17 @@ def make_stepper(
 
     Without ``gradients`` it may leave none in the parameters, where that is faster.
     Raises ValueError if the optimiser holds a parameter that is not the model's, or a first-order
-    one has no loss.
+    one has no loss, TypeError for one that wants more than a loss.
     """
     own = {id(p) for p in model.parameters()}
     held = [p for group in optimizer.param_groups for p in group["params"]]
     if any(id(p) not in own for p in held):
         raise ValueError("optimizer: holds parameters that are not the model's")
+    if isinstance(optimizer, ClosureOptimizer) and optimizer.returned is not None:
+        raise TypeError(
+            f"optimizer: {type(optimizer).__name__} takes closures that return "
+            f"{optimizer.returned}, which hf.train has none of; call its step"
+        )
     if isinstance(optimizer, HessianFree):
         return HessianFreeStepper(optimizer, count, device_of(model))
     if loss is None:

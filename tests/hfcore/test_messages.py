@@ -50,6 +50,10 @@ def natural(closure: Callable[..., Any]) -> None:
     hf.NaturalGradient(OUT, "normal").step(closure)
 
 
+def train_by(opt: torch.optim.Optimizer) -> None:
+    hf.train(OUT, (x, y), opt, loss=SQUARED, stop=hf.training.Limits(iterations=1))
+
+
 def of_sizes(*sizes: int) -> Callable[[], Any]:
     """A closure of other cases in every call."""
     left = list(sizes)
@@ -362,6 +366,21 @@ def closure_step(closure: Callable[..., Any]) -> None:
             lambda: scheduled(lambda net: hf.NaturalGradient(net, "normal")),
             ValueError,
             "lr: got 0.5, need 1: NaturalGradient finds",
+        ),
+        (
+            lambda: natural(lambda: OUT(x).square().mean()),
+            TypeError,
+            r"closure: returned a scalar loss alone, need \(loss, outputs\): how far",
+        ),
+        (
+            lambda: train_by(hf.LeastSquares(OUT)),
+            TypeError,
+            "optimizer: LeastSquares takes closures that return residuals, which hf.train",
+        ),
+        (
+            lambda: train_by(hf.NaturalGradient(OUT, "normal")),
+            TypeError,
+            r"optimizer: NaturalGradient takes closures that return \(loss, outputs\), which",
         ),
         # ---- checks of products
         (
