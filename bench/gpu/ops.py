@@ -15,13 +15,14 @@ from torch import Tensor
 import hfcore as hf
 from bench.gpu.measurements import EAGER, GRAPHED, OURS, OURS_GRAPHED, Aim, Work
 from bench.gpu.timing import Call, graphed
-from hfcore.bindings import dense, loss, recurrence
+from hfcore.bindings import dense, loss, recurrence, tensor_cores
 from hfcore.bindings.triton_backend import torch_matmul
 from hfcore.kernels.dense import reference as dense_reference
 from hfcore.kernels.loss import reference as loss_reference
 from hfcore.kernels.recurrence import Curvature, ForwardPass, RnnShape, RnnWeights, gpu, reference
 
 COMPILED = "reference, torch.compile"
+ON_TENSOR_CORES = f"{OURS_GRAPHED}, bf16x6"
 CUDNN = "torch.nn.RNN (cuDNN, TF32 off)"
 
 # float32 sums of 1e5 terms in other orders; a different quantity would be off by far more.
@@ -85,17 +86,38 @@ class Net:
         return RnnShape(self.n, self.H, self.k)
 
 
-def against_reference(ours: Call, plain: Call, *, compiled: bool) -> dict[str, Callable[[], Call]]:
-    """hfcore and the reference: called, replayed from a CUDA graph, and compiled."""
+def against_reference(
+    ours: Call, plain: Call, *, compiled: bool, tensor: bool = False
+) -> dict[str, Callable[[], Call]]:
+    """hfcore and the reference: called, replayed from a CUDA graph, and compiled.
+
+    ``tensor``: hfcore on tensor cores too, where they serve.
+    """
     makers: dict[str, Callable[[], Call]] = {
         OURS: lambda: _agreeing(ours, plain),
         OURS_GRAPHED: lambda: graphed(ours),
         EAGER: lambda: plain,
         GRAPHED: lambda: graphed(plain),
     }
+    if tensor:
+        makers[ON_TENSOR_CORES] = lambda: graphed(_agreeing(_on_tensor_cores(ours), plain))
     if compiled:
         makers[COMPILED] = lambda: _warm(torch.compile(plain))
     return makers
+
+
+def _on_tensor_cores(ours: Call) -> Call:
+    """``ours`` in six bfloat16 products; RuntimeError with the reason where they do not serve."""
+    with hf.set_matmul_precision("bf16x6"):
+        served = tensor_cores.in_words("recurrence.rnn_forward", torch.device("cuda"))
+    if served != " on tensor cores":
+        raise RuntimeError(f"recurrences are{served}")
+
+    def asked() -> object:
+        with hf.set_matmul_precision("bf16x6"):
+            return ours()
+
+    return asked
 
 
 def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
@@ -126,6 +148,7 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
                 lambda: recurrence.rnn_forward(x, w, steps=steps, out=out),
                 lambda: reference.rnn_forward(x, w, "tanh", steps),
                 compiled=compiled,
+                tensor=H <= 128,
             )
             | {CUDNN: lambda: _cudnn_forward(net)},
             aims(Aim("µs a step", 0.8)),
@@ -156,6 +179,7 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
                 lambda: recurrence.rnn_backward(x, h, w, gs, steps=steps, out=g),
                 lambda: reference.rnn_backward(at, gs),
                 compiled=compiled,
+                tensor=H <= 128,
             )
             | {CUDNN: lambda: _cudnn_gradient(net)},
         ),
@@ -183,6 +207,7 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
                 ),
                 lambda: reference.rnn_gauss_newton(at, v, Curvature(c, False, 1 / B, 0.03, 0.1)),
                 compiled=compiled,
+                tensor=H <= 128,
             ),
             aims(*((Aim("ms, CUDA graph", 0.5),) if T == 200 else ()), *faster),
         ),
