@@ -58,13 +58,16 @@ IN_PLACE: dict[Any, tuple[Sequence[int], Callable[[int], Written]]] = {
 }  # fmt: skip
 
 # Ops that give a view without saying so.
-VIEWS = (aten._unsafe_view.default, aten._reshape_alias.default)
+VIEWS = (
+    aten._unsafe_view.default, aten._reshape_alias.default, aten.unsafe_split.Tensor,
+    aten.unsafe_split_with_sizes.default,
+)  # fmt: skip
 # Views that show no number twice.
 ONE_TO_ONE = (
     aten.view.default, aten._unsafe_view.default, aten.t.default, aten.transpose.int,
     aten.permute.default, aten.unsqueeze.default, aten.squeeze.dim, aten.select.int,
     aten.slice.Tensor, aten.reshape.default, aten.split.Tensor, aten.split_with_sizes.default,
-    aten.unbind.int,
+    aten.unbind.int, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default,
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from hfcore.arguments import called
 from hfcore.autograd.calls import Select, chosen, selected
 from hfcore.autograd.data import BatchPart, cut_off
 from hfcore.autograd.links import check_link
@@ -141,7 +142,7 @@ class AutogradBackpropagation:
 
     def _through(self, s: Tensor, batch: Batch) -> float:
         if batch.mask is None:
-            value = self._loss(s, batch.targets)  # type: ignore[operator]
+            value = called("loss", self._loss, s, batch.targets)  # type: ignore[arg-type]
         else:
             value = self._masked(s, batch, batch.mask)
         if not isinstance(value, Tensor) or value.numel() != 1:

@@ -123,6 +123,22 @@ def test_what_is_read_later_is_not_written_over() -> None:
     assert torch.equal(c, torch.arange(1.0, 5.0))
 
 
+def test_parts_of_a_split_are_views_whatever_torch_says_of_them() -> None:
+    """unsafe_split gives no alias in its schema."""
+
+    def function(values: list[Tensor]) -> list[Tensor]:
+        a = values[0] * 2
+        first, second = torch.unsafe_split(a, 2)
+        whole = a.neg()  # reads what first shows
+        return [first * 3, whole + 1, second.exp()]
+
+    program = trace(function, [torch.ones(4)])
+    v = torch.tensor([3.0, -1.0, 0.5, 2.0])
+    for got, want in zip(compile_program(program)(v), function([v]), strict=True):
+        assert got is not None
+        assert torch.equal(got, want)
+
+
 def peak(call: Callable[[], Any]) -> tuple[Any, int, int]:
     """(result, bytes held at most, bytes held after) of torch's own allocations."""
     cpu = [torch.profiler.ProfilerActivity.CPU]

@@ -221,6 +221,11 @@ def test_a_loss_of_ones_own_and_a_criterion_of_torch() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
 
 
+def test_a_loss_that_is_no_python_is_named() -> None:
+    with pytest.raises(TypeError, match="loss: "):
+        moved(nn.Linear(3, 2).double(), arrays(), loss=len)
+
+
 def test_arrays_with_their_cases_on_another_axis() -> None:
     """A batch-first model on [B,T,n], and one whose batch_dim is told."""
     x, y = noise(4, 5, 3), noise(4, 5, 2, seed=1)
