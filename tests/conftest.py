@@ -33,27 +33,35 @@ def single_thread(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-# The files that take longest, in descending order: a third to a twentieth of a minute each.
+# The files that take longest, in descending order: three quarters to an eighth of a minute each.
 LONGEST = (
     "gates/test_triton_aot.py",
     "gates/test_triton_interpreter.py",
+    "hfcore/test_rnn.py",
     "hfcore/test_device_cg.py",
-    "gates/test_emulation_tensor.py",
+    "hfcore/test_reproduce.py",
     "gates/test_emulation.py",
     "gates/test_cuda_path.py",
-    "bench/test_gpu_bench.py",
-    "hfcore/distributed/test_document_of_ranks.py",
-    "hfcore/test_checkpoint.py",
     "gates/test_emulation_dense.py",
+    "hfcore/distributed/test_document_of_ranks.py",
+    "bench/test_gpu_bench.py",
+    "hfcore/distributed/test_training_of_ranks.py",
     "kernels/test_isa.py",
-    "hfcore/test_step_interrupt.py",
+    "gates/test_emulation_tensor.py",
+    "hfcore/distributed/test_sweeps_by_executors.py",
+    "hfcore/test_reproduce_ablation.py",
+    "hfcore/test_examples.py",
     "hfcore/distributed/test_sums_over_ranks.py",
-    "hfcore/distributed/test_steps_of_ranks.py",
+    "hfcore/test_step_interrupt.py",
+    "hfcore/test_checkpoint.py",
     "package/test_documents.py",
+    "hfcore/distributed/test_steps_of_ranks.py",
+    "kernels/test_recurrence.py",
+    "hfcore/test_training.py",
     "kernels/test_loss.py",
     "kernels/test_net.py",
-    "kernels/test_recurrence.py",
     "fuzz/test_fuzz_api_quick.py",
+    "gates/test_nvcc.py",
     "package/test_gallery.py",
 )
 

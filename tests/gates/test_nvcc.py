@@ -76,7 +76,10 @@ def assert_as_committed(
         not_run(f"table of nvcc {gate.version_in_table()}, here is {gate.version(nvcc)}")
     committed = [r for r in gate.rows_in_table(architecture) if f"| {source} |" in r]
     measured = [k.row() for k in sorted(kernels)]
-    assert measured == committed, "run: python -P tests/support/gpu_resources.py --write"
+    assert measured == committed, (
+        "run: python -P tests/support/gpu_resources.py --write "
+        "(with a package that is built from these sources, if it is its binary that differs)"
+    )
 
 
 @every_architecture
@@ -190,10 +193,10 @@ def test_weights_stay_in_registers(
 PRODUCTS = {"rnn_forward": (6,), "rnn_tangent": (6,), "rnn_backward": (6, 12)}
 
 
-def test_steps_on_tensor_cores(nvcc: str, require_tool: Callable[[str], str]) -> None:
+def test_steps_on_tensor_cores(cuobjdump: str, binary: Callable[[Path], Path]) -> None:
     """Six products a chunk, twice as many half as deep for the gradient; no local memory."""
-    source = gate.ROOT / "kernels" / "recurrence" / gpu_tensor.SOURCE
-    loops = gate.every_loop(nvcc, require_tool("cuobjdump"), source, 90)
+    source = Path("kernels", "recurrence", gpu_tensor.SOURCE)
+    loops = gate.every_loop(cuobjdump, binary(source), 90)
     assert len(loops) == 11
     for kernel, found in loops.items():
         op, _, chunks = kernel.partition("_tensor_")
