@@ -33,6 +33,10 @@ run from another. What more a problem may bring, each for one use:
 - ``test_set`` (:class:`FixedTest`): a test on given cases;
 - ``criterion_1997``, ``deviation`` (:class:`Judged1997`): three more columns in the log.
 
+Where lengths are random, give every sequence of a batch one of its own, padded, with the mask where
+it counts (``lengths.py``): Hessian-free takes its curvature, its line search and ρ from different
+batches, and if each has another length, a step that is good for one is bad for the next.
+
 A problem in the package is one file here with a line in ``SEQUENCES`` below, which gives it a name
 in the shell (``hfcore train NAME``) and lets :func:`create` and :func:`hfcore.load_run` rebuild it;
 ``temporal_order.py`` is a short one to start from.
