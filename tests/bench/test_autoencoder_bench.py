@@ -87,10 +87,11 @@ def test_targets_name_cases_that_exist() -> None:
 
 
 def made_up_run(group: str, case: str, load: float, cpu: str = "A CPU") -> dict[str, Any]:
-    """What pytest-benchmark writes of one bench, ours at 10 ms and curvlinops at 25."""
+    """What pytest-benchmark writes of one bench: ours at 10 ms, curvlinops at 25, torch at 30."""
     rows = [
         {"name": "hfcore", "min_ms": 10.0, "median_ms": 11.0, "setup_seconds": 0.0, "rounds": 3},
         {"name": "curvlinops", "min_ms": 25.0, "median_ms": 26.0, "setup_seconds": 1, "rounds": 3},
+        {"name": "torch.func", "min_ms": 30.0, "median_ms": 31.0, "setup_seconds": 1, "rounds": 3},
     ]
     rows[0]["products"] = 21
     extra = {"case": case, "sgemm_gflops": 200.0, "rows": rows}
