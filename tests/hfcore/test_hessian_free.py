@@ -370,7 +370,7 @@ def test_a_zero_gradient_changes_nothing() -> None:
 
 
 def test_negative_curvature_stops_cg_and_says_so() -> None:
-    torch.manual_seed(0)  # of other nets CG may reach its tolerance first
+    torch.manual_seed(40)  # of other nets CG may reach its tolerance first
     model = nn.Linear(3, 2, bias=False).double()
     x = torch.randn(8, 3, dtype=torch.float64)
 
