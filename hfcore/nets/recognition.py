@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import CellType, CodeType
 from typing import Any
 
 import torch
@@ -127,14 +128,46 @@ def _state_of(modules: list[nn.Module]) -> tuple[Any, ...]:
         own = vars(part)
         found += id(part), type(part).forward, *(len(own[kind]) for kind in HOOKS)
         for key, value in own.items():
-            simple = isinstance(value, bool | int | float | str | None)
-            found += key, value if simple else id(value)
+            found += key, _identity(value)
+        found += _outside_of(type(part).forward)
         for p in own["_parameters"].values():
             if p is not None:
                 hooked = bool(p._backward_hooks) or bool(p._post_accumulate_grad_hooks)
                 found += id(p), p.requires_grad, p.dtype, p.device, hooked
         found += own["_buffers"]
     return tuple(found)
+
+
+def _identity(value: object) -> object:
+    """The value where that is simple, else which object it is."""
+    return value if isinstance(value, bool | int | float | str | None) else id(value)
+
+
+def _outside_of(forward: Any) -> list[Any]:
+    """What the code of a forward names beside its arguments: globals and variables around it.
+
+    What functions that it calls read is unseen, and so is what changes within an object.
+    """
+    code = getattr(forward, "__code__", None)
+    if code is None or forward.__module__.startswith("torch."):
+        return []
+    around = [_identity(cell.cell_contents) for cell in forward.__closure__ or () if _filled(cell)]
+    seen = forward.__globals__
+    return around + [_identity(seen[name]) for name in _names(code) if name in seen]
+
+
+def _names(code: CodeType) -> list[str]:
+    """All names that it looks up, those of functions within it too."""
+    inner = [c for c in code.co_consts if isinstance(c, CodeType)]
+    return [*code.co_names, *(name for c in inner for name in _names(c))]
+
+
+def _filled(cell: CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 def _why_unlike(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> str | None:

@@ -1,7 +1,7 @@
 """What a module computes, as the calls of torch that its forward makes: two can be compared.
 
 Sizes, types and branches that a forward asks a tensor for are calls, too; what it reads elsewhere
-(attributes, globals) is unseen.
+(attributes, globals) is unseen here, and looked at in :mod:`hfcore.nets.recognition`.
 """
 
 from __future__ import annotations

@@ -350,6 +350,40 @@ def test_an_alteration_after_the_build_is_seen(alter: Callable[[Any], Any]) -> N
         optimiser.step(hf.Batch(x, y))
 
 
+DOUBLED = False
+
+
+class ReadsAGlobal(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.out = nn.RNN(2, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        s: Tensor = self.out(self.rnn(x)[0])
+        return 2 * s if DOUBLED else s
+
+
+@pytest.mark.parametrize("where", ["global", "closure"])
+def test_what_a_forward_names_outside_is_looked_at(where: str, monkeypatch: Any) -> None:
+    doubled = False
+
+    class ReadsAClosure(ReadsAGlobal):
+        def forward(self, x: Tensor) -> Tensor:
+            s: Tensor = self.out(self.rnn(x)[0])
+            return 2 * s if doubled else s
+
+    model = ReadsAGlobal() if where == "global" else ReadsAClosure()
+    x, y = torch.zeros(4, 5, 2), torch.ones(4, 5, 2)
+    optimiser = hf.HessianFree(model, LOSS, batch_dim=1)
+    optimiser.step(hf.Batch(x, y))
+    assert isinstance(recognised(model), ReadOut)
+    doubled = True
+    monkeypatch.setitem(globals(), "DOUBLED", True)
+    assert not isinstance(recognised(model), ReadOut)
+    with pytest.raises(ValueError, match="model: "):
+        optimiser.step(hf.Batch(x, y))
+
+
 def test_a_counter_in_the_forward_alters_nothing() -> None:
     def counted(m: Any, x: Tensor) -> Tensor:
         m.scale += 1
