@@ -149,7 +149,7 @@ def _outside_of(forward: Any) -> list[Any]:
     What functions that it calls read is unseen, and so is what changes within an object.
     """
     code = getattr(forward, "__code__", None)
-    if code is None or forward.__module__.startswith("torch."):
+    if code is None or (forward.__module__ or "").startswith("torch."):
         return []
     around = [_identity(cell.cell_contents) for cell in forward.__closure__ or () if _filled(cell)]
     seen = forward.__globals__
