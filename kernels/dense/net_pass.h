@@ -48,7 +48,7 @@ struct Pass {
     const int alone;       // the worker that does all of it, or -1: the region shares it
     const int64_t stride;  // cases, filled up to whole vectors
     const Blocks panels;   // of cases, in vectors
-    double* partial;       // losses, one a task
+    double* partial;       // losses, one an output or, of softmax, a case
     T *inputs, *targets, *states, *deltas;
     T* ahead;  // [N], a point beside the parameters
 

@@ -102,7 +102,6 @@ void apply_derivative(Nonlinearity e, T* y, const T* h, const T* Rh, T structura
         scale_by_derivative<Nonlinearity::relu>(y, h, Rh, structural, elements);
 }
 
-// gs = c ⊙ Rs − [rank one] c (cᵀRs), in place of Rs, all [k][L].
 template <class T>
 bool all_zero(const T* rows, int64_t count) {
     for (int64_t i = 0; i < count; ++i)
