@@ -17,14 +17,6 @@ constexpr int64_t window_bytes = int64_t{8} << 20;
 // Not the standard ones: shared template code must not be compiled for one instruction set and
 // linked into another.
 template <class T>
-inline T smaller(T a, T b) {
-    return a < b ? a : b;
-}
-template <class T>
-inline T larger(T a, T b) {
-    return a < b ? b : a;
-}
-template <class T>
 inline void fill(T* from, T* to, T value) {
     for (; from != to; ++from) *from = value;
 }

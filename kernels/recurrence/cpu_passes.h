@@ -34,8 +34,8 @@ struct Tile {
 // Sequences of the widest tile.
 template <class T>
 int64_t tile_capacity(int64_t B) {
-    const int64_t count = larger<int64_t>(Tiles<T>(B).per_net, 1);
-    return larger<int64_t>((B + count - 1) / count, 1);
+    const int64_t count = larger(Tiles<T>(B).per_net, 1);
+    return larger((B + count - 1) / count, 1);
 }
 
 // gs = c ⊙ Rs − [rank one] c (cᵀRs), in place of Rs, all [rows][k].
@@ -218,7 +218,7 @@ struct Pass {
     // Rebuilds the window that ends where the present one starts.
     void previous_window() const {
         const int64_t end = ws.window_start;
-        ws.window_start = larger<int64_t>(0, end - ws.windows.steps);
+        ws.window_start = larger(0, end - ws.windows.steps);
         const T* back = ws.window_start == 0 ? nullptr : checkpoint(ws.window_start - 1);
         for (int64_t t = ws.window_start; t < end; ++t) {
             make_state(t, in_window(t), back);
@@ -353,7 +353,7 @@ void reverse_pass(const Pass<T>& p, T structural) {
         p.load_step(t);
         const bool at_output = o >= 0 && (d.steps == nullptr || d.steps[o] == t);
         const bool active = at_output && ws.active[o];
-        const T* gs = ws.gs + larger<int64_t>(o, 0) * ws.full * k;
+        const T* gs = ws.gs + larger(o, 0) * ws.full * k;
 
         RowSegment<T> segments[2];
         int count = 0;
