@@ -88,7 +88,7 @@ def test_pixels_are_clipped_sums_over_all_balls(side: int) -> None:
     x, _ = simulated(9, 3, 5, seed=4)
     x[0, 0, 0] = (0.1, 9.9)  # partly outside
     x[1, 1, 0] = x[1, 1, 1]  # one behind the other
-    out = np.zeros((9, 3, side * side))
+    out = np.full((9, 3, side * side), np.nan)
     _paint(x, side, out)
     centres = (np.arange(side) + 0.5) * 10 / side
     rows, columns = np.meshgrid(centres, centres, indexing="ij")
@@ -97,10 +97,11 @@ def test_pixels_are_clipped_sums_over_all_balls(side: int) -> None:
         for px, py in x[t, b]:
             d2 = (rows - px) ** 2 + (columns - py) ** 2
             total += np.exp(-((d2 / 1.44) ** 4))
-        # what is left out of a term is below 2⁻⁵³
         np.testing.assert_allclose(
             out[t, b].reshape(side, side), np.minimum(total, 1), rtol=0, atol=1e-14
         )
+    # what is nearly nothing is 0 and no denormal number, on which processors are slow
+    assert out[out > 0].min() > 2.0**-54
 
 
 def test_films_depend_on_the_generator_alone() -> None:
