@@ -60,6 +60,11 @@ FIRST_ORDER_ALONE = ("updates",)
 SCHEDULE_ALONE = ("momentum_schedule", "final_updates")
 
 
+def has_option(problem: str, option: str) -> bool:
+    """Whether there is a problem of this name, with such an option."""
+    return problem in PROBLEMS and option in signature(PROBLEMS[problem]).parameters
+
+
 def problem_of(name: str, **given: Any) -> Problem:
     """The problem with these options; BadParameter or UsageError."""
     if name not in PROBLEMS:

@@ -1,4 +1,10 @@
-"""``hfcore train``: one training run on a problem."""
+"""``hfcore train``: one training run on a problem.
+
+1. Of the problems of random length Hessian-free has a length for each sequence, as in 1997 and in
+   the release of 2011, unless ``--one-length`` says otherwise; :mod:`hfcore.experiments.fig3` says
+   why. Other optimisers, which draw a batch for every update, have one for all of a batch, and so
+   have the problems of :mod:`hfcore.problems` themselves.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +21,7 @@ from hfcore.cli.build import (
     INITS,
     MOMENTUM,
     PRESETS,
+    has_option,
     model_of,
     optimizer_of,
     problem_of,
@@ -57,10 +64,10 @@ PROBLEM_OPTIONS = (
 )
 @click.option("--centre", is_flag=True, default=None, help="Inputs and targets with mean zero.")
 @click.option(
-    "--mixed-lengths",
-    is_flag=True,
+    "--mixed-lengths/--one-length",
     default=None,
-    help="A length for each sequence, not one for all of a batch.",
+    help="A length for each sequence, or one for all of a batch.  "
+    "[default: hf for each, else one]",
 )
 @click.option("--images", type=click.IntRange(1), help="Only so many training images.")
 @folder_option
@@ -176,6 +183,8 @@ def _train(
 ) -> None:
     """The command in each of its processes."""
     given = {key: options[key] for key in PROBLEM_OPTIONS if options[key] is not None}
+    if optimizer == "hf" and has_option(problem, "mixed_lengths"):
+        given.setdefault("mixed_lengths", True)
     task = problem_of(problem, **given)
     length = f"-T{task.length}" if hasattr(task, "length") else ""
     name = f"{problem}{length}-{optimizer}-seed{options['seed']}"

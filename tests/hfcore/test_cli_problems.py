@@ -38,8 +38,8 @@ def config(folder: Path, *arguments: str) -> dict[str, Any]:
         ("memorization-5bit", ["--scored", "recall"], {"scored": "recall", "centre": False}),
         ("memorization-20bit", ["--centre", *SGD], {"scored": "all", "centre": True}),
         ("memorization-5bit", ["--layout", "martens2011"], {"layout": "martens2011"}),
-        ("temporal-order-2bit", [], {"centre": False}),
-        ("xor", ["--mixed-lengths"], {"mixed_lengths": True}),
+        ("temporal-order-2bit", [], {"centre": False, "mixed_lengths": True}),
+        ("xor", ["--mixed-lengths", *SGD], {"mixed_lengths": True}),
         ("random-permutation", ["--scored", "all"], {"scored": "all", "symbols": 100}),
     ],
 )
@@ -50,6 +50,12 @@ def test_options_reach_the_problem(
     assert found["name"] == problem
     assert found["length"] == 6
     assert {key: found[key] for key in stored} == stored
+
+
+@pytest.mark.parametrize("options", [["--one-length"], SGD], ids=["asked for", "first-order"])
+def test_one_length_for_all_of_a_batch(tmp_path: Path, options: list[str]) -> None:
+    """What is not said in the configuration, so that runs from before there was a choice resume."""
+    assert "mixed_lengths" not in config(tmp_path / "run", "xor", *options)["problem"]
 
 
 @pytest.mark.parametrize(
