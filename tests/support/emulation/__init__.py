@@ -38,8 +38,8 @@ _ENTRY = """
 extern "C" const char* emulate(const char* name, const unsigned* grid, const unsigned* block,
                                unsigned long long shared_bytes, int order, const char* kinds,
                                void* const* slots) {{
-    const cuda_on_cpu::Launch how{{{{grid[0], grid[1], grid[2]}}, {{block[0], block[1], block[2]}},
-                                  shared_bytes, static_cast<cuda_on_cpu::Order>(order)}};
+    cuda_on_cpu::Launch how{{{{grid[0], grid[1], grid[2]}}, {{block[0], block[1], block[2]}},
+                            shared_bytes, static_cast<cuda_on_cpu::Order>(order), 1}};
     const std::string kernel = name;
     bool known = false;
     {cases}
@@ -52,19 +52,22 @@ extern "C" void tensor_core(int extra_bits, int products) {{
 }}
 """
 _CASE = (
-    'if (kernel == "{0}") {{ known = true; cuda_on_cpu::launch(::{0}, how, kinds, slots); }}\n    '
+    'if (kernel == "{0}") {{ known = true; how.cluster = {1}; '
+    "cuda_on_cpu::launch(::{0}, how, kinds, slots); }}\n    "
 )
 
 
-def kernel_names(source: Path, include: Path = ROOT) -> list[str]:
-    """Names of the ``extern "C"`` kernels that a .cu file defines, macros among them."""
+def kernel_names(source: Path, include: Path = ROOT) -> dict[str, int]:
+    """Blocks of a cluster by ``extern "C"`` kernel of a .cu file, those from macros among them."""
     # As nvcc reads it, so that the qualifiers are still there.
     command = ["g++", "-E", "-P", "-D__CUDACC__", f"-I{include}", "-x", "c++", str(source)]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.findall(
-        r'extern "C" __global__ void\s+(?:__launch_bounds__\([^()]*\)\s+)?(\w+)', text
+        r'extern "C" __global__ void\s+(?:__cluster_dims__\((\d+), 1, 1\)\s+)?'
+        r"(?:__launch_bounds__\([^()]*\)\s+)?(\w+)",
+        text,
     )
-    return list(found)
+    return {name: int(blocks or 1) for blocks, name in found}
 
 
 def build(
@@ -114,7 +117,8 @@ def built(source: Path, *, sanitize: bool = False) -> Path:
 
 def _wrapper(source: Path, folder: Path, include: Path) -> Path:
     """The C++ file, written to ``folder``, that has the kernels of ``source`` and starts them."""
-    cases = "".join(_CASE.format(name) for name in kernel_names(source, include))
+    kernels = kernel_names(source, include).items()
+    cases = "".join(_CASE.format(name, cluster) for name, cluster in kernels)
     wrapper = folder / f"{source.stem}_on_cpu.cpp"
     wrapper.write_text(
         f'#include "{HEADER}"\n#include "{source.resolve()}"\n' + _ENTRY.format(cases=cases)

@@ -2,9 +2,11 @@
 //
 // Include it before a .cu file, then start kernels through cuda_on_cpu::launch. What it has: one- to
 // three-dimensional grids and blocks, dynamic shared memory, __syncthreads, __shfl_*_sync, products on
-// tensor cores (tensor_cores_on_cpu.h), copies that arrive later. Blocks run one after the other. What it shows: a barrier that is missing (three orders of the threads), a
-// barrier or shuffle that not all threads reach, reads of shared memory that nobody wrote (it starts
-// as NaN), and, under -fsanitize=address, any access outside of shared memory, whose size is exact.
+// tensor cores (tensor_cores_on_cpu.h), copies that arrive later, clusters of blocks that write to one
+// another's shared memory (clusters_on_cpu.h). Blocks, or clusters, run one after the other. What it
+// shows: a barrier that is missing (three orders of the threads), a barrier or shuffle that not all
+// threads reach, reads of shared memory that nobody wrote (it starts as NaN), and, under
+// -fsanitize=address, any access outside of shared memory, whose size is exact.
 // It shows nothing of the memory model, and no speed.
 #pragma once
 
@@ -31,6 +33,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __cluster_dims__(...)
 #define HFCORE_DYNAMIC_SHARED(type, name) \
     type* const name = reinterpret_cast<type*>(cuda_on_cpu::block().shared)
 
@@ -59,10 +62,18 @@ namespace cuda_on_cpu {
 
 constexpr int warp_size = 32;
 constexpr int most_threads = 1024;  // of a block
+constexpr int most_blocks = 8;      // of a cluster, on every GPU that has them
 constexpr std::size_t stack_bytes = 128 * 1024;
 
 enum class Order : int { forward, reverse, shuffled };
-enum class State { runnable, at_barrier, at_shuffle, finished };
+enum class State {
+    runnable,
+    at_barrier,
+    at_shuffle,
+    at_cluster_barrier,
+    lagging,  // has arrived at the cluster's barrier, and goes on when nothing else can
+    finished
+};
 
 // Copies that a thread has issued, group by group; the last group is open.
 struct Copies {
@@ -75,30 +86,51 @@ struct Copies {
     std::vector<std::vector<Copy>> groups{1};
 };
 
+// A store to the shared memory of another block that is under way.
+struct RemoteStore {
+    int block;
+    char* to;
+    std::uint32_t words[4];
+};
+
 struct Fiber {
     ucontext_t context;
     jmp_buf place;         // where it waits
     bool started = false;  // it waits there; one that has finished begins anew in the next block
     std::unique_ptr<char[]> stack{new char[stack_bytes]};
     dim3 index;
+    int block = 0;  // of its cluster
     State state = State::runnable;
     unsigned shuffles = 0;             // shuffles reached so far
     std::uint32_t slot[2] = {0, 0};    // value given to this and to the previous shuffle
     std::uint32_t fragments[2][6];     // A and B of this and of the previous product, likewise
     void* fake_stack = nullptr;
     Copies copies;
+    long long arrivals = 0, waits = 0;  // at the cluster's barrier
+    std::vector<RemoteStore> stores;
 };
 
+// One block of those that run together.
+struct Member {
+    dim3 index;
+    char* shared = nullptr;
+    bool started = false, finished = false;
+};
+
+// The block that runs, or the blocks of a cluster: their threads one block after the other.
 struct Block {
     ucontext_t scheduler;
     jmp_buf scheduler_place;
     std::vector<Fiber> fibers;  // one a thread, kept from one launch to the next
+    std::vector<Member> members{1};
+    int threads = 0;         // of each member
+    long long arrivals = 0;  // of all threads at the cluster's barrier
     int running = -1;
-    char* shared = nullptr;
+    char* shared = nullptr;  // of the member whose thread runs
     void (*body)(void*) = nullptr;
     void* closure = nullptr;
     long long barriers = 0;
-    bool copies_arrive_late = false;
+    bool late = false;  // copies and stores to other blocks arrive as late as they may
     std::string error;
     const void* scheduler_stack = nullptr;
     std::size_t scheduler_stack_bytes = 0;
@@ -125,6 +157,8 @@ inline void suspend(State state) {
 #endif
 }
 
+inline void arrive_stores();  // clusters_on_cpu.h
+
 inline void run_thread() {
     Block& b = block();
 #if defined(__SANITIZE_ADDRESS__)
@@ -132,6 +166,7 @@ inline void run_thread() {
 #endif
     for (;;) {
         b.body(b.closure);
+        arrive_stores();
         suspend(State::finished);
     }
 }
@@ -139,8 +174,12 @@ inline void run_thread() {
 inline void resume(int thread) {
     Block& b = block();
     Fiber& next = b.fibers[thread];
+    Member& member = b.members[next.block];
     b.running = thread;
+    b.shared = member.shared;
+    member.started = true;
     threadIdx = next.index;
+    blockIdx = member.index;
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
     __sanitizer_start_switch_fiber(&fake_stack, next.stack.get(), stack_bytes);
@@ -157,17 +196,21 @@ inline void resume(int thread) {
 // The order in which threads are tried; a thread runs on until it has to wait for another.
 class Schedule {
 public:
-    Schedule(Order order, int threads)
-        : order_(order), ids_(threads), warps_((threads + warp_size - 1) / warp_size) {}
+    Schedule(Order order, int threads, int blocks)
+        : order_(order),
+          ids_(threads),
+          blocks_(blocks),
+          warps_((threads + warp_size - 1) / warp_size) {}
+
+    // The blocks of a cluster.
+    const std::vector<int>& next_blocks() {
+        permute(blocks_);
+        return blocks_;
+    }
 
     // The threads of every warp in their order, and the warps in that of their first threads.
     const std::vector<std::vector<int>>& next() {
-        const int threads = static_cast<int>(ids_.size());
-        for (int i = 0; i < threads; ++i) ids_[i] = order_ == Order::reverse ? threads - 1 - i : i;
-        for (int i = threads - 1; i > 0 && order_ == Order::shuffled; --i) {
-            random_ = random_ * 6364136223846793005ull + 1442695040888963407ull;
-            std::swap(ids_[i], ids_[(random_ >> 33) % static_cast<unsigned>(i + 1)]);
-        }
+        permute(ids_);
         std::vector<int> place(warps_.size(), -1);
         int found = 0;
         for (const int id : ids_) {
@@ -182,8 +225,17 @@ public:
     }
 
 private:
+    void permute(std::vector<int>& ids) {
+        const int count = static_cast<int>(ids.size());
+        for (int i = 0; i < count; ++i) ids[i] = order_ == Order::reverse ? count - 1 - i : i;
+        for (int i = count - 1; i > 0 && order_ == Order::shuffled; --i) {
+            random_ = random_ * 6364136223846793005ull + 1442695040888963407ull;
+            std::swap(ids[i], ids[(random_ >> 33) % static_cast<unsigned>(i + 1)]);
+        }
+    }
+
     Order order_;
-    std::vector<int> ids_;
+    std::vector<int> ids_, blocks_;
     std::vector<std::vector<int>> warps_;
     std::uint64_t random_ = 1;
 };
@@ -203,55 +255,74 @@ inline bool warp_complete(int thread) {
     return true;
 }
 
-// Lets all threads at the barrier go on; every thread of the block must be there.
-inline bool release_barrier() {
+// Lets all threads at the barrier of a block go on; every thread of the block must be there.
+inline bool release_barrier(int first) {
     Block& b = block();
-    for (std::size_t i = 0; i < b.fibers.size(); ++i) {
+    for (int i = first; i < first + b.threads; ++i) {
         if (b.fibers[i].state == State::at_barrier) continue;
-        b.error = "a barrier is not reached by thread " + std::to_string(i);
+        b.error = "a barrier is not reached by thread " + std::to_string(i - first);
         return false;
     }
-    for (Fiber& fiber : b.fibers) fiber.state = State::runnable;
+    for (int i = first; i < first + b.threads; ++i) b.fibers[i].state = State::runnable;
     ++b.barriers;
     return true;
 }
 
-// Runs every thread of a warp that can run; whether there was one.
-inline bool run_warp(const std::vector<int>& lanes) {
+inline bool cluster_complete(const Fiber& fiber);  // clusters_on_cpu.h
+
+// Runs every thread of a warp that can run, of the block whose threads begin at `first`; whether
+// there was one.
+inline bool run_warp(const std::vector<int>& lanes, int first) {
     Block& b = block();
     bool moved = false;
     for (const int lane : lanes) {
-        Fiber& fiber = b.fibers[lane];
-        if (fiber.state == State::at_shuffle && warp_complete(lane)) fiber.state = State::runnable;
+        Fiber& fiber = b.fibers[first + lane];
+        if ((fiber.state == State::at_shuffle && warp_complete(first + lane)) ||
+            (fiber.state == State::at_cluster_barrier && cluster_complete(fiber)))
+            fiber.state = State::runnable;
         if (!b.error.empty()) return false;
         if (fiber.state != State::runnable) continue;
-        resume(lane);
+        resume(first + lane);
         moved = true;
     }
     return moved;
 }
 
-// Runs a warp as far as it can before the next, so that warps drift apart as far as barriers allow.
-inline bool run_block(Schedule& schedule) {
+// Runs a block until its threads have finished, or wait for other blocks; false where an error or
+// nothing came of it. A warp runs as far as it can before the next, so that warps drift apart as far
+// as barriers allow.
+inline bool run_block(Schedule& schedule, int number) {
     Block& b = block();
-    for (;;) {
+    const int first = number * b.threads;
+    for (bool moved_once = false;;) {
         bool moved = false;
         for (const std::vector<int>& lanes : schedule.next())
-            while (run_warp(lanes)) moved = true;
+            while (run_warp(lanes, first)) moved = true;
         if (!b.error.empty()) return false;
-        bool all_finished = true;
-        for (const Fiber& fiber : b.fibers)
-            all_finished = all_finished && fiber.state == State::finished;
-        if (all_finished) return true;
-        if (!moved && !release_barrier()) return false;
+        moved_once = moved_once || moved;
+        bool all_finished = true, all_elsewhere = true;  // for others, or at the end
+        for (int i = first; i < first + b.threads; ++i) {
+            const State state = b.fibers[i].state;
+            const bool finished = state == State::finished;
+            all_finished = all_finished && finished;
+            all_elsewhere = all_elsewhere && (finished || state == State::at_cluster_barrier ||
+                                              state == State::lagging);
+        }
+        b.members[number].finished = all_finished;
+        if (all_elsewhere) return moved_once;
+        if (!moved && !release_barrier(first)) return false;
     }
 }
 
 inline void prepare_fibers() {
     Block& b = block();
+    b.arrivals = 0;
     for (std::size_t i = 0; i < b.fibers.size(); ++i) {
         Fiber& fiber = b.fibers[i];
-        const unsigned flat = static_cast<unsigned>(i);
+        const unsigned flat = static_cast<unsigned>(i) % static_cast<unsigned>(b.threads);
+        fiber.block = static_cast<int>(i) / b.threads;
+        fiber.arrivals = fiber.waits = 0;
+        fiber.stores.clear();
         fiber.index = {flat % blockDim.x, flat / blockDim.x % blockDim.y,
                        flat / blockDim.x / blockDim.y};
 #if defined(__SANITIZE_ADDRESS__)
@@ -276,33 +347,49 @@ struct Launch {
     dim3 grid, block;
     std::size_t shared_bytes;
     Order order;
+    unsigned cluster;  // blocks of one, along x
 };
+
+inline void run_cluster(Schedule& schedule);  // clusters_on_cpu.h
+
+inline std::string refusal(const Launch& how) {
+    const unsigned threads = how.block.x * how.block.y * how.block.z;
+    if (threads > most_threads) return "a block has at most 1024 threads";
+    if (how.cluster > most_blocks) return "a cluster has at most 8 blocks";
+    if (how.grid.x % how.cluster != 0) return "the grid is no multiple of a cluster";
+    const bool whole_warps = threads % warp_size == 0 || how.cluster == 1;
+    return whole_warps ? "" : "the blocks of a cluster need whole warps";
+}
 
 inline bool run_grid(const Launch& how, void (*body)(void*), void* closure) {
     Block& b = block();
     gridDim = how.grid;
     blockDim = how.block;
-    const int threads = static_cast<int>(how.block.x * how.block.y * how.block.z);
-    b.error = threads > most_threads ? "a block has at most 1024 threads" : "";
+    b.error = refusal(how);
     if (!b.error.empty()) return false;
-    b.fibers.reserve(most_threads);  // they must not move: their stacks refer to them
-    b.fibers.resize(threads);
+    b.threads = static_cast<int>(how.block.x * how.block.y * how.block.z);
+    b.fibers.reserve(most_threads * most_blocks);  // they must not move: their stacks refer to them
+    b.fibers.resize(b.threads * how.cluster);
     b.body = body;
     b.closure = closure;
     b.barriers = 0;
-    b.copies_arrive_late = how.order != Order::forward;
-    Schedule schedule(how.order, threads);
-    const unsigned blocks = how.grid.x * how.grid.y * how.grid.z;
-    for (unsigned i = 0; i < blocks && b.error.empty(); ++i) {
-        const unsigned flat = how.order == Order::reverse ? blocks - 1 - i : i;
-        blockIdx = {flat % how.grid.x, flat / how.grid.x % how.grid.y,
-                    flat / how.grid.x / how.grid.y};
-        // Allocated at its exact size and filled with NaN: both are there to be caught.
-        b.shared = static_cast<char*>(std::malloc(how.shared_bytes));
-        std::memset(b.shared, 0xff, how.shared_bytes);
+    b.late = how.order != Order::forward;
+    Schedule schedule(how.order, b.threads, static_cast<int>(how.cluster));
+    const unsigned blocks = how.grid.x * how.grid.y * how.grid.z, clusters = blocks / how.cluster;
+    for (unsigned i = 0; i < clusters && b.error.empty(); ++i) {
+        const unsigned first = (how.order == Order::reverse ? clusters - 1 - i : i) * how.cluster;
+        b.members.assign(how.cluster, {});
+        for (unsigned m = 0; m < how.cluster; ++m) {
+            const unsigned flat = first + m;
+            b.members[m].index = {flat % how.grid.x, flat / how.grid.x % how.grid.y,
+                                  flat / how.grid.x / how.grid.y};
+            // Allocated at its exact size and filled with NaN: both are there to be caught.
+            b.members[m].shared = static_cast<char*>(std::malloc(how.shared_bytes));
+            std::memset(b.members[m].shared, 0xff, how.shared_bytes);
+        }
         prepare_fibers();
-        run_block(schedule);
-        std::free(b.shared);
+        run_cluster(schedule);
+        for (const Member& member : b.members) std::free(member.shared);
     }
 #if defined(__SANITIZE_ADDRESS__)
     for (const Fiber& fiber : b.fibers)
@@ -364,7 +451,7 @@ T exchange(T value, int source) {
 inline void copy_async(float* to, const float* from, bool exists) {
     Block& b = block();
     const Copies::Copy copy{to, exists ? from : nullptr};
-    if (b.copies_arrive_late) {
+    if (b.late) {
         b.fibers[b.running].copies.groups.back().push_back(copy);
     } else {
         copy.arrive();
@@ -404,4 +491,5 @@ T __shfl_down_sync(unsigned, T value, int delta) {
     return cuda_on_cpu::exchange(value, from < cuda_on_cpu::warp_size ? from : cuda_on_cpu::lane());
 }
 
+#include "clusters_on_cpu.h"
 #include "tensor_cores_on_cpu.h"
