@@ -1,9 +1,10 @@
 """Whether kernels on tensor cores serve in the place of those in true float32: the one rule.
 
 They serve where ``hf.set_matmul_precision("bf16x6")`` asks for them, the GPU is of an architecture
-for which a gate compiled them without spills, and the install has their binary; a net that they do
-not hold (``kernels/recurrence/gpu_tensor.py``) has the other kernels all the same. No GPU has run
-them yet, so nothing chooses them unasked.
+for which a gate compiled them without spills, and the install has their binary. Clusters of blocks,
+for nets above 128 units, need compute capability 9.0 and a GPU (or a slice of one) that holds a
+cluster besides. Which net they serve then is in ``kernels/recurrence/gpu_choice.py``; others have
+the other kernels all the same. No GPU has run them yet, so nothing chooses them unasked.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import torch
 
 from hfcore.bindings import cuda
 from hfcore.bindings.triton_backend import matmul_precision
-from hfcore.kernels.recurrence import gpu_tensor
+from hfcore.kernels.recurrence import gpu_cluster, gpu_tensor
+from hfcore.kernels.recurrence.gpu_launch import NO_TENSOR_CORES, TensorLaunch
 
 logger = logging.getLogger("hfcore")
 
@@ -29,28 +31,69 @@ def in_words(op: str, device: torch.device) -> str:
     if matmul_precision() != "bf16x6" or op not in OPS:
         return ""
     reason = _why_unable(device)
-    return " on tensor cores" if reason is None else f" in true float32: {reason}"
-
-
-def launcher(device: torch.device) -> cuda.Launcher | None:
-    """What launches ``gpu_tensor.cu`` on ``device``; None by the rule, of which the log tells."""
-    if matmul_precision() != "bf16x6":
-        return None
-    reason = _why_unable(device)
+    if reason is not None:
+        return f" in true float32: {reason}"
+    reason = _why_no_clusters(device)
     if reason is None:
-        return cuda.launcher("recurrence", device, gpu_tensor.BINARY)
+        return " on tensor cores"
+    return f" on tensor cores up to {gpu_tensor.MOST_UNITS} units, in true float32 above: {reason}"
+
+
+def launchers(device: torch.device) -> TensorLaunch:
+    """What launches the kernels on ``device``; without what the rule refuses, as the log tells."""
+    if matmul_precision() != "bf16x6":
+        return NO_TENSOR_CORES
+    reason = _why_unable(device)
+    if reason is not None:
+        _log("recurrences are", reason)
+        return NO_TENSOR_CORES
+    block = cuda.launcher("recurrence", device, gpu_tensor.BINARY)
+    reason = _why_no_clusters(device)
+    if reason is not None:
+        _log(f"recurrences of more than {gpu_tensor.MOST_UNITS} units are", reason)
+        return TensorLaunch(block)
+    return TensorLaunch(block, cuda.launcher("recurrence", device, gpu_cluster.BINARY))
+
+
+def _log(what: str, reason: str) -> None:
+    """Say a reason once."""
     if reason not in _already_logged:
         _already_logged.add(reason)
-        logger.info("recurrences are in true float32, not on tensor cores: %s", reason)
-    return None
+        logger.info("%s in true float32, not on tensor cores: %s", what, reason)
 
 
 def _why_unable(device: torch.device) -> str | None:
+    """Why no kernel on tensor cores serves ``device``, or None if those of one block do."""
     reason = cuda.why_no_device()
     if reason is not None:
         return reason
+    return _why_unbuilt(device, gpu_tensor.CAPABILITIES) or cuda.why_unavailable(
+        "recurrence", device, gpu_tensor.BINARY
+    )
+
+
+def _why_no_clusters(device: torch.device) -> str | None:
+    """Why those of a cluster do not serve a device that :func:`_why_unable` knows nothing of."""
+    reason = _why_unbuilt(device, gpu_cluster.CAPABILITIES, "clusters of blocks: ")
+    reason = reason or cuda.why_unavailable("recurrence", device, gpu_cluster.BINARY)
+    if reason is not None:
+        return reason
+    launch = cuda.launcher("recurrence", device, gpu_cluster.BINARY)
+    if launch.multiprocessors < gpu_cluster.BLOCKS:
+        return f"{launch.multiprocessors} multiprocessors, a cluster needs {gpu_cluster.BLOCKS}"
+    if launch.shared_limit < gpu_cluster.MOST_SHARED:
+        return (
+            f"{launch.shared_limit:,} B of shared memory a block, clusters need up to "
+            f"{gpu_cluster.MOST_SHARED:,} B"
+        )
+    return None
+
+
+def _why_unbuilt(
+    device: torch.device, capabilities: tuple[tuple[int, int], ...], what: str = ""
+) -> str | None:
     capability = torch.cuda.get_device_capability(device)
-    if capability not in gpu_tensor.CAPABILITIES:
-        known = ", ".join(f"{a}.{b}" for a, b in gpu_tensor.CAPABILITIES)
-        return f"compute capability {capability[0]}.{capability[1]} is none of {known}"
-    return cuda.why_unavailable("recurrence", device, gpu_tensor.BINARY)
+    if capability in capabilities:
+        return None
+    known = ", ".join(f"{a}.{b}" for a, b in capabilities)
+    return f"{what}compute capability {capability[0]}.{capability[1]} is none of {known}"

@@ -2,8 +2,8 @@
 
 The ops have the signatures of ``reference.py`` after a first parameter ``launch`` that starts a
 kernel of ``gpu.cu`` by name; nothing here knows how (CuPy on a GPU, fibers on the CPU in tests).
-``tensor`` starts one of ``gpu_tensor.cu`` likewise: where it is given, what fits runs on tensor
-cores in float32 quality, and in true float32 where it is None.
+``tensor`` starts those on tensor cores likewise: what ``gpu_choice.py`` gives them runs there, in
+float32 quality, and all else in true float32.
 
 No call waits for the device, and ``steps`` stays there, so every op can be captured in a CUDA
 graph. ``stop`` is an int32 ``[1]`` flag on the device: where it is not zero every kernel exits at
@@ -22,11 +22,14 @@ import torch
 from torch import Tensor
 
 from hfcore.kernels.gpu_launch import Argument, Launch, grid, round_up
+from hfcore.kernels.recurrence import gpu_cluster, gpu_tensor
 from hfcore.kernels.recurrence import gpu_products as products
-from hfcore.kernels.recurrence import gpu_tensor
+from hfcore.kernels.recurrence.gpu_choice import tensor_form
 from hfcore.kernels.recurrence.gpu_launch import (
     ELEMENTWISE_THREADS,
+    NO_TENSOR_CORES,
     Run,
+    TensorLaunch,
     at_steps,
     dense,
     dense_weights,
@@ -167,7 +170,7 @@ def rnn_forward(
     out: Tensor | None = None,
     stop: Tensor | None = None,
     shared_limit: int = SMALLEST_SHARED_LIMIT,
-    tensor: Launch | None = None,
+    tensor: TensorLaunch = NO_TENSOR_CORES,
 ) -> tuple[Tensor | None, Tensor]:
     """``h [G,T,B,H]`` (None unless ``states``; in ``out`` if given) and ``s [G,T_out,B,k]``.
 
@@ -180,11 +183,15 @@ def rnn_forward(
     H = w.W_hh.shape[-1]
     own = own_products(H, shared_limit)
     chosen = plan(H, n, hidden=False, shared_limit=shared_limit)
-    kept = None if states or not chosen.on_chip else steps
+    form = tensor_form(run, B, H, n)
+    kept = None if states or (form is None and not chosen.on_chip) else steps
     slots = T if kept is None else kept.numel()
     h = out if out is not None and states else x.new_empty(G, slots, B, H)
-    if gpu_tensor.serves(run, B, H, n):
+    if form == "block":
         gpu_tensor.rnn_forward(run, x, w, nonlinearity, kept, h)
+    elif form == "cluster":
+        u = products.step_inputs(run, own, x, w.W_hx)
+        gpu_cluster.rnn_forward(run, u, w, nonlinearity, kept, h)
     else:
         _forward(run, own, chosen, x, w, nonlinearity, kept, h)
     s = products.outputs(run, own, h, kept is not None, w.W_yh, w.b_y, steps)
@@ -219,7 +226,7 @@ def rnn_backward(
     out: Tensor | None = None,
     stop: Tensor | None = None,
     shared_limit: int = SMALLEST_SHARED_LIMIT,
-    tensor: Launch | None = None,
+    tensor: TensorLaunch = NO_TENSOR_CORES,
     annotate: Annotate = unnamed,
 ) -> Tensor:
     """Flat parameter gradient ``[G,N]`` by BPTT from ``gs = ∂L/∂s [G,T_out,B,k]``."""
@@ -248,7 +255,7 @@ def rnn_gauss_newton(
     stop: Tensor | None = None,
     scratch: Scratch | None = None,
     shared_limit: int = SMALLEST_SHARED_LIMIT,
-    tensor: Launch | None = None,
+    tensor: TensorLaunch = NO_TENSOR_CORES,
     annotate: Annotate = unnamed,
 ) -> Tensor:
     """The product of :class:`Curvature` with flat tangents, ``[G,N]`` -> ``[G,N]``.
@@ -369,9 +376,14 @@ def _tangent(
     H = h.shape[-1]
     G = group_of(x, h, w.W_hh, v.W_hx, v.W_hh, v.b_h, v.b_init)
     slots = T if kept is None else kept.numel()
-    if gpu_tensor.serves(run, B, H, n):
+    form = tensor_form(run, B, H, n)
+    if form is not None:
         Rh = run.scratch.take("Rh", x, G, slots, B, H)
-        gpu_tensor.rnn_tangent(run, x, h, w, v, nonlinearity, kept, Rh)
+        if form == "block":
+            gpu_tensor.rnn_tangent(run, x, h, w, v, nonlinearity, kept, Rh)
+        else:
+            added = products.step_inputs(run, own, x, v.W_hx, h=h, V=v.W_hh)
+            gpu_cluster.rnn_tangent(run, added, h, w, v, nonlinearity, kept, Rh)
         return Rh
     chosen = plan(H, n, hidden=True, shared_limit=run.shared_limit)
     fused, hidden = chosen.inputs_on_chip, chosen.hidden_on_chip
@@ -439,10 +451,16 @@ def _reverse_sums(
     steps: Tensor | None,
     structural: float,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """gt of :func:`_reverse` and None, or on tensor cores None and its sums in their place."""
-    B, H = h.shape[2:]
-    if gpu_tensor.serves_backward(run, B, H, x.shape[-1]):
+    """gt of :func:`_reverse` and None, or None and the sums that one block makes in its place."""
+    T, B, H = h.shape[1:]
+    form = tensor_form(run, B, H, x.shape[-1], with_gradient=True)
+    if form == "block":
         return None, gpu_tensor.rnn_backward(run, x, h, w, gs, a, nonlinearity, steps, structural)
+    if form == "cluster":
+        gt = run.scratch.take("gt", h, group_of(h, w.W_hh, w.W_yh, gs, a), T, B, H)
+        u = products.step_inputs(run, own, gs, w.W_yh, transposed=False)
+        gpu_cluster.rnn_backward(run, u, h, w, a, nonlinearity, steps, structural, gt)
+        return gt, None
     return _reverse(run, own, h, w, gs, a, nonlinearity, steps, structural), None
 
 

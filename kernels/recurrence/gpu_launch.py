@@ -14,18 +14,31 @@ from hfcore.kernels.scratch import Scratch
 ELEMENTWISE_THREADS = 256
 
 
+class TensorLaunch(NamedTuple):
+    """What starts kernels on tensor cores, each None where it does not serve.
+
+    ``block`` those of ``gpu_tensor.cu``, ``cluster`` those of ``gpu_cluster.cu``.
+    """
+
+    block: Launch | None = None
+    cluster: Launch | None = None
+
+
+NO_TENSOR_CORES = TensorLaunch()
+
+
 class Run(NamedTuple):
     """How one op runs: what starts a kernel, the stop flag, a block's shared memory, buffers.
 
     ``stop`` is int32 ``[1]`` on the device, or None; ``shared_limit`` is in bytes. ``tensor``
-    starts the kernels on tensor cores, or is None where they do not serve.
+    starts the kernels on tensor cores.
     """
 
     launch: Launch
     stop: Tensor | None
     shared_limit: int
     scratch: Scratch
-    tensor: Launch | None = None
+    tensor: TensorLaunch = NO_TENSOR_CORES
 
 
 def distinct(

@@ -2,8 +2,7 @@
 
 Every float32 is taken as the sum of three bfloat16, and six of the nine products are summed:
 errors are those of float32 products (``tests/support/tensor_core_errors.py`` prints both).
-``gpu.py`` asks :func:`serves` where it was given what launches these kernels, and goes on with its
-own where a net does not fit: :func:`plan` is the rule.
+``gpu_choice.py`` says which nets these kernels serve, :func:`plan` in which form.
 
 Note 1: results do not depend on the group or on the order of blocks, but may differ in their last
 bits between generations of GPUs, whose tensor cores cut sums in ways of their own.
@@ -30,6 +29,7 @@ CAPABILITIES = ((8, 0), (9, 0), (10, 0))
 # The constants of gpu_tensor_tile.cuh, and the numbers of chunks that gpu_tensor.cu has.
 UNITS, SEQUENCES, CHUNK_WORDS = 16, 8, 192
 CHUNKS = (2, 4, 7, 8)
+MOST_UNITS = UNITS * CHUNKS[-1]
 LANE_WORDS = 32 * 4  # four values a lane
 # Chunks of the R-op whose weights are in registers with all their pieces.
 TANGENT_PIECES = {2: 2, 4: 4, 7: 1, 8: 1}
@@ -61,10 +61,13 @@ def plan(H: int, m: int) -> TensorPlan | None:
     return None
 
 
-def serves(run: Run, B: int, H: int, m: int) -> bool:
-    """Whether these kernels run B sequences of a net of H units with m inputs."""
+def holds(B: int, H: int, m: int, *, with_gradient: bool) -> bool:
+    """Whether these kernels run B sequences of a net of H units with m inputs.
+
+    ``with_gradient``: whether :func:`rnn_backward` does.
+    """
     held = plan(H, m) is not None and B * max(H, m) < MOST_ELEMENTS
-    return run.tensor is not None and held
+    return held and (not with_gradient or _backward_chunks(H, m) is not None)
 
 
 def rnn_forward(
@@ -170,11 +173,6 @@ def _backward_chunks(H: int, n: int) -> int | None:
     return next((c for c in BACKWARD_PIECES if H + n + 2 <= UNITS * c), None)
 
 
-def serves_backward(run: Run, B: int, H: int, n: int) -> bool:
-    """Whether :func:`rnn_backward` runs B sequences of a net of H units and n inputs."""
-    return serves(run, B, H, n) and _backward_chunks(H, n) is not None
-
-
 def rnn_backward(
     run: Run,
     x: Tensor,
@@ -194,7 +192,7 @@ def rnn_backward(
     H, k = h.shape[-1], gs.shape[-1]
     G = group_of(x, h, w.W_hh, w.W_yh, gs, a)
     chunks = _backward_chunks(H, n)
-    assert chunks is not None  # serves_backward() was asked
+    assert chunks is not None  # holds() was asked
     fused = H + k <= UNITS * chunks
     u = None if fused else products.step_inputs(run, True, gs, w.W_yh, transposed=False)
     partial = run.scratch.take("hidden", h, G, -(-B // SEQUENCES), H, n + H + 2)
@@ -241,7 +239,7 @@ def rnn_backward(
 
 def _plan(H: int, m: int) -> TensorPlan:
     chosen = plan(H, m)
-    assert chosen is not None  # serves() was asked
+    assert chosen is not None  # holds() was asked
     return chosen
 
 
@@ -255,7 +253,7 @@ def _launch(
     arguments: Sequence[Argument],
 ) -> None:
     """Start a kernel: one block for 8 sequences of one net; ``size`` is (G, B)."""
-    assert run.tensor is not None
+    assert run.tensor.block is not None  # gpu_choice.py was asked
     G, B = size
     blocks = grid(-(-B // SEQUENCES), G)
-    run.tensor(f"{kernel}_tensor_{chunks}", blocks, (threads, 1, 1), 4 * words, arguments)
+    run.tensor.block(f"{kernel}_tensor_{chunks}", blocks, (threads, 1, 1), 4 * words, arguments)

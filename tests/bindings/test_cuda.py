@@ -60,6 +60,8 @@ class Driver:
 
     def __init__(self) -> None:
         self.capability = (9, 0)
+        self.multiprocessors = 132
+        self.shared_limit = SHARED_LIMIT
         self.load_error: str | None = None
         self.refusal: str | None = None
         self.loads = 0
@@ -75,8 +77,8 @@ class Driver:
             major=major,
             minor=minor,
             total_memory=2**30,
-            multi_processor_count=132,
-            shared_memory_per_block_optin=SHARED_LIMIT,
+            multi_processor_count=self.multiprocessors,
+            shared_memory_per_block_optin=self.shared_limit,
         )
 
     def module(self, path: str) -> Any:
@@ -249,6 +251,7 @@ def test_loading_out_of_memory_raises_and_is_tried_again(driver: Driver) -> None
     [
         (FAMILY, "gpu.fatbin", b"rnn_forward"),
         (FAMILY, "gpu_tensor.fatbin", b"rnn_forward_tensor_7"),
+        (FAMILY, "gpu_cluster.fatbin", b"rnn_forward_cluster_5"),
         ("dense", "gpu.fatbin", b"dense_forward_64x80x32"),
     ],
 )
@@ -643,10 +646,10 @@ def test_tensor_cores_serve_where_they_are_asked_for(
     """The one rule: precision, architecture, binary; a refusal is said once, and by hfcore info."""
     monkeypatch.setattr(tensor_cores, "_already_logged", set())
     op = "recurrence.rnn_forward"
-    assert tensor_cores.launcher(DEVICE) is None
+    assert tensor_cores.launchers(DEVICE) == (None, None)
     assert dispatch.explain(op, "cuda") == ("cuda", "CUDA C++ kernels")
     with hf.set_matmul_precision("bf16x6"), caplog.at_level("INFO", "hfcore"):
-        assert tensor_cores.launcher(DEVICE) is not None
+        assert None not in tensor_cores.launchers(DEVICE)
         assert dispatch.explain(op, "cuda") == ("cuda", "CUDA C++ kernels on tensor cores")
         scan = dispatch.explain("recurrence.linear_scan", "cuda")
         assert scan == ("cuda", "CUDA C++ kernels")
@@ -654,16 +657,68 @@ def test_tensor_cores_serve_where_they_are_asked_for(
         forget()
         reason = "compute capability 12.0 is none of 8.0, 9.0, 10.0"
         for _ in range(2):
-            assert tensor_cores.launcher(DEVICE) is None
+            assert tensor_cores.launchers(DEVICE) == (None, None)
         assert dispatch.explain(op, "cuda")[1] == f"CUDA C++ kernels in true float32: {reason}"
         driver.capability = (9, 0)
         forget()
         monkeypatch.setattr(
             cuda, "find_binary", lambda family, binary: None if "tensor" in binary else Path("gpu")
         )
-        assert tensor_cores.launcher(DEVICE) is None
+        assert tensor_cores.launchers(DEVICE) == (None, None)
     said = [record.getMessage() for record in caplog.records]
     assert [text.partition(": ")[2] for text in said] == [
         reason,
         "hfcore.kernels.recurrence has no gpu_tensor.fatbin: this install was built without nvcc",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"capability": (8, 0)},
+            "clusters of blocks: compute capability 8.0 is none of 9.0, 10.0",
+        ),
+        ({"multiprocessors": 7}, "7 multiprocessors, a cluster needs 8"),
+        (
+            {"shared_limit": 101_376},
+            "101,376 B of shared memory a block, clusters need up to 116,224 B",
+        ),
+        (
+            {"missing": "cluster"},
+            "hfcore.kernels.recurrence has no gpu_cluster.fatbin: this install was built without "
+            "nvcc",
+        ),
+    ],
+    ids=["no clusters", "a slice of a GPU", "shared memory", "binary"],
+)
+def test_without_clusters_smaller_nets_are_on_tensor_cores(
+    change: dict[str, Any],
+    reason: str,
+    driver: Driver,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What a device lacks for clusters is said once, and costs the larger nets alone."""
+    monkeypatch.setattr(tensor_cores, "_already_logged", set())
+    if missing := change.pop("missing", ""):
+        monkeypatch.setattr(
+            cuda,
+            "find_binary",
+            lambda family, binary: None if missing in binary else Path("gpu.fatbin"),
+        )
+    for name, value in change.items():
+        setattr(driver, name, value)
+    forget()
+    with hf.set_matmul_precision("bf16x6"), caplog.at_level("INFO", "hfcore"):
+        for _ in range(2):
+            launch = tensor_cores.launchers(DEVICE)
+            assert launch.block is not None
+            assert launch.cluster is None
+        said = dispatch.explain("recurrence.rnn_forward", "cuda")[1]
+    assert said == (
+        f"CUDA C++ kernels on tensor cores up to 128 units, in true float32 above: {reason}"
+    )
+    assert [record.getMessage() for record in caplog.records] == [
+        "recurrences of more than 128 units are in true float32, not on tensor cores: " + reason
     ]

@@ -23,7 +23,7 @@ import hfcore as hf
 from emulation import Emulator
 from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, recurrence, tensor_cores
 from hfcore.bindings.momentum import lookahead_point, momentum_update
-from hfcore.kernels.recurrence import gpu, gpu_tensor
+from hfcore.kernels.recurrence import gpu, gpu_cluster, gpu_tensor
 from oracles.cases import recurrence as of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,9 +41,13 @@ else:
 
     @pytest.fixture(scope="module")
     def emulators(emulated: Callable[[str], Path]) -> dict[str, Any]:
-        """By family, and the recurrence on tensor cores."""
+        """By family, and the recurrence on tensor cores by binary."""
         built = {family: Emulator(emulated(family)) for family in ("recurrence", "dense")}
-        return {**built, "tensor": Emulator(emulated("recurrence", gpu_tensor.SOURCE))}
+        tensor = {
+            kernels.BINARY: Emulator(emulated("recurrence", kernels.SOURCE))
+            for kernels in (gpu_tensor, gpu_cluster)
+        }
+        return {**built, **tensor}
 
     @pytest.fixture
     def as_cuda(emulators: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
@@ -69,8 +73,9 @@ else:
             with monkeypatch.context() as patch:
                 patch.setattr(cuda, "serving", serving)
                 patch.setattr(cuda, "why_unavailable", lambda *_: None)
-                patch.setattr(cuda, "launcher", lambda *_: Launch("tensor"))
+                patch.setattr(cuda, "launcher", lambda family, device, binary: Launch(binary))
                 patch.setattr(tensor_cores, "_why_unable", lambda device: None)
+                patch.setattr(tensor_cores, "_why_no_clusters", lambda device: None)
                 patch.setattr(dispatch, "_fastest", lambda device: "cuda")
                 patch.setattr(dispatch, "_why_declined", lambda *_: None)
                 yield device
@@ -276,14 +281,18 @@ else:
         for p, q in zip(here, there, strict=True):
             torch.testing.assert_close(p, q, rtol=2e-2, atol=2e-3)
 
-    def test_recurrence_on_tensor_cores_end_to_end(as_cuda: Callable[[], Any]) -> None:
+    @pytest.mark.parametrize(("H", "T", "form"), [(10, 4, "tensor_2"), (130, 2, "cluster_3")])
+    def test_recurrence_on_tensor_cores_end_to_end(
+        as_cuda: Callable[[], Any], H: int, T: int, form: str
+    ) -> None:
         """A step under "bf16x6" ends where that of the CPU backend does; no scan is by FFMA."""
         draw = torch.Generator().manual_seed(1)
-        batch = hf.Batch(torch.rand(4, 9, 2, generator=draw), torch.rand(4, 9, 1, generator=draw))
+        B = 9 if H < 100 else 2
+        batch = hf.Batch(torch.rand(T, B, 2, generator=draw), torch.rand(T, B, 1, generator=draw))
 
         def run() -> Tensor:
-            model = hf.RNN(2, 10, 1, generator=torch.Generator().manual_seed(0))
-            options = {**hf.presets.rnn2011, "damping": 1.0, "cg_max_iter": 4}
+            model = hf.RNN(2, H, 1, generator=torch.Generator().manual_seed(0))
+            options = {**hf.presets.rnn2011, "damping": 1.0, "cg_max_iter": 4 if H < 100 else 2}
             hf.HessianFree(model, hf.losses.SquaredError(), **options).step(batch)
             return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
@@ -291,7 +300,7 @@ else:
         with as_cuda() as device, hf.set_matmul_precision("bf16x6"):
             got = run()
         ran = {name for name in device.launched if name.startswith(("rnn", "linear"))}
-        assert ran == {f"rnn_{op}_tensor_2" for op in ("forward", "tangent", "backward")}
+        assert ran == {f"rnn_{op}_{form}" for op in ("forward", "tangent", "backward")}
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
     @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])

@@ -7,77 +7,47 @@ bounds in float64, in three orders of the threads; shared memory and allocations
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
 
-import tensor_core_errors as quality
 from emulation import (
     ORDERS,
     SANITIZED,
-    EmulationError,
-    Emulator,
-    Order,
     assert_sanitized_tests_pass,
     assert_shared_memory_is_exact,
     build,
     gpu_source,
 )
-from hfcore.kernels.recurrence import Curvature, ForwardPass, RnnWeights, gpu, gpu_tensor, reference
-from hfcore.kernels.scratch import Scratch
-from oracles.cases import recurrence as cases
-from oracles.cases.recurrence import STEPS, Size
-from oracles.recurrence_bounds import (
-    ON_TENSOR_CORES,
-    U,
-    assert_within,
-    backward_magnitude,
-    doubles,
-    forward_bound,
-    magnitudes,
-    product_bound,
-    roundings,
+from emulation.on_tensor_cores import (
+    GROUPS,
+    NONLINEARITIES,
+    Case,
+    Fault,
+    Libraries,
+    Machine,
+    check_all,
+    check_forward,
+    check_product,
+    no_worse_than_float32,
+    planted,
+    shows_fault,
 )
+from hfcore.kernels.recurrence import Curvature, ForwardPass, RnnWeights, gpu, gpu_tensor
+from hfcore.kernels.scratch import Scratch
+from oracles.cases.recurrence import STEPS, Size
 
-SOURCE = gpu_source("recurrence", "gpu_tensor.cu")
-PLENTY = gpu.SHARED_LIMIT[90]
-NONLINEARITIES = ("tanh", "logistic", "relu")
-GROUPS = ("alone", "tangents", "expanded", "inputs", "weights", "distinct")
+SOURCE = gpu_source("recurrence", gpu_tensor.SOURCE)
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
-class Libraries(NamedTuple):
-    """Kernels built for the CPU: on tensor cores, and all others."""
-
-    tensor: Path
-    others: Path
-
-    def run(self, order: Order = "forward") -> Machine:
-        return Machine(Emulator(self.tensor, order), Emulator(self.others, order))
-
-
-class Machine(NamedTuple):
-    """What launches the kernels of :class:`Libraries`."""
-
-    tensor: Emulator
-    others: Emulator
-
-    def options(self) -> dict[str, object]:
-        return {"shared_limit": PLENTY, "tensor": self.tensor.launch}
-
-    def ran(self) -> set[str]:
-        return {name for name, _ in self.tensor.launches}
-
-
 @pytest.fixture(scope="session")
 def libraries(emulated: Callable[..., Path]) -> Libraries:
-    return Libraries(emulated("recurrence", "gpu_tensor.cu"), emulated("recurrence"))
+    return Libraries(emulated("recurrence"), emulated("recurrence", gpu_tensor.SOURCE))
 
 
 # One step; every number of chunks, full and not; one sequence, a block, part of one, several
@@ -94,10 +64,6 @@ SIZES = (
     Size(2, 3, 5, 128, 2),
 )
 QUICK = SIZES[:5]
-
-
-def Case(size: Size, group: str = "alone", steps: str = "all") -> cases.Case:
-    return cases.Case(size, torch.float32, group=group, steps=steps, seed=5)
 
 
 # ---- the rule
@@ -126,57 +92,6 @@ def test_plan() -> None:
 
 
 # ---- values
-
-
-def check_forward(machine: Machine, case: cases.Case, nonlinearity: str = "tanh") -> None:
-    want_h, want_s = reference.rnn_forward(
-        case.x.double(), doubles(case.w), nonlinearity, case.steps
-    )
-    bound = forward_bound(case, want_h, nonlinearity, ON_TENSOR_CORES)
-    w = magnitudes(case.w)
-    at = reference._at(case.steps, want_h.abs() * (case.size.H + 4) * U + bound)
-    bound_s = reference._times(at, w.W_yh.mT) + 2 * U * (want_s.abs() + w.b_y[:, None, None])
-    for states in (True, False):
-        h, s = gpu.rnn_forward(
-            machine.others.launch, case.x, case.w, nonlinearity, case.steps, states=states,
-            **machine.options(),
-        )  # fmt: skip
-        assert_within(s, want_s.expand_as(s), bound_s)
-        if h is not None:
-            assert_within(h, want_h.expand_as(h), bound)
-    assert {name for name in machine.ran() if "forward" in name}
-
-
-def check_product(
-    machine: Machine, case: cases.Case, nonlinearity: str, structural: float, rank_one: bool
-) -> None:
-    h, factors = case.states(nonlinearity), (0.3, structural, 0.7)
-    curvature = Curvature(case.c, rank_one, *factors)
-    got = gpu.rnn_gauss_newton(
-        machine.others.launch, case.forward_pass(h=h, nonlinearity=nonlinearity), case.v, curvature,
-        **machine.options(),
-    )  # fmt: skip
-    wide = case.forward_pass(torch.float64, h, nonlinearity)
-    want = reference.rnn_gauss_newton(wide, case.v.double(), curvature._replace(c=case.c.double()))
-    bound = product_bound(case, h, rank_one, nonlinearity, factors, ON_TENSOR_CORES)
-    assert_within(got, want.expand_as(got), bound)
-
-
-def check_backward(machine: Machine, case: cases.Case, nonlinearity: str) -> None:
-    h = case.states(nonlinearity)
-    at = case.forward_pass(h=h, nonlinearity=nonlinearity)
-    got = gpu.rnn_backward(machine.others.launch, at, case.gs, **machine.options())
-    wide = case.forward_pass(torch.float64, h, nonlinearity)
-    want = reference.rnn_backward(wide, case.gs.double())
-    bound = backward_magnitude(case, h, case.gs, None, nonlinearity)
-    assert_within(got, want.expand_as(got), roundings(case, ON_TENSOR_CORES) * U * bound)
-
-
-def check_all(machine: Machine, case: cases.Case, nonlinearity: str) -> None:
-    check_forward(machine, case, nonlinearity)
-    check_backward(machine, case, nonlinearity)
-    for structural, rank_one in ((0.0, False), (0.4, True)):
-        check_product(machine, case, nonlinearity, structural, rank_one)
 
 
 @pytest.mark.parametrize("size", QUICK, ids=str)
@@ -215,7 +130,7 @@ def test_a_step_has_one_barrier(libraries: Libraries) -> None:
     case = Case(Size(T, 3, 2, 9, 1))
     check_forward(machine, case)
     check_product(machine, case, "tanh", 0.0, False)
-    found = [barriers for _, barriers in machine.tensor.launches]
+    found = [barriers for _, barriers in machine.launches()]
     # The R-op's second group is a step ahead, that of backpropagation one behind.
     assert found == [T + 1 + 1] * 2 + [T + 1 + 1 + 1] * 2
 
@@ -281,14 +196,6 @@ def test_nan_stays_in_its_sequence(libraries: Libraries) -> None:
 # ---- quality
 
 
-def no_worse_than_float32(libraries: Libraries, H: int, T: int) -> bool:
-    """Whether errors are at most those of torch's float32 products, or a fifth more."""
-    machine, net = libraries.run(), quality.make("dense, gain 1.1", T, H=H)
-    got = quality.errors(quality.on_tensor_cores(net, machine.tensor, machine.others), net)
-    allowed = quality.errors(quality.in_torch(net, torch.float32), net)
-    return all(error <= 1.2 * allowed[name] for name, error in got.items())
-
-
 @pytest.mark.parametrize(("H", "T"), [(30, 12), pytest.param(100, 100, marks=pytest.mark.slow)])
 def test_errors_are_those_of_float32(libraries: Libraries, H: int, T: int) -> None:
     assert no_worse_than_float32(libraries, H, T)
@@ -298,7 +205,7 @@ def test_errors_are_those_of_float32(libraries: Libraries, H: int, T: int) -> No
 
 # In which file, what in the place of what: barriers, a lane that reads what another has, rows
 # stored and read in different orders, registers of a fragment exchanged, pieces left out or wrong.
-FAULTS = {
+FAULTS: dict[str, Fault] = {
     "barrier": ("gpu_tensor_forward.cuh", "__syncthreads();  // the rows of the next step", "//"),
     "first barrier": ("gpu_tensor_forward.cuh", "__syncthreads();  // the rows of the first", "//"),
     "barrier of R": ("gpu_tensor_tangent.cuh", "__syncthreads();  // the rows and sums", "//"),
@@ -323,40 +230,17 @@ FAULTS = {
 }  # fmt: skip
 
 
-def planted(folder: Path, file: str, what: str, instead: str) -> Path:
-    """A copy of the kernels with a fault."""
-    kernels = folder / "kernels"
-    (kernels / "recurrence").mkdir(parents=True)
-    shutil.copytree(SOURCE.parents[1] / "gpu", kernels / "gpu")
-    for path in SOURCE.parent.glob("gpu*.cu*"):
-        shutil.copy(path, kernels / "recurrence")
-    at = kernels / "recurrence" / file
-    text = at.read_text()
-    assert text.count(what) == 1, (file, what, text.count(what))
-    at.write_text(text.replace(what, instead))
-    return kernels / "recurrence" / "gpu_tensor.cu"
-
-
-def shows_fault(libraries: Libraries) -> bool:
-    """Whether any order of the threads gives a wrong result."""
-    for order in ORDERS:
-        try:
-            check_all(libraries.run(order), Case(Size(4, 9, 3, 37, 3)), "tanh")
-        except (AssertionError, EmulationError):
-            return True
-    return False
-
-
 @pytest.mark.parametrize(
     "fault", [pytest.param(f, marks=[] if f == "barrier" else pytest.mark.slow) for f in FAULTS]
 )
 def test_planted_fault_shows(tmp_path: Path, libraries: Libraries, fault: str) -> None:
-    library = build(planted(tmp_path, *FAULTS[fault]), tmp_path, include=tmp_path)
-    faulty = libraries._replace(tensor=library)
+    source = planted(tmp_path, gpu_tensor.SOURCE, FAULTS[fault])
+    faulty = libraries._replace(block=build(source, tmp_path, include=tmp_path))
     if fault in ("piece", "beside"):  # cost the last bits; beside registers in larger nets only
         assert not no_worse_than_float32(faulty, 30 if fault == "piece" else 100, 4)
     else:
-        assert shows_fault(faulty)
+        case = Case(Size(4, 9, 3, 37, 3))
+        assert shows_fault(faulty, lambda machine: check_all(machine, case, "tanh"))
 
 
 # ---- under the sanitizers
@@ -365,12 +249,12 @@ LESS_SHARED = """
 import sys, torch
 from emulation import Emulator
 from hfcore.kernels.recurrence import RnnWeights, gpu_tensor
-from hfcore.kernels.recurrence.gpu_launch import Run
+from hfcore.kernels.recurrence.gpu_launch import Run, TensorLaunch
 from hfcore.kernels.scratch import Scratch
 launch = Emulator(sys.argv[1]).launch
 def short(kernel, grid, block, shared, arguments):
     launch(kernel, grid, block, shared - int(sys.argv[2]), arguments)
-run = Run(short, None, 2**17, Scratch(), short)
+run = Run(short, None, 2**17, Scratch(), TensorLaunch(short))
 a = torch.ones(1, 2, 9, 20)
 w = RnnWeights(*(torch.ones(1, *s) for s in ((20, 20), (20, 20), (1, 20), (20,), (20,), (1,))))
 x = a[..., :2].contiguous()

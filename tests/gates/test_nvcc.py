@@ -5,6 +5,7 @@ Quick tests look at the binaries that nvcc made for the installed package; slow 
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Callable
 from itertools import product
@@ -16,12 +17,15 @@ import gpu_resources as gate
 import planted
 from hfcore.bindings import cuda
 from hfcore.kernels.dense import gpu as dense
-from hfcore.kernels.recurrence import gpu_tensor
+from hfcore.kernels.recurrence import gpu_cluster, gpu_tensor
 
 PLANTED = Path(planted.__file__).parent
 
 
-every_source = pytest.mark.parametrize("source", gate.SOURCES, ids=str)
+every_build = pytest.mark.parametrize(
+    ("source", "architecture"),
+    [pytest.param(source, a, id=f"{source}-sm_{a}") for source, a in gate.BUILDS],
+)
 every_architecture = pytest.mark.parametrize(
     "architecture", gate.ARCHITECTURES, ids=lambda a: f"sm_{a}"
 )
@@ -82,8 +86,7 @@ def assert_as_committed(
     )
 
 
-@every_architecture
-@every_source
+@every_build
 def test_binaries_have_no_spills_and_resources_as_committed(
     binary: Callable[[Path], Path],
     cuobjdump: str,
@@ -100,8 +103,7 @@ def test_binaries_have_no_spills_and_resources_as_committed(
 
 # A minute of two cores each; the package was compiled for all of them anyhow.
 @pytest.mark.slow
-@every_architecture
-@every_source
+@every_build
 def test_no_spills_and_resources_as_committed(
     nvcc: str, source: Path, architecture: int, not_run: Callable[[str], None]
 ) -> None:
@@ -189,6 +191,14 @@ def test_weights_stay_in_registers(
                 assert step.all <= instructions + 30, kernel
 
 
+def test_builds_are_those_of_cmake() -> None:
+    text = (gate.ROOT / "CMakeLists.txt").read_text(encoding="utf-8")
+    for name, sources in (("SOURCES", gate.SOURCES), ("SOURCES_FROM_90", gate.FROM_90)):
+        listed = re.search(rf"set\(HFCORE_GPU_{name}\s+([^)]*)\)", text)
+        assert listed is not None
+        assert sorted(listed[1].split()) == sorted(map(str, sources))
+
+
 # Products on tensor cores in a step, for every chunk of 16 units.
 PRODUCTS = {"rnn_forward": (6,), "rnn_tangent": (6,), "rnn_backward": (6, 12)}
 
@@ -203,6 +213,17 @@ def test_steps_on_tensor_cores(cuobjdump: str, binary: Callable[[Path], Path]) -
         steps = [loop for loop in found if loop.mma > 0]
         assert sorted(loop.mma for loop in steps) == [p * int(chunks) for p in PRODUCTS[op]], kernel
         assert all(loop.local == 0 for loop in steps), kernel
+
+
+def test_steps_on_clusters(cuobjdump: str, binary: Callable[[Path], Path]) -> None:
+    """Six products a chunk of the warp's slice, stores to the other blocks, no local memory."""
+    path = binary(Path("kernels", "recurrence", gpu_cluster.SOURCE))
+    loops = gate.every_loop(cuobjdump, path, 90)
+    assert len(loops) == 3 * len(gpu_cluster.PLANS)
+    for kernel, found in loops.items():
+        (step,) = (loop for loop in found if loop.mma > 0)
+        assert step.mma == 6 * int(kernel.rpartition("_")[2]), kernel
+        assert step.local == 0, kernel
 
 
 @every_architecture

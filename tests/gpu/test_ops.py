@@ -117,15 +117,26 @@ ON_TENSOR_CORES = (
     of.Size(4, 65, 3, 120, 2),
     of.Size(4, 33, 5, 128, 2),
 )
+# Every form of a cluster, B of one wave and of several.
+ON_CLUSTERS = (
+    of.Size(3, 17, 1, 129, 1),
+    of.Size(4, 256, 3, 200, 2),
+    of.Size(30, 100, 225, 300, 225),
+    of.Size(200, 1000, 2, 300, 1),
+    of.Size(5, 33, 2, 384, 3),
+    of.Size(4, 65, 2, 448, 1),
+    of.Size(20, 40, 3, 512, 5),
+)
 
 
 @pytest.mark.parametrize("group", ["alone", "tangents", "distinct"])
-@pytest.mark.parametrize("size", ON_TENSOR_CORES, ids=str)
+@pytest.mark.parametrize("size", ON_TENSOR_CORES + ON_CLUSTERS, ids=str)
 def test_recurrence_on_tensor_cores(size: Any, group: str) -> None:
     """To the same tolerances as true float32; the same bits each time."""
     with hf.set_matmul_precision("bf16x6"):
         served = tensor_cores.in_words("recurrence.rnn_forward", torch.device("cuda"))
-        if served != " on tensor cores":
+        launch = tensor_cores.launchers(torch.device("cuda"))
+        if (launch.block if size in ON_TENSOR_CORES else launch.cluster) is None:
             pytest.skip(f"NOT RUN: recurrences are{served}")
         case = of.Case(size, torch.float32, "tanh", group, "scattered")
         check(case)

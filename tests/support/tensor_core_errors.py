@@ -1,12 +1,12 @@
 """Errors of the recurrence on tensor cores beside those of float32 products, without a GPU.
 
-python tests/support/tensor_core_errors.py [T]    prints the table; T = 200 by default
+python tests/support/tensor_core_errors.py [T [H]]    prints the table; T = 200, H = 100 by default
 
-h: states; Rh: their R-op at a random tangent; G: gradient, from a random gradient in the
-outputs. Relative errors in the 2-norm against float64, at 8
-sequences of a net of 100 units. The kernels run in the emulation of tests/support/emulation, where
-tensor cores add 8 products at once and cut the sum one bit below float32, and again 16 products
-and two bits.
+h: states; Rh: their R-op at a random tangent; G: gradient, from a random gradient in the outputs.
+Relative errors in the 2-norm against float64, at 8 sequences of a net of H units; above 128 they
+run on clusters of blocks. The kernels run in the emulation of tests/support/emulation, where tensor
+cores add 8 products at once and cut the sum one bit below float32, and again 16 products and two
+bits.
 """
 
 from __future__ import annotations
@@ -22,8 +22,16 @@ import torch
 from torch import Tensor
 
 from emulation import Emulator, build, gpu_source
-from hfcore.kernels.recurrence import ForwardPass, RnnWeights, gpu, gpu_tensor, reference
-from hfcore.kernels.recurrence.gpu_launch import Run
+from hfcore.kernels.gpu_launch import Launch
+from hfcore.kernels.recurrence import (
+    ForwardPass,
+    RnnWeights,
+    gpu,
+    gpu_cluster,
+    gpu_tensor,
+    reference,
+)
+from hfcore.kernels.recurrence.gpu_launch import Run, TensorLaunch
 from hfcore.kernels.scratch import Scratch
 
 # How a tensor core adds: bits kept below float32, products at once.
@@ -81,16 +89,17 @@ def in_torch(net: Net, dtype: torch.dtype, h: Tensor | None = None) -> Results:
     return Results(states, Rh, G)
 
 
-def on_tensor_cores(net: Net, tensor: Emulator, others: Emulator) -> Results:
-    """By the kernels of gpu_tensor.cu."""
-    rest = {"shared_limit": gpu.SHARED_LIMIT[90], "tensor": tensor.launch}
-    h, _ = gpu.rnn_forward(others.launch, net.x, net.w, "tanh", None, **rest)  # type: ignore[arg-type]
+def on_tensor_cores(net: Net, tensor: TensorLaunch, others: Launch) -> Results:
+    """By the kernels on tensor cores that serve the net."""
+    limit = gpu.SHARED_LIMIT[90]
+    h, _ = gpu.rnn_forward(others, net.x, net.w, "tanh", None, shared_limit=limit, tensor=tensor)
     assert h is not None
-    Rh = torch.empty_like(h)
-    run = Run(others.launch, None, gpu.SHARED_LIMIT[90], Scratch(), tensor.launch)
-    gpu_tensor.rnn_tangent(run, net.x, h, net.w, net.v, "tanh", None, Rh)
+    run = Run(others, None, limit, Scratch(), tensor)
+    own = gpu.own_products(h.shape[-1], limit)
+    Rh = gpu._tangent(run, own, net.x, h, net.w, net.v, "tanh", None)
     at = ForwardPass(net.x, h, net.w, "tanh", None)
-    return Results(h, Rh, gpu.rnn_backward(others.launch, at, net.gs, **rest))  # type: ignore[arg-type]
+    G = gpu.rnn_backward(others, at, net.gs, shared_limit=limit, tensor=tensor)
+    return Results(h, Rh, G)
 
 
 def errors(got: Results, net: Net) -> dict[str, float]:
@@ -104,18 +113,18 @@ def errors(got: Results, net: Net) -> dict[str, float]:
     }
 
 
-def build_both(folder: Path) -> tuple[Path, Path]:
-    """gpu_tensor.cu and gpu.cu for the CPU."""
-    tensor, others = (gpu_source("recurrence", name) for name in ("gpu_tensor.cu", "gpu.cu"))
-    return build(tensor, folder), build(others, folder)
-
-
 def main(arguments: list[str]) -> None:
-    T = int(arguments[0]) if arguments else 200
+    T, H = map(int, [*arguments, *("200", "100")[len(arguments) :]])
     with tempfile.TemporaryDirectory() as folder:
-        tensor, others = map(Emulator, build_both(Path(folder)))
+        small = H <= gpu_tensor.MOST_UNITS
+        source = gpu_tensor.SOURCE if small else gpu_cluster.SOURCE
+        tensor, others = (
+            Emulator(build(gpu_source("recurrence", name), Path(folder)))
+            for name in (source, "gpu.cu")
+        )
+        launch = TensorLaunch(*((tensor.launch, None) if small else (None, tensor.launch)))
         for kind in NETS:
-            net = make(kind, T)
+            net = make(kind, T, H=H)
             rows: dict[str, Callable[[], Results]] = {
                 "float32 products of torch": lambda net=net: in_torch(net, torch.float32)
             }
@@ -123,7 +132,7 @@ def main(arguments: list[str]) -> None:
                 rows[f"tensor cores: {products} products, {bits} bits"] = (
                     lambda net=net, how=(bits, products): (
                         tensor.tensor_core(*how),
-                        on_tensor_cores(net, tensor, others),
+                        on_tensor_cores(net, launch, others.launch),
                     )[1]
                 )
             for name, compute in rows.items():

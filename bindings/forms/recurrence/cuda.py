@@ -34,7 +34,7 @@ def rnn_forward(
             states=states,
             out=whole(out, G, x, *w),
             shared_limit=launch.shared_limit,
-            tensor=tensor_cores.launcher(x.device),
+            tensor=tensor_cores.launchers(x.device),
         )
         return None if h is None else filled(out, h, G), filled(None, s, G)
 
@@ -60,7 +60,7 @@ def rnn_backward(
             gs,
             out=whole(out, size[0], at.x, at.h, *at.w, gs),
             shared_limit=launch.shared_limit,
-            tensor=tensor_cores.launcher(at.x.device),
+            tensor=tensor_cores.launchers(at.x.device),
             annotate=annotate,
         )
         return filled(out, gradient, size[0])
@@ -82,7 +82,7 @@ def rnn_gauss_newton(
             stop=stop,
             scratch=scratch,
             shared_limit=launch.shared_limit,
-            tensor=tensor_cores.launcher(at.x.device),
+            tensor=tensor_cores.launchers(at.x.device),
             annotate=annotate,
         )
         return filled(out, product, size[0], accumulate)
