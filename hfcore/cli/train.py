@@ -66,8 +66,7 @@ PROBLEM_OPTIONS = (
 @click.option(
     "--mixed-lengths/--one-length",
     default=None,
-    help="A length for each sequence, or one for all of a batch.  "
-    "[default: hf for each, else one]",
+    help="A length for each sequence, or one for all of a batch.  [default: hf for each, else one]",
 )
 @click.option("--images", type=click.IntRange(1), help="Only so many training images.")
 @folder_option
