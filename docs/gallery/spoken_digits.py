@@ -3,8 +3,8 @@
 Clips of the Free Spoken Digit Dataset become sequences of speech features, of unequal length, and
 an RNN names the digit at the last frame of each. Four speakers train it, two it has not heard test
 it. Hessian-free steps on all clips stand beside Adam on small batches, the same net from the same
-start, in the same time. Adam is sooner at its least error, and then fits the speakers it knows: who
-stops it there, which takes a validation part, needs no second order for such data.
+start, in the same time. Adam is sooner at its least error, and then fits the speakers it knows:
+with a validation part that says when to stop, such data need no second-order method.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def main(out: Path, quick: bool = False) -> None:
     try:
         features, digits, speakers = clips(limit)
     except FileNotFoundError:
-        print(f"no {FILE} in HFCORE_DATA; `hfcore data` says where it is from and how it is packed")
+        print(f"no {FILE} in HFCORE_DATA; hf.data.spoken_digits() says what to put where")
         return
     known = speakers < 4
     batch, test = (

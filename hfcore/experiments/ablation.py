@@ -31,6 +31,7 @@ from hfcore.experiments.training import Line
 CURVES = "curves"
 PUBLISHED = "as published"
 GRADIENT_BATCHES = 10  # of a recurrent problem
+SEQUENCES_AN_UPDATE, IMAGES_AN_UPDATE = 100, 200  # of momentum
 
 
 @dataclass(frozen=True)
@@ -250,7 +251,7 @@ def run_momentum(
         grid,
         seeds=[settings.seed],
         updates=settings.updates,
-        batch_size=100 if images is None else min(200, len(images)),
+        batch_size=SEQUENCES_AN_UPDATE if images is None else min(IMAGES_AN_UPDATE, len(images)),
         schedule="delayed" if images is None else "increasing",
         start=hf.RnnStart(hidden_size=settings.hidden) if images is None else None,
         final_updates=round(share * settings.updates),

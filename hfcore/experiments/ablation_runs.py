@@ -11,7 +11,10 @@ import torch
 import hfcore as hf
 from hfcore.experiments.ablation import (
     CURVES,
+    GRADIENT_BATCHES,
+    IMAGES_AN_UPDATE,
     MOMENTUM,
+    SEQUENCES_AN_UPDATE,
     Outcome,
     Settings,
     Variant,
@@ -19,6 +22,13 @@ from hfcore.experiments.ablation import (
     run_momentum,
 )
 from hfcore.experiments.experiment import load, on_device, without_validation
+from hfcore.experiments.pace import (
+    CURVES_IMAGES,
+    autoencoder_parameters,
+    gradients,
+    hessian_free,
+    recurrent_parameters,
+)
 from hfcore.experiments.table5 import Rung
 from hfcore.experiments.training import Line
 
@@ -63,6 +73,24 @@ class Job:
 
     def __str__(self) -> str:
         return str(self.folder)
+
+    @property
+    def operations(self) -> float:
+        """Floating-point operations, by its sizes."""
+        settings = self.settings
+        if self.problem == CURVES:
+            preset = hf.presets.autoencoders[CURVES]
+            parameters = autoencoder_parameters(preset.encoder_sizes)
+            rows, batches = settings.images or CURVES_IMAGES, preset.curvature_batches
+            curvature, update = rows / batches, min(IMAGES_AN_UPDATE, rows)
+        else:
+            rung = Rung.parse(self.problem)
+            parameters = recurrent_parameters(rung.problem(), settings.hidden)
+            curvature = rung.length * settings.batch_size
+            rows, update = GRADIENT_BATCHES * curvature, rung.length * SEQUENCES_AN_UPDATE
+        if self.ablation in MOMENTUM:
+            return gradients(parameters, update, settings.updates)
+        return settings.iterations * hessian_free(parameters, rows, curvature)
 
     def run(self) -> bool:
         """Begun or continued; False if interrupted. Raises what :func:`hfcore.train` raises."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import hfcore as hf
+from hfcore.experiments.pace import autoencoder_parameters, gradients, hessian_free
 from hfcore.experiments.training import Training
 from hfcore.experiments.weight_penalty import WeightPenalty
 
@@ -23,6 +25,8 @@ FIRST_ORDER: dict[str, tuple[type[torch.optim.Optimizer], dict[str, Any]]] = {
 }
 METHODS = (HF, NCG, *FIRST_ORDER)
 BATCH_SIZE = 200  # of the first-order methods
+EPOCHS, GAUSSIAN_EPOCHS = 50, 200  # of hf.pretrain, the second for the first layer of FACES
+NCG_GRADIENTS = 9  # of a batch, about: three line searches of three gradients
 NCG_BATCH_SIZE = 1000  # three line searches on each (Hinton & Salakhutdinov 2006)
 
 # Of a method's name: from a pre-trained net, or from the sparse random start.
@@ -107,6 +111,24 @@ class Experiment:
     def net(self) -> hf.Autoencoder:
         """The published one, on the images' device."""
         return hf.Autoencoder(self.preset.encoder_sizes, device=self.dataset.train.device)
+
+    def operations(self, method: Method) -> float:
+        """Floating-point operations of an iteration, by the sizes; of a pass over the images, where
+        the method takes batches."""
+        parameters = autoencoder_parameters(self.preset.encoder_sizes)
+        images = len(self.dataset.train)
+        if method.name == HF:
+            return hessian_free(parameters, images, images / self.preset.curvature_batches)
+        return gradients(parameters, images, NCG_GRADIENTS if method.name == NCG else 1)
+
+    def pretraining_operations(self, epochs: int | None) -> float:
+        """Those of the stack of machines: a layer's update costs about a gradient of it."""
+        layers = [a * b for a, b in pairwise(self.preset.encoder_sizes)]
+        counts = [epochs or EPOCHS] * len(layers)
+        if epochs is None and self.visible == "gaussian":
+            counts[0] = GAUSSIAN_EPOCHS
+        images = len(self.dataset.train)
+        return sum(gradients(size, images, n) for size, n in zip(layers, counts, strict=True))
 
     def training(self, method: Method, start: hf.PretrainResult | None = None) -> Training:
         """By one method, from the beginning; ``start`` is that of a method that is pre-trained."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import hfcore as hf
 from hfcore.experiments.fig3 import ESN, GRADIENT_BATCHES, NONE, TIKHONOV, Case, Settings
 from hfcore.experiments.fig3_rows import UNFINISHED, Row, is_done, summary
 from hfcore.experiments.machine import machine_name
+from hfcore.experiments.pace import gradients, recurrent_parameters
 
 COST_UNIT = 1000  # hf.train counts in as many sequences
 FAN_IN = 15  # incoming weights of a unit, of inputs too where there are more
@@ -29,6 +31,8 @@ class Job:
     folder: Path
     device: str = "cpu"
     threads: int | None = 1
+    watch: Callable[[float], None] | None = field(default=None, compare=False)
+    """Is told after every step what share of the limit is spent; in this process alone."""
 
     def __str__(self) -> str:
         return str(self.folder)
@@ -39,6 +43,16 @@ class Job:
         path = self.folder / ROW
         row: Row | None = json.loads(path.read_text()) if path.exists() else None
         return row if row is not None and is_done(row, self.settings.limit) else None
+
+    @property
+    def operations(self) -> float:
+        """Of its limit: floating-point operations."""
+        parameters = recurrent_parameters(self.case.task(), self.settings.hidden)
+        return gradients(parameters, self._unit * self.case.length, self.settings.limit)
+
+    def share(self, minibatches: float) -> float:
+        """What ``minibatches`` of :func:`hfcore.train` are of its limit."""
+        return min(1.0, minibatches * COST_UNIT / self._unit / self.settings.limit)
 
     def run(self) -> bool:
         """Train, from the last checkpoint where there is one; False if it was interrupted.
@@ -67,6 +81,7 @@ class Job:
             resume=self.folder.is_dir(),
             checkpoint_every=CHECKPOINT_EVERY,
             progress=False,
+            callbacks=[] if self.watch is None else [_Watched(self)],
             notes={"start": self.case.start},
         )
         if result.reason == "interrupted":
@@ -114,3 +129,16 @@ class Job:
             **summary(lines, COST_UNIT / self._unit),
             "machine": machine_name(torch.device(self.device)),
         }
+
+
+class _Watched(hf.Callback):
+    """Tells a job's ``watch`` how far it is."""
+
+    reads_gradients = False
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def on_step(self, state: hf.TrainState) -> None:
+        assert self._job.watch is not None
+        self._job.watch(self._job.share(state.minibatches))

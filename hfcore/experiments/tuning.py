@@ -12,12 +12,13 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import hfcore as hf
+from hfcore.experiments.pace import Pace, gradients
 
 Row = dict[str, Any]  # of SweepResult.rows()
 ChooseBy = Literal["average", "first-seed"]
@@ -135,6 +136,8 @@ class Procedure:
     report: Callable[[str], None] = lambda line: None
     choose_by: ChooseBy = "average"
     """What decides on a rate: note 1."""
+    pace: Pace | None = None
+    """Is told which sweep, by its folder, begins and ends."""
 
     @property
     def searching_seeds(self) -> Sequence[int]:
@@ -150,8 +153,7 @@ class Procedure:
 
         Raises what :func:`hfcore.sweep` raises.
         """
-        whole = self.search_updates == self.updates
-        open_choice = [c for c in columns if whole or len(c.rates) > 1]
+        whole, open_choice = self._whole, self._open_choice(columns)
         search = final = None
         if open_choice:
             grids = [column.grid(column.rates) for column in open_choice]
@@ -162,10 +164,8 @@ class Procedure:
                 return Tuned(results, search, None, False, search.reason == "part")
         chosen = {c.name: best_rate(c, c.runs(search)) for c in columns}
         grids = [c.grid([rate]) for c in columns if (rate := chosen[c.name]) is not None]
-        searched_whole = self.searching_seeds if whole else ()
-        seeds = [seed for seed in self.seeds if seed not in searched_whole]
-        if grids and seeds:
-            final = self._sweep(problem, grids, seeds, self.updates, folder / SEEDS)
+        if grids and self._final_seeds:
+            final = self._sweep(problem, grids, self._final_seeds, self.updates, folder / SEEDS)
         results = []
         for column in columns:
             searched, rate = column.runs(search), chosen[column.name]
@@ -175,6 +175,36 @@ class Procedure:
             results.append(ColumnResult(column, rate, searched, runs))
         reason = "updates" if final is None else final.reason
         return Tuned(results, search, final, reason == "updates", reason == "part")
+
+    def operations(
+        self, problem: hf.problems.Problem, columns: Sequence[Column], folder: Path
+    ) -> dict[Hashable, float]:
+        """Floating-point operations of the sweeps of one problem, by their folders."""
+        start = self.options.get("start") or hf.sweeps.default_start(problem)
+        net = start.build(problem, 0)
+        rows = self.options["batch_size"] * getattr(problem, "length", 1)
+        update = gradients(sum(p.numel() for p in net.parameters()), rows)
+        runs = sum(len(column.rates) for column in self._open_choice(columns))
+        sweeps = {
+            folder / SEARCH: runs * len(self.searching_seeds) * self.search_updates,
+            folder / SEEDS: len(columns) * len(self._final_seeds) * self.updates,
+        }
+        return {at: update * updates for at, updates in sweeps.items() if updates}
+
+    @property
+    def _whole(self) -> bool:
+        """Whether the search has the runs at their full length."""
+        return self.search_updates == self.updates
+
+    def _open_choice(self, columns: Sequence[Column]) -> list[Column]:
+        """Those that have a search."""
+        return [column for column in columns if self._whole or len(column.rates) > 1]
+
+    @property
+    def _final_seeds(self) -> list[int]:
+        """Those that are run at the chosen rates."""
+        searched = self.searching_seeds if self._whole else ()
+        return [seed for seed in self.seeds if seed not in searched]
 
     def having(self, **options: Any) -> Procedure:
         """The same with further options of the sweeps."""
@@ -191,7 +221,9 @@ class Procedure:
         start = self.options.get("start") or hf.sweeps.default_start(problem)
         runs = hf.sweeps.expand(grids, seeds, start.options)
         self.report(f"{folder}: {len(runs)} runs of {updates:,} updates")
-        return hf.sweeps.sweep_in_rounds(
+        if self.pace is not None:
+            self.pace.begin(folder)
+        result = hf.sweeps.sweep_in_rounds(
             problem,
             runs,
             folder,
@@ -201,6 +233,9 @@ class Procedure:
             falling_updates=min(self.falling_updates, updates),
             **self.options,
         )
+        if self.pace is not None and result.reason in ("updates", "part"):
+            self.pace.end(folder)
+        return result
 
 
 def column_settings(name: str) -> dict[str, Any]:

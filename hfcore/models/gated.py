@@ -30,7 +30,6 @@ class GatedRecurrentNet(RecurrentNet):
     module: ClassVar[Callable[..., nn.RNNBase]]
 
     @naming_options
-    @naming_options
     def __init__(
         self,
         input_size: int,
@@ -106,7 +105,7 @@ class LSTM(GatedRecurrentNet):
     ``out.bias [k]``.
 
     ``hf.HessianFree``, the curvature operators, ``hf.train`` and ``hf.sweep`` run on fused kernels
-    (``hfcore/nets/gated.py``). Arguments: :class:`GRU`, and
+    (``hfcore/nets/gated.py``). Arguments are those of :class:`GRU` and one more.
 
     Args:
         forget_bias: start of the forget gates' biases (Jozefowicz et al. 2015).
@@ -115,7 +114,6 @@ class LSTM(GatedRecurrentNet):
     module = nn.LSTM
     forget_bias = 1.0
 
-    @naming_options
     @naming_options
     def __init__(
         self,

@@ -225,7 +225,9 @@ def test_stopped_within_a_run_and_resumed(
 
     train = hf.train
     with monkeypatch.context() as patch:
-        patch.setattr(hf, "train", lambda *a, **k: train(*a, callbacks=[Interrupting()], **k))
+        patch.setattr(
+            hf, "train", lambda *a, **k: train(*a, **{**k, "callbacks": [Interrupting()]})
+        )
         stopped = invoke(*arguments, "--run-dir", tmp_path / "run")
     assert stopped.exit_code == 130
     assert f"--run-dir {tmp_path / 'run'} --resume" in stopped.output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,20 @@ def test_links_and_pictures_lead_somewhere(path: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
         if "://" not in target:
             assert (path.parent / target).exists(), target
+
+
+def test_the_readme_of_the_package_has_links_that_work_where_nothing_lies_beside_it() -> None:
+    """On PyPI: every relative link of the README, pictures among them, leads to the repository."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    source = project["urls"]["Source"]
+    raw = source.replace("https://github.com/", "https://raw.githubusercontent.com/")
+    links = r"(!?)\[[^\]]*\]\(([^)\s]+)\)"
+    here = re.findall(links, (ROOT / "README.md").read_text())
+    there = re.findall(links, str(metadata.metadata("hfcore").get_payload()))
+    assert len(here) == len(there) > 20
+    for (picture, target), (_, found) in zip(here, there, strict=True):
+        at = f"{raw}/v{hf.__version__}" if picture else f"{source}/blob/v{hf.__version__}"
+        assert found == (target if "://" in target else f"{at}/{target}")
 
 
 def test_addresses_are_in_three_files_and_alike() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from hfcore.cli.tables import number
 from hfcore.experiments.ablation import ABLATIONS, CURVES, Outcome, Settings, Variant, variants_of
 from hfcore.experiments.ablation_report import ablation_report
 from hfcore.experiments.ablation_runs import Images, Job
-from hfcore.experiments.commands.jobs import part_of, run_jobs
+from hfcore.experiments.commands.jobs import pace_of, part_of, run_jobs
+from hfcore.experiments.pace import Pace
 from hfcore.experiments.table5 import Rung
 from hfcore.experiments.training import Line
 
@@ -119,6 +122,7 @@ class _Ablations(Invocation):
         self.settings = Settings(**shared)
         self.images = Images(self.settings, self.device)
         self.interrupted = False
+        self.pace = Pace({}, self.device)
         self._resume = bool(options["resume"])
         self._done: dict[Path, Outcome] = {}
 
@@ -129,15 +133,17 @@ class _Ablations(Invocation):
         Raises ValueError for runs that are there already, without --resume.
         """
         options = self.options
-        if all(options[name] is None for name in ("workers", "slurm", "cohort")):
-            return True
         every = [self._job(a, problem, v) for a, problem in pairs for v in variants_of(a, problem)]
         jobs = part_of(list({job.folder: job for job in every}.values()), options)
+        work: dict[Hashable, float] = {job.folder: job.operations for job in jobs}
+        self.pace = pace_of(self, work, workers=options["workers"])
+        if all(options[name] is None for name in ("workers", "slurm", "cohort")):
+            return True
         for job in () if self._resume or options["cohort"] is not None else jobs:
             if job.folder.exists():
                 raise ValueError(f"{job.folder}: already holds a run; resume it (--resume)")
         self._resume = True
-        return run_jobs(jobs, self, begun=self._begun)
+        return run_jobs(jobs, self, begun=self._begun, ended=self._ended)
 
     def compare(self, ablation: str, problem: str) -> list[Outcome]:
         """One comparison; none of it where Ctrl-C came before its end."""
@@ -167,16 +173,23 @@ class _Ablations(Invocation):
     def _run(self, job: Job) -> Outcome:
         quiet = self.options["quiet"]
         self._begun(job)
-        outcome = job.outcome(self.images, resume=self._resume, report=None if quiet else _tell)
+        report = None if quiet else partial(self._tell, job)
+        outcome = job.outcome(self.images, resume=self._resume, report=report)
         if not quiet:
             click.echo(f"{job}: {number(outcome.errors[-1])} ({outcome.reason})")
+        if outcome.reason != "interrupted":
+            self._ended(job)
         return outcome
 
     def _begun(self, job: Job) -> None:
         if not self.options["quiet"]:
             click.echo(f"{job}: begins")
+        self.pace.begin(job.folder)
 
+    def _ended(self, job: Job) -> None:
+        self.pace.end(job.folder)
 
-def _tell(line: Line) -> None:
-    error = number(line.get("train_error", line.get("loss")))
-    click.echo(f"  {line['iteration']}: {error}, λ {number(line.get('damping'))}")
+    def _tell(self, job: Job, line: Line) -> None:
+        error = number(line.get("train_error", line.get("loss")))
+        click.echo(f"  {line['iteration']}: {error}, λ {number(line.get('damping'))}")
+        self.pace.within(job.folder, line["iteration"] / self.settings.iterations)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import click
 import hfcore as hf
 from hfcore.cli.invocation import run_options
 from hfcore.cli.options import Decorator, decorated_by, folder_option
+from hfcore.experiments.commands.jobs import pace_of
 from hfcore.experiments.commands.training import Trainings
 from hfcore.experiments.experiment import (
     HF,
@@ -67,6 +68,7 @@ def curves_log_command(context: click.Context, /, **options: Any) -> None:
     trainings = _Autoencoders("curves-log", options)
     with trainings.errors_shown():
         experiment = Experiment(trainings.data("curves"), preset, options["seed"])
+        trainings.expect(experiment, {trainings.folder: Method(HF)})
         result = trainings.run(experiment, Method(HF), trainings.folder)
         trainings.show(*curves_log_report(result, experiment.dataset, trainings.folder))
     trainings.end(context, interrupted=result.reason == "interrupted")
@@ -177,6 +179,7 @@ class _Autoencoders(Trainings):
 
     def run_all(self, experiment: Experiment, methods: Sequence[Method]) -> dict[Method, Trained]:
         """One method after the other, each in a folder of its own, until Ctrl-C."""
+        self.expect(experiment, {self.folder / str(method): method for method in methods})
         start: hf.PretrainResult | None = None
         if any(method.pretrained for method in methods):
             start = self.pretrain(experiment)
@@ -189,6 +192,21 @@ class _Autoencoders(Trainings):
             results[method] = result
             self.interrupted = result.reason == "interrupted"
         return results
+
+    def expect(self, experiment: Experiment, methods: Mapping[Path, Method]) -> None:
+        """Say how long all of it takes by its size; ``methods`` have their folders."""
+        iterations = self.options["iterations"] or experiment.preset.iterations
+        work: dict[Hashable, float] = {
+            folder: experiment.operations(method) * iterations for folder, method in methods.items()
+        }
+        seconds = self.options["seconds"]
+        limits: dict[Hashable, float] = {}
+        if seconds is not None:
+            limits = dict.fromkeys(work, seconds)
+        if any(method.pretrained for method in methods.values()):
+            epochs = self.options["pretrain_epochs"]
+            work[self.folder / PRETRAINING] = experiment.pretraining_operations(epochs)
+        self.pace = pace_of(self, work, limits=limits)
 
     def run(
         self,
@@ -217,7 +235,8 @@ class _Autoencoders(Trainings):
         folder = self.folder / PRETRAINING
         if not self.options["quiet"]:
             click.echo(f"pre-training: {folder}")
-        return hf.pretrain(
+        self.pace.begin(folder)
+        result = hf.pretrain(
             experiment.net(),
             experiment.dataset,
             visible=experiment.visible,
@@ -227,6 +246,9 @@ class _Autoencoders(Trainings):
             resume=self.options["resume"] and folder.is_dir(),
             report=None if self.options["quiet"] else _say_epoch,
         )
+        if result.reason != "interrupted":
+            self.pace.end(folder)
+        return result
 
 
 def _say_epoch(line: dict[str, Any]) -> None:

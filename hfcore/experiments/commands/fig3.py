@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import click
 from hfcore.cli.executors import executor_options
 from hfcore.cli.invocation import Invocation, run_options
 from hfcore.cli.options import names, numbers, seeds_of
-from hfcore.experiments.commands.jobs import part_of, run_jobs
+from hfcore.experiments.commands.jobs import in_this_process, pace_of, part_of, run_jobs
 from hfcore.experiments.fig3 import (
     BATCH_SIZE,
     DAMPINGS,
@@ -116,6 +118,10 @@ class _Figure(Invocation):
         taken_up = self.options["resume"] or self.options["cohort"] is not None
         if jobs and not taken_up and self.folder.exists():
             self._refuse(jobs)
+        work: dict[Hashable, float] = {job.folder: job.operations for job in jobs}
+        self.pace = pace_of(self, work, at_most=True, workers=self.options["workers"])
+        if in_this_process(self.options):
+            jobs = [replace(job, watch=partial(self.pace.within, job.folder)) for job in jobs]
         return run_jobs(jobs, self, begun=self._begun, ended=self._ended)
 
     def rows(self) -> list[Row]:
@@ -139,12 +145,15 @@ class _Figure(Invocation):
     def _begun(self, job: Job) -> None:
         if not self.options["quiet"]:
             click.echo(f"{job}: begins")
+        so_far = job.so_far()
+        self.pace.begin(job.folder, 0.0 if so_far is None else job.share(so_far["minibatches"]))
 
     def _ended(self, job: Job) -> None:
         row = job.row
         if not self.options["quiet"] and row is not None:
             outcome = "solved" if row["solved"] else f"not solved ({row['reason']})"
             click.echo(f"{job}: {outcome} after {row['minibatches']:,} minibatches")
+        self.pace.end(job.folder)
 
 
 def _cases(options: dict[str, Any]) -> list[Case]:

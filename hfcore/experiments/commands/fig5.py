@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
@@ -14,6 +15,7 @@ import torch
 
 import hfcore as hf
 from hfcore.cli.invocation import run_options
+from hfcore.experiments.commands.jobs import pace_of
 from hfcore.experiments.commands.training import Trainings
 from hfcore.experiments.experiment import (
     HF,
@@ -30,6 +32,7 @@ from hfcore.experiments.fig5 import (
     fig5_report,
     quadratic_of,
 )
+from hfcore.experiments.pace import autoencoder_parameters, gradients
 from hfcore.experiments.quadratic import Krylov, Quadratic, lanczos, load_curves, save_curves
 
 DATASET = "curves"
@@ -71,6 +74,9 @@ def fig5_command(
         if images is not None:
             dataset = replace(dataset, train=dataset.train[:images])
         experiment = Experiment(dataset, hf.presets.autoencoders[DATASET], seed)
+        trainings.pace = pace_of(
+            trainings, _operations(trainings, experiment, iterations, cg_iterations)
+        )
         quadratic, interrupted = _quadratic(trainings, experiment, iterations)
         if quadratic is not None:
             krylov = _krylov(trainings, quadratic, cg_iterations)
@@ -109,8 +115,9 @@ def _krylov(trainings: Trainings, quadratic: Quadratic, iterations: int) -> Kryl
     if trainings.options["resume"] and path.exists():
         krylov = Krylov.load(path)
         if krylov.asked == iterations:
+            trainings.pace.end(path)
             return krylov
-    with _progress(trainings, iterations) as told:
+    with _progress(trainings, path, iterations) as told:
         # In float32 the tridiagonal matrix is off by a percent in φ.
         double = quadratic.to(torch.float64)
         krylov = lanczos(double.operator().matvec, double.gradient, iterations, report=told)
@@ -126,8 +133,9 @@ def _conjugate_gradients(
     if trainings.options["resume"] and path.exists():
         found = load_curves(path)
         if all(name in found and len(found[name]) == iterations + 1 for name in ARITHMETIC):
+            trainings.pace.end(path)
             return found
-    with _progress(trainings, iterations * len(ARITHMETIC)) as told:
+    with _progress(trainings, path, iterations * len(ARITHMETIC)) as told:
         found = {
             name: quadratic.to(dtype).conjugate_gradient(iterations, report=told)
             for name, dtype in ARITHMETIC.items()
@@ -137,10 +145,39 @@ def _conjugate_gradients(
 
 
 @contextmanager
-def _progress(trainings: Trainings, products: int) -> Iterator[Callable[[int], None]]:
-    """A bar for so many products, as what is to be told of each."""
+def _progress(trainings: Trainings, path: Path, products: int) -> Iterator[Callable[[int], None]]:
+    """What is to be told of each of so many products, which end in a file: a bar, or some lines."""
     hidden = trainings.options["quiet"] or not sys.stderr.isatty()
+    trainings.pace.begin(path)
+    done = 0
     with click.progressbar(
         length=products, label="products", hidden=hidden, file=sys.stderr
     ) as bar:
-        yield lambda j: bar.update(1)
+
+        def told(j: int) -> None:
+            nonlocal done
+            done += 1
+            bar.update(1)
+            if hidden:
+                trainings.pace.within(path, done / products)
+
+        yield told
+    trainings.pace.end(path)
+
+
+def _operations(
+    trainings: Trainings, experiment: Experiment, iterations: int, cg_iterations: int
+) -> dict[Hashable, float]:
+    """Floating-point operations of the three parts by their folder or file.
+
+    A product in float64 counts twice.
+    """
+    parameters = autoencoder_parameters(experiment.preset.encoder_sizes)
+    images = len(experiment.dataset.train)
+    product = gradients(parameters, images / experiment.preset.curvature_batches, cg_iterations)
+    of_cg = sum(2 if dtype == torch.float64 else 1 for dtype in ARITHMETIC.values())
+    return {
+        trainings.folder / "hf": experiment.operations(Method(HF)) * iterations,
+        trainings.folder / KRYLOV: 2 * product,
+        trainings.folder / CG: of_cg * product,
+    }

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -12,6 +13,7 @@ from hfcore.cli.executors import executor_of
 from hfcore.cli.invocation import Invocation
 from hfcore.cli.options import Decorator, decorated_by, folder_option, names
 from hfcore.experiments.commands.tuned import (
+    pace_of_sweeps,
     procedure_of,
     settings_of,
     tuned_options,
@@ -81,11 +83,16 @@ class AutoencoderTable:
     ) -> dict[str, Tuned]:
         """Each data set with its columns; ends early after Ctrl-C. With --cohort a part of each."""
         results: dict[str, Tuned] = {}
-        with executor_of(self.invocation.options, self.invocation.folder) as by:
-            for name in datasets:
-                problem = self.problem(name)
+        folder, problems = self.invocation.folder, {name: self.problem(name) for name in datasets}
+        work: dict[Hashable, float] = {}
+        for name, problem in problems.items():
+            work |= self.procedure.operations(problem, columns(name), folder / name)
+        pace = pace_of_sweeps(self.invocation, work)
+        with executor_of(self.invocation.options, folder) as by:
+            for name, problem in problems.items():
                 procedure = self.procedure.having(test_size=len(problem.images), **by)
-                results[name] = procedure(problem, columns(name), self.invocation.folder / name)
+                procedure = replace(procedure, pace=pace)
+                results[name] = procedure(problem, columns(name), folder / name)
                 if not (results[name].finished or results[name].waits):
                     break
         return results

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import click
@@ -12,8 +12,10 @@ import hfcore as hf
 from hfcore.cli.invocation import Invocation, run_options
 from hfcore.cli.options import Decorator, decorated_by, folder_option, names, numbers
 from hfcore.cli.tables import number
+from hfcore.experiments.commands.jobs import pace_of
 from hfcore.experiments.machine import machine_name
 from hfcore.experiments.next_step import COLUMNS, LSTM, RATES, RNN_HF, TASKS, Sizes
+from hfcore.experiments.pace import Pace, gradients, hessian_free, recurrent_parameters
 from hfcore.experiments.table1_2011 import Outcome, Procedure, table1_2011_report
 from hfcore.experiments.training import Line
 
@@ -127,13 +129,17 @@ def table1_2011_command(context: click.Context, /, task: str, columns: str, **op
         )
     problem = _problem(task, options)
     invocation = Invocation(f"table1-2011-{task}", options)
-    procedure = _procedure(invocation, problem, rates)
+    watched = _Watched(options, rates)
+    procedure = _procedure(invocation, problem, rates, watched)
     results: dict[str, Outcome] = {}
     with invocation.errors_shown():
+        watched.expect(invocation, procedure, wanted)
         for column in wanted:
+            watched.column(column)
             results[column] = procedure(column, invocation.folder / column)
             if results[column].interrupted:
                 break
+            watched.pace.end(column)
         settings = {
             "seed": procedure.seed,
             "sizes": procedure.sizes,
@@ -158,13 +164,88 @@ def _problem(task: str, options: dict[str, Any]) -> hf.problems.NextStep:
     return problem
 
 
+class _Watched:
+    """What is said of the columns while they train; ``rates`` are searched by the LSTMs.
+
+    A column is one run of the pace: a search of all rates and what follows it are its parts.
+    """
+
+    def __init__(self, options: dict[str, Any], rates: tuple[float, ...]) -> None:
+        self._options, self._quiet = options, options["quiet"]
+        self._search: int = _search_updates(options) if len(rates) > 1 else 0
+        # The best rate goes on from where its search ended.
+        self._updates: int = len(rates) * self._search + options["updates"] - self._search
+        self._searches = len(rates) if len(rates) > 1 else 0
+        self._column, self._run = "", -1
+        self.pace: Pace
+
+    def expect(self, invocation: Invocation, procedure: Procedure, columns: Sequence[str]) -> None:
+        """Say how long all columns take by their sizes."""
+        work: dict[Hashable, float] = {
+            column: self._operations(procedure, column) for column in columns
+        }
+        seconds, runs = self._options["seconds"], 1 + self._searches
+        limits: dict[Hashable, float] = {}
+        if seconds is not None:
+            limits = {c: seconds * (1 if c == RNN_HF else runs) for c in columns}
+        self.pace = pace_of(invocation, work, limits=limits)
+
+    def column(self, column: str) -> None:
+        """One begins."""
+        self._column, self._run = column, -1
+        self.pace.begin(column)
+
+    def begin(self, text: str) -> None:
+        """A run of the column begins."""
+        self._run += 1
+        if not self._quiet:
+            click.echo(text)
+
+    def report(self, line: Line) -> None:
+        """A test of a run on the screen."""
+        if self._quiet:
+            return
+        fields = ("loss", "validation_error", "test_error", "step_seconds")
+        values = ", ".join(f"{f.replace('_', ' ')} {number(line.get(f))}" for f in fields)
+        click.echo(f"{line['iteration']:>8,}: {values}")
+        self.pace.within(self._column, self._share(line["iteration"]))
+
+    def _share(self, iteration: int) -> float:
+        """What is done of the column."""
+        if self._column == RNN_HF:
+            return min(1.0, iteration / int(self._options["iterations"]))
+        before = self._run * self._search - (self._search if self._run == self._searches else 0)
+        return min(1.0, max(0, before + iteration) / self._updates)
+
+    def _operations(self, procedure: Procedure, column: str) -> float:
+        """Floating-point operations of a column."""
+        problem, sizes, T = procedure.problem, procedure.sizes, procedure.problem.length
+        if column == RNN_HF:
+            cases = sizes.gradient
+            if isinstance(problem, hf.problems.FiniteProblem):
+                cases = problem.all_cases().inputs.shape[1]
+            parameters = recurrent_parameters(problem, sizes.hidden)
+            curvature = min(sizes.curvature, cases)
+            step = hessian_free(parameters, cases * T, curvature * T)
+            return step * int(self._options["iterations"])
+        n, H = problem.input_size, sizes.blocks * sizes.cells
+        gates = 4 * H if column != LSTM else H + 3 * sizes.blocks  # the paper's share theirs
+        return gradients(gates * (n + H + 1) + n * H, sizes.batch * T, self._updates)
+
+
+def _search_updates(options: dict[str, Any]) -> int:
+    return int(options["search_updates"] or max(1, options["updates"] // SEARCH_SHARE))
+
+
 def _procedure(
-    invocation: Invocation, problem: hf.problems.NextStep, rates: tuple[float, ...]
+    invocation: Invocation,
+    problem: hf.problems.NextStep,
+    rates: tuple[float, ...],
+    watched: _Watched,
 ) -> Procedure:
     """How the columns are trained."""
     options = invocation.options
-    quiet, seconds = options["quiet"], options["seconds"]
-    search = options["search_updates"] or max(1, options["updates"] // SEARCH_SHARE)
+    seconds, search = options["seconds"], _search_updates(options)
     if search > options["updates"]:
         raise click.UsageError(
             f"--search-updates: got {search}, need at most --updates, {options['updates']}"
@@ -181,13 +262,6 @@ def _procedure(
         options["test_every"],
         rates,
         options["resume"],
-        begin=(lambda text: None) if quiet else click.echo,
-        report=(lambda line: None) if quiet else _show,
+        begin=watched.begin,
+        report=watched.report,
     )
-
-
-def _show(line: Line) -> None:
-    """A test of a run on the screen."""
-    fields = ("loss", "validation_error", "test_error", "step_seconds")
-    values = ", ".join(f"{f.replace('_', ' ')} {number(line.get(f))}" for f in fields)
-    click.echo(f"{line['iteration']:>8,}: {values}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -14,6 +16,7 @@ from hfcore.experiments.commands.tuned import (
     columns_given,
     columns_option,
     is_part,
+    pace_of_sweeps,
     parsed,
     procedure_of,
     rates_of,
@@ -88,6 +91,15 @@ def table5_command(
     }
     with invocation.errors_shown(), executor_of(options, invocation.folder) as by:
         procedure = procedure.having(**by)
+        work: dict[Hashable, float] = {}
+        for rung in rungs:
+            task, tuned_columns = rung.problem(), columns_of(rung, chosen, rates)
+            at = invocation.folder / str(rung)
+            work |= procedure.operations(task, tuned_columns, at)
+            fast = with_fast_momentum(tuned_columns)
+            for remedy in remedied if fast else ():
+                work |= remedy.applied(procedure).operations(task, fast, at / remedy.folder)
+        procedure = replace(procedure, pace=pace_of_sweeps(invocation, work))
         for rung in rungs:
             folder, tuned_columns = invocation.folder / str(rung), columns_of(rung, chosen, rates)
             results[str(rung)] = procedure(rung.problem(), tuned_columns, folder)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 import hfcore as hf
 from hfcore.cli.invocation import Invocation
 from hfcore.cli.tables import clock
+from hfcore.experiments.pace import Pace
 from hfcore.experiments.report import describe, heading
 from hfcore.experiments.training import Line, Trained, Training
 
@@ -16,7 +18,11 @@ TOLD_AFTER = (1, 3, 10, 30, 100, 300, 1000, 3000)  # iterations
 
 
 class Trainings(Invocation):
-    """A call of a command; each training has a folder in that of the call."""
+    """A call of a command; each training has a folder in that of the call, its name in ``pace``."""
+
+    def __init__(self, name: str, options: dict[str, Any]) -> None:
+        super().__init__(name, options)
+        self.pace = Pace({}, self.device)
 
     def train(
         self,
@@ -30,13 +36,17 @@ class Trainings(Invocation):
         """From the beginning, or with --resume from where it was stopped."""
         if not self.options["quiet"]:
             click.echo(f"{title}{folder}\n{heading()}")
-        return training(
+        self.pace.begin(folder)
+        trained = training(
             folder,
             stop,
             patience=patience,
             resume=self.options["resume"] and folder.is_dir(),
             report=lambda line: self._report(line, stop),
         )
+        if trained.reason != "interrupted":
+            self.pace.end(folder)
+        return trained
 
     def _report(self, line: Line, stop: hf.training.Limits) -> None:
         if not self.options["quiet"]:

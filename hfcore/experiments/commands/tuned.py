@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import click
 
-from hfcore.cli.executors import executor_options
+from hfcore.cli.executors import executor_options, part_given
 from hfcore.cli.invocation import Invocation, run_options
 from hfcore.cli.options import Decorator, decorated_by, names, numbers, seeds_of
+from hfcore.experiments.commands.jobs import pace_of
+from hfcore.experiments.pace import Pace
 from hfcore.experiments.tuning import CHOOSE_BY, Procedure, Tuned, column_settings
 
 T = TypeVar("T")
@@ -129,6 +131,14 @@ def procedure_of(
         report=(lambda line: None) if options["quiet"] else click.echo,
         choose_by=options["choose_by"],
     )
+
+
+def pace_of_sweeps(invocation: Invocation, operations: Mapping[Hashable, float]) -> Pace:
+    """How long all sweeps of a call take, of --cohort its part of each."""
+    part = part_given(invocation.options["cohort"])
+    parts = 1 if part is None else part[1]
+    shares = {at: whole / parts for at, whole in operations.items()}
+    return pace_of(invocation, shares, what="sweep")
 
 
 def is_part(invocation: Invocation, results: Iterable[Tuned]) -> bool:
