@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import wraps
 from inspect import Parameter, signature
@@ -184,9 +184,13 @@ def naming_options(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def naming_options_of(
-    *others: Callable[..., Any],
+    *others: Callable[..., Any], elsewhere: Mapping[str, str] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """The same for a function whose further keywords go to one of ``others``."""
+    """The same for a function whose further keywords go to one of ``others``.
+
+    ``elsewhere``: of names that belong to something else, how that is written.
+    """
+    written = elsewhere or {}
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         known = _names(function, Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
@@ -195,7 +199,10 @@ def naming_options_of(
         @wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
             if not known.issuperset(kwargs):
-                raise unknown_option(next(name for name in kwargs if name not in known), known)
+                unknown = next(name for name in kwargs if name not in known)
+                if unknown in written:
+                    raise TypeError(f"{unknown}: unknown option; it is {written[unknown]}")
+                raise unknown_option(unknown, known)
             return function(*args, **kwargs)
 
         return checked

@@ -3,16 +3,42 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from hfcore.arguments import called as asked
 from hfcore.arguments import check_call
 
 # A key or an attribute, an index, or a function of what the module returned.
 Select = str | int | Callable[[Any], Any]
+
+# What torch's layers say of inputs whose shape or dtype they do not take.
+MISFIT = re.compile(
+    "mat1 and mat2|same dtype|expected scalar type|size mismatch|to have|must be equal|"
+    "must match|Input type|input and weight"
+)
+
+
+@contextmanager
+def naming_inputs(inputs: Any) -> Iterator[None]:
+    """What torch's layers say of inputs that do not fit becomes a ValueError that names them."""
+    try:
+        yield
+    except RuntimeError as error:
+        if MISFIT.search(str(error)) is None:
+            raise
+        raise ValueError(f"inputs: the model does not take {shown(inputs)}: {error}") from error
+
+
+def shown(inputs: Any) -> str:
+    """Shapes and dtypes of the inputs."""
+    tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
+    return ", ".join(f"{list(t.shape)} {t.dtype}" for t in tensors)
 
 
 def called(module: nn.Module, inputs: Any) -> Any:
@@ -77,8 +103,12 @@ def _item(result: Any, select: Select) -> Any:
 
 
 def chosen(module: nn.Module, inputs: Any, select: Select | None) -> Any:
-    """What a module gives for inputs: the outputs ``[B,…]`` that are selected; None: all of it."""
-    result = called(module, inputs)
+    """What a module gives for inputs: the outputs ``[B,…]`` that are selected; None: all of it.
+
+    Raises ValueError for inputs whose shape or dtype its layers do not take.
+    """
+    with naming_inputs(inputs):
+        result = called(module, inputs)
     return result if select is None else selected(result, select)
 
 

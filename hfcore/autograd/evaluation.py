@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -10,11 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves
 
 from hfcore.autograd.autocast import fresh_casts
 from hfcore.autograd.buffers import SteadyBuffers
-from hfcore.autograd.calls import Select, called, selected
+from hfcore.autograd.calls import Select, called, naming_inputs, selected, shown
 from hfcore.autograd.checks import check_repeatable, differentiable_kernels
 from hfcore.autograd.data import BatchPart, Closure, call_closure
 from hfcore.autograd.graph import Gradients, Parts
@@ -22,12 +20,6 @@ from hfcore.autograd.links import check_link
 from hfcore.autograd.losses import CallableLoss, PackageLoss, SplitLoss
 from hfcore.autograd.structural import Held, Term
 from hfcore.flat import FlatParameters
-
-# What torch's layers say of inputs whose shape or dtype they do not take.
-MISFIT = re.compile(
-    "mat1 and mat2|same dtype|expected scalar type|size mismatch|to have|must be equal|"
-    "must match|Input type|input and weight"
-)
 
 
 class Evaluation(NamedTuple):
@@ -100,14 +92,8 @@ class Evaluator:
         module, loss = self.module, self.loss
         assert module is not None
         assert loss is not None
-        try:
+        with naming_inputs(part.inputs):
             result = self._call(lambda: called(module, part.inputs), parameters)
-        except RuntimeError as error:
-            if MISFIT.search(str(error)) is None:
-                raise
-            raise ValueError(
-                f"inputs: the model does not take {_shown(part.inputs)}: {error}"
-            ) from error
         outputs = selected(result, self._select)
         if outputs.ndim <= self.case_dim or outputs.shape[self.case_dim] != part.count:
             raise ValueError(
@@ -116,7 +102,7 @@ class Evaluator:
             )
         if outputs.numel() == 0:
             raise ValueError(
-                f"outputs: got shape {list(outputs.shape)} for inputs {_shown(part.inputs)}, need "
+                f"outputs: got shape {list(outputs.shape)} for inputs {shown(part.inputs)}, need "
                 "at least one number"
             )
         if torch.is_autocast_enabled(outputs.device.type):  # losses are computed as torch's are
@@ -183,12 +169,6 @@ class _Caller(nn.Module):
 
     def __call__(self) -> Any:
         return self._function()
-
-
-def _shown(inputs: Any) -> str:
-    """Shapes and dtypes of the inputs."""
-    tensors = [t for t in tree_leaves(inputs) if isinstance(t, Tensor)]
-    return ", ".join(f"{list(t.shape)} {t.dtype}" for t in tensors)
 
 
 def flatten(grads: Gradients, like: Sequence[Tensor]) -> Tensor:

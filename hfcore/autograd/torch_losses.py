@@ -63,6 +63,7 @@ class TorchLoss(PackageLoss):
         return 1.0 / self.loss.scale(counted) * self.loss.factor
 
     def check(self, outputs: Tensor, part: BatchPart) -> None:
+        self._check_targets(outputs, part.targets)
         if part.mask is None:
             self.plain.check(outputs, part)
         elif not self._fits(outputs, part):
@@ -120,6 +121,31 @@ class TorchLoss(PackageLoss):
         s, targets, mask = self._as_sequence(*self._arranged(outputs, part))
         hessian, scale = self.loss.hessian(s, targets, mask), self.loss.factor**0.5
         return lambda w: self._back(scale * hessian.root(self._moved(w).reshape(s.shape)), w.shape)
+
+    def _check_targets(self, outputs: Tensor, targets: Any) -> None:
+        """Raise ValueError or TypeError for targets that torch refuses, or lays across the cases.
+
+        Of targets with fewer or more axes than the outputs torch's broadcasting lines up the last
+        ones: ``[B]`` beside outputs ``[B,1]`` would compare every case with every other.
+        """
+        if not isinstance(targets, Tensor):
+            return
+        if not self.loss.takes_classes:
+            if targets.ndim != outputs.ndim:
+                raise ValueError(
+                    f"targets: got shape {list(targets.shape)}, need {list(outputs.shape)} like "
+                    "the outputs"
+                )
+            return
+        classes = list(outputs.shape[:1] + outputs.shape[2:])
+        need = f"{classes} of int64 classes, or {list(outputs.shape)} of floating shares of each"
+        if outputs.ndim < 2:
+            return
+        fits = classes if _are_classes(targets) else list(outputs.shape)
+        if list(targets.shape) != fits:
+            raise ValueError(
+                f"targets: got shape {list(targets.shape)} of {targets.dtype}, need {need}"
+            )
 
     def _per_case(self, part: BatchPart) -> float:
         """What one case counts, where a mean over cases is given."""

@@ -16,7 +16,6 @@ from hfcore.losses.from_torch import from_torch
 from hfcore.losses.hessian import OutputHessian
 from hfcore.losses.regression import HuberLoss, LinkedSquaredError, PoissonNLL, SquaredError
 
-# Losses by a short name, as commands take them.
 NAMED: dict[str, type[Loss]] = {
     "squared": SquaredError,
     "logistic": LogisticCrossEntropy,
@@ -24,6 +23,7 @@ NAMED: dict[str, type[Loss]] = {
     "huber": HuberLoss,
     "poisson": PoissonNLL,
 }
+"""Losses by a short name, as commands take them: squared, logistic, softmax, huber, poisson."""
 
 __all__ = [
     "NAMED",

@@ -21,7 +21,11 @@ from hfcore.losses.hessian import (
 )
 
 Mean = Literal["cases", "weights", "elements", "sum"]
+"""What a loss's sum over a batch is divided by: the cases, the weights of the classes that count,
+the numbers that count, or nothing."""
 StandIn = Literal["gauss_newton", "positive", "absolute"]
+"""What stands for L'' where it is not positive semidefinite (Martens & Sutskever 2012, section
+6.3): its Gauss-Newton part, its positive part, or its absolute value."""
 
 MEANS = ("cases", "weights", "elements", "sum")
 STAND_INS = ("gauss_newton", "positive", "absolute")

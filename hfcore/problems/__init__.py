@@ -105,11 +105,13 @@ SEQUENCES: dict[str, Callable[..., SequenceProblem]] = {
         Memorization20,
     )
 }
+"""The problems of sequences of Martens & Sutskever (2011), by the names that commands take."""
 PROBLEMS: dict[str, Callable[..., Problem]] = {
     **SEQUENCES,
     **{problem.name: problem for problem in (BouncingBalls, PianoRolls, SpokenDigits)},
     **{name: partial(Reconstruction, name) for name in DATASETS},
 }
+"""All of them by name: :data:`SEQUENCES`, next-step prediction, and reconstruction of images."""
 
 
 def create(name: str, **options: object) -> Problem:

@@ -18,6 +18,9 @@ from hfcore.losses import Loss
 from hfcore.problems import Problem
 
 Outcome = Literal["diverged", "solved", "escaped", "collapsed", "plateau", "untested"]
+"""How a run of a sweep ended. It is solved below the share of errors that was asked for, escaped
+below half of the error of the best constant answer, collapsed where it was clearly better than that
+answer and no longer is, on the plateau where it never was, and untested before its first test."""
 
 # A run has escaped when it makes less than this share of the constant output's error ...
 ESCAPED = 0.5

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from hfcore.arguments import flag, naming_options, path
+from hfcore.arguments import flag, naming_options_of, path
 from hfcore.autograd.calls import Select
 from hfcore.distributed.ranks import Ranks
 from hfcore.optimisers.hessian_free import HessianFree
@@ -24,8 +24,21 @@ from hfcore.training.run import Run
 from hfcore.training.run_folder import RunFolder
 from hfcore.training.steps import make_stepper
 
+# What is asked for in other words, or belongs to something that is given.
+ELSEWHERE = {
+    "iterations": "stop=hf.training.Limits(iterations=…)",
+    "steps": "stop=hf.training.Limits(iterations=…)",
+    "epochs": "stop=hf.training.Limits(iterations=…), with hf.minibatches.Epochs batches",
+    "seconds": "stop=hf.training.Limits(seconds=…)",
+    "lr": "an option of the optimiser",
+    "learning_rate": "an option of the optimiser",
+    "damping": "an option of the optimiser",
+    "device": "model.to(device): data follow",
+    "patience": "callbacks=[hf.training.EarlyStopping(…)]",
+}
 
-@naming_options
+
+@naming_options_of(elsewhere=ELSEWHERE)
 def train(
     model: torch.nn.Module,
     data: Any,

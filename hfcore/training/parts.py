@@ -276,9 +276,12 @@ def _sequence(
 def _check_like(name: str, one: tuple[Tensor, ...], first: tuple[Tensor, ...]) -> None:
     for label, t, like in zip(("x", "y"), one, first, strict=False):
         if t.shape[1:] != like.shape[1:] or t.dtype != like.dtype:
+            # [T_i] without k is what was given as one target [k] of the whole sequence.
+            flat = label == "y" and [t.shape[1:], like.shape[1:]] == [t.shape[:1], like.shape[:1]]
+            hint = "; a number in every step is [T_i, 1]" if flat else ""
             raise ValueError(
                 f"{name}: {label}: got steps of shape {list(t.shape[1:])} and {t.dtype}, need "
-                f"{list(like.shape[1:])} and {like.dtype} like those of the first sequence"
+                f"{list(like.shape[1:])} and {like.dtype} like those of the first sequence{hint}"
             )
 
 

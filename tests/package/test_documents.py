@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import tomllib
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal, get_origin
 
 import pytest
 import torch
@@ -152,3 +156,19 @@ def test_the_reference_is_complete() -> None:
         own = [name for name in members if getattr(hf, name, None) is not getattr(at, name)]
         public |= {f"{module}.{name}" for name in own}
     assert public - set(places) == set()
+
+
+def test_constants_of_the_reference_say_what_they_are() -> None:
+    """A page shows a docstring behind an assignment; without one it is a name and nothing else."""
+    said = set()
+    for path in (ROOT / "hfcore").rglob("*.py"):
+        for node, after in pairwise(ast.parse(path.read_text()).body):
+            if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(after, ast.Expr):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                said |= {target.id for target in targets if isinstance(target, ast.Name)}
+    pages = "\n".join(p.read_text() for p in (ROOT / "docs" / "reference").glob("*.md"))
+    for name in re.findall(r"^::: hfcore\.(\S+)$", pages, re.M):
+        found = attrgetter(name)(hf)
+        is_value = not (callable(found) or isinstance(found, ModuleType))
+        if is_value or get_origin(found) is Literal:  # which can be called, to an error
+            assert name.rpartition(".")[2] in said, name

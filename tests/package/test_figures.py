@@ -158,6 +158,20 @@ def test_what_to_expect_in_time() -> None:
         assert f"| {seconds} s |" in line
 
 
+def test_ten_million_parameters() -> None:
+    text = (ROOT / "docs" / "what-to-expect.md").read_text()
+    _, costs, progress = (RESULTS / "character_model.md").read_text().split("\n\n")
+    assert f"\n\n{costs}\n\n{progress.strip()}\n\n" in text
+    found = results("character_model.json")
+    sizes, newton = found["sizes"], found["Hessian-free"]
+    assert f"An LSTM of {sizes['hidden']:,} units" in text
+    assert f"has {newton['parameters'] / 1e6:.1f} million parameters" in text
+    cases = sizes["sequences"] * sizes["length"]
+    gradient = sizes["gradient_batches"] * cases
+    assert f"gradient on {gradient:,} characters, products on {cases:,}" in text
+    assert f"and at most {sizes['cg_max_iter']} iterations of CG" in text
+
+
 def test_the_deep_autoencoder() -> None:
     log = results("curves_log.json")
     errors = {line["iteration"]: line["train_error"] for line in log["iterations"]}
