@@ -173,7 +173,7 @@ class _Ablations(Invocation):
     def _run(self, job: Job) -> Outcome:
         quiet = self.options["quiet"]
         self._begun(job)
-        report = None if quiet else partial(self._tell, job)
+        report = None if quiet else partial(self._within, job)
         outcome = job.outcome(self.images, resume=self._resume, report=report)
         if not quiet:
             click.echo(f"{job}: {number(outcome.errors[-1])} ({outcome.reason})")
@@ -189,7 +189,11 @@ class _Ablations(Invocation):
     def _ended(self, job: Job) -> None:
         self.pace.end(job.folder)
 
-    def _tell(self, job: Job, line: Line) -> None:
-        error = number(line.get("train_error", line.get("loss")))
-        click.echo(f"  {line['iteration']}: {error}, λ {number(line.get('damping'))}")
+    def _within(self, job: Job, line: Line) -> None:
+        _tell(line)
         self.pace.within(job.folder, line["iteration"] / self.settings.iterations)
+
+
+def _tell(line: Line) -> None:
+    error = number(line.get("train_error", line.get("loss")))
+    click.echo(f"  {line['iteration']}: {error}, λ {number(line.get('damping'))}")
