@@ -112,15 +112,18 @@ class RandomPermutation(LastClass):
         all steps are scored. The generator must not be used by another thread meanwhile.
         """
         real = check_draw(size, generator, dtype)
-        inputs = np.empty((self.length, size, self.symbols), real)
-        targets = np.empty((self.length, size), np.int64)
-        _fill(generator, inputs, targets)
+        drawn = np.empty((self.length, size), np.int64)
+        drawn[0] = generator.integers(0, FIRST, size)
+        drawn[1:] = generator.integers(FIRST, self.symbols, (self.length - 1, size))
+        inputs = np.empty((*drawn.shape, self.symbols), real)
+        _fill(drawn, inputs)
         if self.centre:
             subtract_mean(inputs, self.mean_input().numpy().astype(real))
         mask = None
         if self.scored == "last":
             mask = torch.zeros(self.length, size, dtype=torch.bool)
             mask[-1] = True
+        targets = np.roll(drawn, -1, axis=0)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), mask)
 
     def config(self) -> dict[str, Any]:
@@ -129,17 +132,14 @@ class RandomPermutation(LastClass):
 
 
 @compile_kernel
-def _fill(generator: np.random.Generator, inputs: np.ndarray, targets: np.ndarray) -> None:
-    """Draw one-hot ``inputs [T,B,symbols]`` and the next symbols ``[T,B]``.
+def _fill(drawn: np.ndarray, inputs: np.ndarray) -> None:
+    """Make ``inputs [T,B,symbols]`` the one-hot rows of the symbols ``drawn [T,B]``.
 
     A row is zeroed when its one is written, while it is in the cache.
     """
     T, B, symbols = inputs.shape
     for t in range(T):
         for b in range(B):
-            low, end = (0, FIRST) if t == 0 else (FIRST, symbols)
-            drawn = generator.integers(low, end)
             for symbol in range(symbols):
                 inputs[t, b, symbol] = 0.0
-            inputs[t, b, drawn] = 1.0
-            targets[(t - 1) % T, b] = drawn
+            inputs[t, b, drawn[t, b]] = 1.0

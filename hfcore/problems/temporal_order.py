@@ -119,7 +119,8 @@ class TemporalOrder(LastClass):
         targets = np.zeros((L, size), np.int64)
         mask = np.zeros((L, size), np.bool_)
         mask[-1] = True
-        _fill(generator, _steps(L, self.ranges), inputs, targets)
+        distractors = generator.integers(0, DISTRACTORS, (L - 2, size))  # in a loop numba is slow
+        _fill(generator, distractors, _steps(L, self.ranges), inputs, targets)
         if self.centre:
             subtract_mean(inputs, self.mean_input(L).numpy().astype(real))
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(mask))
@@ -155,13 +156,20 @@ def _steps(L: int, ranges: tuple[tuple[int, int], ...]) -> np.ndarray:
 
 @compile_kernel
 def _fill(
-    generator: np.random.Generator, steps: np.ndarray, inputs: np.ndarray, targets: np.ndarray
+    generator: np.random.Generator,
+    distractors: np.ndarray,
+    steps: np.ndarray,
+    inputs: np.ndarray,
+    targets: np.ndarray,
 ) -> None:
-    """Draw one-hot ``inputs [L,B,8]``, which are zero, and the last of ``targets [L,B]``."""
+    """Draw one-hot ``inputs [L,B,8]``, which are zero, and the last of ``targets [L,B]``.
+
+    ``distractors [L-2,B]`` are what stands between the first step and the last where no symbol is.
+    """
     L, B = inputs.shape[:2]
     for t in range(1, L - 1):
         for b in range(B):
-            inputs[t, b, generator.integers(0, DISTRACTORS)] = 1.0
+            inputs[t, b, distractors[t - 1, b]] = 1.0
     for b in range(B):
         inputs[0, b, START] = 1.0
         inputs[L - 1, b, TRIGGER] = 1.0
