@@ -1,10 +1,11 @@
 """Whether kernels on tensor cores serve in the place of those in true float32: the one rule.
 
 They serve where ``hf.set_matmul_precision("bf16x6")`` asks for them, the GPU is of an architecture
-for which a gate compiled them without spills, and the install has their binary. Clusters of blocks,
-for nets above 128 units, need compute capability 9.0 and a GPU (or a slice of one) that holds a
-cluster besides. Which net they serve then is in ``kernels/recurrence/gpu_choice.py``; others have
-the other kernels all the same. No GPU has run them yet, so nothing chooses them unasked.
+for which a gate compiled them without spills, and the install has their binaries. Clusters of
+blocks, for nets of 129 to 512 units, need compute capability 9.0 and a GPU (or a slice of one) that
+holds a cluster besides. Which net they serve then is in ``kernels/recurrence/gpu_choice.py``;
+others have the other kernels all the same. No GPU has run them yet, so nothing chooses them by
+itself.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 
 from hfcore.bindings import cuda
 from hfcore.bindings.triton_backend import matmul_precision
-from hfcore.kernels.recurrence import gpu_cluster, gpu_tensor
+from hfcore.kernels.recurrence import gpu_cluster, gpu_step, gpu_tensor
 from hfcore.kernels.recurrence.gpu_launch import NO_TENSOR_CORES, TensorLaunch
 
 logger = logging.getLogger("hfcore")
@@ -36,7 +37,7 @@ def in_words(op: str, device: torch.device) -> str:
     reason = _why_no_clusters(device)
     if reason is None:
         return " on tensor cores"
-    return f" on tensor cores up to {gpu_tensor.MOST_UNITS} units, in true float32 above: {reason}"
+    return f" on tensor cores, without clusters of blocks: {reason}"
 
 
 def launchers(device: torch.device) -> TensorLaunch:
@@ -45,36 +46,37 @@ def launchers(device: torch.device) -> TensorLaunch:
         return NO_TENSOR_CORES
     reason = _why_unable(device)
     if reason is not None:
-        _log("recurrences are", reason)
+        _log("recurrences are in true float32, not on tensor cores", reason)
         return NO_TENSOR_CORES
-    block = cuda.launcher("recurrence", device, gpu_tensor.BINARY)
+    block, step = (
+        cuda.launcher("recurrence", device, kernels.BINARY) for kernels in (gpu_tensor, gpu_step)
+    )
     reason = _why_no_clusters(device)
     if reason is not None:
-        _log(f"recurrences of more than {gpu_tensor.MOST_UNITS} units are", reason)
-        return TensorLaunch(block)
-    return TensorLaunch(block, cuda.launcher("recurrence", device, gpu_cluster.BINARY))
+        _log("recurrences run without clusters of blocks", reason)
+        return TensorLaunch(block, None, step)
+    return TensorLaunch(block, cuda.launcher("recurrence", device, gpu_cluster.BINARY), step)
 
 
 def _log(what: str, reason: str) -> None:
     """Say a reason once."""
     if reason not in _already_logged:
         _already_logged.add(reason)
-        logger.info("%s in true float32, not on tensor cores: %s", what, reason)
+        logger.info("%s: %s", what, reason)
 
 
 def _why_unable(device: torch.device) -> str | None:
-    """Why no kernel on tensor cores serves ``device``, or None if those of one block do."""
+    """Why no kernel on tensor cores serves ``device``; None if those without clusters do."""
     reason = cuda.why_no_device()
-    if reason is not None:
-        return reason
-    return _why_unbuilt(device, gpu_tensor.CAPABILITIES) or cuda.why_unavailable(
-        "recurrence", device, gpu_tensor.BINARY
-    )
+    for kernels in (gpu_tensor, gpu_step):
+        reason = reason or _why_unbuilt(device, kernels.CAPABILITIES)
+        reason = reason or cuda.why_unavailable("recurrence", device, kernels.BINARY)
+    return reason
 
 
 def _why_no_clusters(device: torch.device) -> str | None:
     """Why those of a cluster do not serve a device that :func:`_why_unable` knows nothing of."""
-    reason = _why_unbuilt(device, gpu_cluster.CAPABILITIES, "clusters of blocks: ")
+    reason = _why_unbuilt(device, gpu_cluster.CAPABILITIES)
     reason = reason or cuda.why_unavailable("recurrence", device, gpu_cluster.BINARY)
     if reason is not None:
         return reason
@@ -89,11 +91,9 @@ def _why_no_clusters(device: torch.device) -> str | None:
     return None
 
 
-def _why_unbuilt(
-    device: torch.device, capabilities: tuple[tuple[int, int], ...], what: str = ""
-) -> str | None:
+def _why_unbuilt(device: torch.device, capabilities: tuple[tuple[int, int], ...]) -> str | None:
     capability = torch.cuda.get_device_capability(device)
     if capability in capabilities:
         return None
     known = ", ".join(f"{a}.{b}" for a, b in capabilities)
-    return f"{what}compute capability {capability[0]}.{capability[1]} is none of {known}"
+    return f"compute capability {capability[0]}.{capability[1]} is none of {known}"

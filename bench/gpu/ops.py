@@ -19,16 +19,7 @@ from hfcore.bindings import dense, loss, recurrence, tensor_cores
 from hfcore.bindings.triton_backend import torch_matmul
 from hfcore.kernels.dense import reference as dense_reference
 from hfcore.kernels.loss import reference as loss_reference
-from hfcore.kernels.recurrence import (
-    Curvature,
-    ForwardPass,
-    RnnShape,
-    RnnWeights,
-    gpu,
-    gpu_cluster,
-    gpu_tensor,
-    reference,
-)
+from hfcore.kernels.recurrence import Curvature, ForwardPass, RnnShape, RnnWeights, gpu, reference
 
 COMPILED = "reference, torch.compile"
 ON_TENSOR_CORES = f"{OURS_GRAPHED}, bf16x6"
@@ -96,11 +87,11 @@ class Net:
 
 
 def against_reference(
-    ours: Call, plain: Call, *, compiled: bool, tensor: int | None = None
+    ours: Call, plain: Call, *, compiled: bool, tensor: bool = False
 ) -> dict[str, Callable[[], Call]]:
     """hfcore and the reference: called, replayed from a CUDA graph, and compiled.
 
-    ``tensor``: hfcore on tensor cores too, where they serve a net of so many units.
+    ``tensor``: hfcore on tensor cores too, where they serve.
     """
     makers: dict[str, Callable[[], Call]] = {
         OURS: lambda: _agreeing(ours, plain),
@@ -108,20 +99,18 @@ def against_reference(
         EAGER: lambda: plain,
         GRAPHED: lambda: graphed(plain),
     }
-    if tensor is not None:
-        makers[ON_TENSOR_CORES] = lambda: graphed(_agreeing(_on_tensor_cores(ours, tensor), plain))
+    if tensor:
+        makers[ON_TENSOR_CORES] = lambda: graphed(_agreeing(_on_tensor_cores(ours), plain))
     if compiled:
         makers[COMPILED] = lambda: _warm(torch.compile(plain))
     return makers
 
 
-def _on_tensor_cores(ours: Call, H: int) -> Call:
+def _on_tensor_cores(ours: Call) -> Call:
     """``ours`` in six bfloat16 products; RuntimeError with the reason where they do not serve."""
-    device = torch.device("cuda")
     with hf.set_matmul_precision("bf16x6"):
-        served = tensor_cores.in_words("recurrence.rnn_forward", device)
-        launch = tensor_cores.launchers(device)
-    if (launch.block if H <= gpu_tensor.MOST_UNITS else launch.cluster) is None:
+        served = tensor_cores.in_words("recurrence.rnn_forward", torch.device("cuda"))
+    if not served.startswith(" on tensor cores"):
         raise RuntimeError(f"recurrences are{served}")
 
     def asked() -> object:
@@ -159,7 +148,7 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
                 lambda: recurrence.rnn_forward(x, w, steps=steps, out=out),
                 lambda: reference.rnn_forward(x, w, "tanh", steps),
                 compiled=compiled,
-                tensor=H if H <= gpu_cluster.MOST_UNITS else None,
+                tensor=True,
             )
             | {CUDNN: lambda: _cudnn_forward(net)},
             aims(Aim("µs a step", 0.8)),
@@ -190,7 +179,7 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
                 lambda: recurrence.rnn_backward(x, h, w, gs, steps=steps, out=g),
                 lambda: reference.rnn_backward(at, gs),
                 compiled=compiled,
-                tensor=H if H <= gpu_cluster.MOST_UNITS else None,
+                tensor=True,
             )
             | {CUDNN: lambda: _cudnn_gradient(net)},
         ),
@@ -218,7 +207,7 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
                 ),
                 lambda: reference.rnn_gauss_newton(at, v, Curvature(c, False, 1 / B, 0.03, 0.1)),
                 compiled=compiled,
-                tensor=H if H <= gpu_cluster.MOST_UNITS else None,
+                tensor=True,
             ),
             aims(*((Aim("ms, CUDA graph", 0.5),) if T == 200 else ()), *faster),
         ),

@@ -95,6 +95,8 @@ template <int kSmall>
 struct Sums {
     float total[4], small[kSmall][4];
 
+    __device__ __forceinline__ Sums() : total{}, small{} {}
+
     __device__ __forceinline__ explicit Sums(const float (&start)[4]) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {

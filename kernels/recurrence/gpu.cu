@@ -160,19 +160,7 @@ extern "C" __global__ void linear_scan_step(const int* stop, long long distinct,
     const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= B * H) return;
     const long long g = blockIdx.y, at = t * B * H + i, column = i % H;
-    long long slot = t;
-    if (steps != nullptr) {
-        long long below = 0, above = slots;  // first slot whose step is not before t
-        while (below < above) {
-            const long long middle = (below + above) / 2;
-            if (steps[middle] < t) {
-                below = middle + 1;
-            } else {
-                above = middle;
-            }
-        }
-        slot = below < slots && steps[below] == t ? below : -1;
-    }
+    const long long slot = slot_of(steps, slots, t);
     float pre = z != nullptr ? z[g * B * H + i] : 0.0f;
     if (slot >= 0) pre += group(distinct, u, kAdded, slots * B * H)[slot * B * H + i];
     if (bias != nullptr) pre += group(distinct, bias, kBias, H)[column];

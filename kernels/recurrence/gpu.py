@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from hfcore.kernels.gpu_launch import Argument, Launch, grid, round_up
-from hfcore.kernels.recurrence import gpu_cluster, gpu_tensor
+from hfcore.kernels.recurrence import gpu_cluster, gpu_step, gpu_tensor
 from hfcore.kernels.recurrence import gpu_products as products
 from hfcore.kernels.recurrence.gpu_choice import tensor_form
 from hfcore.kernels.recurrence.gpu_launch import (
@@ -184,7 +184,8 @@ def rnn_forward(
     own = own_products(H, shared_limit)
     chosen = plan(H, n, hidden=False, shared_limit=shared_limit)
     form = tensor_form(run, B, H, n)
-    kept = None if states or (form is None and not chosen.on_chip) else steps
+    by_steps = form == "step" or (form is None and not chosen.on_chip)
+    kept = None if states or by_steps else steps
     slots = T if kept is None else kept.numel()
     h = out if out is not None and states else x.new_empty(G, slots, B, H)
     if form == "block":
@@ -192,6 +193,9 @@ def rnn_forward(
     elif form == "cluster":
         u = products.step_inputs(run, own, x, w.W_hx)
         gpu_cluster.rnn_forward(run, u, w, nonlinearity, kept, h)
+    elif form == "step":
+        u = products.step_inputs(run, own, x, w.W_hx)
+        gpu_step.rnn_forward(run, u, w, nonlinearity, h)
     else:
         _forward(run, own, chosen, x, w, nonlinearity, kept, h)
     s = products.outputs(run, own, h, kept is not None, w.W_yh, w.b_y, steps)
@@ -377,14 +381,18 @@ def _tangent(
     G = group_of(x, h, w.W_hh, v.W_hx, v.W_hh, v.b_h, v.b_init)
     slots = T if kept is None else kept.numel()
     form = tensor_form(run, B, H, n)
-    if form is not None:
+    if form == "block":
         Rh = run.scratch.take("Rh", x, G, slots, B, H)
-        if form == "block":
-            gpu_tensor.rnn_tangent(run, x, h, w, v, nonlinearity, kept, Rh)
-        else:
-            added = products.step_inputs(run, own, x, v.W_hx, h=h, V=v.W_hh)
-            gpu_cluster.rnn_tangent(run, added, h, w, v, nonlinearity, kept, Rh)
+        gpu_tensor.rnn_tangent(run, x, h, w, v, nonlinearity, kept, Rh)
         return Rh
+    if form is not None:
+        added = products.step_inputs(run, own, x, v.W_hx, h=h, V=v.W_hh)
+        Rh = run.scratch.take("Rh", x, G, T if form == "step" else slots, B, H)
+        if form == "cluster":
+            gpu_cluster.rnn_tangent(run, added, h, w, v, nonlinearity, kept, Rh)
+            return Rh
+        gpu_step.rnn_tangent(run, added, h, w, v, nonlinearity, Rh)
+        return at_steps(kept, Rh)
     chosen = plan(H, n, hidden=True, shared_limit=run.shared_limit)
     fused, hidden = chosen.inputs_on_chip, chosen.hidden_on_chip
     u: Tensor | None = None
@@ -456,10 +464,11 @@ def _reverse_sums(
     form = tensor_form(run, B, H, x.shape[-1], with_gradient=True)
     if form == "block":
         return None, gpu_tensor.rnn_backward(run, x, h, w, gs, a, nonlinearity, steps, structural)
-    if form == "cluster":
+    if form is not None:
         gt = run.scratch.take("gt", h, group_of(h, w.W_hh, w.W_yh, gs, a), T, B, H)
         u = products.step_inputs(run, own, gs, w.W_yh, transposed=False)
-        gpu_cluster.rnn_backward(run, u, h, w, a, nonlinearity, steps, structural, gt)
+        larger = gpu_cluster if form == "cluster" else gpu_step
+        larger.rnn_backward(run, u, h, w, a, nonlinearity, steps, structural, gt)
         return gt, None
     return _reverse(run, own, h, w, gs, a, nonlinearity, steps, structural), None
 

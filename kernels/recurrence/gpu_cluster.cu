@@ -7,6 +7,11 @@
 // padding costs. Bytes: 4·(arrays of T·B·H elements, each once); 7·384·tiles from every block to
 // the others, a step.
 //
+// At H=300 (5 chunks a slice, 3 tiles a block; B=100 are 13 clusters, 104 multiprocessors) a step is 289
+// instructions a warp in the SASS of sm_90, 30 of them mma, three warps a scheduler: 870 cycles of issue
+// beside 540 of tensor cores. With two barriers of the block and one of the cluster 1,200 to 1,500 cycles,
+// 0.6 to 0.75 µs, are expected; today's GEMM and epilogue take 9.1 µs (measured on an H200).
+//
 // No GPU has run these kernels yet: they pass the gates that need none (tests/gates), and run where
 // hf.set_matmul_precision("bf16x6") asks for them.
 #include "gpu_cluster_scan.cuh"

@@ -17,11 +17,13 @@ ELEMENTWISE_THREADS = 256
 class TensorLaunch(NamedTuple):
     """What starts kernels on tensor cores, each None where it does not serve.
 
-    ``block`` those of ``gpu_tensor.cu``, ``cluster`` those of ``gpu_cluster.cu``.
+    ``block`` those of ``gpu_tensor.cu``, ``cluster`` of ``gpu_cluster.cu``, ``step`` of
+    ``gpu_step.cu``.
     """
 
     block: Launch | None = None
     cluster: Launch | None = None
+    step: Launch | None = None
 
 
 NO_TENSOR_CORES = TensorLaunch()

@@ -83,6 +83,21 @@ private:
     int count_, at_, move_, upcoming_;
 };
 
+// The slot of step t, or -1; by itself, where Cursor goes along with a loop.
+__device__ __forceinline__ long long slot_of(const long long* steps, long long slots, long long t) {
+    if (steps == nullptr) return t;
+    long long below = 0, above = slots;  // first slot whose step is not before t
+    while (below < above) {
+        const long long middle = (below + above) / 2;
+        if (steps[middle] < t) {
+            below = middle + 1;
+        } else {
+            above = middle;
+        }
+    }
+    return below < slots && steps[below] == t ? below : -1;
+}
+
 // What one thread finishes in every step: rows row .. row+3 of column `at`, if there is one.
 class Column {
 public:

@@ -31,6 +31,7 @@ from hfcore.bindings import (
     triton_backend,
 )
 from hfcore.bindings.momentum import lookahead_point, momentum_update
+from hfcore.kernels.recurrence.gpu_launch import NO_TENSOR_CORES
 
 FAMILY = "recurrence"
 DEVICE = torch.device("cuda", 0)
@@ -252,6 +253,7 @@ def test_loading_out_of_memory_raises_and_is_tried_again(driver: Driver) -> None
         (FAMILY, "gpu.fatbin", b"rnn_forward"),
         (FAMILY, "gpu_tensor.fatbin", b"rnn_forward_tensor_7"),
         (FAMILY, "gpu_cluster.fatbin", b"rnn_forward_cluster_5"),
+        (FAMILY, "gpu_step.fatbin", b"rnn_forward_step_tensor"),
         ("dense", "gpu.fatbin", b"dense_forward_64x80x32"),
     ],
 )
@@ -646,7 +648,7 @@ def test_tensor_cores_serve_where_they_are_asked_for(
     """The one rule: precision, architecture, binary; a refusal is said once, and by hfcore info."""
     monkeypatch.setattr(tensor_cores, "_already_logged", set())
     op = "recurrence.rnn_forward"
-    assert tensor_cores.launchers(DEVICE) == (None, None)
+    assert tensor_cores.launchers(DEVICE) == NO_TENSOR_CORES
     assert dispatch.explain(op, "cuda") == ("cuda", "CUDA C++ kernels")
     with hf.set_matmul_precision("bf16x6"), caplog.at_level("INFO", "hfcore"):
         assert None not in tensor_cores.launchers(DEVICE)
@@ -657,14 +659,14 @@ def test_tensor_cores_serve_where_they_are_asked_for(
         forget()
         reason = "compute capability 12.0 is none of 8.0, 9.0, 10.0"
         for _ in range(2):
-            assert tensor_cores.launchers(DEVICE) == (None, None)
+            assert tensor_cores.launchers(DEVICE) == NO_TENSOR_CORES
         assert dispatch.explain(op, "cuda")[1] == f"CUDA C++ kernels in true float32: {reason}"
         driver.capability = (9, 0)
         forget()
         monkeypatch.setattr(
             cuda, "find_binary", lambda family, binary: None if "tensor" in binary else Path("gpu")
         )
-        assert tensor_cores.launchers(DEVICE) == (None, None)
+        assert tensor_cores.launchers(DEVICE) == NO_TENSOR_CORES
     said = [record.getMessage() for record in caplog.records]
     assert [text.partition(": ")[2] for text in said] == [
         reason,
@@ -677,7 +679,7 @@ def test_tensor_cores_serve_where_they_are_asked_for(
     [
         (
             {"capability": (8, 0)},
-            "clusters of blocks: compute capability 8.0 is none of 9.0, 10.0",
+            "compute capability 8.0 is none of 9.0, 10.0",
         ),
         ({"multiprocessors": 7}, "7 multiprocessors, a cluster needs 8"),
         (
@@ -692,14 +694,14 @@ def test_tensor_cores_serve_where_they_are_asked_for(
     ],
     ids=["no clusters", "a slice of a GPU", "shared memory", "binary"],
 )
-def test_without_clusters_smaller_nets_are_on_tensor_cores(
+def test_without_clusters_the_others_serve(
     change: dict[str, Any],
     reason: str,
     driver: Driver,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What a device lacks for clusters is said once, and costs the larger nets alone."""
+    """What a device lacks for clusters is said once, and costs the nets they serve alone."""
     monkeypatch.setattr(tensor_cores, "_already_logged", set())
     if missing := change.pop("missing", ""):
         monkeypatch.setattr(
@@ -713,12 +715,10 @@ def test_without_clusters_smaller_nets_are_on_tensor_cores(
     with hf.set_matmul_precision("bf16x6"), caplog.at_level("INFO", "hfcore"):
         for _ in range(2):
             launch = tensor_cores.launchers(DEVICE)
-            assert launch.block is not None
+            assert None not in (launch.block, launch.step)
             assert launch.cluster is None
         said = dispatch.explain("recurrence.rnn_forward", "cuda")[1]
-    assert said == (
-        f"CUDA C++ kernels on tensor cores up to 128 units, in true float32 above: {reason}"
-    )
+    assert said == f"CUDA C++ kernels on tensor cores, without clusters of blocks: {reason}"
     assert [record.getMessage() for record in caplog.records] == [
-        "recurrences of more than 128 units are in true float32, not on tensor cores: " + reason
+        f"recurrences run without clusters of blocks: {reason}"
     ]

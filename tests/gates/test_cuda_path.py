@@ -23,7 +23,7 @@ import hfcore as hf
 from emulation import Emulator
 from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, recurrence, tensor_cores
 from hfcore.bindings.momentum import lookahead_point, momentum_update
-from hfcore.kernels.recurrence import gpu, gpu_cluster, gpu_tensor
+from hfcore.kernels.recurrence import gpu, gpu_cluster, gpu_step, gpu_tensor
 from oracles.cases import recurrence as of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,7 @@ else:
         built = {family: Emulator(emulated(family)) for family in ("recurrence", "dense")}
         tensor = {
             kernels.BINARY: Emulator(emulated("recurrence", kernels.SOURCE))
-            for kernels in (gpu_tensor, gpu_cluster)
+            for kernels in (gpu_tensor, gpu_cluster, gpu_step)
         }
         return {**built, **tensor}
 

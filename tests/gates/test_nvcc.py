@@ -17,7 +17,7 @@ import gpu_resources as gate
 import planted
 from hfcore.bindings import cuda
 from hfcore.kernels.dense import gpu as dense
-from hfcore.kernels.recurrence import gpu_cluster, gpu_tensor
+from hfcore.kernels.recurrence import gpu_cluster, gpu_step, gpu_tensor
 
 PLANTED = Path(planted.__file__).parent
 
@@ -224,6 +224,16 @@ def test_steps_on_clusters(cuobjdump: str, binary: Callable[[Path], Path]) -> No
         (step,) = (loop for loop in found if loop.mma > 0)
         assert step.mma == 6 * int(kernel.rpartition("_")[2]), kernel
         assert step.local == 0, kernel
+
+
+def test_one_kernel_a_step(cuobjdump: str, binary: Callable[[Path], Path]) -> None:
+    """Six products for each of 7 tiles of sequences in a chunk, no local memory."""
+    path = binary(Path("kernels", "recurrence", gpu_step.SOURCE))
+    loops = gate.every_loop(cuobjdump, path, 90)
+    for kernel in ("rnn_forward_step_tensor", "linear_scan_step_tensor"):
+        (chunk,) = (loop for loop in loops[kernel] if loop.mma > 0)
+        assert chunk.mma == 6 * gpu_step.COLUMNS, kernel
+        assert chunk.local == 0, kernel
 
 
 @every_architecture

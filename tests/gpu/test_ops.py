@@ -129,14 +129,24 @@ ON_CLUSTERS = (
 )
 
 
+# One kernel a step: with splits and without, one group of sequences and several blocks of them.
+BY_STEPS = (
+    of.Size(4, 7, 2, 513, 1),
+    of.Size(20, 100, 64, 1024, 64),
+    of.Size(4, 1000, 2, 600, 3),
+    of.Size(3, 4000, 2, 300, 1),
+)
+
+
 @pytest.mark.parametrize("group", ["alone", "tangents", "distinct"])
-@pytest.mark.parametrize("size", ON_TENSOR_CORES + ON_CLUSTERS, ids=str)
+@pytest.mark.parametrize("size", ON_TENSOR_CORES + ON_CLUSTERS + BY_STEPS, ids=str)
 def test_recurrence_on_tensor_cores(size: Any, group: str) -> None:
     """To the same tolerances as true float32; the same bits each time."""
     with hf.set_matmul_precision("bf16x6"):
         served = tensor_cores.in_words("recurrence.rnn_forward", torch.device("cuda"))
         launch = tensor_cores.launchers(torch.device("cuda"))
-        if (launch.block if size in ON_TENSOR_CORES else launch.cluster) is None:
+        served_by = launch.cluster if size in ON_CLUSTERS else launch.block
+        if served_by is None:
             pytest.skip(f"NOT RUN: recurrences are{served}")
         case = of.Case(size, torch.float32, "tanh", group, "scattered")
         check(case)

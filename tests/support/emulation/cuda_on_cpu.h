@@ -491,5 +491,18 @@ T __shfl_down_sync(unsigned, T value, int delta) {
     return cuda_on_cpu::exchange(value, from < cuda_on_cpu::warp_size ? from : cuda_on_cpu::lane());
 }
 
+inline void __syncwarp(unsigned = 0xffffffffu) { cuda_on_cpu::exchange(0u, cuda_on_cpu::lane()); }
+
+// Blocks run one after the other, and memory is what was written last.
+inline void __threadfence() {}
+
+inline int atomicAdd(int* at, int more) {
+    const int before = *at;
+    *at += more;
+    return before;
+}
+
+inline float __ldcg(const float* at) { return *at; }
+
 #include "clusters_on_cpu.h"
 #include "tensor_cores_on_cpu.h"

@@ -39,11 +39,12 @@ Fault = tuple[str, str, str]
 
 
 class Libraries(NamedTuple):
-    """Kernels built for the CPU: on tensor cores, by one block or by clusters, and all others."""
+    """Kernels built for the CPU: those on tensor cores as in :class:`TensorLaunch`, all others."""
 
     others: Path
     block: Path | None = None
     cluster: Path | None = None
+    step: Path | None = None
 
     def run(self, order: Order = "forward") -> Machine:
         found = (None if path is None else Emulator(path, order) for path in self[1:])
@@ -56,6 +57,7 @@ class Machine(NamedTuple):
     others: Emulator
     block: Emulator | None
     cluster: Emulator | None
+    step: Emulator | None
 
     @property
     def tensor(self) -> TensorLaunch:
