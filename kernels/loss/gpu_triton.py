@@ -5,8 +5,9 @@ that the mask drops are not read. A class that is not one of the k outputs makes
 which sees the data, raises). Every launch is on the current stream of the current device.
 
 Model (memory bound, bytes per element of s in float32): value 8 (s, targets), gradient 12,
-curvature 8, Hessian product 12; softmax classes add 8 a position, and the further sweeps over a row
-of up to COLS elements hit L1. No barrier but the reduction over a row.
+curvature 8, Hessian product 12; softmax classes add 8 a position. A row of up to COLS outputs is
+WHOLE: it is read once and its maximum, sum and exponentials stay in registers. Longer rows are
+swept two or three times. No barrier but the reduction over a row.
 
 The value is summed in float64: a program over the positions of its block, then one program over
 the blocks in order. Blocks depend on T·B and k alone, never on G.
@@ -122,6 +123,63 @@ def _row_sum_of_exp(s, rows, keep, k, most, ROWS: tl.constexpr, COLS: tl.constex
 
 
 @triton.jit
+def _whole_row(s, rows, keep, k, WIDE: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    """Rows of at most COLS outputs in one load: s, exp(s − max), its sum in float64, the maximum.
+
+    ``WIDE``: s, exponentials and maximum in float64. The bits of the two sweeps above.
+    """
+    cols = tl.arange(0, COLS)
+    here = keep[:, None] & (cols < k)[None, :]
+    x = tl.load(s + rows[:, None] * k + cols[None, :], mask=here, other=float("-inf"))
+    most = tl.where(keep, tl.max(x, axis=1), 0.0)
+    if WIDE:
+        x = x.to(tl.float64)
+        most = most.to(tl.float64)
+    e = exp(x - most[:, None])
+    return x, e, tl.sum(tl.where(here, e.to(tl.float64), 0.0), axis=1), most
+
+
+@triton.jit
+def _softmax_gradient(p, cols, classes, k):
+    """p − 1 at the class; NaN in rows whose class is not one of the k outputs."""
+    d = tl.where(cols[None, :] == classes[:, None], p - 1.0, p)
+    return tl.where(((classes >= 0) & (classes < k))[:, None], d, float("nan"))
+
+
+@triton.jit
+def _put(out, values, rows, cols, inside, keep, k):
+    """A tile to ``out``, zero in rows that are not kept."""
+    within = inside[:, None] & (cols < k)[None, :]
+    values = tl.where(keep[:, None] & (cols < k)[None, :], values, 0.0)
+    tl.store(out + rows[:, None] * k + cols[None, :], values, mask=within)
+
+
+@triton.jit
+def _pair(c, Rs, rows, cols, inside, k):
+    """A tile of c and of Rs, zero outside."""
+    at = rows[:, None] * k + cols[None, :]
+    here = inside[:, None] & (cols < k)[None, :]
+    return tl.load(c + at, mask=here, other=0.0), tl.load(Rs + at, mask=here, other=0.0)
+
+
+@triton.jit
+def _sums(a, b, total, mass):
+    """total + Σ a b and mass + Σ a of each row, in float64."""
+    a = a.to(tl.float64)
+    return total + tl.sum(a * b.to(tl.float64), axis=1), mass + tl.sum(a, axis=1)
+
+
+@triton.jit
+def _removed(total, mass, FORM: tl.constexpr):
+    """What a product takes off Rs: cᵀRs ``total`` [/ Σc ``mass``]."""
+    if FORM == _WEIGHTED:
+        # Weights may be of any size: the rounded division.
+        return tl.where(mass == 0.0, 0.0, divide(total, tl.where(mass == 0.0, 1.0, mass)))
+    else:
+        return total
+
+
+@triton.jit
 def _row_at_class(s, rows, keep, classes, k):
     """s at the class of each row, NaN for a class that is not one of the k outputs."""
     valid = keep & (classes >= 0) & (classes < k)
@@ -130,15 +188,21 @@ def _row_at_class(s, rows, keep, classes, k):
 
 
 @triton.jit
-def _row_losses(s, targets, rows, keep, k, delta, KIND: tl.constexpr, ROWS: tl.constexpr,
-                COLS: tl.constexpr):  # fmt: skip
+def _row_losses(s, targets, rows, keep, k, delta, KIND: tl.constexpr, WHOLE: tl.constexpr,
+                ROWS: tl.constexpr, COLS: tl.constexpr):  # fmt: skip
     """Loss of each row in float64; whatever, for rows that are not kept."""
     if KIND == _SOFTMAX:
-        most = _row_maximum(s, rows, keep, k, ROWS, COLS).to(tl.float64)
-        others = _row_sum_of_exp(s, rows, keep, k, most, ROWS, COLS) - 1.0
         classes = tl.load(targets + rows, mask=keep, other=0)
-        at = _row_at_class(s, rows, keep, classes, k).to(tl.float64)
-        return log1p(tl.where(keep, others, 0.0)) + (most - at)
+        if WHOLE:
+            x, _, total, most = _whole_row(s, rows, keep, k, True, ROWS, COLS)
+            chosen = tl.arange(0, COLS)[None, :] == classes[:, None]
+            at = tl.sum(tl.where(chosen, x, 0.0), axis=1)
+            at = tl.where((classes >= 0) & (classes < k), at, float("nan"))
+        else:
+            most = _row_maximum(s, rows, keep, k, ROWS, COLS).to(tl.float64)
+            total = _row_sum_of_exp(s, rows, keep, k, most, ROWS, COLS)
+            at = _row_at_class(s, rows, keep, classes, k).to(tl.float64)
+        return log1p(tl.where(keep, total - 1.0, 0.0)) + (most - at)
     else:
         total = tl.zeros([ROWS], tl.float64)
         col = 0
@@ -169,7 +233,7 @@ def _row_losses(s, targets, rows, keep, k, delta, KIND: tl.constexpr, ROWS: tl.c
 @triton.jit
 def loss_value_partials_kernel(
     s, targets, mask, partial, P, k, blocks, s_net, targets_net, mask_net, delta_bits,
-    KIND: tl.constexpr, MASK: tl.constexpr,
+    KIND: tl.constexpr, MASK: tl.constexpr, WHOLE: tl.constexpr,
     ROWS: tl.constexpr, COLS: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
     """partial[g, block] = Σ loss over the positions of one block; grid G·blocks."""
@@ -186,7 +250,7 @@ def loss_value_partials_kernel(
     while row < last:
         rows = row + tl.arange(0, ROWS)
         keep = _kept(mask, rows, rows < P, MASK)
-        losses = _row_losses(s, targets, rows, keep, k, delta, KIND, ROWS, COLS)
+        losses = _row_losses(s, targets, rows, keep, k, delta, KIND, WHOLE, ROWS, COLS)
         losses = _weighed(losses, mask, rows, keep, MASK)
         total += tl.where(keep, losses, 0.0)
         row += ROWS
@@ -209,7 +273,8 @@ def loss_value_finish_kernel(partial, value, blocks, scale_bits, CHUNK: tl.const
 @triton.jit
 def loss_gradient_kernel(
     s, targets, mask, out, P, k, tiles, s_net, targets_net, mask_net, scale_bits, delta_bits,
-    KIND: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    KIND: tl.constexpr, MASK: tl.constexpr, WHOLE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """out = scale·mask·∂loss/∂s, one tile of positions a program; grid G·tiles."""
     task = tl.program_id(0)
@@ -223,42 +288,48 @@ def loss_gradient_kernel(
     keep = _kept(mask, rows, inside, MASK)
     scale = from_bits(scale_bits).to(s.dtype.element_ty)
     delta = from_bits(delta_bits).to(s.dtype.element_ty)
+    out += g * P * k
     if KIND == _SOFTMAX:
-        most = _row_maximum(s, rows, keep, k, ROWS, COLS)
-        total = _row_sum_of_exp(s, rows, keep, k, most, ROWS, COLS)
-        inverse = quotient(1.0, tl.where(keep, total, 1.0)).to(s.dtype.element_ty)
         classes = tl.load(targets + rows, mask=keep, other=0)
-        valid = (classes >= 0) & (classes < k)
-    col = 0
-    while col < k:
-        cols = col + tl.arange(0, COLS)
-        at = rows[:, None] * k + cols[None, :]
-        here = keep[:, None] & (cols < k)[None, :]
-        x = tl.load(s + at, mask=here, other=0.0)
+    if WHOLE:
+        _, e, total, _ = _whole_row(s, rows, keep, k, False, ROWS, COLS)
+        inverse = quotient(1.0, tl.where(keep, total, 1.0)).to(s.dtype.element_ty)
+        cols = tl.arange(0, COLS)
+        d = _softmax_gradient(e * inverse[:, None], cols, classes, k) * scale
+        _put(out, _weighed(d, mask, rows, keep, MASK), rows, cols, inside, keep, k)
+    else:
         if KIND == _SOFTMAX:
-            p = exp(x - most[:, None]) * inverse[:, None]
-            d = tl.where(cols[None, :] == classes[:, None], p - 1.0, p)
-            d = tl.where(valid[:, None], d, float("nan"))
-        else:
-            y = tl.load(targets + at, mask=here, other=0.0)
-            predicted = x
-            if KIND == _LOGISTIC:
-                predicted = logistic(x)
-            if KIND == _POISSON:
-                predicted = exp(x)
-            d = predicted - y
-            if KIND == _HUBER:
-                d = tl.where(tl.abs(d) > delta, tl.where(d > 0.0, delta, -delta), d)
-        within = inside[:, None] & (cols < k)[None, :]
-        d = _weighed(d * scale, mask, rows, keep, MASK)
-        tl.store(out + g * P * k + at, tl.where(here, d, 0.0), mask=within)
-        col += COLS
+            most = _row_maximum(s, rows, keep, k, ROWS, COLS)
+            total = _row_sum_of_exp(s, rows, keep, k, most, ROWS, COLS)
+            inverse = quotient(1.0, tl.where(keep, total, 1.0)).to(s.dtype.element_ty)
+        col = 0
+        while col < k:
+            cols = col + tl.arange(0, COLS)
+            at = rows[:, None] * k + cols[None, :]
+            here = keep[:, None] & (cols < k)[None, :]
+            x = tl.load(s + at, mask=here, other=0.0)
+            if KIND == _SOFTMAX:
+                p = exp(x - most[:, None]) * inverse[:, None]
+                d = _softmax_gradient(p, cols, classes, k)
+            else:
+                y = tl.load(targets + at, mask=here, other=0.0)
+                predicted = x
+                if KIND == _LOGISTIC:
+                    predicted = logistic(x)
+                if KIND == _POISSON:
+                    predicted = exp(x)
+                d = predicted - y
+                if KIND == _HUBER:
+                    d = tl.where(tl.abs(d) > delta, tl.where(d > 0.0, delta, -delta), d)
+            _put(out, _weighed(d * scale, mask, rows, keep, MASK), rows, cols, inside, keep, k)
+            col += COLS
 
 
 @triton.jit
 def loss_curvature_kernel(
     s, targets, mask, out, P, k, tiles, s_net, targets_net, mask_net, delta_bits,
-    KIND: tl.constexpr, MASK: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    KIND: tl.constexpr, MASK: tl.constexpr, WHOLE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """out = diagonal of the unscaled L''; ``targets`` for Huber's loss; grid G·tiles."""
     task = tl.program_id(0)
@@ -271,41 +342,47 @@ def loss_curvature_kernel(
     rows = (task % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < P
     keep = _kept(mask, rows, inside, MASK)
-    if KIND == _SOFTMAX:
-        most = _row_maximum(s, rows, keep, k, ROWS, COLS)
-        total = _row_sum_of_exp(s, rows, keep, k, most, ROWS, COLS)
+    out += g * P * k
+    if WHOLE:
+        _, e, total, _ = _whole_row(s, rows, keep, k, False, ROWS, COLS)
         inverse = quotient(1.0, tl.where(keep, total, 1.0)).to(s.dtype.element_ty)
-    col = 0
-    while col < k:
-        cols = col + tl.arange(0, COLS)
-        at = rows[:, None] * k + cols[None, :]
-        here = keep[:, None] & (cols < k)[None, :]
-        if KIND == _SQUARED:
-            c = tl.full([ROWS, COLS], 1.0, s.dtype.element_ty)
-        else:
-            x = tl.load(s + at, mask=here, other=0.0)
-            if KIND == _SOFTMAX:
-                c = exp(x - most[:, None]) * inverse[:, None]
-            elif KIND == _HUBER:
-                d = x - tl.load(targets + at, mask=here, other=0.0)
-                delta = from_bits(delta_bits).to(s.dtype.element_ty)
-                c = tl.where(tl.abs(d) <= delta, 1.0, tl.where(d == d, 0.0, d))
-            elif KIND == _POISSON:
-                c = exp(x)
+        c = _weighed(e * inverse[:, None], mask, rows, keep, MASK)
+        _put(out, c, rows, tl.arange(0, COLS), inside, keep, k)
+    else:
+        if KIND == _SOFTMAX:
+            most = _row_maximum(s, rows, keep, k, ROWS, COLS)
+            total = _row_sum_of_exp(s, rows, keep, k, most, ROWS, COLS)
+            inverse = quotient(1.0, tl.where(keep, total, 1.0)).to(s.dtype.element_ty)
+        col = 0
+        while col < k:
+            cols = col + tl.arange(0, COLS)
+            at = rows[:, None] * k + cols[None, :]
+            here = keep[:, None] & (cols < k)[None, :]
+            if KIND == _SQUARED:
+                c = tl.full([ROWS, COLS], 1.0, s.dtype.element_ty)
             else:
-                # p(1 − p) without the cancellation of 1 − p
-                e = exp(-tl.abs(x))
-                c = quotient(e, (1.0 + e) * (1.0 + e))
-        within = inside[:, None] & (cols < k)[None, :]
-        c = _weighed(c, mask, rows, keep, MASK)
-        tl.store(out + g * P * k + at, tl.where(here, c, 0.0), mask=within)
-        col += COLS
+                x = tl.load(s + at, mask=here, other=0.0)
+                if KIND == _SOFTMAX:
+                    c = exp(x - most[:, None]) * inverse[:, None]
+                elif KIND == _HUBER:
+                    d = x - tl.load(targets + at, mask=here, other=0.0)
+                    delta = from_bits(delta_bits).to(s.dtype.element_ty)
+                    c = tl.where(tl.abs(d) <= delta, 1.0, tl.where(d == d, 0.0, d))
+                elif KIND == _POISSON:
+                    c = exp(x)
+                else:
+                    # p(1 − p) without the cancellation of 1 − p
+                    e = exp(-tl.abs(x))
+                    c = quotient(e, (1.0 + e) * (1.0 + e))
+            _put(out, _weighed(c, mask, rows, keep, MASK), rows, cols, inside, keep, k)
+            col += COLS
 
 
 @triton.jit
 def loss_hessian_product_kernel(
     c, Rs, out, stop, P, k, tiles, c_net, Rs_net, scale_bits,
-    FORM: tl.constexpr, HAS_STOP: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    FORM: tl.constexpr, HAS_STOP: tl.constexpr, WHOLE: tl.constexpr,
+    ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
     """out = scale·(c ⊙ Rs − [rank one] c (cᵀRs) [/ Σc]); grid G·tiles."""
     if raised(stop, HAS_STOP):
@@ -314,35 +391,32 @@ def loss_hessian_product_kernel(
     g = (task // tiles).to(tl.int64)
     c += g * c_net
     Rs += g * Rs_net
+    out += g * P * k
     rows = (task % tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < P
     scale = from_bits(scale_bits).to(c.dtype.element_ty)
     total = tl.zeros([ROWS], tl.float64)
     mass = tl.zeros([ROWS], tl.float64)
-    if FORM != _DIAGONAL:
+    if WHOLE:
+        cols = tl.arange(0, COLS)
+        a, b = _pair(c, Rs, rows, cols, inside, k)
+        total, mass = _sums(a, b, total, mass)
+        dot = _removed(total, mass, FORM).to(c.dtype.element_ty)
+        _put(out, a * (b - dot[:, None]) * scale, rows, cols, inside, inside, k)
+    else:
+        if FORM != _DIAGONAL:
+            col = 0
+            while col < k:
+                a, b = _pair(c, Rs, rows, col + tl.arange(0, COLS), inside, k)
+                total, mass = _sums(a, b, total, mass)
+                col += COLS
+        dot = _removed(total, mass, FORM).to(c.dtype.element_ty)
         col = 0
         while col < k:
             cols = col + tl.arange(0, COLS)
-            at = rows[:, None] * k + cols[None, :]
-            here = inside[:, None] & (cols < k)[None, :]
-            a = tl.load(c + at, mask=here, other=0.0).to(tl.float64)
-            b = tl.load(Rs + at, mask=here, other=0.0).to(tl.float64)
-            total += tl.sum(a * b, axis=1)
-            mass += tl.sum(a, axis=1)
+            a, b = _pair(c, Rs, rows, cols, inside, k)
+            _put(out, a * (b - dot[:, None]) * scale, rows, cols, inside, inside, k)
             col += COLS
-    if FORM == _WEIGHTED:
-        # Weights may be of any size: the rounded division.
-        total = tl.where(mass == 0.0, 0.0, divide(total, tl.where(mass == 0.0, 1.0, mass)))
-    dot = total.to(c.dtype.element_ty)
-    col = 0
-    while col < k:
-        cols = col + tl.arange(0, COLS)
-        at = rows[:, None] * k + cols[None, :]
-        here = inside[:, None] & (cols < k)[None, :]
-        a = tl.load(c + at, mask=here, other=0.0)
-        b = tl.load(Rs + at, mask=here, other=0.0)
-        tl.store(out + g * P * k + at, a * (b - dot[:, None]) * scale, mask=here)
-        col += COLS
 
 
 # ---------------------------------------------------------------------------- launches
@@ -357,6 +431,10 @@ class Plan(NamedTuple):
     cols: int
     tiles: int
     blocks: int
+
+    def constants(self, *, sums: bool) -> dict[str, int | bool]:
+        """What a kernel is compiled for; ``sums``: whether it sums over a row before it writes."""
+        return {"ROWS": self.rows, "COLS": self.cols, "WHOLE": sums and self.k <= self.cols}
 
 
 def plan(T: int, B: int, k: int) -> Plan:
@@ -378,7 +456,7 @@ def loss_value(
     loss_value_partials_kernel[(G * cut.blocks,)](
         s, targets, keep, partial, cut.P, cut.k, cut.blocks, _net(s), _net(targets), _net(keep),
         float64_bits(delta), KIND=KINDS.index(kind), MASK=_mask_form(keep),
-        ROWS=cut.rows, COLS=cut.cols, TILES=TILES_PER_BLOCK, **VALUE_OPTIONS,
+        TILES=TILES_PER_BLOCK, **cut.constants(sums=kind == SOFTMAX), **VALUE_OPTIONS,
     )  # fmt: skip
     loss_value_finish_kernel[(G,)](
         partial, value, cut.blocks, float64_bits(scale), CHUNK=FINISH, **OPTIONS
@@ -402,7 +480,7 @@ def loss_gradient(
     loss_gradient_kernel[(G * cut.tiles,)](
         s, targets, keep, out, cut.P, cut.k, cut.tiles, _net(s), _net(targets), _net(keep),
         float64_bits(scale), float64_bits(delta), KIND=KINDS.index(kind), MASK=_mask_form(keep),
-        ROWS=cut.rows, COLS=cut.cols, **OPTIONS,
+        **cut.constants(sums=kind == SOFTMAX), **OPTIONS,
     )  # fmt: skip
     return out
 
@@ -426,7 +504,7 @@ def loss_curvature(
     loss_curvature_kernel[(G * cut.tiles,)](
         s, y, keep, out, cut.P, cut.k, cut.tiles, _net(s), _net(y), _net(keep),
         float64_bits(delta), KIND=KINDS.index(kind), MASK=_mask_form(keep),
-        ROWS=cut.rows, COLS=cut.cols, **OPTIONS,
+        **cut.constants(sums=kind == SOFTMAX), **OPTIONS,
     )  # fmt: skip
     return out
 
@@ -449,7 +527,7 @@ def loss_hessian_product(
     loss_hessian_product_kernel[(G * cut.tiles,)](
         c, Rs, out, stop, cut.P, cut.k, cut.tiles, _net(c), _net(Rs), float64_bits(scale),
         FORM=RANK_ONE.index(rank_one), HAS_STOP=stop is not None,
-        ROWS=cut.rows, COLS=cut.cols, **OPTIONS,
+        **cut.constants(sums=bool(rank_one)), **OPTIONS,
     )  # fmt: skip
     return out
 
@@ -509,21 +587,21 @@ def variants() -> Iterator[Variant]:
         for k in (1, 3, 200, 3000):
             cut = plan(8, 1024, k)
             quick = dtype == "fp32" and k == 3
-            tile = {"ROWS": cut.rows, "COLS": cut.cols}
             for kind, name in enumerate(KINDS):
                 for mask in (None, "u8", dtype):
-                    yield from _of_kind(kind, name, dtype, mask, k, tile, quick and mask == "u8")
+                    yield from _of_kind(kind, name, dtype, mask, cut, quick and mask == "u8")
             for rank_one in RANK_ONE:
-                yield from _of_product(rank_one, dtype, k, tile, quick)
+                yield from _of_product(rank_one, dtype, cut, quick)
 
 
 def _of_kind(
-    kind: int, name: str, dtype: str, mask: str | None, k: int, tile: dict[str, int], quick: bool
+    kind: int, name: str, dtype: str, mask: str | None, cut: Plan, quick: bool
 ) -> Iterator[Variant]:
-    label = f"{name}-{dtype}-mask_{mask}-k{k}"
+    label = f"{name}-{dtype}-mask_{mask}-k{cut.k}"
     masks = {} if mask is None else {"mask": f"*{mask}"}
     absent = {"mask": None} if mask is None else {}
     form = 0 if mask is None else 1 if mask == "u8" else 2
+    tile = cut.constants(sums=name == SOFTMAX)
     constants = {"KIND": kind, "MASK": form, **tile, **absent}
     sizes = {"P": "i32", "k": "i32", "s_net": "i32", "mask_net": "i32", "delta_bits": "i64"}
     targets = {"targets": "*i64" if name == SOFTMAX else f"*{dtype}", "targets_net": "i32"}
@@ -556,17 +634,16 @@ def _of_kind(
     )
 
 
-def _of_product(
-    rank_one: RankOne, dtype: str, k: int, tile: dict[str, int], quick: bool
-) -> Iterator[Variant]:
+def _of_product(rank_one: RankOne, dtype: str, cut: Plan, quick: bool) -> Iterator[Variant]:
     arrays = {name: f"*{dtype}" for name in ("c", "Rs", "out")}
     sizes = dict.fromkeys(("P", "k", "tiles", "c_net", "Rs_net"), "i32")
     for has_stop in (False, True):
         yield variant(
             loss_hessian_product_kernel,
-            f"loss_hessian_product-{dtype}-rank_one_{rank_one}-stop_{has_stop}-k{k}",
+            f"loss_hessian_product-{dtype}-rank_one_{rank_one}-stop_{has_stop}-k{cut.k}",
             {**arrays, **sizes, "scale_bits": "i64", **({"stop": "*i32"} if has_stop else {})},
-            {"FORM": RANK_ONE.index(rank_one), "HAS_STOP": has_stop, **tile}
+            {"FORM": RANK_ONE.index(rank_one), "HAS_STOP": has_stop}
+            | cut.constants(sums=bool(rank_one))
             | ({} if has_stop else {"stop": None}),
             OPTIONS,
             quick=quick and has_stop,
