@@ -53,6 +53,7 @@ OPS: dict[str, tuple[Backend, ...]] = {
     "conjugate_gradient.dot": EVERYWHERE,
     "momentum.momentum_update": EVERYWHERE,
     "momentum.lookahead_point": EVERYWHERE,
+    "draws.philox": EVERYWHERE,
 }
 
 # Families whose CUDA form is a binary of CUDA C++, in float32 alone; the others are Triton's.
@@ -200,6 +201,10 @@ def _cuda_form(op: str, device: torch.device) -> str:
     """The kernels that serve an op on CUDA, in words."""
     if _family(op) in CUDA_CPP:
         return f"CUDA C++ kernels{tensor_cores.in_words(op, device)}"
-    if _family(op) in CUDA_CPP_TOO and cuda.why_unavailable(_family(op), device) is None:
-        return "CUDA C++ kernels in true float32, Triton otherwise"
-    return "Triton kernels"
+    if _family(op) not in CUDA_CPP_TOO:
+        return "Triton kernels"
+    compiled = cuda.why_unavailable(_family(op), device) is None
+    if triton_backend.matmul_precision() == "bf16x6":
+        exact = "CUDA C++" if compiled else "Triton"
+        return f"Triton kernels in six bfloat16 products, or {exact} in true float32 where faster"
+    return "CUDA C++ kernels in true float32, Triton otherwise" if compiled else "Triton kernels"

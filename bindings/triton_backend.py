@@ -77,8 +77,6 @@ def serving(op: str, device: torch.device) -> Iterator[None]:
 # ---------------------------------------------------------------------------- precision
 
 MatmulPrecision = Literal["ieee", "bf16x6", "tf32x3", "tf32"]
-# What tl.dot is asked for; no Triton kernel here has six bfloat16 products.
-DotPrecision = Literal["ieee", "tf32x3", "tf32"]
 
 # CG's residual is a difference of products: in TF32 (10 bits of mantissa) it would stall at 1e-3.
 _precision: ContextVar[MatmulPrecision] = ContextVar("hfcore_matmul_precision", default="ieee")
@@ -89,13 +87,15 @@ class set_matmul_precision(Switch[MatmulPrecision]):
 
     ``"ieee"`` (the default) is true float32, what CG needs. ``"bf16x6"`` has float32 quality: six
     products of bfloat16 pieces on tensor cores, where a kernel has that form, and ``"ieee"``
-    elsewhere; recurrences up to H = 128 have it on compute capability 8.0, 9.0 and 10.0. **No GPU
-    has run these kernels yet**, which is why they are not the default: they were compiled, and run
-    in an emulation that truncates as tensor cores do. ``"tf32x3"`` is three TF32 products with
-    nearly float32 accuracy, where a kernel has that form, and ``"ieee"`` elsewhere; ``"tf32"`` one,
-    with 10 bits of mantissa. CPU and float64 products are not affected; a recurrence whose weights
-    fit on chip knows ``"bf16x6"`` and is true float32 otherwise. Use it as a plain call (lasting)
-    or as a context manager (restores on exit)::
+    elsewhere; recurrences up to H = 128 have it on compute capability 8.0, 9.0 and 10.0, and dense
+    layers, where it is used for the sizes for which it is faster on the GPU at hand: that is
+    measured once, and kept in the user's cache folder. **No GPU has run these kernels yet**, which
+    is why they are not the default: they were compiled, and run in an emulation that truncates as
+    tensor cores do. ``"tf32x3"`` is three TF32 products with nearly float32 accuracy, where a
+    kernel has that form, and ``"ieee"`` elsewhere; ``"tf32"`` one, with 10 bits of mantissa. CPU
+    and float64 products are not affected; a recurrence whose weights fit on chip knows ``"bf16x6"``
+    and is true float32 otherwise. Use it as a plain call (lasting) or as a context manager
+    (restores on exit)::
 
         hf.set_matmul_precision("tf32")
         with hf.set_matmul_precision("tf32x3"): ...
@@ -115,12 +115,6 @@ class set_matmul_precision(Switch[MatmulPrecision]):
 def matmul_precision() -> MatmulPrecision:
     """What :class:`set_matmul_precision` set last."""
     return _precision.get()
-
-
-def dot_precision() -> DotPrecision:
-    """``input_precision`` of a Triton kernel's ``tl.dot`` under the policy."""
-    chosen = matmul_precision()
-    return "ieee" if chosen == "bf16x6" else chosen
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from hfcore.arguments import path as checked_path
+from hfcore.bindings.cache import cache_folder
 from hfcore.training.atomic import write_atomic
 from hfcore.training.errors import RunFolderError, cannot_write
 
@@ -119,11 +120,6 @@ class DataFile:
         if reason is not None:
             raise DataFileError(f"{self.url}: what it serves {reason}; {self._remedy()}")
         return data
-
-
-def cache_folder() -> Path:
-    """``hfcore`` in the user's cache folder (XDG_CACHE_HOME, else ~/.cache)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfcore"
 
 
 def read_arrays(packed: bytes, name: str, needed: Sequence[str]) -> dict[str, np.ndarray]:

@@ -41,7 +41,9 @@ _LOGISTIC: tl.constexpr = tl.constexpr(1)
 _TANH: tl.constexpr = tl.constexpr(2)
 _RELU: tl.constexpr = tl.constexpr(3)
 
-PRECISIONS = ("ieee", "tf32x3", "tf32")
+# bf16x6: every operand is the sum of three bfloat16, and the six largest of their nine products run
+# on tensor cores; a step's sum joins the others by a float32 addition outside of them.
+PRECISIONS = ("ieee", "tf32x3", "tf32", "bf16x6")
 
 # Elements that a program of the second pass adds at once, rows of a column sum read at once.
 FINISH = 1024
@@ -297,7 +299,8 @@ def tile_of(height: int, width: int, precision: str, dtype: torch.dtype) -> Tile
     """The tile of a result ``[height, width]``: smaller where the result is narrow.
 
     The widest that no kernel spills with: true float32 runs on the ordinary cores, whose operands
-    pass through registers, and three TF32 products hold every operand twice.
+    pass through registers, and three TF32 products hold every operand twice, six of bfloat16 three
+    times, in half the bytes.
     """
     rows, cols = _fitting(height, 64), _fitting(width, 64)
     if dtype == torch.float64:
@@ -308,7 +311,8 @@ def tile_of(height: int, width: int, precision: str, dtype: torch.dtype) -> Tile
     if precision == "tf32x3":
         return Tile(rows, cols, 16, 4, 3)
     rows = 128 if height > 64 else rows
-    return Tile(rows, cols, 32, 8 if rows == 128 else 4, 3)
+    depth = 16 if precision == "bf16x6" else 32
+    return Tile(rows, cols, depth, 8 if rows == 128 else 4, 3)
 
 
 def _fitting(size: int, most: int) -> int:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
+from tensor_dot import six_products
 from torch import Tensor
 
 from guarded import guarded
@@ -23,6 +25,8 @@ from hfcore.kernels.conjugate_gradient import gpu_triton as cg
 from hfcore.kernels.conjugate_gradient import reference as cg_reference
 from hfcore.kernels.dense import gpu_triton as dense
 from hfcore.kernels.dense import reference as dense_reference
+from hfcore.kernels.draws import gpu_triton as draws
+from hfcore.kernels.draws import reference as draws_reference
 from hfcore.kernels.loss import gpu_triton as loss
 from hfcore.kernels.loss import reference as loss_reference
 from hfcore.kernels.momentum import gpu_triton as momentum
@@ -413,10 +417,36 @@ def test_dense_ops(e: str, shape: tuple[int, int, int], dtype: torch.dtype) -> N
     check_layer(Layer(shape, dtype), e)
 
 
-@pytest.mark.parametrize("precision", dense.PRECISIONS[1:])
+@pytest.mark.parametrize("precision", ["tf32x3", "tf32"])
 def test_dense_tiles_of_tensor_cores(precision: str) -> None:
     """Their other tiles; the interpreter itself computes in float32."""
     check_layer(Layer((130, 35, 66), torch.float32), "tanh", precision)
+
+
+@pytest.mark.parametrize(("e", "shape"), [("tanh", (67, 17, 65)), ("logistic", (270, 5, 7))])
+def test_dense_ops_in_six_bfloat16_products(e: str, shape: tuple[int, int, int]) -> None:
+    """By an emulation of the tensor cores, to the bounds of true float32."""
+    layer = Layer(shape, torch.float32)
+    with six_products() as emulated:
+        check_layer(layer, e, "bf16x6")
+    assert emulated.dots > 0
+
+
+def test_six_bfloat16_products_as_good_as_float32() -> None:
+    """Long sums: the errors are no larger than those of float32, where three products lose 2⁻¹⁶."""
+    draw = torch.Generator().manual_seed(2)
+    a, W = torch.randn(1, 16, 2000, generator=draw), torch.randn(1, 16, 2000, generator=draw)
+    want = a.double() @ W.double().mT
+    out, b = torch.empty(1, 16, 16), torch.zeros(1, 16)
+    errors = {}
+    for precision in ("ieee", "bf16x6"):
+        with six_products():
+            dense.dense_forward(a, W, b, "linear", out, precision)
+        errors[precision] = float((out.double() - want).norm() / want.norm())
+    assert errors["bf16x6"] < 1.1 * errors["ieee"] < 1e-6
+    with six_products(products=3):
+        dense.dense_forward(a, W, b, "linear", out, "bf16x6")
+    assert float((out.double() - want).norm() / want.norm()) > 1e-6
 
 
 @pytest.mark.parametrize(("nets", "tangents"), [(3, 3), (1, 3), (3, 1)])
@@ -758,3 +788,22 @@ def test_momentum_update_of_a_group_equals_each_net_alone() -> None:
             if n != 1:
                 pairs = zip((theta, v, ahead), alone, strict=True)
                 assert all(torch.equal(t[n : n + 1], a) for t, a in pairs)
+
+
+# ---------------------------------------------------------------------------- draws
+
+
+@pytest.mark.parametrize("count", [1, 6, 4 * draws.BLOCK, 4 * draws.BLOCK + 1])
+@pytest.mark.parametrize("key", [(0, 0), (1, 1), (2**31 - 1, 2**32 - 1), (2**63 - 1, 2**40)])
+def test_philox_is_that_of_the_reference(key: tuple[int, int], count: int) -> None:
+    with guarded_integers(count) as out:
+        draws.philox(*key, out)
+    assert torch.equal(out, draws_reference.philox(*key, count))
+
+
+@contextmanager
+def guarded_integers(count: int) -> Iterator[Tensor]:
+    """A buffer of int64 beside which nothing may be written."""
+    around = torch.full((count + 16,), -7)
+    yield around[8:-8]
+    assert bool((torch.cat([around[:8], around[-8:]]) == -7).all()), "wrote outside of out"

@@ -22,6 +22,7 @@ from torch import Tensor
 import hfcore as hf
 from emulation import Emulator
 from hfcore.bindings import conjugate_gradient, cuda, dispatch, loss, recurrence, tensor_cores
+from hfcore.bindings.forms.dense import measured
 from hfcore.bindings.momentum import lookahead_point, momentum_update
 from hfcore.kernels.recurrence import gpu, gpu_cluster, gpu_step, gpu_tensor
 from oracles.cases import recurrence as of
@@ -303,9 +304,27 @@ else:
         assert ran == {f"rnn_{op}_{form}" for op in ("forward", "tangent", "backward")}
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
 
-    @pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
-    def test_dense_layers_end_to_end(as_cuda: Callable[[], Any], precision: Any) -> None:
+    @pytest.mark.parametrize("precision", ["ieee", "tf32x3", "bf16x6"])
+    def test_dense_layers_end_to_end(
+        as_cuda: Callable[[], Any],
+        precision: Any,
+        monkeypatch: pytest.MonkeyPatch,
+        tmp_path: Path,
+    ) -> None:
         """An update of a net, by the compiled kernels and by Triton's, as on the CPU backend."""
+        timed: list[Any] = []
+
+        def seconds(device: torch.device, calls: dict[Any, Callable[[], object]]) -> Any:
+            """The six products are the faster ones; either form runs."""
+            for call in calls.values():
+                call()
+            timed.append(device)
+            device_launched.clear()
+            return dict(zip(calls, (2.0, 1.0), strict=True))
+
+        monkeypatch.setattr(measured, "seconds", seconds)
+        monkeypatch.setattr(measured, "_file", lambda device: tmp_path / "choices.txt")
+        measured._choices.cache_clear()
         x = torch.rand(23, 7, generator=torch.Generator().manual_seed(1))
 
         def run() -> Tensor:
@@ -316,9 +335,14 @@ else:
             opt.step(hf.Batch(x, x))
             return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
 
+        from tensor_dot import six_products  # needs Triton
+
         want = run()
-        with as_cuda() as device, hf.set_matmul_precision(precision):
+        with as_cuda() as device, hf.set_matmul_precision(precision), six_products():
+            device_launched = device.launched
             got = run()
+        measured._choices.cache_clear()
+        assert bool(timed) == (precision == "bf16x6")
         ops = {name.rpartition("_")[0] for name in device.launched}
         every = {f"dense_{op}" for op in ("forward", "rforward", "backward", "gradient")}
         assert ops == (every if precision == "ieee" else set())

@@ -31,7 +31,6 @@ from emulation import (
 )
 from hfcore.bindings import cuda, dense, dispatch
 from hfcore.bindings.forms.dense.cuda import compiled_form
-from hfcore.bindings.triton_backend import set_matmul_precision
 from hfcore.kernels.dense import gpu
 from oracles.cases import dense as layers
 
@@ -206,9 +205,7 @@ def test_other_data_is_left_to_triton(library: Path) -> None:
         assert compiled_form(x)
         assert not compiled_form(x.double())
         assert not compiled_form(x[:1, :1, :1].expand(gpu.MOST_NETS + 1, 1, 1))
-        for precision in ("tf32", "tf32x3"):
-            with set_matmul_precision(precision):
-                assert not compiled_form(x)
+        assert not any(compiled_form(x, other) for other in ("tf32", "tf32x3", "bf16x6"))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(cuda, "why_unavailable", lambda *_: "no nvcc")
             assert not compiled_form(x)

@@ -15,7 +15,7 @@ import pytest
 
 from hfcore.kernels.triton_variant import Variant, variant
 
-FAMILIES = ("dense", "sparse", "loss", "conjugate_gradient", "momentum")
+FAMILIES = ("dense", "sparse", "loss", "conjugate_gradient", "momentum", "draws")
 # Shared memory of a block in bytes; an oversize kernel compiles and fails only at launch.
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 100: 232_448}
 
@@ -23,7 +23,8 @@ Tool = Callable[[str], str]
 
 
 class Facts(NamedTuple):
-    """What the assembler made of a kernel: bytes of stack, accesses to local memory, shared bytes.
+    """What the assembler made of a kernel: bytes of stack, accesses to local memory, shared bytes,
+    products on tensor cores.
 
     The register figure misleads (it is not what limits a kernel that spills) and is not kept.
     """
@@ -31,6 +32,7 @@ class Facts(NamedTuple):
     stack: int
     local_accesses: int
     shared: int
+    tensor: int
 
     def faults(self, arch: int) -> list[str]:
         found = []
@@ -67,9 +69,10 @@ def compiler(
         code = _output(nvdisasm, "-c", cubin)
         assert usage is not None
         assert "EXIT" in code
-        return Facts(
-            int(usage.group(1)), len(re.findall(r"\b(?:STL|LDL)\b", code)), made.metadata.shared
-        )
+        found = [
+            len(re.findall(p, code)) for p in (r"\b(?:STL|LDL)\b", r"\b(?:HG?MMA|UTC\w*MMA)\b")
+        ]
+        return Facts(int(usage.group(1)), found[0], made.metadata.shared, found[1])
 
     return facts
 
@@ -106,6 +109,20 @@ def test_quick_variants_on_sm90(family: str, compiler: Callable[[Variant, int], 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_variant(family: str, arch: int, compiler: Callable[[Variant, int], Facts]) -> None:
     _check(compiler, _load(family).variants(), arch)
+
+
+@pytest.mark.parametrize("arch", [pytest.param(80, marks=pytest.mark.slow), 90])
+def test_six_bfloat16_products_are_on_tensor_cores(
+    arch: int, compiler: Callable[[Variant, int], Facts]
+) -> None:
+    """As many for a step of every product, in the narrowest tile that there is."""
+    found = {}
+    for v in _load("dense").variants():
+        if v.name in [f"dense_backward-fp32-{p}-16x16-odd-logistic" for p in ("ieee", "bf16x6")]:
+            found[v.constants["PRECISION"]] = compiler(v, arch).tensor
+    assert found["ieee"] == 0
+    assert found["bf16x6"] >= 6
+    assert found["bf16x6"] % 6 == 0
 
 
 def _with_sizes_of_one(v: Variant) -> Variant:

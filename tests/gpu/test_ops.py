@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 import hfcore as hf
-from hfcore.bindings import conjugate_gradient, dense, loss, recurrence, tensor_cores
+from hfcore.bindings import conjugate_gradient, dense, draws, loss, recurrence, tensor_cores
 from hfcore.bindings.forms.dense import cuda as dense_form
+from hfcore.bindings.forms.dense import measured
 from hfcore.bindings.momentum import Step, lookahead_point, momentum_update
 from hfcore.bindings.net import net_update
 from hfcore.kernels.dense import gpu as dense_gpu
@@ -220,8 +222,45 @@ def test_dense(e: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("group", layers.GROUPS)
 def test_dense_group(group: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not compiled:
-        monkeypatch.setattr(dense_form, "compiled_form", lambda out: False)
+        monkeypatch.setattr(dense_form, "compiled_form", lambda *_: False)
     check_layer(layers.Case((300, 17, 33), torch.float32, "tanh", group), 1.2e-7)
+
+
+@pytest.mark.parametrize("shape", [*layers.SHAPES, (1000, 400, 130), (300, 784, 400)], ids=str)
+def test_dense_in_six_bfloat16_products(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bounds of true float32, and with the same bits each time."""
+    monkeypatch.setattr(measured, "precision", lambda *_: "bf16x6")
+    case = layers.Case(shape, torch.float32, "tanh")
+    check_layer(case, 1.2e-7)
+    with hf.use_backend("cuda"):
+        first, second = layers.all_results(case), layers.all_results(case)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_form_of_a_dense_layer_is_timed_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(measured, "_file", lambda device: tmp_path / "choices.txt")
+    measured._choices.cache_clear()
+    case = layer_on_gpu(layers.Case((300, 17, 33), torch.float32, "tanh"))
+    with hf.set_matmul_precision("bf16x6"), hf.use_backend("cuda"):
+        layers.all_results(case)
+        lines = (tmp_path / "choices.txt").read_text().splitlines()
+        layers.all_results(case)
+    assert {line.split()[0] for line in lines} == {
+        "dense_forward", "dense_rforward", "dense_backward", "dense_gradient"
+    }  # fmt: skip
+    assert (tmp_path / "choices.txt").read_text().splitlines() == lines
+    measured._choices.cache_clear()
+
+
+@pytest.mark.parametrize("key", [(0, 0), (1, 1), (2**31 - 1, 2**32 - 1)])
+def test_counted_numbers_are_those_of_the_cpu(key: tuple[int, int]) -> None:
+    for count in (1, 1025, 20_000):
+        got, want = (draws.shuffled(*key, count, torch.device(d)) for d in ("cuda", "cpu"))
+        assert torch.equal(got.cpu(), want)
 
 
 @pytest.mark.parametrize("tile", dense_gpu.TILES, ids=lambda tile: tile.name)

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from hfcore.bindings.cache import cache_folder
 from hfcore.data import DataFileError
-from hfcore.data.files import DataFile, cache_folder
+from hfcore.data.files import DataFile
 
 CONTENT = b"four score and seven"
 URL = "https://example.org/set/digits.gz"

@@ -1,0 +1,19 @@
+"""The counted random numbers by a Triton kernel.
+
+Signatures and shapes: ``DrawsForm``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hfcore.bindings.triton_backend import serving
+
+
+def philox(seed: int, number: int, count: int, device: torch.device) -> Tensor:
+    from hfcore.kernels.draws import gpu_triton
+
+    out = torch.empty(count, dtype=torch.int64, device=device)
+    with serving("draws.philox", device):
+        return gpu_triton.philox(seed, number, out)
