@@ -25,11 +25,14 @@ from torch import Tensor
 from hfcore.arguments import choice, count, naming_fields, naming_options, number
 from hfcore.batches import Batch, Batches
 from hfcore.cases import MAX_AXIS, ArrayCases, Cases
+from hfcore.counted_batches import CountedBatches
 from hfcore.schedules import Phase
 from hfcore.seeding import generator_of
 
 MAX_SEED = 2**31 - 1
 MAX_STEP = 2**32 - 1
+# Of an iteration of DeviceBatches: all of them are one recording of a GPU.
+MOST_UPDATES = 1000
 
 
 @naming_fields
@@ -262,6 +265,95 @@ class Epochs(SmallBatches):
         """The batches of the pass number ``step``, each made when it is asked for."""
         count("step", step, least=0, most=MAX_STEP // self.per_pass)
         return _Lazily(super().__call__, step * self.per_pass, self.per_pass)
+
+
+class DeviceBatches(Policy):
+    """Small batches made where the model is, ``updates`` of them in every iteration.
+
+    The cases are moved to the model's device once. Every pass over them has an order of its own
+    from a counter-based stream: which cases are in a batch depends on ``seed`` and the number of
+    the update alone, alike on the CPU and on a GPU. With hf.SGD, hf.ClassicalMomentum or hf.NAG on
+    a fused net the updates of an iteration are one step of the optimiser, all with its options as
+    they are, and a GPU replays them from one recording; with another optimiser, net or several
+    processes they are done one by one. A rest smaller than ``size`` is left out of its pass.
+
+    Parameters
+    ----------
+    inputs, targets, mask, batch_dim : as for :class:`FullGradient`
+    size : cases of a batch, 1 to all
+    updates : of an iteration, at least 1; :data:`MOST_UPDATES` at most
+    seed : of the stream
+
+    Raises ValueError naming what is wrong, TypeError for sequences of unequal length.
+    """
+
+    @naming_options
+    def __init__(
+        self,
+        inputs: Tensor | None = None,
+        targets: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        size: int,
+        updates: int = 1,
+        seed: int = 0,
+        batch_dim: int = 0,
+    ) -> None:
+        self.size = count("size", size)
+        self.updates = count("updates", updates, most=MOST_UPDATES)
+        self.seed = count("seed", seed, least=0, most=MAX_SEED)
+        super().__init__(inputs, targets, mask, batch_dim)
+
+    def _put_on(self, cases: Cases) -> None:
+        if not isinstance(cases, ArrayCases):
+            raise TypeError(
+                "batches: DeviceBatches takes arrays, got sequences of unequal length or inputs "
+                "of another kind; take SmallBatches"
+            )
+        if self.size > len(cases):
+            raise ValueError(f"size: got {self.size}, need 1 to {len(cases)} cases")
+        self._cases = cases
+        device = cases.batch.inputs.device
+        self._batches = CountedBatches(len(cases), self.size, self.seed, device)
+
+    def placed(self, device: torch.device) -> Self:
+        """The same policy with its cases on ``device``."""
+        return self.on(self._data.to(device))
+
+    def __call__(self, step: int) -> DrawnBatches:
+        """The batches of the iteration number ``step``."""
+        count("step", step, least=0, most=MAX_STEP // self.updates)
+        cases = self._data
+        assert isinstance(cases, ArrayCases)
+        return DrawnBatches(cases, self._batches(step * self.updates, self.updates))
+
+    def config(self) -> dict[str, Any]:
+        return {
+            "name": type(self).__name__,
+            "size": self.size,
+            "updates": self.updates,
+            "seed": self.seed,
+        }
+
+
+class DrawnBatches(Sequence[Batches]):
+    """Batches by the numbers of their cases, ``chosen [K,B]`` int64; made when asked for."""
+
+    def __init__(self, cases: ArrayCases, chosen: Tensor) -> None:
+        self.cases, self.chosen = cases, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @overload
+    def __getitem__(self, i: int) -> Batches: ...
+    @overload
+    def __getitem__(self, i: slice) -> DrawnBatches: ...
+    def __getitem__(self, i: int | slice) -> Batches | DrawnBatches:
+        if isinstance(i, slice):
+            return DrawnBatches(self.cases, self.chosen[i])
+        batch = self.cases.take(self.chosen[i])
+        return Batches(batch, batch, batch, batch)
 
 
 class _Lazily(Sequence[Batches]):

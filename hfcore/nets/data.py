@@ -72,6 +72,13 @@ class Data:
             None if self.steps is None else place("steps", self.steps),
         )
 
+    def taken(self, index: Tensor) -> Data:
+        """The cases of ``index``, int64 ``[b]`` where the data are; these have no weights."""
+        axis = self.x.ndim - 2
+        x = self.x.index_select(axis, index)
+        y = x if self.y is self.x else self.y.index_select(axis, index)
+        return Data(x, y, None, self.outputs * len(index) / self.count, self.steps)
+
     def chunks(self, size: int) -> Iterator[Data]:
         """The same data in pieces of ``size`` sequences, or of nearly equal numbers of cases."""
         B = self.count

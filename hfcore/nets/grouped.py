@@ -7,6 +7,7 @@ is what sweeps and first-order training run on.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +25,55 @@ CPU_BYTES = 8 << 20
 CUDA_BYTES = 8 << 30
 # Where batches are best, wherever the nets are: there their values are checked without waiting.
 BATCHES_ON = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Account:
+    """What is kept of G nets from update to update, where they are and in place.
+
+    ``active [G]`` bool: the nets that are trained; ``stopped [G]`` int64: the number of the update
+    whose loss was not finite, −1 where there was none; ``summed [G]`` float64: the losses so far;
+    ``done [1]`` int64: the number of the next update.
+    """
+
+    active: Tensor
+    stopped: Tensor
+    summed: Tensor
+    done: Tensor
+
+    @classmethod
+    def of(cls, G: int, device: torch.device) -> Account:
+        """Of nets before their first update."""
+        return cls(
+            torch.ones(G, dtype=torch.bool, device=device),
+            torch.full((G,), -1, dtype=torch.int64, device=device),
+            torch.zeros(G, dtype=torch.float64, device=device),
+            torch.zeros(1, dtype=torch.int64, device=device),
+        )
+
+    def add(self, losses: Tensor) -> None:
+        """An update's ``losses [G]``; those of nets that were not active do not count."""
+        finite = losses.isfinite()
+        self.stopped.copy_(torch.where(self.active & ~finite, self.done, self.stopped))
+        self.active.logical_and_(finite)
+        self.summed.add_(torch.where(self.active, losses, 0.0))
+        self.done.add_(1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """K updates of G nets in a row, on batches of ``cases`` that lie with the nets.
+
+    ``theta, velocity [G,N]``; ``index [K,B]`` int64 there: the cases of each batch; ``steps
+    [K,3 or 4,G]`` float64: the coefficients of each update, in the order of :class:`Step`.
+    """
+
+    theta: Tensor
+    velocity: Tensor
+    cases: Data
+    index: Tensor
+    steps: Tensor
+    account: Account
 
 
 class GroupedGradient:
@@ -80,19 +130,79 @@ class GroupedGradient:
         *,
         active: Tensor | None = None,
         out: Tensor | None = None,
+        account: Account | None = None,
     ) -> Tensor:
         """One update with momentum in place (Sutskever et al. 2013, eqs. 1-4); gives the losses.
 
         The gradients, those of :meth:`gradient` at θ + lookahead·v, go to ``out`` where that is
         given. A net whose loss is not finite does not move. One that is not ``active [G]`` neither,
-        and its loss is NaN.
+        and its loss is NaN. With an ``account``, which is kept, the active ones are its own.
         """
+        if account is not None:
+            active = account.active
         update = Update(theta, velocity, data, step, active, out)
-        whole = self._net.whole_update(update)
-        if whole is not None:
-            return whole
-        recorded = served_by_cuda(theta) and self._net.loss.is_recordable
-        return self._replayed(update) if recorded else self._updated(update)
+        if self._is_recorded(theta):
+            return self._replayed(update, account)
+        return self._counted(update, account)
+
+    def _is_recorded(self, theta: Tensor) -> bool:
+        return served_by_cuda(theta) and self._net.loss.is_recordable
+
+    def _counted(self, update: Update, account: Account | None) -> Tensor:
+        losses = self._net.whole_update(update)
+        if losses is None:
+            losses = self._updated(update)
+        if account is not None:
+            account.add(losses)
+        return losses
+
+    def resident(self, batch: Batch) -> Data:
+        """Check cases once from which :meth:`row` takes batches; they lie with the nets.
+
+        Raises TypeError or ValueError as :meth:`prepare`, also for cases with weights of their own.
+        """
+        data = self.prepare(batch)
+        if type(data) is not Data:
+            raise TypeError(
+                f"batches: nets like {type(self._net.model).__name__} take no cases one by one, "
+                "need those of an hf.MLP or a recurrent net of hf"
+            )
+        if data.w is not None:
+            raise ValueError(
+                "mask: differs between the cases, need the same outputs of every case where they "
+                "are drawn on the device"
+            )
+        self._net.check_values(data)
+        return data
+
+    def row(self, row: Row) -> Tensor:
+        """K updates in place, as by :meth:`update`; gives their losses ``[K,G]`` float64.
+
+        On CUDA they are replayed from one recording, which lasts while arrays and sizes stay.
+        """
+        if not self._is_recorded(row.theta):
+            return self._one_by_one(row)
+        device, account = row.theta.device, row.account
+        put = self._graphs.put
+        fixed = replace(
+            row, index=put("index", row.index, device), steps=put("steps", row.steps, device)
+        )
+        arrays = (row.theta, row.velocity, row.cases.x, row.cases.y, *vars(account).values())
+        key = tuple((t.data_ptr(), t.shape) for t in (*arrays, fixed.index, fixed.steps))
+
+        def work() -> Tensor:
+            return GroupedGradient(self._net.apart())._one_by_one(fixed)
+
+        return self._graphs.run(("row", key), work, device).clone()
+
+    def _one_by_one(self, row: Row) -> Tensor:
+        theta, velocity, account = row.theta, row.velocity, row.account
+        losses = []
+        for index, step in zip(row.index, row.steps, strict=True):
+            data = row.cases.taken(index)
+            update = Update(theta, velocity, data, Step(*step), account.active, None)
+            losses.append(self._counted(update, account))
+        return torch.stack(losses)
 
     def _updated(self, update: Update) -> Tensor:
         (theta, velocity, data, step, active, out), work = update, self._net.work
@@ -106,7 +216,7 @@ class GroupedGradient:
             out=work.take("gradient", theta, *theta.shape) if out is None else out,
         )
 
-    def _replayed(self, update: Update) -> Tensor:
+    def _replayed(self, update: Update, account: Account | None) -> Tensor:
         """The same from a CUDA graph: batch and coefficients go to places that stay."""
         (theta, velocity, data, step, active, out), net = update, self._net
         net.check_values(data)
@@ -118,12 +228,13 @@ class GroupedGradient:
 
         there = data.placed(put)
         fixed = update._replace(data=there, step=Step(*put("step", stacked(step, theta))))
-        for array in (theta, velocity, active, out):
+        kept = () if account is None else vars(account).values()
+        for array in (theta, velocity, active, out, *kept):
             key.append(None if array is None else (array.data_ptr(), array.shape))
 
         def work() -> Tensor:
             # Buffers of its own: those of other shapes grow, and move.
-            return GroupedGradient(net.apart())._updated(fixed)
+            return GroupedGradient(net.apart())._counted(fixed, account)
 
         # A copy: the next update writes its losses to the same place.
         return self._graphs.run(tuple(key), work, theta.device).clone()

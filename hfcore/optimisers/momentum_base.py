@@ -202,23 +202,31 @@ class MomentumOptimizer(torch.optim.Optimizer):
 
         ``ahead``: the gradient is that of θ + μv.
         """
-        several = self._averaging.several
-        if not isinstance(closure, UpdatingClosure) or len(self.param_groups) > 1 or several:
+        if not isinstance(closure, UpdatingClosure):
             if closure is not None and not callable(closure):
                 raise TypeError(f"step: got {type(closure).__name__}, need a closure or nothing")
             return None
-        (group,) = self.param_groups
-        lr, momentum, weight_decay = options_of(group)
-        layout = self._layout(group)
-        if len(layout.pieces) != 1 or layout.pieces[0].copied:
+        piece = self._whole_piece(closure)
+        if piece is None:
             return None
-        (piece,) = layout.pieces
-        if not are_same(piece.parameters, closure.parameters):
-            return None
+        lr, momentum, weight_decay = options_of(self.param_groups[0])
         step = Step(lr, momentum, momentum if ahead else 0.0, weight_decay or None)
         loss = closure.update(piece.theta, piece.velocity, step)
         piece.wrote()
         return loss
+
+    def is_served_by(self, closure: UpdatingClosure) -> bool:
+        """Whether a step leaves the whole update to this closure."""
+        return self._whole_piece(closure) is not None
+
+    def _whole_piece(self, closure: UpdatingClosure) -> Piece | None:
+        """The parameters, where they are those of the closure in one piece of memory."""
+        if len(self.param_groups) > 1 or self._averaging.several:
+            return None
+        pieces = self._layout(self.param_groups[0]).pieces
+        if len(pieces) != 1 or pieces[0].copied:
+            return None
+        return pieces[0] if are_same(pieces[0].parameters, closure.parameters) else None
 
 
 def _gather(piece: Piece, points: dict[Tensor, Tensor]) -> Tensor:

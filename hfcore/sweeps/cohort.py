@@ -8,18 +8,38 @@ next test.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hfcore.bindings.momentum import Step
+from hfcore.bindings.momentum import Step, stacked
+from hfcore.counted_batches import CountedBatches
 from hfcore.momentum_schedules import Schedule
-from hfcore.nets.grouped import GroupedGradient
+from hfcore.nets.data import Data
+from hfcore.nets.grouped import Account, GroupedGradient, Row
 from hfcore.sweeps.grid import RunSettings
 from hfcore.training.data import TrainingData
 
+# Updates that are done in a row where the cases lie on the device: one recording of a GPU.
+AT_ONCE = 64
 ARRAYS = 4  # θ, v and, for nets that are not updated in one go, θ + μv and the gradient
+
+
+@dataclass(frozen=True)
+class Resident:
+    """Cases that lie with the nets, and which of them are in which batch."""
+
+    cases: Data
+    batches: CountedBatches
+
+    def state(self) -> dict[str, Any]:
+        """None: the number of the update says all."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        pass
 
 
 class Cohort:
@@ -37,7 +57,7 @@ class Cohort:
         theta: Tensor,
         schedules: Sequence[Schedule],
         passes: GroupedGradient,
-        data: TrainingData,
+        data: TrainingData | Resident,
         *,
         batch_size: int,
         weight_decay: float,
@@ -65,10 +85,9 @@ class Cohort:
         self._looks = self._column(float(run.method == "nag") for run in self.runs)
         self._l2 = self._column(self._weight_decay for _ in self.runs)
         self._scheduled: list[float] = []
-        self._coefficients = Step(0.0, 0.0)
-        self._active = torch.ones(G, dtype=torch.bool, device=device)
-        self._stopped = torch.full((G,), -1, dtype=torch.int64, device=device)
-        self._losses = torch.zeros(G, dtype=torch.float64, device=device)
+        self._coefficients = self._stacked_step = Step(0.0, 0.0)
+        self._table = torch.empty(0)
+        self._account = Account.of(G, device)
         self._summed = 0
 
     @staticmethod
@@ -76,24 +95,38 @@ class Cohort:
         """On the CPU, wherever the nets are: the ops bring it there without waiting."""
         return torch.tensor(list(values), dtype=torch.float64)
 
-    def update(self) -> None:
-        """One update of every run that has not diverged (Sutskever et al. 2013, eqs. 1-4)."""
-        t, self.done = self.done, self.done + 1
-        if not self.indices:
-            return
-        (batch,) = self._data.batches(1, self._batch_size)
-        losses = self._passes.update(
-            self.theta,
-            self.velocity,
-            self._passes.prepare(batch),
-            self._step(t),
-            active=self._active,
-        )
-        finite = losses.isfinite()
-        self._stopped = torch.where(self._active & ~finite, t, self._stopped)
-        self._active &= finite
-        self._losses += torch.where(self._active, losses, 0.0)
-        self._summed += 1
+    def advance(self, most: int) -> int:
+        """1 to ``most`` updates of every run that has not diverged; gives how many were done.
+
+        Sutskever et al. (2013), eqs. 1-4.
+        """
+        count = most if not self.indices else self._updated(most)
+        self.done += count
+        return count
+
+    def _updated(self, most: int) -> int:
+        account, data = self._account, self._data
+        account.done.fill_(self.done)
+        if isinstance(data, Resident):
+            count = 1 << (min(most, AT_ONCE).bit_length() - 1)  # few lengths: each is recorded
+            steps = torch.stack([self._stacked(self.done + i) for i in range(count)])
+            index = data.batches(self.done, count)
+            row = Row(self.theta, self.velocity, data.cases, index, steps, account)
+            self._passes.row(row)
+        else:
+            count = 1
+            (batch,) = data.batches(1, self._batch_size)
+            prepared, step = self._passes.prepare(batch), self._step(self.done)
+            self._passes.update(self.theta, self.velocity, prepared, step, account=account)
+        self._summed += count
+        return count
+
+    def _stacked(self, t: int) -> Tensor:
+        """:meth:`_step` as one array ``[3 or 4,G]``, made anew where a schedule moves."""
+        step = self._step(t)
+        if self._stacked_step is not step:
+            self._stacked_step, self._table = step, stacked(step, self.theta)
+        return self._table
 
     def _step(self, t: int) -> Step:
         """Coefficients after t updates; made anew where a schedule moves."""
@@ -107,7 +140,7 @@ class Cohort:
 
     def retire(self) -> None:
         """Take the runs that diverged out of the rows."""
-        stopped = self._stopped.tolist()
+        stopped = self._account.stopped.tolist()
         for index, at in zip(self.indices, stopped, strict=True):
             if at >= 0:
                 self.diverged_at[index] = at
@@ -115,8 +148,8 @@ class Cohort:
 
     def mean_losses(self) -> dict[int, float]:
         """Mean training loss of each run since the last call."""
-        means = (self._losses / max(self._summed, 1)).tolist()
-        self._losses.zero_()
+        means = (self._account.summed / max(self._summed, 1)).tolist()
+        self._account.summed.zero_()
         self._summed = 0
         return dict(zip(self.indices, means, strict=True))
 
@@ -125,13 +158,14 @@ class Cohort:
         if len(rows) == len(self.indices):
             return
         at = torch.tensor(rows, dtype=torch.int64, device=self.theta.device)
-        losses, summed = self._losses[at], self._summed
+        losses, summed = self._account.summed[at], self._summed
         self.indices = [self.indices[row] for row in rows]
         self.runs = [self.runs[row] for row in rows]
         self.schedules = [self.schedules[row] for row in rows]
         self.theta, self.velocity = self.theta[at], self.velocity[at]
         self._begin_rows()
-        self._losses, self._summed = losses, summed
+        self._account.summed.copy_(losses)
+        self._summed = summed
 
     # ---- checkpoints
 
@@ -142,9 +176,9 @@ class Cohort:
             "diverged_at": {str(index): at for index, at in self.diverged_at.items()},
             "theta": self.theta,
             "velocity": self.velocity,
-            "active": self._active,
-            "stopped": self._stopped,
-            "losses": self._losses,
+            "active": self._account.active,
+            "stopped": self._account.stopped,
+            "losses": self._account.summed,
             "summed": self._summed,
             "data": self._data.state(),
         }
@@ -157,9 +191,9 @@ class Cohort:
         self.diverged_at = {int(index): at for index, at in state["diverged_at"].items()}
         for name in ("theta", "velocity"):
             getattr(self, name).copy_(state[name])
-        self._active.copy_(state["active"])
-        self._stopped.copy_(state["stopped"])
-        self._losses.copy_(state["losses"])
+        self._account.active.copy_(state["active"])
+        self._account.stopped.copy_(state["stopped"])
+        self._account.summed.copy_(state["losses"])
         self._summed = state["summed"]
         self._data.load_state(state["data"])
 

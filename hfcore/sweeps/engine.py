@@ -21,10 +21,12 @@ from hfcore import arguments
 from hfcore.arguments import count, flag, naming_options, nonnegative, number, path
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
+from hfcore.counted_batches import CountedBatches
 from hfcore.flat import FlatParameters
+from hfcore.nets.data import Data
 from hfcore.nets.grouped import BATCHES_ON, GroupedGradient, grouped_gradient
-from hfcore.problems import Problem, create
-from hfcore.sweeps.cohort import Cohort, Cohorts
+from hfcore.problems import FiniteProblem, Problem, create
+from hfcore.sweeps.cohort import Cohort, Cohorts, Resident
 from hfcore.sweeps.extension import before_last_phase
 from hfcore.sweeps.grid import Grid, RunSettings, expand
 from hfcore.sweeps.jobs import Job, Part, parts_of, run_by, united
@@ -34,7 +36,7 @@ from hfcore.sweeps.result import Reason, SweepResult
 from hfcore.sweeps.settings import SCHEDULES, ScheduleName, SweepSettings
 from hfcore.sweeps.starts import Start, default_start
 from hfcore.sweeps.stored import drawn, written
-from hfcore.training.data import TrainingData
+from hfcore.training.data import TrainingData, placed
 from hfcore.training.errors import ConfigMismatchError
 from hfcore.training.interrupts import stop_on_signal
 from hfcore.training.resumable import Counters, Resumable
@@ -61,6 +63,7 @@ def sweep(
     test_size: int = 1000,
     solved_below: float = 0.01,
     device: torch.device | str = "cpu",
+    on_device: bool = False,
     max_bytes: int = 2 << 30,
     run_dir: str | os.PathLike[str] | None = None,
     resume: bool = False,
@@ -96,6 +99,10 @@ def sweep(
         weight_decay: the coefficient of ½‖θ‖² in the objective.
         test_every, test_size: updates between tests, and cases of the fixed test set.
         device: where it is computed.
+        on_device: the cases lie on the device and batches are made there, pass after pass over all
+            of them, for a problem with a fixed set of cases (``hf.problems.Reconstruction``). A
+            pass has an order of its own from a counter-based stream, the same on the CPU and on a
+            GPU, which then does up to 64 updates without its host.
         max_bytes: of parameters and their companions trained at once; larger sweeps are cut into
             cohorts.
         run_dir, resume: a folder for settings, history and checkpoints; continue the one there.
@@ -146,6 +153,7 @@ def sweep(
         test_size=test_size,
         solved_below=number("solved_below", solved_below),
         device=at,
+        on_device=flag("on_device", on_device),
         max_bytes=max_bytes,
         checkpoint_seconds=nonnegative("checkpoint_seconds", checkpoint_seconds),
     )
@@ -256,6 +264,7 @@ class SweepLoop:
         self.at = SweepCounters(updates=settings.updates)
         self.tests = Tests(len(settings.runs))
         self.passes = self._passes()
+        self._cases = self._resident_cases() if settings.on_device else None
         self.cohorts = Cohorts(self._cohort(indices) for indices in settings.cohorts())
         self._test_sets: dict[int, list[Batch]] = {}
         self.constant = constant_output(settings.problem, self.test_set(settings.runs[0].seed))
@@ -286,11 +295,35 @@ class SweepLoop:
             nets.to(settings.device),
             [settings.momentum(run) for run in runs],
             self.passes,
-            TrainingData(settings.problem, runs[0].seed, torch.float32, BATCHES_ON),
+            self._data(runs[0].seed),
             batch_size=settings.batch_size,
             weight_decay=settings.weight_decay,
             rate_factor=settings.rate_factor,
         )
+
+    def _data(self, seed: int) -> TrainingData | Resident:
+        """The batches of a seed."""
+        settings, cases = self.settings, self._cases
+        if cases is None:
+            return TrainingData(settings.problem, seed, torch.float32, BATCHES_ON)
+        size, device = settings.batch_size, settings.device
+        return Resident(cases, CountedBatches(cases.count, size, seed, device))
+
+    def _resident_cases(self) -> Data:
+        """All cases of the problem, where the nets are. Raises TypeError or ValueError by name."""
+        problem, size = self.settings.problem, self.settings.batch_size
+        if not isinstance(problem, FiniteProblem):
+            raise TypeError(
+                f"on_device: {problem.name} draws new cases, need a problem with a fixed set of "
+                "them (all_cases)"
+            )
+        batch = placed(problem.all_cases(torch.float32), self.settings.device)
+        cases = self.passes.resident(batch)
+        if size > cases.count:
+            raise ValueError(
+                f"batch_size: got {size}, need 1 to {cases.count}, the cases there are"
+            )
+        return cases
 
     def test_set(self, seed: int) -> list[Batch]:
         """The fixed test cases of a seed, those of :func:`hfcore.train`."""
@@ -342,9 +375,9 @@ class SweepLoop:
         while cohort.done < target and cohort.indices:
             if interrupted():
                 return
-            cohort.update()
+            done = cohort.advance(target - cohort.done)
             if self.display is not None:
-                self.display.advance(len(cohort.indices))
+                self.display.advance(done * len(cohort.indices))
         cohort.done = target
         cohort.retire()
         self._test(cohort)

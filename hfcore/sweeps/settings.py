@@ -41,6 +41,7 @@ class SweepSettings:
     test_size: int
     solved_below: float
     device: torch.device
+    on_device: bool
     max_bytes: int
     checkpoint_seconds: float
 
@@ -93,6 +94,8 @@ class SweepSettings:
         }
         if self.final_updates:
             training["final_updates"] = self.final_updates
+        if self.on_device:
+            training["on_device"] = True
         if self.falling_updates:
             training["falling_updates"] = self.falling_updates
         return {

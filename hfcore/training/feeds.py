@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from hfcore.arguments import check_call
 from hfcore.batches import Batch, Batches
+from hfcore.minibatches import DrawnBatches
 from hfcore.training.data import TrainingData, placed
 from hfcore.training.parts import loaded
 
@@ -64,6 +65,8 @@ class PolicyFeed(Feed):
 
     def __call__(self, iteration: int) -> Work:
         work = _checked(self._policy(iteration))
+        if isinstance(work, DrawnBatches):  # they are where the model is
+            return work
         if self._device.type == "cpu":
             return work
         if isinstance(work, Batches):
@@ -146,7 +149,7 @@ def _checked(work: Any) -> Work:
     them."""
     if isinstance(work, Batch):
         return Batches(work)
-    if isinstance(work, Batches):
+    if isinstance(work, Batches | DrawnBatches):
         return work
     if isinstance(work, Sequence) and len(work) > 0 and isinstance(work[0], Batches):
         return work

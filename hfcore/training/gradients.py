@@ -19,12 +19,15 @@ from hfcore.autograd.links import check_link
 from hfcore.autograd.losses import NO_MASK
 from hfcore.autograd.torch_losses import recognised
 from hfcore.batches import Batch
-from hfcore.bindings.momentum import Step
+from hfcore.bindings.momentum import Step, stacked
+from hfcore.cases import ArrayCases
 from hfcore.flat import FlatParameters
 from hfcore.flat_memory import joined, side_by_side
 from hfcore.losses import Loss
 from hfcore.losses.from_torch import converted
-from hfcore.nets.grouped import GroupedGradient, grouped_gradient
+from hfcore.minibatches import DrawnBatches
+from hfcore.nets.data import Data
+from hfcore.nets.grouped import Account, GroupedGradient, Row, grouped_gradient
 from hfcore.nets.registry import why_altered, why_left_to_autograd
 from hfcore.optimisers.flat_state import SideBySide
 
@@ -45,6 +48,10 @@ class FusedBackpropagation:
         self._theta = SideBySide()
         self._gradient = torch.empty(0)
         self._parts: list[Tensor] = []
+        # What rows of batches are drawn from, and its checked form.
+        self._cases: ArrayCases | None = None
+        self._resident: Data | None = None
+        self._account: Account | None = None
 
     def __call__(self, batch: Batch) -> float:
         self._check_unaltered()
@@ -70,6 +77,35 @@ class FusedBackpropagation:
         else:
             self._clear()
         return losses[0]
+
+    def takes_rows(self, row: DrawnBatches) -> bool:
+        """Whether :meth:`updates` may be asked for such a row: one net, cases without weights.
+
+        Raises TypeError or ValueError naming what is wrong with the cases.
+        """
+        if self._cases is not row.cases:
+            batch = row.cases.batch
+            prepared = self._passes.prepare(batch)
+            plain = type(prepared) is Data and prepared.w is None
+            self._resident = self._passes.resident(batch) if plain else None
+            self._cases = row.cases
+        return self._resident is not None
+
+    def updates(self, row: DrawnBatches, theta: Tensor, velocity: Tensor, step: Step) -> Tensor:
+        """An update of ``[1,N]`` in place on each batch of a row; gives the losses ``[K]``.
+
+        After a loss that is not finite nothing moves. Leaves no ``grad``.
+        """
+        self._check_unaltered()
+        self._clear()
+        assert self._resident is not None
+        account = self._account
+        if account is None or account.active.device != theta.device:
+            account = self._account = Account.of(1, theta.device)
+        account.active.fill_(True)
+        steps = stacked(step, theta).expand(len(row), -1, -1)
+        made = Row(theta, velocity, self._resident, row.chosen, steps, account)
+        return self._passes.row(made)[:, 0]
 
     def _check_unaltered(self) -> None:
         reason = why_altered(self._model)

@@ -193,7 +193,7 @@ def train(
         optimizer,
         parts,
         stepper,
-        setup.feed_of(parts, policy, settings, stepper.device),
+        setup.feed_of(parts, policy, settings, stepper.device, model),
         setup.Measured(model, parts, metric, minimised, settings, outputs, ranks),
         settings,
         [*hooks, *_display(progress and ranks.first)],

@@ -16,6 +16,7 @@ import torch
 from hfcore.batches import Batches
 from hfcore.distributed.ranks import Ranks
 from hfcore.distributed.torchrun import kills_soon
+from hfcore.minibatches import DrawnBatches
 from hfcore.step_interrupt import StepInterrupted
 from hfcore.training import setup, several
 from hfcore.training.callbacks import Callback, TrainState
@@ -171,6 +172,9 @@ class Run:
             before |= copy.deepcopy(self.stored.states("model", "optimizer"))
         steps = []
         try:
+            whole = self.stepper.at_once(rows) if isinstance(rows, DrawnBatches) else None
+            if whole is not None:
+                steps, rows = [whole], []
             for row in rows:  # no comprehension: that is a frame more above every product
                 steps.append(self.stepper.step(row))
         except StepInterrupted:

@@ -16,7 +16,7 @@ from hfcore.cases import MAX_AXIS, Cases
 from hfcore.data.dataset import Dataset
 from hfcore.distributed.ranks import Ranks
 from hfcore.losses.checks import check_loss
-from hfcore.minibatches import Fresh, FullGradient, Policy, SmallBatches
+from hfcore.minibatches import DeviceBatches, Fresh, FullGradient, Policy, SmallBatches
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.problems.base import FiniteProblem, Judged1997, Problem, ZeroOne
 from hfcore.training import metrics
@@ -234,8 +234,12 @@ def _cases_at_hand(data: Data, policy: str) -> Cases:
     return cases
 
 
-def feed_of(data: Data, policy: Any, settings: Settings, device: torch.device) -> Feed:
-    """Where the batches come from, on the device of the steps."""
+def feed_of(
+    data: Data, policy: Any, settings: Settings, device: torch.device, model: torch.nn.Module
+) -> Feed:
+    """Where the batches come from, on the device of the steps, or that of the model."""
+    if isinstance(policy, DeviceBatches):
+        policy = policy.placed(device_of(model))
     if not isinstance(policy, Fresh):
         return PolicyFeed(policy, device)
     if data.train.loader is not None:

@@ -16,9 +16,11 @@ from hfcore.batches import Batch, Batches
 from hfcore.bindings.momentum import Step
 from hfcore.distributed.group import Group
 from hfcore.losses import Loss
+from hfcore.minibatches import DrawnBatches
 from hfcore.nets.grouped import BATCHES_ON
 from hfcore.optimisers.closure_optimizer import ClosureOptimizer
 from hfcore.optimisers.hessian_free import HessianFree
+from hfcore.optimisers.momentum_base import MomentumOptimizer
 from hfcore.optimisers.momentum_closures import SummedClosure, UpdatingClosure
 from hfcore.optimisers.nonlinear_cg import NonlinearCG
 from hfcore.training.gradients import (
@@ -70,6 +72,9 @@ class Stepper(Protocol):
     def step(self, batches: Batches | Sequence[Batch]) -> Iteration:
         """One step; the loop has the optimiser's own state stored and restored."""
 
+    def at_once(self, row: DrawnBatches) -> Iteration | None:
+        """An update on each batch of a row; None, and nothing done, where each is a step."""
+
 
 def count_along(dim: int) -> Count:
     """The number of cases of a batch, which lie along axis ``dim`` of its inputs."""
@@ -110,6 +115,9 @@ class HessianFreeStepper:
             sequences=round(stats.products * product + stats.gradients * case),
             evaluated=round(len(curvature) * product + trials * trial),
         )
+
+    def at_once(self, row: DrawnBatches) -> Iteration | None:
+        return None
 
     def _mean(self, role: Sequence[Batch]) -> float:
         """Cases of a batch, which the optimiser counts as one."""
@@ -166,6 +174,31 @@ class FirstOrderStepper:
         seconds = {"update": time.perf_counter() - started}
         return Iteration(
             {"loss": losses[0], "gradients": work / COST_UNIT, "seconds": seconds},
+            sequences=work,
+            evaluated=0,
+        )
+
+    def at_once(self, row: DrawnBatches) -> Iteration | None:
+        """One step of hf.SGD, hf.ClassicalMomentum or hf.NAG that makes all updates."""
+        backward, optimizer = self._backward, self._optimizer
+        if not isinstance(backward, FusedBackpropagation) or self._gradients:
+            return None
+        if not isinstance(optimizer, MomentumOptimizer):
+            return None
+        losses: list[float] = []
+        closure = _RowClosure(backward, row, losses)
+        if not (backward.takes_rows(row) and optimizer.is_served_by(closure)):
+            return None
+        started = time.perf_counter()
+        optimizer.step(closure)  # type: ignore[arg-type]
+        work = row.chosen.numel()
+        return Iteration(
+            {
+                "loss": sum(losses) / len(losses),
+                "gradients": work / COST_UNIT,
+                "seconds": {"update": time.perf_counter() - started},
+                "updates": len(losses),
+            },
             sequences=work,
             evaluated=0,
         )
@@ -238,6 +271,24 @@ class _FusedClosure(UpdatingClosure):
         loss = self._backward.update(self._batch, theta, velocity, step, gradients=wanted)
         self._losses.append(loss.item())
         return loss
+
+
+class _RowClosure(UpdatingClosure):
+    """The losses of a row of batches on the fused ops."""
+
+    def __init__(
+        self, backward: FusedBackpropagation, row: DrawnBatches, losses: list[float]
+    ) -> None:
+        self.parameters = backward.parameters
+        self._backward, self._row, self._losses = backward, row, losses
+
+    def __call__(self) -> Tensor:
+        raise NotImplementedError("a row of batches is not one gradient")
+
+    def update(self, theta: Tensor, velocity: Tensor, step: Step) -> Tensor:
+        losses = self._backward.updates(self._row, theta, velocity, step)
+        self._losses.extend(losses.tolist())
+        return losses[-1]
 
 
 def _recorded(loss: float, losses: list[float]) -> Tensor:

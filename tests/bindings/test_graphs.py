@@ -23,7 +23,7 @@ from hfcore.bindings.graphs import Graphs
 from hfcore.bindings.momentum import Step
 from hfcore.bindings.scratch import Scratch
 from hfcore.nets import grouped
-from hfcore.nets.grouped import GroupedGradient, grouped_gradient
+from hfcore.nets.grouped import Account, GroupedGradient, Row, grouped_gradient
 from hfcore.nets.mlp import MlpNet
 from hfcore.nets.net import FusedNet
 
@@ -36,6 +36,7 @@ class Recorder:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.recorded = self.replayed = 0
         self.refusal: str | None = None
+        self.like = torch.full((3,), math.nan, dtype=torch.float64)
         monkeypatch.setattr(graphs, "_record", self.record)
         self.pools: list[object] = []
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
@@ -57,7 +58,7 @@ class Recorder:
                 result.copy_(got)
 
         # Recording does nothing: the result holds no value yet.
-        result = torch.full((3,), math.nan, dtype=torch.float64)
+        result = self.like.clone()
         return replay, result
 
 
@@ -293,6 +294,61 @@ def test_replayed_updates_are_those_of_the_ops(
     for plain, replayed in zip(*ends, strict=True):
         assert torch.equal(plain.nan_to_num(7.0), replayed.nan_to_num(7.0))
     assert ends[0][2][4:, 1].isnan().all()
+
+
+@pytest.mark.parametrize("kind", ["rnn", "mlp"])
+def test_replayed_rows_are_the_updates_one_by_one(
+    kind: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cases, coefficients and who is active are those of each replay; losses of each update too."""
+    torch.manual_seed(0)
+    draw = torch.Generator().manual_seed(1)
+    if kind == "mlp":
+        model: torch.nn.Module = hf.MLP([4, 3, 4], ["tanh", "linear"])
+        x = torch.rand(23, 4, generator=draw)
+        batch = hf.Batch(x, x)
+    else:
+        model = hf.RNN(2, 5, 3)
+        x = torch.rand(4, 23, 2, generator=draw)
+        batch = hf.Batch(x, torch.rand(4, 23, 3, generator=draw))
+    passes = passes_of(model, hf.losses.SquaredError())
+    start = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    thetas = torch.stack([start, 2 * start, -start])
+    cases, K = passes.resident(batch), 3
+    index = torch.randint(23, (4, K, 5), generator=draw)
+    steps = torch.rand(4, K, 3, 3, generator=draw, dtype=torch.float64) / 20
+    ends = []
+    for recorded in (False, True):
+        monkeypatch.setattr(grouped, "served_by_cuda", lambda theta, on=recorded: on)
+        theta, velocity = thetas.clone(), torch.zeros_like(thetas)
+        theta[1] *= math.inf
+        account = Account.of(3, CPU)
+        account.done.fill_(7)
+        found: list[Tensor] = []
+        for i, s in zip(index, steps, strict=True):
+            if recorded:
+                row = Row(theta, velocity, cases, i, s, account)
+                recorder.like = torch.full((K, 3), math.nan, dtype=torch.float64)
+                found.append(passes.row(row))
+            else:
+                for k in range(K):
+                    data, step = cases.taken(i[k]), Step(*s[k])
+                    found.append(passes.update(theta, velocity, data, step, account=account))
+        losses = torch.cat(found) if recorded else torch.stack(found)
+        ends.append([theta[::2], velocity[::2], losses.nan_to_num(7.0), *vars(account).values()])
+    assert (recorder.recorded, recorder.replayed) == (1, 3)
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    assert ends[0][4].tolist() == [-1, 7, -1]
+    assert ends[0][3].tolist() == [True, False, True]
+    assert int(ends[0][6]) == 7 + 4 * K
+
+
+def test_cases_with_weights_of_their_own_are_not_resident() -> None:
+    passes = passes_of(hf.RNN(2, 5, 3), hf.losses.SquaredError())
+    mask = torch.ones(4, 6, dtype=torch.bool)
+    mask[1, 2] = False
+    with pytest.raises(ValueError, match="mask: differs between the cases, need the same outputs"):
+        passes.resident(hf.Batch(torch.rand(4, 6, 2), torch.rand(4, 6, 3), mask))
 
 
 def test_classes_out_of_range_are_refused_before_they_are_put(

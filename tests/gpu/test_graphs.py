@@ -15,7 +15,8 @@ from torch import Tensor
 import hfcore as hf
 from hfcore.bindings import graphs
 from hfcore.bindings.momentum import Step
-from hfcore.nets.grouped import GroupedGradient, grouped_gradient
+from hfcore.counted_batches import CountedBatches
+from hfcore.nets.grouped import Account, GroupedGradient, Row, grouped_gradient
 from hfcore.solvers import device_conjugate_gradient
 from hfcore.solvers.conjugate_gradient import StopRule
 
@@ -51,7 +52,7 @@ def forbid_recording(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs.Graphs, "run", lambda self, key, work, device: work())
 
 
-def ends_of_updates(name: str, updates: int) -> list[Tensor]:
+def ends_of_updates(name: str, updates: int, **options: Any) -> list[Tensor]:
     problem = PROBLEMS[name]()
     start: Any = hf.RnnStart(hidden_size=50)
     if name == "images":
@@ -62,10 +63,9 @@ def ends_of_updates(name: str, updates: int) -> list[Tensor]:
         updates=updates,
         batch_size=40,
         start=start,
-        test_every=7,
         test_size=50,
-        device="cuda",
         progress=False,
+        **{"device": "cuda", "test_every": 7 if updates < 100 else 75, **options},
     )
     return [result.parameters[i] for i in sorted(result.parameters)]
 
@@ -80,6 +80,48 @@ def test_a_sweep_has_the_bits_of_one_without_graphs(
     want = ends_of_updates(name, 30)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
     assert not any(torch.equal(a, b) for a, b in pairwise(got))
+
+
+def test_a_sweep_on_the_device_has_the_bits_of_one_without_graphs(
+    recorded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of updates; they are recorded once for each length, and see the cases of the CPU."""
+    got = ends_of_updates("images", 150, on_device=True)
+    rows = len(recorded)
+    assert rows >= 1
+    forbid_recording(monkeypatch)
+    want = ends_of_updates("images", 150, on_device=True)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    other = ends_of_updates("images", 150, on_device=True, device="cpu")
+    for a, b in zip(got, other, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+def test_a_row_of_updates_waits_for_nobody() -> None:
+    problem = PROBLEMS["images"]()
+    model = hf.AutoencoderStart((problem.input_size, 40, 12)).build(problem, 0)
+    passes = grouped_gradient(model, problem.loss)
+    assert isinstance(passes, GroupedGradient)
+    device = torch.device("cuda", torch.cuda.current_device())
+    start = torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    theta = start.expand(3, -1).contiguous().cuda()
+    velocity, account = torch.zeros_like(theta), Account.of(3, device)
+    images = problem.all_cases().inputs.cuda()
+    cases = passes.resident(hf.Batch(images, images))
+    batches = CountedBatches(cases.count, 40, 0, device)
+    steps = torch.full((8, 3, 3), 1e-3, dtype=torch.float64)
+
+    def row(first: int) -> Tensor:
+        return passes.row(Row(theta, velocity, cases, batches(first, 8), steps, account))
+
+    row(0), row(8)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        losses = row(16)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert losses.shape == (8, 3)
+    assert bool(losses.isfinite().all())
 
 
 def test_a_run_of_a_sweep_is_what_it_is_alone() -> None:
