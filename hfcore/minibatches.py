@@ -279,7 +279,7 @@ class DeviceBatches(Policy):
 
     Parameters
     ----------
-    inputs, targets, mask, batch_dim : as for :class:`FullGradient`
+    inputs, targets, mask, batch_dim : as for :class:`FullGradient`, ``[B,…]``
     size : cases of a batch, 1 to all
     updates : of an iteration, at least 1; :data:`MOST_UPDATES` at most
     seed : of the stream
