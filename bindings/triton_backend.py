@@ -87,15 +87,15 @@ class set_matmul_precision(Switch[MatmulPrecision]):
 
     ``"ieee"`` (the default) is true float32, what CG needs. ``"bf16x6"`` has float32 quality: six
     products of bfloat16 pieces on tensor cores, where a kernel has that form, and ``"ieee"``
-    elsewhere; recurrences up to H = 128 have it on compute capability 8.0, 9.0 and 10.0, and dense
-    layers, where it is used for the sizes for which it is faster on the GPU at hand: that is
-    measured once, and kept in the user's cache folder. **No GPU has run these kernels yet**, which
-    is why they are not the default: they were compiled, and run in an emulation that truncates as
-    tensor cores do. ``"tf32x3"`` is three TF32 products with nearly float32 accuracy, where a
-    kernel has that form, and ``"ieee"`` elsewhere; ``"tf32"`` one, with 10 bits of mantissa. CPU
-    and float64 products are not affected; a recurrence whose weights fit on chip knows ``"bf16x6"``
-    and is true float32 otherwise. Use it as a plain call (lasting) or as a context manager
-    (restores on exit)::
+    elsewhere. Recurrences have it on compute capability 8.0, 9.0 and 10.0, of which the guide to
+    GPUs says the sizes; dense layers for the sizes for which it is faster on the GPU at hand, which
+    is measured once and kept in the user's cache folder. **No GPU has run these kernels yet**,
+    which is why they are not the default: they were compiled, and run in an emulation that
+    truncates as tensor cores do. ``"tf32x3"`` is three TF32 products with nearly float32 accuracy,
+    where a kernel has that form, and ``"ieee"`` elsewhere; ``"tf32"`` one, with 10 bits of
+    mantissa. CPU and float64 products are not affected; a recurrence whose weights fit on chip
+    knows ``"bf16x6"`` and is true float32 otherwise. Use it as a plain call (lasting) or as a
+    context manager (restores on exit)::
 
         hf.set_matmul_precision("tf32")
         with hf.set_matmul_precision("tf32x3"): ...
