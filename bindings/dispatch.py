@@ -20,19 +20,18 @@ logger = logging.getLogger("hfcore")
 
 Backend = Literal["reference", "cpu", "cuda"]
 
-# Every op of the package and the backends that implement it today. On CUDA the recurrence is CUDA
+# Every op of the package and the backends that implement it today. On CUDA the recurrences are CUDA
 # C++ launched through CuPy; sparse layers, losses, CG and momentum updates are Triton; dense layers
 # are both (bindings/dense.py), and with Triton alone they are served all the same.
 EVERYWHERE: tuple[Backend, ...] = ("reference", "cpu", "cuda")
-ON_CPU: tuple[Backend, ...] = ("reference", "cpu")
 OPS: dict[str, tuple[Backend, ...]] = {
     "recurrence.rnn_forward": EVERYWHERE,
     "recurrence.linear_scan": EVERYWHERE,
     "recurrence.rnn_backward": EVERYWHERE,
     "recurrence.rnn_gauss_newton": EVERYWHERE,
-    "gated.gated_forward": ON_CPU,
-    "gated.gated_tangent": ON_CPU,
-    "gated.gated_backward": ON_CPU,
+    "gated.gated_forward": EVERYWHERE,
+    "gated.gated_tangent": EVERYWHERE,
+    "gated.gated_backward": EVERYWHERE,
     "dense.dense_forward": EVERYWHERE,
     "dense.dense_rforward": EVERYWHERE,
     "dense.dense_backward": EVERYWHERE,
@@ -57,7 +56,7 @@ OPS: dict[str, tuple[Backend, ...]] = {
 }
 
 # Families whose CUDA form is a binary of CUDA C++, in float32 alone; the others are Triton's.
-CUDA_CPP = ("recurrence",)
+CUDA_CPP = ("recurrence", "gated")
 # Families that have both, CUDA C++ where its binary loads.
 CUDA_CPP_TOO = ("dense",)
 

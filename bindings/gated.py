@@ -1,7 +1,7 @@
 """Gated recurrences, LSTM and GRU: checks of arguments, choice of implementation (``forms/gated``).
 
 Every array carries a leading group axis G; length 1 shares it among the group. Shapes and formulas
-are those of ``kernels/gated/reference.py``. On CUDA the plain torch form serves in this release.
+are those of ``kernels/gated/reference.py``.
 """
 
 from __future__ import annotations

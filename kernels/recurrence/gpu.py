@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfcore.kernels.gpu_launch import Argument, Launch, grid, round_up
+from hfcore.kernels.gpu_launch import Argument, Launch, dense, grid, optional, round_up
 from hfcore.kernels.recurrence import gpu_cluster, gpu_step, gpu_tensor
 from hfcore.kernels.recurrence import gpu_products as products
 from hfcore.kernels.recurrence.gpu_choice import tensor_form
@@ -31,11 +31,9 @@ from hfcore.kernels.recurrence.gpu_launch import (
     Run,
     TensorLaunch,
     at_steps,
-    dense,
     dense_weights,
     distinct,
     group_of,
-    optional,
 )
 from hfcore.kernels.recurrence.layout import (
     NONLINEARITIES,

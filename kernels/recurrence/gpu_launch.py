@@ -1,13 +1,12 @@
-"""What every CUDA op of the recurrence shares: how kernels start, and where results are put."""
+"""What every CUDA op of the recurrence shares: how kernels start, and what is of which net."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from hfcore.kernels.gpu_launch import Launch
+from hfcore.kernels.gpu_launch import Launch, dense
 from hfcore.kernels.recurrence.layout import RnnWeights
 from hfcore.kernels.scratch import Scratch
 
@@ -63,21 +62,6 @@ def distinct(
 def group_of(*arrays: Tensor | None) -> int:
     """Nets in the group: the longest first axis of arrays ``[1 or G,...]``."""
     return max(a.shape[0] for a in arrays if a is not None)
-
-
-def dense(a: Tensor) -> Tensor:
-    """``a [G,...]`` float32, detached, C-contiguous; one expanded from one net is ``[1,...]``."""
-    if a.dtype not in (torch.float32, torch.int64):
-        raise TypeError(f"the CUDA recurrence kernels got {a.dtype}, need torch.float32")
-    a = a.detach()
-    if a.ndim > 1 and a.shape[0] > 1 and a.stride(0) == 0:
-        a = a[:1]
-    return a.contiguous().resolve_neg()
-
-
-def optional(a: Tensor | None) -> Tensor | None:
-    """:func:`dense` of an array ``[G,...]`` that may be absent."""
-    return None if a is None else dense(a)
 
 
 def dense_weights(w: RnnWeights) -> RnnWeights:

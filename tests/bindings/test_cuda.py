@@ -255,6 +255,7 @@ def test_loading_out_of_memory_raises_and_is_tried_again(driver: Driver) -> None
         (FAMILY, "gpu_cluster.fatbin", b"rnn_forward_cluster_5"),
         (FAMILY, "gpu_step.fatbin", b"rnn_forward_step_tensor"),
         ("dense", "gpu.fatbin", b"dense_forward_64x80x32"),
+        ("gated", "gpu.fatbin", b"lstm_tangent_step"),
     ],
 )
 def test_installed_binary_is_found(family: str, binary: str, kernel: bytes) -> None:
@@ -374,15 +375,11 @@ def whole(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Driver:
 
 def test_every_op_is_served_by_cuda_where_all_is_there(whole: Driver) -> None:
     for op in dispatch.OPS:
-        if op.startswith("gated"):  # torch's own ops serve there
-            assert dispatch.choose(op, like("cuda:0")) == "reference"
-            assert "has no cuda form" in dispatch.explain(op, "cuda")[1]
-            continue
         assert dispatch.choose(op, like("cuda:0")) == "cuda"
         implementation, reason = dispatch.explain(op, "cuda")
         assert implementation == "cuda"
-        assert ("Triton" in reason) == (not op.startswith("recurrence"))
-        assert ("CUDA C++" in reason) == op.startswith(("recurrence", "dense"))
+        assert ("Triton" in reason) == (not op.startswith(("recurrence", "gated")))
+        assert ("CUDA C++" in reason) == op.startswith(("recurrence", "gated", "dense"))
     with hf.use_backend("cuda"):
         assert dispatch.choose("loss.loss_value", like("cuda:0")) == "cuda"
         with pytest.raises(

@@ -43,7 +43,8 @@ else:
     @pytest.fixture(scope="module")
     def emulators(emulated: Callable[[str], Path]) -> dict[str, Any]:
         """By family, and the recurrence on tensor cores by binary."""
-        built = {family: Emulator(emulated(family)) for family in ("recurrence", "dense")}
+        families = "recurrence", "gated", "dense"
+        built = {family: Emulator(emulated(family)) for family in families}
         tensor = {
             kernels.BINARY: Emulator(emulated("recurrence", kernels.SOURCE))
             for kernels in (gpu_tensor, gpu_cluster, gpu_step)
@@ -303,6 +304,52 @@ else:
         ran = {name for name in device.launched if name.startswith(("rnn", "linear"))}
         assert ran == {f"rnn_{op}_{form}" for op in ("forward", "tangent", "backward")}
         torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-4)
+
+    class Tagger(torch.nn.Module):
+        """torch's own two layers, read at every step."""
+
+        def __init__(self, kind: type[torch.nn.RNNBase]) -> None:
+            super().__init__()
+            self.rnn, self.out = kind(2, 6, num_layers=2), torch.nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.out(self.rnn(x)[0])
+            return out
+
+    @pytest.mark.parametrize(
+        ("cell", "masked"),
+        [
+            ("LSTM", False),
+            ("GRU", True),
+            pytest.param("LSTM", True, marks=pytest.mark.slow),
+            pytest.param("GRU", False, marks=pytest.mark.slow),
+        ],
+    )
+    def test_gated_nets_end_to_end(as_cuda: Callable[[], Any], cell: str, masked: bool) -> None:
+        """A step of hf.LSTM and one of nn.LSTM end where those of the CPU backend do."""
+        draw = torch.Generator().manual_seed(1)
+        x, y = (torch.rand(5, 9, 2, generator=draw) for _ in range(2))
+        mask = torch.rand(5, 9, generator=draw) < 0.6 if masked else None
+
+        def run() -> Tensor:
+            ends = []
+            for own in (True, False):
+                torch.manual_seed(0)
+                model = getattr(hf, cell)(2, 8, 2) if own else Tagger(getattr(torch.nn, cell))
+                opt = hf.HessianFree(
+                    model, hf.losses.SquaredError(), damping=1.0, structural=0.1, cg_max_iter=4,
+                    preconditioner="fisher", batch_dim=1,
+                )  # fmt: skip
+                opt.step(hf.Batch(x, y, mask))
+                ends += [p.detach().reshape(-1) for p in model.parameters()]
+            return torch.cat(ends)
+
+        want = run()
+        with as_cuda() as device:
+            got = run()
+        ran = {name for name in device.launched if not name.startswith("dense")}
+        assert ran == {f"{cell.lower()}_{op}" for op in ("forward", "tangent", "backward")}
+        torch.testing.assert_close(got, want, rtol=2e-3, atol=2e-4)
 
     @pytest.mark.parametrize("precision", ["ieee", "tf32x3", "bf16x6"])
     def test_dense_layers_end_to_end(

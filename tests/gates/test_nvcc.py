@@ -61,7 +61,7 @@ def binary(not_run: Callable[[str], None]) -> Callable[[Path | str], Path]:
 
 
 def test_there_are_kernels_to_compile() -> None:
-    for family in ("recurrence", "dense"):
+    for family in ("recurrence", "gated", "dense"):
         assert Path(f"kernels/{family}/gpu.cu") in gate.SOURCES
 
 
@@ -197,6 +197,27 @@ def test_builds_are_those_of_cmake() -> None:
         listed = re.search(rf"set\(HFCORE_GPU_{name}\s+([^)]*)\)", text)
         assert listed is not None
         assert sorted(listed[1].split()) == sorted(map(str, sources))
+
+
+def test_gated_loops_are_those_of_the_model(
+    nvcc: str, cuobjdump: str, binary: Callable[[str], Path]
+) -> None:
+    """Four k of a thread's tile a round; weights that are held take no loads."""
+    loops = gate.every_loop(cuobjdump, binary("gated"), 90)
+    ops = [f"{cell}_{op}" for cell in ("lstm", "gru") for op in ("forward", "tangent", "backward")]
+    for op in ops:
+        assert not any(loop.fma >= 32 for loop in loops[f"{op}_step"])
+        steps = {}
+        for name in (op, f"{op}_held"):
+            product = max(loop for loop in loops[name] if loop.all < 200)
+            assert (product.fma, product.shared_loads) == (4 * 32, 4 * 3), name
+            if gate.version(nvcc) == gate.version_in_table():
+                assert product.all <= 145 + 3, name
+            steps[name] = max(loops[name])
+            assert steps[name].local == 0, name
+        shared, held = steps.values()
+        assert held.fma == shared.fma + 24 * 32
+        assert held.shared_loads == shared.shared_loads + 24 * 2
 
 
 # Products on tensor cores in a step, for every chunk of 16 units.

@@ -246,6 +246,29 @@ def test_a_hessian_free_step_is_recorded_and_has_the_same_bits(
     assert all(torch.equal(a, b) for a, b in zip(got, both(), strict=True))
 
 
+@pytest.mark.parametrize("hidden", [30, 130])
+@pytest.mark.parametrize("cell", [hf.LSTM, hf.GRU])
+def test_a_step_of_a_gated_net_is_recorded_and_has_the_same_bits(
+    cell: type[torch.nn.Module], hidden: int, recorded: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps in one kernel, and one product a step."""
+
+    def stepped() -> Tensor:
+        torch.manual_seed(0)
+        x = torch.rand(10, 50, 2).cuda()
+        model = cell(2, hidden, 2).to("cuda")
+        opt = hf.HessianFree(model, hf.losses.SquaredError(), damping=1.0)
+        for _ in range(2):
+            stats = opt.step((x, x))
+        assert math.isfinite(stats.loss_after)
+        return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+
+    got = stepped()
+    assert recorded
+    forbid_recording(monkeypatch)
+    assert torch.equal(got, stepped())
+
+
 def test_what_waits_is_refused_and_done_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
     """A product that looks at a value cannot be recorded: the solve goes on without."""
     A = torch.diag(torch.arange(1.0, 21.0)).cuda()

@@ -20,6 +20,7 @@ from hfcore.bindings.net import net_update
 from hfcore.kernels.dense import gpu as dense_gpu
 from hfcore.kernels.recurrence import RnnWeights
 from oracles.cases import dense as layers
+from oracles.cases import gated as cells
 from oracles.cases import momentum as updates
 from oracles.cases import net as nets
 from oracles.cases import recurrence as of
@@ -183,6 +184,35 @@ def test_on_another_stream_and_device() -> None:
         other = torch.device("cuda", 1)
         moved_there = (t.to(other) for t in (case.u, case.d, case.W))
         assert torch.equal(recurrence.linear_scan(*moved_there).cpu(), want.cpu())
+
+
+# Both forms: all steps in one kernel, and one product a step.
+LARGE_CELLS = (
+    (6, 1000, 2, 100),
+    (4, 65, 3, 114),
+    (4, 65, 3, 128),
+    (3, 33, 5, 129),
+    (3, 17, 64, 512),
+)
+
+
+@pytest.mark.parametrize("shape", [*cells.SHAPES, *LARGE_CELLS], ids=str)
+@pytest.mark.parametrize("cell", cells.CELLS)
+def test_gated(cell: str, shape: tuple[int, ...]) -> None:
+    with hf.use_backend("cuda"):
+        cells.Case(shape, torch.float32, cell).to("cuda").check(with_Rx=True)
+
+
+@pytest.mark.parametrize("H", [17, 129])
+@pytest.mark.parametrize("group", cells.GROUPS)
+@pytest.mark.parametrize("cell", cells.CELLS)
+def test_gated_group(cell: str, group: str, H: int) -> None:
+    """Twice the same bits."""
+    case = cells.Case((3, 33, 5, H), torch.float32, cell, group).to("cuda")
+    with hf.use_backend("cuda"):
+        case.check(with_Rx=True)
+        first, second = case.results(with_Rx=True), case.results(with_Rx=True)
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def layer_on_gpu(case: Any) -> Any:

@@ -33,7 +33,11 @@ class GatedForm(Protocol):
 
 @cache
 def form(backend: Backend) -> GatedForm:
-    """The module that serves for ``backend``; CUDA has none yet."""
+    """The module that serves for ``backend``."""
+    if backend == "cuda":
+        from hfcore.bindings.forms.gated import cuda
+
+        return cuda
     if backend == "cpu":
         from hfcore.bindings.forms.gated import cpu
 

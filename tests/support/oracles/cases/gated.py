@@ -74,9 +74,16 @@ class Case:
         self.x, self.Rx = draw(inputs, T, B, n), draw(many, T, B, n)
         self.gh = draw(many, T, B, H)
 
+    def to(self, device: str) -> Case:
+        """The same with its arrays there."""
+        for name in ("x", "Rx", "gh"):
+            setattr(self, name, getattr(self, name).to(device))
+        self.w, self.v = (GatedWeights(*(t.to(device) for t in w)) for w in (self.w, self.v))
+        return self
+
     def of(self, g: int, *arrays: Tensor) -> list[Tensor]:
-        """What net g has of each, in float64."""
-        return [a[min(g, len(a) - 1)].double() for a in arrays]
+        """What net g has of each, in float64 on the CPU."""
+        return [a[min(g, len(a) - 1)].double().cpu() for a in arrays]
 
     def wanted(self, with_Rx: bool) -> dict[str, Tensor]:
         """h, Rh, and the gradients at W_ih, W_hh, b and x of ⟨gh, h⟩, of every net."""
@@ -103,7 +110,7 @@ class Case:
         G = max(len(self.x), len(self.w.b))
         T, B, H = *self.x.shape[1:3], self.w.b.shape[-1]
         shapes = (G, T, B, H), (G, 4, T, B, H), (G, 2, T, B, H)
-        h, gates, cells = (torch.full(shape, fill, dtype=self.dtype) for shape in shapes)
+        h, gates, cells = (self.x.new_full(shape, fill) for shape in shapes)
         out = GatedStates(h, gates, cells if self.cell == "lstm" else None)
         return gated_forward(self.x, self.w, cell=self.cell, out=out)
 
@@ -111,10 +118,10 @@ class Case:
         """What :meth:`wanted` gives, by the ops."""
         at, cell = self.states(), self.cell
         T, B, H = at.h.shape[1:]
-        out = torch.full((self.G, T, B, H), float("nan"), dtype=self.dtype)
+        out = at.h.new_full((self.G, T, B, H), float("nan"))
         Rx = self.Rx if with_Rx else None
         Rh = gated_tangent(self.x, at, self.w, self.v, cell=cell, Rx=Rx, out=out)
-        out = torch.full((self.G, 4, T, B, H), float("nan"), dtype=self.dtype)
+        out = at.h.new_full((self.G, 4, T, B, H), float("nan"))
         ga = gated_backward(self.gh, at, self.w.W_hh, cell=cell, out=out).double()
         rows = rows_of(cell)
         x, h, W = self.x.double(), at.h.double(), self.w.W_ih.double()
@@ -138,7 +145,7 @@ class Case:
         unit = torch.finfo(self.dtype).eps * 8 * (1 + T * (n + 2 * H)) ** 0.5 * 2**T
         for name, want in wanted.items():
             atol = unit * float(want.abs().max().clamp(min=1))
-            torch.testing.assert_close(found[name].double(), want, rtol=0, atol=atol)
+            torch.testing.assert_close(found[name].double().cpu(), want, rtol=0, atol=atol)
 
 
 def _outer(left: Tensor, right: Tensor) -> Tensor:
