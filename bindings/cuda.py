@@ -31,6 +31,7 @@ OLDEST = (8, 0)
 PLAIN_SHARED = 48 * 1024
 
 _MIB = 2.0**20
+_NULL = np.uint64(0)
 
 
 def why_no_device() -> str | None:
@@ -148,7 +149,7 @@ class Launcher:
         shared: int,
         arguments: Sequence[Argument],
     ) -> None:
-        raw = tuple(self._raw(name, i, a) for i, a in enumerate(arguments))
+        raw = tuple([self._raw(name, i, a) for i, a in enumerate(arguments)])
         with torch.cuda.device(self._index), self._stream():
             kernel = self._kernel(name, shared)
             try:
@@ -161,10 +162,15 @@ class Launcher:
 
     def _raw(self, name: str, position: int, value: Argument) -> np.generic:
         """The bytes that a kernel's parameter takes."""
+        kind = type(value)  # most are plain: isinstance of a tensor takes longer
+        if kind is int:
+            return np.int64(value)  # type: ignore[arg-type]
         if value is None:
-            return np.uint64(0)
+            return _NULL
+        if kind is float:
+            return np.float32(value)  # type: ignore[arg-type]
         if isinstance(value, Tensor):
-            if value.device.type != "cuda" or value.device.index != self._index:
+            if value.get_device() != self._index:  # −1 on the CPU
                 raise ValueError(
                     f"{name}: argument {position} is on {value.device}, need cuda:{self._index}"
                 )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hfcore.bindings.checks import check_choice, check_out, check_positive, check_tensor
+from hfcore.bindings.replayed_products import ReplayedProducts
 from hfcore.bindings.threads import among_kernels
 from hfcore.losses import OutputHessian
 from hfcore.nets.data import Data
@@ -66,6 +67,7 @@ class FusedCurvature:
         self._case_scale = objective.case_scale(data)
         fused = all(net.loss.is_fused(part.mask) for part in data)
         self._by_op = kind == "ggn" and net.walks_cases and fused
+        self._replayed = ReplayedProducts()
         self._chunks = list(objective.chunks(data, whole=self._by_op))
         self._cached: list[Linearisation] = []
         self.memory = objective.memory
@@ -117,7 +119,21 @@ class FusedCurvature:
             return out
         if out.data_ptr() == v.data_ptr():
             raise ValueError("out: is v itself, need a buffer of its own")
-        v, net, damping = v.detach().contiguous(), self._net, damping + self._objective.l2
+        v, damping = v.detach().contiguous(), damping + self._objective.l2
+        if stop is None and self._net.loss.is_recordable and self._replayed.serve(v):
+            key = damping, structural
+
+            def product(v: Tensor, out: Tensor) -> object:
+                return self._multiplied(v, damping, structural, out, None)
+
+            return self._replayed(key, product, v, out)
+        return self._multiplied(v, damping, structural, out, stop)
+
+    def _multiplied(
+        self, v: Tensor, damping: float, structural: float, out: Tensor, stop: Tensor | None
+    ) -> Tensor:
+        """The products with ``v [m,N]`` in ``out``; ``damping`` with the L2 term."""
+        net = self._net
         if not self._by_op:
             with among_kernels(v) if net.passes_are_kernels else nullcontext():
                 return self._by_passes(v, damping, structural, out, stop)

@@ -21,6 +21,7 @@ import hfcore as hf
 from hfcore.bindings import graphs, momentum
 from hfcore.bindings.graphs import Graphs
 from hfcore.bindings.momentum import Step
+from hfcore.bindings.replayed_products import BEFORE, ReplayedProducts
 from hfcore.bindings.scratch import Scratch
 from hfcore.nets import grouped
 from hfcore.nets.grouped import Account, GroupedGradient, Row, grouped_gradient
@@ -225,6 +226,41 @@ def test_values_are_put_in_places_that_stay() -> None:
     for value in (torch.ones(3), torch.ones(2, dtype=torch.float64)):
         assert replays.put("x", value, CPU) is not first
     assert replays.put("y", torch.ones(2), CPU) is not first
+
+
+# ---------------------------------------------------------------------------- products
+
+
+@pytest.mark.parametrize("kind", ["rnn", "mlp"])
+def test_products_are_replayed_once_there_were_some(
+    kind: str, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the vector of each call; into a buffer or a new tensor, which a later call leaves."""
+    draw = torch.Generator().manual_seed(0)
+    if kind == "rnn":
+        model: torch.nn.Module = hf.RNN(2, 5, 3, generator=draw)
+        x, y = torch.rand(4, 6, 2, generator=draw), torch.rand(4, 6, 3, generator=draw)
+    else:
+        model = hf.MLP([4, 3, 2], ["tanh", "linear"], generator=draw)
+        x, y = torch.rand(6, 4, generator=draw), torch.rand(6, 2, generator=draw)
+    G = hf.GaussNewton(model, hf.losses.SquaredError(), x, y, damping=0.1)
+    vectors = torch.randn(BEFORE + 5, G.shape[0], generator=draw)
+    want = [G @ v for v in vectors]
+    monkeypatch.setattr(ReplayedProducts, "serve", lambda self, v: len(v) == 1)
+    recorder.like = torch.full((1, G.shape[0]), math.nan)
+    got = [G @ v for v in vectors]
+    assert (recorder.recorded, recorder.replayed) == (1, 4)
+    assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    out = torch.empty_like(vectors[0])
+    assert G.matvec(vectors[1], out=out) is out
+    assert torch.equal(out, want[1])
+    assert recorder.replayed == 5
+    assert torch.equal(G.products(vectors[:2]), torch.stack(want[:2]))
+    assert recorder.replayed == 5
+
+
+def test_products_on_the_cpu_are_not_replayed() -> None:
+    assert not ReplayedProducts().serve(torch.zeros(1, 3))
 
 
 # ---------------------------------------------------------------------------- updates of nets

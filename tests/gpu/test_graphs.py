@@ -15,6 +15,7 @@ from torch import Tensor
 import hfcore as hf
 from hfcore.bindings import graphs
 from hfcore.bindings.momentum import Step
+from hfcore.bindings.replayed_products import BEFORE
 from hfcore.counted_batches import CountedBatches
 from hfcore.nets.grouped import Account, GroupedGradient, Row, grouped_gradient
 from hfcore.solvers import device_conjugate_gradient
@@ -217,6 +218,19 @@ def test_recorded_iterations_of_cg_have_the_same_bits(
     assert recorded == [1]
     assert torch.equal(got.x, want.x)
     assert (got.history, got.stop) == (want.history, want.stop)
+
+
+@pytest.mark.parametrize("hidden", [40, 260])
+def test_products_are_replayed_with_the_same_bits(hidden: int, recorded: list[int]) -> None:
+    draw = torch.Generator().manual_seed(1)
+    model = hf.RNN(2, hidden, 1, generator=draw).to("cuda")
+    x, y = (torch.rand(12, 100, w, generator=draw).to("cuda") for w in (2, 1))
+    G = hf.GaussNewton(model, hf.losses.SquaredError(), x, y, damping=0.1)
+    v = torch.randn(2, G.shape[0], generator=draw).to("cuda")
+    want = [G @ v[0], G @ v[1]]
+    for i in range(BEFORE + 4):
+        assert torch.equal(G @ v[i % 2], want[i % 2])
+    assert recorded == [1]
 
 
 def test_a_hessian_free_step_is_recorded_and_has_the_same_bits(
