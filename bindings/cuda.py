@@ -168,7 +168,7 @@ class Launcher:
         if value is None:
             return _NULL
         if kind is float:
-            return np.float32(value)  # type: ignore[arg-type]
+            return np.float32(value)
         if isinstance(value, Tensor):
             if value.get_device() != self._index:  # −1 on the CPU
                 raise ValueError(
