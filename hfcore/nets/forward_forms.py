@@ -21,6 +21,9 @@ class Form(NamedTuple):
     final: bool = False
     packed: bool = False
     pads_batch_first: bool = False
+    arguments: tuple[str, str] | None = None
+    is_sorted: bool = False
+    all_steps: bool = False
 
 
 def forwards(rnn: nn.RNNBase, out: nn.Linear) -> Iterator[tuple[Forward, Form]]:
@@ -35,12 +38,12 @@ def forwards(rnn: nn.RNNBase, out: nn.Linear) -> Iterator[tuple[Forward, Form]]:
         yield partial(_of_state, rnn, out, at), last
         yield partial(_of_output, rnn, out, at), last
     final = Form(last_only=True, final=True)
-    yield lambda x: out(_final(rnn(x)[1])[-1]), final
+    yield lambda x: out(final_state(rnn(x)[1])[-1]), final
     if rnn.num_layers == 1:
-        yield lambda x: out(_final(rnn(x)[1])[0]), final
-        yield lambda x: out(_final(rnn(x)[1]).squeeze(0)), final
-    for move in _moves(rnn.batch_first):
-        yield partial(_then, lambda x: out(rnn(x)[0]), move), Form(classes_second=True)
+        yield lambda x: out(final_state(rnn(x)[1])[0]), final
+        yield lambda x: out(final_state(rnn(x)[1]).squeeze(0)), final
+    for move in moves(rnn.batch_first):
+        yield partial(then, lambda x: out(rnn(x)[0]), move), Form(classes_second=True)
 
 
 def forwards_of_packed(rnn: nn.RNNBase, out: nn.Linear) -> Iterator[tuple[Forward, Form]]:
@@ -48,8 +51,8 @@ def forwards_of_packed(rnn: nn.RNNBase, out: nn.Linear) -> Iterator[tuple[Forwar
     for first in (False, True):
         form = Form(packed=True, pads_batch_first=first)
         yield partial(_of_padded, rnn, out, first), form
-        for move in _moves(first):
-            moved = partial(_then, partial(_of_padded, rnn, out, first), move)
+        for move in moves(first):
+            moved = partial(then, partial(_of_padded, rnn, out, first), move)
             yield moved, form._replace(classes_second=True)
 
 
@@ -57,11 +60,11 @@ def _of_padded(rnn: nn.RNNBase, out: nn.Linear, batch_first: bool, x: Any) -> An
     return out(pad_packed_sequence(rnn(x)[0], batch_first=batch_first)[0])
 
 
-def _then(forward: Forward, move: Callable[[Tensor], Tensor], x: Any) -> Any:
+def then(forward: Forward, move: Callable[[Tensor], Tensor], x: Any) -> Any:
     return move(forward(x))
 
 
-def _moves(batch_first: bool) -> Iterator[Callable[[Tensor], Tensor]]:
+def moves(batch_first: bool) -> Iterator[Callable[[Tensor], Tensor]]:
     """Outputs ``[B,T,k]``, or ``[T,B,k]``, to ``[B,k,T]``, as nn.CrossEntropyLoss takes them."""
     order = (0, 2, 1) if batch_first else (1, 2, 0)
     yield lambda s: s.permute(*order)
@@ -91,7 +94,7 @@ def _of_output(rnn: nn.RNNBase, out: nn.Linear, last: Any, x: Tensor) -> Any:
     return out(rnn(x)[0])[last]
 
 
-def _final(states: Any) -> Tensor:
+def final_state(states: Any) -> Tensor:
     """h of the last step of every layer, ``[L,B,H]``; an LSTM returns its cells beside them."""
     h: Tensor = states[0] if isinstance(states, tuple) else states
     return h

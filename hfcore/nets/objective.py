@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hfcore.arguments import naming_options
-from hfcore.batches import Batch, check_unambiguous
+from hfcore.batches import Batch, check_unambiguous, labelled
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.nets.curvature import FusedCurvature
@@ -73,11 +73,12 @@ class FusedObjective:
 
     def prepare(self, data: Batch | Sequence[Batch]) -> list[Data]:
         """Check batches; one batch, or a list whose mean (weighted by size) is the objective."""
+        data = labelled(data)
         check_unambiguous("data", data)
         batches = [data] if isinstance(data, Batch) else list(data)
         if not batches:
             raise ValueError("data: got no batch, need at least one")
-        return [self.net.check(Batch(*b)) for b in batches]
+        return [self.net.check(Batch(*labelled(b))) for b in batches]
 
     def minibatches(self, data: list[Data]) -> int:
         return len(data)

@@ -6,6 +6,7 @@ its calls of torch (:mod:`hfcore.nets.recorded_calls`) with those of ``out(rnn(x
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CellType, CodeType
@@ -18,17 +19,22 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.weak import WeakIdKeyDictionary
 
+from hfcore.nets.forms_with_lengths import forwards_with_lengths
 from hfcore.nets.forward_forms import Form, Forward, forwards, forwards_of_packed
 from hfcore.nets.recorded_calls import Calls, calls_of
 from hfcore.nets.unaltered import HOOKS, why_not_fused
 
 KINDS: tuple[type[nn.RNNBase], ...] = (nn.RNN, nn.LSTM, nn.GRU)
 DTYPES = (torch.float32, torch.float64)
+# Kinds of arguments that a call may go without.
+NEEDLESS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 # Steps and sequences of the zeros that the forward is run on.
 STEPS, SEQUENCES = 2, 3
 
 # Of the packed ones: not sorted.
 LENGTHS = (1, 2, 1)
+# Of those that are given beside padded sequences, as many steps as sequences: sorted, and below T.
+GIVEN_LENGTHS = (2, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,11 @@ class ReadOut:
     of the last step alone (``last_only``), or ``[B,k,T]`` (``classes_second``). What reads the
     ``final`` states takes packed sequences, too. What is ``packed`` takes those alone, and pads its
     outputs, ``[B,T,k]`` where ``pads_batch_first``.
+
+    With ``arguments`` inputs are a mapping of these two names to padded sequences, cases first
+    where ``pads_batch_first``, and their lengths ``[B]``. The last step is each sequence's own,
+    outputs end with the longest unless there are ``all_steps``, and lengths must not increase where
+    ``is_sorted``.
     """
 
     model: nn.Module
@@ -49,10 +60,14 @@ class ReadOut:
     final: bool = False
     packed: bool = False
     pads_batch_first: bool = False
+    arguments: tuple[str, str] | None = None
+    is_sorted: bool = False
+    all_steps: bool = False
 
     @property
     def batch_first(self) -> bool:
-        return self.pads_batch_first if self.packed else bool(self.rnn.batch_first)
+        own = self.packed or self.arguments is not None
+        return self.pads_batch_first if own else bool(self.rnn.batch_first)
 
     @property
     def batch_dim(self) -> tuple[int, int]:
@@ -73,6 +88,7 @@ class ReadOut:
         read = "the last step" if self.last_only else "every step"
         moved = ", its outputs [B,k,T]" if self.classes_second else ""
         moved += ", of packed sequences" if self.packed else ""
+        moved += "" if self.arguments is None else ", of sequences with their lengths"
         return (
             f"nn.{type(self.rnn).__name__} {names[id(self.rnn)]!r}, read at {read} by nn.Linear "
             f"{names[id(self.out)]!r}{moved}"
@@ -103,7 +119,7 @@ def recognised(model: Any) -> Found:
         known = state, _why_unlike(model, *parts) or _by_forward(model, *parts)
         _known[model] = known
     found: Form | str = known[1]
-    return found if isinstance(found, str) else ReadOut(model, *parts, *found)
+    return found if isinstance(found, str) else ReadOut(model, *parts, **found._asdict())
 
 
 def _parts(model: nn.Module, modules: list[nn.Module]) -> tuple[nn.RNNBase, nn.Linear] | None:
@@ -211,13 +227,16 @@ def _why_other_tensors(model: nn.Module) -> str | None:
 
 def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> Form | str:
     """What its forward gives; or why it is none that is known."""
-    like = next(model.parameters())
     shape = [STEPS, SEQUENCES, rnn.input_size]
     if rnn.batch_first:
         shape[:2] = SEQUENCES, STEPS
+    like = next(model.parameters())
     x = torch.zeros(shape, dtype=like.dtype, device=like.device)
     with torch.no_grad():
         rnn(x)  # which looks at its weights where they lie elsewhere than at its last call
+    arguments = _two_arguments(model)
+    if arguments is not None:
+        return _by_lengths(model, rnn, out, arguments)
     found = _compared(model, rnn, x, forwards(rnn, out))
     if isinstance(found, str):
         lengths = torch.tensor(LENGTHS)
@@ -225,6 +244,43 @@ def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> Form | str
         of_packed = _compared(model, rnn, packed, forwards_of_packed(rnn, out))
         return found if isinstance(of_packed, str) else of_packed
     return found
+
+
+def _two_arguments(model: nn.Module) -> tuple[str, str] | None:
+    """The names of a forward's arguments where it needs two and no more."""
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except (TypeError, ValueError):
+        return None
+    needed = [p for p in parameters if p.default is p.empty and p.kind not in NEEDLESS]
+    if len(needed) != 2 or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in needed):
+        return None
+    return needed[0].name, needed[1].name
+
+
+def _by_lengths(
+    model: nn.Module, rnn: nn.RNNBase, out: nn.Linear, arguments: tuple[str, str]
+) -> Form | str:
+    """The same of a forward that takes padded sequences and their lengths."""
+    like, sequences = next(model.parameters()), len(GIVEN_LENGTHS)
+    x = torch.zeros(sequences, sequences, rnn.input_size, dtype=like.dtype, device=like.device)
+    both, parameters = (x, torch.tensor(GIVEN_LENGTHS)), list(model.parameters())
+    try:
+        calls = calls_of(lambda both: model(*both), both, parameters)
+    except Exception as error:  # the user's own code
+        said = str(error).partition("\n")[0]
+        return f"its forward raised {type(error).__name__} for sequences and lengths: {said}"
+
+    def begins(states: Forward) -> bool:
+        return calls.begin_like(calls_of(states, both, parameters))
+
+    for forward, form in forwards_with_lengths(rnn, out, begins):
+        if calls.are(calls_of(forward, both, parameters)):
+            return form._replace(arguments=arguments)
+    return (
+        f"its forward does otherwise with {arguments[0]} and {arguments[1]} than to pack the "
+        "sequences, or to take the last step of each out of the states"
+    )
 
 
 def _compared(

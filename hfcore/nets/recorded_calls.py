@@ -18,7 +18,10 @@ from torch.overrides import TorchFunctionMode, resolve_name
 # Names of calls that give back what they are given, where they drop nothing.
 DROPOUT = ("torch.nn.functional.dropout", "torch.dropout")
 # Arguments that are alike where they are equal; others, apart from tensors, are like nothing.
-PLAIN = (bool, int, float, str, EllipsisType, torch.dtype, torch.device, torch.layout)
+PLAIN = (
+    bool, int, float, str, EllipsisType,
+    torch.dtype, torch.device, torch.layout, torch.memory_format,
+)  # fmt: skip
 
 
 class Call(NamedTuple):
@@ -44,6 +47,10 @@ class Calls:
         if len(self.made) > len(other.made):
             return self.made[len(other.made)].name
         return None
+
+    def begin_like(self, other: Calls) -> bool:
+        """Whether the first calls are those that ``other`` makes."""
+        return self.made[: len(other.made)] == other.made
 
     def are(self, other: Calls) -> bool:
         """Whether both compute the same of the same tensors, and return it."""

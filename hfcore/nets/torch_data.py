@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -34,7 +35,9 @@ def check_read_out(
 
     Inputs may be a PackedSequence where the module takes one; the last step is then each sequence's
     own. Targets of every step are packed alike, or padded as the outputs are, with a mask (or
-    ignored classes) where sequences have ended.
+    ignored classes) where sequences have ended. So it is where the module's forward takes padded
+    sequences and their lengths: inputs are a mapping with both, and outputs end with the longest
+    sequence, unless the forward pads them to the inputs' length.
     """
     x, lengths = _inputs(read, batch.inputs, sizes[0], like, dtype)
     targets, mask = _outputs(read, batch, loss, (*x.shape[:2], sizes[1]), lengths, x.dtype)
@@ -45,7 +48,9 @@ def check_read_out(
 def _inputs(
     read: ReadOut, inputs: Any, n: int, like: Tensor | None, dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor | None]:
-    """``[T,B,n]``, and the lengths ``[B]`` of packed sequences."""
+    """``[T,B,n]``, and the lengths ``[B]`` of sequences that are packed or have them beside."""
+    if read.arguments is not None:
+        return _with_lengths(read, read.arguments, inputs, n, like, dtype)
     if isinstance(inputs, PackedSequence):
         if not (read.packed or read.final):
             raise TypeError(
@@ -57,9 +62,48 @@ def _inputs(
     if read.packed:
         got = type(inputs).__name__
         raise TypeError(f"inputs: got {got}, need a PackedSequence as the module's forward does")
+    return _time_first(read, inputs, n, like, dtype), None
+
+
+def _time_first(
+    read: ReadOut, inputs: Any, n: int, like: Tensor | None, dtype: torch.dtype | None
+) -> Tensor:
     axes: list[int | str] = ["B", "T", n] if read.batch_first else ["T", "B", n]
     x = check_tensor("inputs", inputs, axes, like=like, dtype=dtype)
-    return x.transpose(0, 1) if read.batch_first else x, None
+    return x.transpose(0, 1) if read.batch_first else x
+
+
+def _with_lengths(
+    read: ReadOut,
+    arguments: tuple[str, str],
+    inputs: Any,
+    n: int,
+    like: Tensor | None,
+    dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor]:
+    """``[T,B,n]``, as long as the outputs are, and the lengths ``[B]``."""
+    if not isinstance(inputs, Mapping) or set(inputs) != set(arguments):
+        got = sorted(inputs) if isinstance(inputs, Mapping) else type(inputs).__name__
+        raise TypeError(
+            f"inputs: got {got}, need a mapping with {arguments[0]!r} and {arguments[1]!r}, the "
+            "arguments of the module's forward"
+        )
+    x = _time_first(read, inputs[arguments[0]], n, like, dtype)
+    lengths, name = inputs[arguments[1]], f"inputs[{arguments[1]!r}]"
+    T, B = x.shape[:2]
+    check_tensor(name, lengths, [B], dtype=torch.int64)
+    if T * B == 0:
+        return x, lengths  # which are refused
+    least, most = (int(length) for length in lengths.aminmax())
+    if least < 1 or most > T:
+        wrong = least if least < 1 else most
+        raise ValueError(f"{name}: got the length {wrong}, need 1 to {T}")
+    if read.is_sorted and bool((lengths[1:] > lengths[:-1]).any()):
+        raise ValueError(
+            f"{name}: increase, need decreasing order, as the module packs its sequences with "
+            "enforce_sorted=True"
+        )
+    return x if read.all_steps else x[:most], lengths.to(x.device)
 
 
 def _outputs(
@@ -138,5 +182,6 @@ def _check_within(loss: Loss, targets: Tensor, mask: Tensor | None, lengths: Ten
         t, b = wrong[0].tolist()
         raise ValueError(
             f"mask: counts step {t} of sequence {b}, whose length is {int(lengths[b])}; need a "
-            "mask that is zero there, or packed targets"
+            "mask that is zero there, packed targets, or strategy='trace', which counts what the "
+            "module gives there"
         )
