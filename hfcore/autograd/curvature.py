@@ -25,6 +25,7 @@ from hfcore.autograd.double_vjp import Strategy
 from hfcore.autograd.doubts import Look, explain
 from hfcore.autograd.evaluation import Evaluation, flatten
 from hfcore.autograd.graph import Graph, Parts, Split
+from hfcore.autograd.large_outputs import in_pieces
 from hfcore.autograd.loss_graph import LinearMap
 from hfcore.autograd.losses import second_of
 from hfcore.autograd.strategies import Rebuilt, make_strategy
@@ -188,6 +189,8 @@ class ModuleCurvature(UnstoppableCurvature):
         self.strategy = objective.strategy
         pieces = list(objective.pieces(data))
         self._recompute = objective.chunk_size is not None and len(pieces) > 1
+        if kind == "ggn" and objective.chunk_size is None:
+            pieces = [part for whole in pieces for part in in_pieces(objective, *whole)]
         self._strategies: list[tuple[Strategy, float]] = []
         with no_casts(theta.device), said_of_closures():
             for piece, share in pieces:
@@ -253,17 +256,20 @@ class ModuleCurvature(UnstoppableCurvature):
     def _product(self, v: Tensor, damping: float, structural: float) -> Tensor:
         """(B + damping·I + structural·G_S) v for ``v [N]``."""
         self._check_structural(structural)
-        flat = v * (damping + self._objective.l2)
-        parts = self._objective.parameters.split(v)
+        parts, flat = self._objective.parameters.split(v), None
         try:
             with no_casts(v.device):
                 for strategy, share in self._strategies:
-                    flat.add_(flatten(strategy.apply(parts, structural), parts), alpha=share)
+                    product = flatten(strategy.apply(parts, structural), parts)
+                    product = product if share == 1 else product.mul_(share)
+                    flat = product if flat is None else flat.add_(product)
         except RuntimeError as error:
             if "modified by an inplace operation" in str(error):
                 raise ValueError(OVERWRITTEN) from error
             raise
-        return flat
+        assert flat is not None
+        identity = damping + self._objective.l2
+        return flat.add_(v, alpha=identity) if identity else flat
 
     def products(self, V: Tensor, damping: float = 0.0, structural: float = 0.0) -> Tensor:
         """The same for the rows of ``V [m,N]``: all at once where a traced product can be vmapped,

@@ -58,6 +58,8 @@ class Evaluator:
         self.loss = loss
         self.terms = terms
         self.case_dim = case_dim
+        # Numbers of the outputs for each of the targets, as they were at the last evaluation.
+        self.outputs_per_target: float | None = None
         self._buffers = SteadyBuffers()
 
     def evaluate(
@@ -108,6 +110,8 @@ class Evaluator:
         if torch.is_autocast_enabled(outputs.device.type):  # losses are computed as torch's are
             outputs = outputs.to(self.parameters.dtype)
         loss.check(outputs, part)
+        if isinstance(part.targets, Tensor) and part.targets.numel():
+            self.outputs_per_target = outputs.numel() / part.targets.numel()
         if isinstance(loss, PackageLoss):
             check_link(outputs, loss.loss)
         return outputs

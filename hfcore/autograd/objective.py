@@ -130,6 +130,7 @@ class ModuleObjective:
         self._squares: CaseSquares | None = None
         self._rows_by_vmap = True
         self._cases_checked = False
+        self._mixes_cases = False
         # What the next curvature is to tell the user.
         self._news: list[str] = []
 
@@ -290,6 +291,15 @@ class ModuleObjective:
             case_dim=self.case_dim,
         )
         self._cases_checked = True
+
+    def has_separate_cases(self, part: BatchPart) -> bool:
+        """Whether a batch may be cut between cases; looked at once."""
+        if not self._mixes_cases:
+            try:
+                self._check_cases("a curvature in pieces", [part])
+            except (ValueError, RuntimeError):  # also of a model that takes no other number of them
+                self._mixes_cases = True
+        return not self._mixes_cases
 
     def _gradients(self, of: Tensor, slope: Tensor | None = None) -> Gradients:
         """Of the loss, or of outputs ``[…]`` by whose ``slope`` it moves."""
