@@ -190,6 +190,22 @@ BINDINGS: dict[Any, Callable[..., Any]] = {
     aten.select.int: torch.select,
     aten.cat.default: torch.cat,
     aten.stack.default: torch.stack,
+    aten.baddbmm.default: torch.baddbmm,
+    aten.addcmul.default: torch.addcmul,
+    aten.sub.Tensor: torch.sub,
+    aten.div.Tensor: torch.div,
+    aten.neg.default: torch.neg,
+    aten.sum.dim_IntList: torch.sum,
+    aten.gather.default: torch.gather,
+    aten.clone.default: torch.clone,
+    aten.view.default: Tensor.view,
+    aten._unsafe_view.default: Tensor.view,
+    aten.expand.default: Tensor.expand,
+    aten.permute.default: torch.permute,
+    aten.transpose.int: torch.transpose,
+    aten.unsqueeze.default: torch.unsqueeze,
+    aten.squeeze.dim: torch.squeeze,
+    aten._softmax_backward_data.default: torch._softmax_backward_data,
 }
 
 

@@ -7,7 +7,11 @@ output, both are one matrix product each:
     conv(x, V)                 →  V [c,cᵢ·kh·kw] · patches
     gradient of the kernel     →  Σ_b g_b [c,P] · patchesᵀ
 
-A row of ones beneath the patches takes the bias along.
+A row of ones beneath the patches takes the bias along. Where max pooling follows with few channels,
+the patches are those of the positions that it takes, ``[c,cᵢ·kh·kw,B·P']``, one row of V for each:
+
+    pool(conv(x, V))           →  V_c · patches_c                   for every channel c
+    kernel's part of poolᵀ(g)  →  g_c · patches_cᵀ
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ from hfcore.autograd.trace_rewriter import Rewriter
 PATCH_BYTES = 6 << 20
 # With fewer input channels the library fills a part of its vectors alone, and more bytes pay.
 FEW_CHANNELS, FEW_CHANNELS_BYTES = 4, 64 << 20
+# Patches at the positions that pooling takes pay up to this many times those of all positions.
+POOLED = 2
 
 Window = tuple[Any, ...]  # stride, padding and dilation
 
@@ -41,6 +47,7 @@ class _Patches:
 
     def __init__(self) -> None:
         self._made: dict[Any, tuple[Tensor, Tensor]] = {}
+        self._pooled: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def of(self, x: Any, kernel: tuple[int, ...], window: Window) -> tuple[Tensor, Tensor] | None:
         """``[B,cᵢ·kh·kw+1,P]`` of ``x [B,cᵢ,h,w]``, ones in the last row, which biases meet; and
@@ -67,6 +74,26 @@ class _Patches:
                 self._made[key] = U, U.mT
         return self._made[key]
 
+    def pooled(self, U: Tensor, index: Any) -> tuple[Tensor, Tensor] | None:
+        """The patches ``U [B,K,P]`` where ``index [B,c,…]`` points, ``[c,K,B·P']``, and transposed.
+
+        None for what is no constant, or where they are too large.
+        """
+        if not isinstance(index, Tensor) or not index.is_contiguous() or len(index) != len(U):
+            return None
+        flat = index.flatten(2)
+        if flat[0].numel() > POOLED * U.shape[2]:
+            return None
+        key = id(U), index.data_ptr(), flat.shape  # the same indices as two tensors
+        if key not in self._pooled:
+            rows = [
+                U.gather(2, at.unsqueeze(1).expand(-1, U.shape[1], -1)).transpose(0, 1).flatten(1)
+                for at in flat.unbind(1)
+            ]
+            taken = torch.stack(rows)
+            self._pooled[key] = taken, taken.mT
+        return self._pooled[key]
+
 
 class _Convolutions:
     def __init__(self, program: Program) -> None:
@@ -83,6 +110,8 @@ class _Convolutions:
             found = self._forward(node)
         elif node.op is aten.add.Tensor and not node.kwargs:
             found = self._with_bias(node)
+        elif node.op is aten.gather.default:
+            found = self._pooled(node)
         elif node.op is operator.getitem and _is(node.args[0], aten.convolution_backward.default):
             found = self._backward(node)
         return self._rewriter.copy(node) if found is None else found
@@ -109,20 +138,11 @@ class _Convolutions:
 
     def _forward(self, node: Node, bias: Node | None = None, added: Any = None) -> Any:
         """V·patches, + b and + ``added``."""
-        x, V, own_bias, stride, padding, dilation, transposed, _, groups = node.args
-        if not isinstance(V, Node) or own_bias is not None or transposed or groups != 1:
+        U = self._patches_of(node)
+        if U is None:
             return None
-        made = self._patches.of(x, tuple(_shape(V)[2:]), (stride, padding, dilation))
-        if made is None:
-            return None
-        U, _ = made
-        new, c, K = self._rewriter.new, _shape(V)[0], U.shape[1] - 1
-        rows = self._made(aten.reshape.default, new(V), [c, K], shape=(c, K), like=node)
-        if bias is None:
-            U = U[:, :K]
-        else:
-            column = self._made(aten.view.default, new(bias), [c, 1], shape=(c, 1), like=node)
-            rows = self._made(aten.cat.default, [rows, column], 1, shape=(c, K + 1), like=node)
+        rows, new = self._rows(node, bias), self._rewriter.new
+        U, c = U[:, : rows.shape[1]], rows.shape[0]
         shape = (U.shape[0], c, U.shape[2])
         if added is None:
             product = self._made(aten.matmul.default, rows, U, shape=shape, like=node)
@@ -133,6 +153,71 @@ class _Convolutions:
             product = self._made(aten.baddbmm.default, flat, each, U, shape=shape, like=node)
         wanted = _shape(node)
         return self._made(aten.view.default, product, list(wanted), shape=wanted, like=node)
+
+    def _patches_of(self, node: Node) -> Tensor | None:
+        """Those ``[B,cᵢ·kh·kw+1,P]`` that the kernel V of conv(x, V) meets; None: none are made."""
+        x, V, own_bias, stride, padding, dilation, transposed, _, groups = node.args
+        if not isinstance(V, Node) or own_bias is not None or transposed or groups != 1:
+            return None
+        made = self._patches.of(x, tuple(_shape(V)[2:]), (stride, padding, dilation))
+        return None if made is None else made[0]
+
+    def _rows(self, node: Node, bias: Node | None) -> Any:
+        """V ``[c,cᵢ·kh·kw]`` of conv(x, V), with b as a last column."""
+        V, new = node.args[1], self._rewriter.new
+        c, K = _shape(V)[0], _shape(V)[1:].numel()
+        rows = self._made(aten.reshape.default, new(V), [c, K], shape=(c, K), like=node)
+        if bias is None:
+            return rows
+        column = self._made(aten.view.default, new(bias), [c, 1], shape=(c, 1), like=node)
+        return self._made(aten.cat.default, [rows, column], 1, shape=(c, K + 1), like=node)
+
+    def _pooled(self, node: Node) -> Any:
+        """What max pooling takes ``[B,c,P']`` out of conv(x, V) + b."""
+        flat, _, index = node.args
+        if not self._once(flat, aten.view.default) or len(_shape(node)) != 3:
+            return None
+        conv, bias = flat.args[0], None
+        if self._once(conv, aten.add.Tensor) and not conv.kwargs:
+            bias = _bias(conv.args[1], conv)
+            conv = conv.args[0] if bias is not None else None
+        if not self._once(conv, aten.convolution.default):
+            return None
+        U = self._patches_of(conv)
+        made = None if U is None else self._patches.pooled(U, index)
+        if made is None:
+            return None
+        rows, (B, c, P) = self._rows(conv, bias), _shape(node)
+        K = rows.shape[1]
+        each = self._made(aten.view.default, rows, [c, 1, K], shape=(c, 1, K), like=node)
+        taken = made[0] if made[0].shape[1] == K else made[0][:, :K]
+        products = self._made(aten.bmm.default, each, taken, shape=(c, 1, B * P), like=node)
+        apart = self._made(aten.view.default, products, [c, B, P], shape=(c, B, P), like=node)
+        return self._swapped(apart, (B, c, P), node)
+
+    def _swapped(self, value: Any, shape: tuple[int, ...], like: Node) -> Any:
+        """A copy with its first two axes exchanged, of this ``shape``."""
+        turned = self._made(aten.transpose.int, value, 0, 1, shape=shape, like=like)
+        plain = {"memory_format": torch.contiguous_format}
+        size = Node(None, (), {}, torch.Size(shape), like.dtype)
+        return self._rewriter.make(aten.clone.default, (turned,), plain, size)
+
+    def _pooled_sums(self, g: Node, U: Tensor, like: Node) -> Any:
+        """Σ over cases of g [c,P] · patchesᵀ ``[c,K]`` for g = poolᵀ(R), from R; or None."""
+        if g.op is not aten.max_pool2d_with_indices_backward.default:
+            return None
+        R, index = g.args[0], g.args[-1]
+        made = self._patches.pooled(U, index) if isinstance(R, Node) else None
+        if made is None:
+            return None
+        (B, c), P, K = _shape(R)[:2], _shape(R)[2:].numel(), U.shape[1]
+        back, shape = self._rewriter.new(R), (B, c, P)
+        flat = self._made(aten.reshape.default, back, list(shape), shape=shape, like=like)
+        apart = self._swapped(flat, (c, B, P), like)
+        one = (c, 1, B * P)
+        rows = self._made(aten.view.default, apart, list(one), shape=one, like=like)
+        sums = self._made(aten.bmm.default, rows, made[1], shape=(c, 1, K), like=like)
+        return self._made(aten.view.default, sums, [c, K], shape=(c, K), like=like)
 
     def _backward(self, node: Node) -> Any:
         """One of the three results of a convolution's backward pass."""
@@ -146,31 +231,26 @@ class _Convolutions:
         U, transposed_U = made
         back, new_shape = self._rewriter.new(g), node.shape
         if which == 0:  # the others are not wanted of it any more
-            args = (
-                back,
-                x,
-                W,
-                biases,
-                *window,
-                False,
-                output_padding,
-                groups,
-                [True, False, False],
-            )
+            wanted = [True, False, False]
+            args = (back, x, W, biases, *window, False, output_padding, groups, wanted)
             op = aten.convolution_backward.default
             only = self._rewriter.make(op, args, {}, Node(None, dtype=node.dtype))
             return self._made(operator.getitem, only, 0, shape=new_shape, like=node)
-        B, c = _shape(g)[:2]
-        shape, K = (B, c, U.shape[2]), U.shape[1] - 1
-        rows = self._made(aten.reshape.default, back, list(shape), shape=shape, like=node)
-        each = (B, c, K + 1)
-        products = self._made(aten.bmm.default, rows, transposed_U, shape=each, like=node)
-        total = self._made(aten.sum.dim_IntList, products, [0], shape=each[1:], like=node)
+        c, K = _shape(g)[1], U.shape[1] - 1
+        total = self._pooled_sums(g, U, node) or self._sums(g, U, transposed_U, node)
         if which == 2:
             return self._made(aten.select.int, total, 1, K, shape=(c,), like=node)
         kernel = self._made(aten.slice.Tensor, total, 1, 0, K, shape=(c, K), like=node)
         wanted = _shape(node)
         return self._made(aten.reshape.default, kernel, list(wanted), shape=wanted, like=node)
+
+    def _sums(self, g: Node, U: Tensor, transposed_U: Tensor, node: Node) -> Any:
+        """Σ over cases of g [c,P] · patchesᵀ ``[c,K]``."""
+        (B, c), back = _shape(g)[:2], self._rewriter.new(g)
+        shape, each = (B, c, U.shape[2]), (B, c, U.shape[1])
+        rows = self._made(aten.reshape.default, back, list(shape), shape=shape, like=node)
+        products = self._made(aten.bmm.default, rows, transposed_U, shape=each, like=node)
+        return self._made(aten.sum.dim_IntList, products, [0], shape=each[1:], like=node)
 
     def _made(self, op: Any, *args: Any, shape: Any, like: Node) -> Any:
         size = None if shape is None else torch.Size(shape)

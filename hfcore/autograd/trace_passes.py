@@ -24,6 +24,9 @@ from torch import Tensor
 
 from hfcore.autograd.trace import Node, Program, aten
 from hfcore.autograd.trace_convolutions import by_patches
+from hfcore.autograd.trace_copies import smaller_copies
+from hfcore.autograd.trace_fusion import fuse_passes, sum_below_views
+from hfcore.autograd.trace_norms import norms_by_backward
 from hfcore.autograd.trace_pooling import pool_first
 from hfcore.autograd.trace_rewriter import Rewriter
 
@@ -35,7 +38,8 @@ MERGE_FROM = 3
 def optimise(program: Program) -> Program:
     """The same linear map with fewer and larger ops."""
     passes = (
-        _simplify, pool_first, by_patches, _batch_products, _merge_sums, _simplify, _fuse_addmm,
+        _simplify, pool_first, by_patches, _batch_products, sum_below_views, _merge_sums, _simplify,
+        _fuse_addmm, norms_by_backward, fuse_passes, smaller_copies,
     )  # fmt: skip
     for rewrite in passes:
         program = rewrite(program)

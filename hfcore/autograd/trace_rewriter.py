@@ -10,6 +10,8 @@ from torch import Tensor
 
 from hfcore.autograd.trace import Node, Program, aten
 
+RESHAPES = (aten.view.default, aten._unsafe_view.default)
+
 
 class Rewriter:
     """Rebuilds a program bottom-up: ``mapped`` holds what each old node has become."""
@@ -46,8 +48,10 @@ class Rewriter:
         if op in (aten.detach.default, aten.alias.default):
             return first
         same_shape = isinstance(first, (Node, Tensor)) and first.shape == like.shape
-        if op in (aten.view.default, aten._unsafe_view.default, aten.expand.default) and same_shape:
+        if op in (*RESHAPES, aten.expand.default) and same_shape:
             return first
+        if op in RESHAPES and isinstance(first, Node) and first.op in RESHAPES:
+            return self.make(aten.view.default, (first.args[0], *args[1:]), {}, like)
         if op is aten.t.default and isinstance(first, Node):
             if first.op is aten.t.default:
                 return first.args[0]

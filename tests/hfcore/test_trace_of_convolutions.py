@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch.autograd.functional import hessian, jacobian
 from torch.func import functional_call
 
 import hfcore as hf
-from hfcore.autograd import large_outputs
+from hfcore.autograd import large_outputs, trace_convolutions
 from hfcore.autograd.double_vjp import DoubleVjp
 from hfcore.autograd.graph import Graph, Split, sample
 from hfcore.autograd.trace import Program, aten, compile_program, trace
@@ -96,6 +97,23 @@ def test_convolutions_of_constants_are_products_and_pools_come_first() -> None:
     assert torch.Size((3, 3, 9, 8)) not in thresholds
     assert len(thresholds) == 4
     assert pooled & set(thresholds)
+
+
+@pytest.mark.parametrize("most", [0, 100])
+def test_patches_where_pooling_takes_them(most: int, monkeypatch: Any) -> None:
+    """In the first layer, whose input is constant, nothing is pooled then."""
+    monkeypatch.setattr(trace_convolutions, "POOLED", most)
+    for name in ("pooled", "overlapping"):
+        g = graph(name)
+        program = optimise(recorded(g))
+        ops = Counter(node.op for node in program.order())
+        pools = 1 if most else 2
+        assert ops[aten.gather.default] == pools
+        assert ops[aten.max_pool2d_with_indices_backward.default] == pools
+        v = sample(g.parameters, False, 3)
+        want = flat(DoubleVjp(g).apply(v, 0.0))
+        with torch.no_grad():
+            assert relative_error(flat(compile_program(program)(*v)), want) <= 1e-13
 
 
 def test_what_is_read_later_is_not_written_over() -> None:
