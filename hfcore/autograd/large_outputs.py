@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from hfcore.autograd.objective import ModuleObjective
 
 # Bytes of the outputs from which on a batch is cut, and into how many pieces.
-LARGE, PIECES = 32 << 20, 4
+LARGE, PIECES = 32 << 20, 3
 
 
 def in_pieces(

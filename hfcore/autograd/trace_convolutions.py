@@ -231,10 +231,10 @@ class _Convolutions:
         U, transposed_U = made
         back, new_shape = self._rewriter.new(g), node.shape
         if which == 0:  # the others are not wanted of it any more
-            wanted = [True, False, False]
-            args = (back, x, W, biases, *window, False, output_padding, groups, wanted)
+            masks = [True, False, False]
+            call = (back, x, W, biases, *window, False, output_padding, groups, masks)
             op = aten.convolution_backward.default
-            only = self._rewriter.make(op, args, {}, Node(None, dtype=node.dtype))
+            only = self._rewriter.make(op, call, {}, Node(None, dtype=node.dtype))
             return self._made(operator.getitem, only, 0, shape=new_shape, like=node)
         c, K = _shape(g)[1], U.shape[1] - 1
         total = self._pooled_sums(g, U, node) or self._sums(g, U, transposed_U, node)
