@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
 from types import CellType, CodeType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,6 +26,8 @@ from hfcore.nets.unaltered import HOOKS, why_not_fused
 
 KINDS: tuple[type[nn.RNNBase], ...] = (nn.RNN, nn.LSTM, nn.GRU)
 DTYPES = (torch.float32, torch.float64)
+# Attributes that are looked at by their value.
+SIMPLE = (bool, int, float, str, type(None))
 # Kinds of arguments that a call may go without.
 NEEDLESS = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 # Steps and sequences of the zeros that the forward is run on.
@@ -98,7 +100,19 @@ class ReadOut:
 Found = ReadOut | str | None
 
 
-# What was found of a module, and of which state of it: its form or why it has none.
+class _Known(NamedTuple):
+    """What was found of a module in some state: its form, or why it has none.
+
+    ``rnn`` and ``out`` are the places of the two parts among its submodules.
+    """
+
+    state: tuple[Any, ...]
+    rnn: int
+    out: int
+    found: Form | str
+
+
+# By the module, of the state that it was in last.
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -110,16 +124,20 @@ def recognised(model: Any) -> Found:
     if not isinstance(model, nn.Module):
         return None
     model = getattr(model, "_orig_mod", model)  # the eager one inside a compiled one
-    modules = list(model.modules())
-    parts = _parts(model, modules)
-    if parts is None:
-        return None
-    state, known = _state_of(modules), _known.get(model)
-    if known is None or known[0] != state:
-        known = state, _why_unlike(model, *parts) or _by_forward(model, *parts)
-        _known[model] = known
-    found: Form | str = known[1]
-    return found if isinstance(found, str) else ReadOut(model, *parts, **found._asdict())
+    modules, known = list(model.modules()), _known.get(model)
+    state = None if known is None else _state_of(modules)
+    if known is None or known.state != state:
+        parts = _parts(model, modules)
+        if parts is None:
+            return None
+        state = _state_of(modules) if state is None else state
+        found = _why_unlike(model, *parts) or _by_forward(model, *parts)
+        places = [next(i for i, m in enumerate(modules) if m is part) for part in parts]
+        known = _known[model] = _Known(state, places[0], places[1], found)
+    if isinstance(known.found, str):
+        return known.found
+    rnn, out = modules[known.rnn], modules[known.out]
+    return ReadOut(model, rnn, out, **known.found._asdict())
 
 
 def _parts(model: nn.Module, modules: list[nn.Module]) -> tuple[nn.RNNBase, nn.Linear] | None:
@@ -156,7 +174,7 @@ def _state_of(modules: list[nn.Module]) -> tuple[Any, ...]:
 
 def _identity(value: object) -> object:
     """The value where that is simple, else which object it is."""
-    return value if isinstance(value, bool | int | float | str | None) else id(value)
+    return value if isinstance(value, SIMPLE) else id(value)
 
 
 def _outside_of(forward: Any) -> list[Any]:
