@@ -7,10 +7,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.utils.parametrizations import _SpectralNorm
@@ -140,13 +140,28 @@ class _Shared:
                 self._context.__exit__(None, None, None)
 
 
+# Kinds of attention: whether each may be chosen, the call that says so, and whether it is plain.
+_Switch = tuple[Callable[[], bool], Callable[[bool], None], bool]
+_cuda: Any = torch.backends.cuda  # for scaled_dot_product_attention everywhere
+_ATTENTION: tuple[_Switch, ...] = (
+    (_cuda.flash_sdp_enabled, _cuda.enable_flash_sdp, False),
+    (_cuda.mem_efficient_sdp_enabled, _cuda.enable_mem_efficient_sdp, False),
+    (_cuda.cudnn_sdp_enabled, _cuda.enable_cudnn_sdp, False),
+    (_cuda.math_sdp_enabled, _cuda.enable_math_sdp, True),
+)
+
+
 class _PlainAttention:
-    """Attention by plain matrix products, outside of compiled graphs."""
+    """Attention by plain matrix products, outside of compiled graphs.
+
+    As torch.nn.attention.sdpa_kernel(SDPBackend.MATH), which takes ten times as long.
+    """
 
     def __enter__(self) -> None:
         self._fast_path = torch.backends.mha.get_fastpath_enabled()
-        self._kernels = sdpa_kernel(SDPBackend.MATH)
-        self._kernels.__enter__()
+        self._before = [enabled() for enabled, _, _ in _ATTENTION]
+        for _, enable, plain in _ATTENTION:
+            enable(plain)
         self._stance = None
         if "torch._dynamo" in sys.modules:
             self._stance = torch.compiler.set_stance("force_eager")
@@ -157,7 +172,8 @@ class _PlainAttention:
         torch.backends.mha.set_fastpath_enabled(self._fast_path)
         if self._stance is not None:
             self._stance.__exit__(None, None, None)
-        self._kernels.__exit__(None, None, None)
+        for switch, before in zip(_ATTENTION, self._before, strict=True):
+            switch[1](before)
 
 
 @contextmanager
