@@ -31,6 +31,7 @@ from hfcore.kernels.recurrence.gpu_launch import (
     Run,
     TensorLaunch,
     at_steps,
+    carried_weights,
     dense_weights,
     distinct,
     group_of,
@@ -235,7 +236,7 @@ def rnn_backward(
     run = Run(launch, stop, shared_limit, Scratch(), tensor)
     (x, _, w, nonlinearity, steps), h = at, at.states
     G = group_of(x, h, *w, gs)
-    x, h, w, gs, steps = dense(x), dense(h), dense_weights(w), dense(gs), optional(steps)
+    x, h, w, gs, steps = dense(x), dense(h), carried_weights(w), dense(gs), optional(steps)
     out = _flat(out, G, x, h, gs)
     own = own_products(h.shape[-1], shared_limit)
     with annotate("reverse scan"):
@@ -271,7 +272,7 @@ def rnn_gauss_newton(
     (x, _, w, nonlinearity, steps), h = at, at.states
     c, rank_one, scale, structural, damping = curvature
     G = group_of(x, h, *w, v, c)
-    x, h, w, v, c = dense(x), dense(h), dense_weights(w), dense(v), dense(c)
+    x, h, w, v, c = dense(x), dense(h), carried_weights(w), dense(v), dense(c)
     steps = optional(steps)
     out = _flat(out, G, x, h, c)
     own = own_products(h.shape[-1], shared_limit)

@@ -68,6 +68,14 @@ def dense_weights(w: RnnWeights) -> RnnWeights:
     return RnnWeights(*map(dense, w))
 
 
+def carried_weights(w: RnnWeights) -> RnnWeights:
+    """The same of W_hh and W_yh alone, which is what derivatives at known states multiply by.
+
+    A group's weights are parts of the rows of one ``[G,N]``, and :func:`dense` copies each.
+    """
+    return w._replace(W_hh=dense(w.W_hh), W_yh=dense(w.W_yh))
+
+
 def at_steps(steps: Tensor | None, y: Tensor) -> Tensor:
     """The chosen steps of ``y [G,T,B,i]``."""
     return y if steps is None else y.index_select(1, steps)

@@ -636,6 +636,29 @@ def test_a_product_is_kernels_and_views(
     assert {"rnn_tangent", "linear_scan", "outer_partials", "finish_gradient"} <= set(launched)
 
 
+def test_backpropagation_copies_the_weights_that_it_multiplies_by() -> None:
+    """Of a group, whose weights are parts of the rows of one array: W_hh and W_yh."""
+    from hfcore.kernels.recurrence import ForwardPass, RnnShape, gpu, split_flat
+
+    G, T, B, shape = 3, 4, 5, RnnShape(2, 6, 1)
+    w = split_flat(torch.zeros(G, shape.numel), shape)
+    x, h = torch.zeros(1, T, B, 2), torch.zeros(G, T, B, 6)
+    at = ForwardPass(x, h, w, "tanh", None)
+    copies = {}
+    for name, op in (
+        ("forward", lambda: gpu.rnn_forward(launch_nothing, x, w, "tanh", None, out=h)),
+        ("backward", lambda: gpu.rnn_backward(launch_nothing, at, torch.zeros(G, T, B, 1))),
+    ):
+        with Recorder() as recorder:
+            op()
+        copies[name] = recorder.counts["aten.clone"]
+    assert copies == {"forward": 6, "backward": 2}
+
+
+def launch_nothing(*_: object) -> None:
+    """In the place of a launcher."""
+
+
 # ------------------------------------------------------------------------- tensor cores
 
 
