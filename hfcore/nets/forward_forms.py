@@ -24,6 +24,7 @@ class Form(NamedTuple):
     arguments: tuple[str, str] | None = None
     is_sorted: bool = False
     all_steps: bool = False
+    also: Form | None = None
 
 
 def forwards(rnn: nn.RNNBase, out: nn.Linear) -> Iterator[tuple[Forward, Form]]:

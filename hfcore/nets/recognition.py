@@ -7,7 +7,7 @@ its calls of torch (:mod:`hfcore.nets.recorded_calls`) with those of ``out(rnn(x
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import CellType, CodeType
 from typing import Any, NamedTuple
@@ -51,7 +51,7 @@ class ReadOut:
     With ``arguments`` inputs are a mapping of these two names to padded sequences, cases first
     where ``pads_batch_first``, and their lengths ``[B]``. The last step is each sequence's own,
     outputs end with the longest unless there are ``all_steps``, and lengths must not increase where
-    ``is_sorted``.
+    ``is_sorted``. ``also`` is such a form of a forward that goes without lengths, too.
     """
 
     model: nn.Module
@@ -65,6 +65,14 @@ class ReadOut:
     arguments: tuple[str, str] | None = None
     is_sorted: bool = False
     all_steps: bool = False
+    also: Form | None = None
+
+    def of_inputs(self, inputs: Any) -> ReadOut:
+        """What it is for these inputs: ``also`` where they are the mapping that this form takes."""
+        names = () if self.also is None or self.also.arguments is None else self.also.arguments
+        if self.also is None or not isinstance(inputs, Mapping) or set(inputs) != set(names):
+            return self
+        return ReadOut(self.model, self.rnn, self.out, **self.also._asdict())
 
     @property
     def batch_first(self) -> bool:
@@ -252,10 +260,14 @@ def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> Form | str
     x = torch.zeros(shape, dtype=like.dtype, device=like.device)
     with torch.no_grad():
         rnn(x)  # which looks at its weights where they lie elsewhere than at its last call
-    arguments = _two_arguments(model)
-    if arguments is not None:
+    arguments, needs_both = _two_arguments(model)
+    if arguments is not None and needs_both:
         return _by_lengths(model, rnn, out, arguments)
     found = _compared(model, rnn, x, forwards(rnn, out))
+    if isinstance(found, Form) and arguments:
+        also = _by_lengths(model, rnn, out, arguments)
+        if isinstance(also, Form) and _lie_alike(model, rnn, out, found, also):
+            return found._replace(also=also)
     if isinstance(found, str):
         lengths = torch.tensor(LENGTHS)
         packed = pack_padded_sequence(x, lengths, rnn.batch_first, enforce_sorted=False)
@@ -264,16 +276,23 @@ def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> Form | str
     return found
 
 
-def _two_arguments(model: nn.Module) -> tuple[str, str] | None:
-    """The names of a forward's arguments where it needs two and no more."""
+def _two_arguments(model: nn.Module) -> tuple[tuple[str, str] | None, bool]:
+    """(the names of a forward's arguments where it has two, whether it needs both)."""
     try:
         parameters = inspect.signature(model.forward).parameters.values()
     except (TypeError, ValueError):
-        return None
-    needed = [p for p in parameters if p.default is p.empty and p.kind not in NEEDLESS]
-    if len(needed) != 2 or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in needed):
-        return None
-    return needed[0].name, needed[1].name
+        return None, False
+    named = [p for p in parameters if p.kind not in NEEDLESS]
+    if len(named) != 2 or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in named):
+        return None, False
+    return (named[0].name, named[1].name), named[1].default is inspect.Parameter.empty
+
+
+def _lie_alike(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear, one: Form, other: Form) -> bool:
+    """Whether two forms have their cases and outputs along the same axes."""
+    a, b = (ReadOut(model, rnn, out, **form._asdict()) for form in (one, other))
+    alike = (one.last_only, one.classes_second) == (other.last_only, other.classes_second)
+    return alike and a.batch_dim == b.batch_dim
 
 
 def _by_lengths(

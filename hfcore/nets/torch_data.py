@@ -39,6 +39,7 @@ def check_read_out(
     sequences and their lengths: inputs are a mapping with both, and outputs end with the longest
     sequence, unless the forward pads them to the inputs' length.
     """
+    read = read.of_inputs(batch.inputs)
     x, lengths = _inputs(read, batch.inputs, sizes[0], like, dtype)
     targets, mask = _outputs(read, batch, loss, (*x.shape[:2], sizes[1]), lengths, x.dtype)
     arrays = Batch(x, targets, mask)
@@ -51,6 +52,12 @@ def _inputs(
     """``[T,B,n]``, and the lengths ``[B]`` of sequences that are packed or have them beside."""
     if read.arguments is not None:
         return _with_lengths(read, read.arguments, inputs, n, like, dtype)
+    if isinstance(inputs, Mapping):
+        raise TypeError(
+            f"inputs: got a mapping of {', '.join(map(str, inputs))}, need a torch.Tensor: of the "
+            "module's forward the form with one argument is known; strategy='trace' serves the "
+            "others through autograd"
+        )
     if isinstance(inputs, PackedSequence):
         if not (read.packed or read.final):
             raise TypeError(

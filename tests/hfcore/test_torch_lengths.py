@@ -146,6 +146,57 @@ def test_products_are_those_of_autograd(name: str) -> None:
     assert relative_error(results[0][2], results[1][2]) <= 1e-11
 
 
+class Optional(Taking):
+    """Reads the last step, or that of each sequence."""
+
+    def forward(self, x: Tensor, lengths: Tensor | None = None) -> Any:
+        if lengths is not None:
+            x = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.out(self.rnn(x)[1][-1])
+
+
+def test_lengths_may_be_left_out() -> None:
+    model = Optional(final, batch_first=True)
+    read = recognised(model)
+    assert isinstance(read, ReadOut)
+    assert read.arguments is None
+    both = read.of_inputs({"x": 0, "lengths": 0})
+    assert both.arguments == ("x", "lengths")
+    data = batch(model, both, SQUARED, LENGTHS)
+    fused = objective_for(model, SQUARED, batch_dim=0)
+    assert isinstance(fused, FusedObjective)
+    plain = ModuleObjective(model, SQUARED, strategy="double_vjp")
+    theta = torch.cat([p.detach().flatten() for p in model.parameters()])
+    V = torch.randn(2, len(theta), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    for given in (data, hf.Batch(data.inputs["x"], data.targets)):  # packed, and whole
+        got, want = (
+            objective.curvature(objective.prepare(given), theta).products(V)
+            for objective in (fused, plain)
+        )
+        assert relative_error(got, want) <= 1e-11
+    with pytest.raises(TypeError, match="inputs: got a mapping of x, need a torch"):
+        fused.prepare(hf.Batch({"x": data.inputs["x"]}, data.targets))
+
+
+def test_lengths_that_may_be_left_out_and_do_otherwise_are_not_taken() -> None:
+    class Clamped(Optional):
+        def forward(self, x: Tensor, lengths: Tensor | None = None) -> Any:
+            return super().forward(x, None if lengths is None else lengths.clamp(max=2))
+
+    class EveryStep(Optional):
+        def forward(self, x: Tensor, lengths: Tensor | None = None) -> Any:
+            return super().forward(x, lengths) if lengths is not None else tagged_whole(self, x)
+
+    for kind in (Clamped, EveryStep):
+        read = recognised(kind(final, batch_first=True))
+        assert isinstance(read, ReadOut)
+        assert read.also is None
+
+
+def tagged_whole(m: Any, x: Tensor) -> Tensor:
+    return m.out(m.rnn(x)[0])
+
+
 def mean_of_steps(m: Any, x: Tensor, lengths: Tensor) -> Tensor:
     h, _ = m.rnn(x)
     keep = torch.arange(x.size(1)) < lengths.unsqueeze(1)
