@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ import hfcore as hf
 from bench.gpu.measurements import EAGER, GRAPHED, OURS, OURS_GRAPHED, Aim, Work
 from bench.gpu.timing import Call, graphed
 from hfcore.bindings import dense, loss, recurrence, tensor_cores
+from hfcore.bindings.forms.dense import measured
 from hfcore.bindings.triton_backend import torch_matmul
 from hfcore.kernels.dense import reference as dense_reference
 from hfcore.kernels.loss import reference as loss_reference
@@ -216,7 +218,7 @@ def recurrence_ops(net: Net, *, compiled: bool) -> list[Bench]:
 
 
 def dense_ops(*, compiled: bool, B: int = 5000, n: int = 784, m: int = 400) -> list[Bench]:
-    """The widest layer of the CURVES autoencoder, in true float32 and in TF32.
+    """The widest layer of the CURVES autoencoder, in true float32, bfloat16 pieces and TF32.
 
     The aim is the rate of cuBLAS: the floor is the float32 GEMM that was measured in this run.
     """
@@ -261,6 +263,15 @@ def dense_ops(*, compiled: bool, B: int = 5000, n: int = 784, m: int = 400) -> l
 
         return run
 
+    def in_six_products(call: Call) -> Call:
+        """Whichever form is faster."""
+
+        def run() -> object:
+            with mock.patch.object(measured, "precision", return_value="bf16x6"):
+                return call()
+
+        return run
+
     return [
         Bench(
             name,
@@ -268,6 +279,9 @@ def dense_ops(*, compiled: bool, B: int = 5000, n: int = 784, m: int = 400) -> l
             work,
             against_reference(ours, plain, compiled=compiled)
             | {
+                ON_TENSOR_CORES: lambda ours=ours, plain=plain: graphed(  # type: ignore[misc]
+                    _agreeing(in_six_products(ours), plain)
+                ),
                 "hfcore, TF32": lambda ours=ours: _warm(in_tf32(ours)),  # type: ignore[misc]
                 "reference, TF32": lambda plain=plain: _warm(in_tf32(plain)),  # type: ignore[misc]
             },

@@ -49,14 +49,17 @@ class Projection:
 
 
 def projections(measured: int, *, seeds: int = 4, device: str = "cuda") -> list[Projection]:
-    """Every problem of table 5, and one CURVES autoencoder."""
+    """Every problem of table 5, and one CURVES autoencoder, its images sent and on the device."""
     found = [
         _project(create(name, centre=True, **options), TABLE5_GRID, measured, seeds, device)
         for name, options in TABLE5.items()
     ]
     nag = [{"learning_rate": [0.01], "momentum": [0.99]}]
     options = {"batch_size": 200, "schedule": "increasing", "updates": TABLE1_UPDATES}
-    return [*found, _project(create("curves"), nag, measured, 1, device, **options)]
+    curves = create("curves")
+    for on_device in (False, True):
+        found.append(_project(curves, nag, measured, 1, device, on_device=on_device, **options))
+    return found
 
 
 def _project(
@@ -69,6 +72,7 @@ def _project(
     batch_size: int = 100,
     schedule: Any = "delayed",
     updates: int = TABLE5_UPDATES,
+    on_device: bool = False,
 ) -> Projection:
     def seconds(count: int) -> tuple[float, int]:
         result = sweep(
@@ -81,6 +85,7 @@ def _project(
             test_every=count,
             test_size=100,
             device=device,
+            on_device=on_device,
             progress=False,
         )
         if device != "cpu":
@@ -89,7 +94,8 @@ def _project(
 
     seconds(min(WARM_UP, measured))
     took, runs = seconds(measured)
-    return Projection(problem.name, runs, measured, took, updates)
+    name = f"{problem.name}, on_device" if on_device else problem.name
+    return Projection(name, runs, measured, took, updates)
 
 
 def projection_table(found: list[Projection]) -> str:
