@@ -265,7 +265,7 @@ FAULTS: dict[str, Fault] = {
     "order of units": (SCAN, "unit % kUnits / 8;", "1 - unit % kUnits / 8;"),
     "transposed": (SCAN, "kBackward ? W[column", "!kBackward ? W[column"),
     "slots of u": (SCAN, "slots.slot(t) * BH + place.at];", "t * BH + place.at];"),
-    "first bias": (SCAN, "y += initial;", ""),
+    "first bias": (SCAN, "y += initial;", "y -= initial;"),
 }  # fmt: skip
 IN_QUICK = ("arrives before it stores",)
 

@@ -4,9 +4,9 @@ python tests/support/tensor_core_errors.py [T [H]]    prints the table; T = 200,
 
 h: states; Rh: their R-op at a random tangent; G: gradient, from a random gradient in the outputs.
 Relative errors in the 2-norm against float64, at 8 sequences of a net of H units; above 128 they
-run on clusters of blocks. The kernels run in the emulation of tests/support/emulation, where tensor
-cores add 8 products at once and cut the sum one bit below float32, and again 16 products and two
-bits.
+run on clusters of blocks, above 512 by one kernel a step. The kernels run in the emulation of
+tests/support/emulation, where tensor cores add 8 products at once and cut the sum one bit below
+float32, and again 16 products and two bits.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from hfcore.kernels.recurrence import (
     RnnWeights,
     gpu,
     gpu_cluster,
+    gpu_step,
     gpu_tensor,
     reference,
 )
@@ -113,16 +114,26 @@ def errors(got: Results, net: Net) -> dict[str, float]:
     }
 
 
+def serving(H: int) -> tuple[str, str]:
+    """The source of the kernels that run a net of H units, and whose launch it is."""
+    if H <= gpu_tensor.MOST_UNITS:
+        return gpu_tensor.SOURCE, "block"
+    return (
+        (gpu_cluster.SOURCE, "cluster")
+        if H <= gpu_cluster.MOST_UNITS
+        else (gpu_step.SOURCE, "step")
+    )
+
+
 def main(arguments: list[str]) -> None:
     T, H = map(int, [*arguments, *("200", "100")[len(arguments) :]])
     with tempfile.TemporaryDirectory() as folder:
-        small = H <= gpu_tensor.MOST_UNITS
-        source = gpu_tensor.SOURCE if small else gpu_cluster.SOURCE
+        source, form = serving(H)
         tensor, others = (
             Emulator(build(gpu_source("recurrence", name), Path(folder)))
             for name in (source, "gpu.cu")
         )
-        launch = TensorLaunch(*((tensor.launch, None) if small else (None, tensor.launch)))
+        launch = TensorLaunch(**{form: tensor.launch})
         for kind in NETS:
             net = make(kind, T, H=H)
             rows: dict[str, Callable[[], Results]] = {
