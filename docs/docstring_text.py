@@ -55,7 +55,8 @@ def of_comment(lines: list[str]) -> str | None:
     if not comments or comments[0].startswith(("type:", "noqa")):
         return None
     said = comments[0]
-    return f"{said[0].upper()}{said[1:]}{'' if said.endswith('.') else '.'}"
+    first = said[0].upper() if said[0].isascii() else said[0]  # λ is not Λ
+    return f"{first}{said[1:]}{'' if said.endswith('.') else '.'}"
 
 
 BOLD = "\x00"  # stands for ** until prose is escaped

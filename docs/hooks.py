@@ -84,7 +84,8 @@ def commands() -> str:
     parts: list[str] = []
 
     def add(command: click.Command, name: str, parent: click.Context | None) -> None:
-        context = click.Context(command, info_name=name.split()[-1], parent=parent)
+        settings = command.context_settings
+        context = click.Context(command, info_name=name.split()[-1], parent=parent, **settings)
         context.terminal_width = 88  # what a page is wide
         parts.append(f"## `{name}`\n\n```text\n{command.get_help(context)}\n```\n")
         if isinstance(command, click.Group):

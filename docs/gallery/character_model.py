@@ -1,4 +1,4 @@
-"""A character model, where Hessian-free is not the first choice.
+"""A character model: where Hessian-free is not the first choice.
 
 A recurrent net of a million parameters reads plain text. A Hessian-free step costs as much as some
 dozens of gradients over all of its data and has to make as much of them; on text, where small

@@ -1,12 +1,12 @@
 """How long the runs of a command take: an order of magnitude beforehand, then by their own pace.
 
-1. Beforehand a run's floating-point operations, counted from its sizes, are divided by the rate of
-   a matrix product on the same device. A gradient and a curvature product count three products with
-   the weights each: forward, backward, and for the weights themselves. What Hessian-free takes of
-   iterations of CG is not known beforehand, and counts ``CG_ITERATIONS``.
-   Runs side by side share the device.
-2. As runs end, what they took beside what was expected of them corrects the rest. A run that
-   is there already ends at once and counts nothing.
+Beforehand a run's floating-point operations, counted from its sizes, are divided by the rate of a
+matrix product on the same device, which runs side by side share. A gradient and a curvature product
+count three products with the weights each: forward, backward, and for the weights themselves. What
+Hessian-free takes of iterations of CG is not known then, and counts ``CG_ITERATIONS``.
+
+As runs end, what they took beside what was expected of them corrects the rest. A run that is there
+already ends at once and counts nothing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 
 from hfcore.cli.tables import clock
 
-CG_ITERATIONS = 50  # note 1
+CG_ITERATIONS = 50  # of a step, before the first is known
 CURVES_IMAGES = 20_000  # of the training part
 SIDE = 512  # of the matrices whose product is timed
 AT_ONCE = 0.5  # seconds: what ends sooner was there already

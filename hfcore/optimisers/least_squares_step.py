@@ -32,24 +32,24 @@ class LeastSquaresStats:
     """One step of :class:`LeastSquares` in numbers; ``dataclasses.asdict`` of it is JSON but for
     inf and nan."""
 
-    loss: float  # ½‖r‖² before
-    loss_after: float  # and after
+    loss: float  # ½‖r‖² before the step
+    loss_after: float  # ½‖r‖² after the step
     losses: dict[str, float]  # of the residuals of each name, after
     rho: float  # of the last try: the decrease over the one that the linear model foretold
     damping: float  # λ of the last try
     damping_next: float  # λ that the next step begins with
     gradient_norm: float  # ‖Jᵀr‖ before
     step_norm: float  # 0: nothing was accepted
-    residuals: int  # M
+    residuals: int  # M, of all names together
     space: str  # "parameters" or "samples"
     solver: str  # "dense" or "cg"
-    tries: int  # values of λ
+    tries: int  # values of λ that were tried
     cg_iterations: int  # of all tries
     evaluations: int  # of the closure
-    accepted: bool
+    accepted: bool  # the parameters have moved
     converged: bool  # the parameters have not moved, and no λ moves them
-    seconds: float
-    messages: tuple[str, ...]
+    seconds: float  # of the whole step
+    messages: tuple[str, ...]  # sentences on what was out of the ordinary
 
 
 class LeastSquaresStep:

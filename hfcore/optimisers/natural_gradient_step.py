@@ -29,19 +29,19 @@ NO_DECREASE = "no step within the radius made the loss fall: the step is zero"
 class NaturalGradientStats:
     """One step of :class:`NaturalGradient` in numbers; ``dataclasses.asdict`` of it is JSON."""
 
-    loss: float  # of the closure, before
-    loss_after: float  # and after
+    loss: float  # of the closure, before the step
+    loss_after: float  # of the closure, after the step
     divergence: float  # mean KL(before ‖ after), at most max_kl
     predicted_change: float  # gᵀp of the step before backtracking
-    gradient_norm: float
-    step_norm: float
+    gradient_norm: float  # ‖g‖ before the step
+    step_norm: float  # 0: nothing was accepted
     alpha: float  # of backtracking, in units of the step to the radius; 0: nothing was accepted
-    cg_iterations: int
+    cg_iterations: int  # of the solve
     cg_residual: float  # ‖g − (F + λI) s‖ / ‖g‖ that CG ended with
     evaluations: int  # of the closure
-    accepted: bool
-    seconds: float
-    messages: tuple[str, ...]
+    accepted: bool  # the parameters have moved
+    seconds: float  # of the whole step
+    messages: tuple[str, ...]  # sentences on what was out of the ordinary
 
 
 class NaturalGradientStep:

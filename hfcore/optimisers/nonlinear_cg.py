@@ -34,17 +34,17 @@ NO_DECREASE = "no decrease along the gradient: the step is zero"
 class LineSearchStats:
     """One step of :class:`NonlinearCG` in numbers; ``dataclasses.asdict`` of it is JSON."""
 
-    loss: float  # with weight decay, before
-    loss_after: float  # and after
-    gradient_norm: float  # before
-    line_searches: int
+    loss: float  # with weight decay, before the step
+    loss_after: float  # with weight decay, after the step
+    gradient_norm: float  # before the step
+    line_searches: int  # of this step
     line_searches_failed: int  # those that found no decrease
     alpha: float  # of the last one, in units of its direction; 0: it found no decrease
     evaluations: int  # of the closure
     accepted: bool  # the parameters have moved
     converged: bool  # they have not: there is no decrease even along the gradient
     seconds: dict[str, float]  # of the closure, and "total"
-    messages: tuple[str, ...]
+    messages: tuple[str, ...]  # sentences on what was out of the ordinary
 
 
 class NonlinearCG(ClosureOptimizer):

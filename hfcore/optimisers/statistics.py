@@ -24,25 +24,25 @@ class StepStats:
     data they are among the gradients, over the curvature data among the products.
     """
 
-    loss: float  # objective on the gradient data, before
-    line_search_loss: float  # objective on the line search data, before
-    loss_after: float  # and after
-    rho: float  # reduction ratio ρ, −∞ or NaN as above
-    damping: float  # λ used
-    damping_next: float  # λ of the next step
-    cg_iterations: int
-    cg_stop: str
+    loss: float  # objective on the gradient data, before the step
+    line_search_loss: float  # objective on the line search data, before the step
+    loss_after: float  # objective on the line search data, after the step
+    rho: float  # reduction ratio ρ; −∞ and NaN are explained above
+    damping: float  # the λ of this step
+    damping_next: float  # the λ of the next step
+    cg_iterations: int  # of this step
+    cg_stop: str  # why CG stopped, such as "relative progress below tolerance"
     cg_kept: int  # the CG iterate that became the step, 0 for none
-    alpha: float  # line search factor, 0 = rejected
+    alpha: float  # factor of the line search; 0: the step was rejected
     step_norm: float  # ‖αp‖
-    gradient_norm: float
-    products: int
-    gradients: int
-    objective_evaluations: int
+    gradient_norm: float  # ‖∇f‖ before the step
+    products: int  # with the curvature, in minibatches
+    gradients: int  # in minibatches
+    objective_evaluations: int  # in minibatches
     seconds: dict[str, float]  # by phase, and "total"
-    accepted: bool
+    accepted: bool  # the parameters have moved
     converged: bool  # no step can be told from rounding any more
-    messages: tuple[str, ...]
+    messages: tuple[str, ...]  # sentences on what was out of the ordinary
 
     @property
     def minibatches(self) -> int:

@@ -29,4 +29,6 @@ def cannot_write(path: Path, error: OSError) -> RunFolderError:
             f"{path}: the disk is full ({error.strerror}); what was stored before is intact, "
             "free some space and resume the run"
         )
+    if isinstance(error, FileExistsError):  # what makes folders has no other use for it
+        return RunFolderError(f"{path}: is a file, need a folder")
     return RunFolderError(f"{path}: cannot be written: {error.strerror or error}")

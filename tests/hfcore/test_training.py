@@ -471,6 +471,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunFolderError, match=r"file/run: cannot be written: Not a directory"):
         run(iterations=1, run_dir=tmp_path / "file" / "run")
+    with pytest.raises(RunFolderError, match=r"/file: is a file, need a folder$"):
+        run(iterations=1, run_dir=tmp_path / "file")
 
 
 def test_a_folder_in_use_by_another_process_is_refused(tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_a_docstring_on_the_site(text: ModuleType, docstring: str) -> None:
     [
         ("    loss: float  # ½‖r‖² before", "½‖r‖² before."),
         ("    rho: float  # of the last try.", "Of the last try."),
+        ("    damping: float  # λ of it", "λ of it."),
         ("    loss: float", None),
         ("    x: Any = None  # type: ignore[misc]", None),
         ("    text: str = 'a  # b'", None),
