@@ -91,7 +91,15 @@ def unlock_folder(lock: int | None) -> None:
         os.close(lock)
 
 
+def remove(path: Path) -> None:
+    """Remove a file if it is there. Raises :class:`RunFolderError` where it cannot be."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
 def remove_temporary(folder: Path) -> None:
-    """Remove what a kill inside :func:`write_atomic` left behind."""
+    """Remove what a kill inside :func:`write_atomic` left behind; raises as :func:`remove`."""
     for leftover in folder.glob("*" + TEMPORARY_SUFFIX):
-        leftover.unlink(missing_ok=True)
+        remove(leftover)

@@ -15,6 +15,7 @@ import logging
 import re
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from hfcore.training.atomic import remove_temporary, write_atomic
+from hfcore.training.atomic import remove, remove_temporary, write_atomic
 from hfcore.training.errors import CheckpointError, RunFolderError, cannot_write
 from hfcore.training.state_tree import Json, flatten, unflatten
 
@@ -90,7 +91,8 @@ class Checkpoints:
             write_atomic(path, _seal(body))
         except RunFolderError:
             if not path.exists():
-                tensor_path.unlink(missing_ok=True)
+                with suppress(RunFolderError):
+                    remove(tensor_path)
             raise
         self._prune(iteration)
         return path
@@ -145,7 +147,7 @@ class Checkpoints:
         committed = {path.stem for path in self._committed()}
         for path in self._named(TENSORS):
             if path.stem not in committed:
-                path.unlink(missing_ok=True)
+                remove(path)
 
     def _named(self, pattern: re.Pattern[str]) -> list[Path]:
         if not self.folder.is_dir():
@@ -190,8 +192,8 @@ class Checkpoints:
 
 def _drop(path: Path) -> None:
     """Remove a checkpoint, by the path of its JSON: that first, without it the rest is nothing."""
-    path.unlink(missing_ok=True)
-    path.with_suffix(".safetensors").unlink(missing_ok=True)
+    remove(path)
+    remove(path.with_suffix(".safetensors"))
 
 
 def _read_bytes(path: Path, most: int, exactly: bool = True) -> bytes:

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 from hfcore.extras import missing
 from hfcore.training.atomic import (
     lock_folder,
+    remove,
     remove_temporary,
     temporary_of,
     unlock_folder,
@@ -108,7 +109,7 @@ class RunFolder:
             else:
                 _compare(path, stored, config)
                 folder.checkpoints.clean()
-                (path / "result.json").unlink(missing_ok=True)  # of the part before
+                remove(path / "result.json")  # of the part before
             folder._write_config()
         except BaseException:
             folder.close()

@@ -475,6 +475,21 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         run(iterations=1, run_dir=tmp_path / "file")
 
 
+def test_a_resume_in_a_folder_that_may_only_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is mounted read-only: what is removed first cannot be."""
+    folder = tmp_path / "run"
+    run(iterations=1, run_dir=folder)
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    with pytest.raises(RunFolderError, match=r"result.json: cannot be written: Read-only file"):
+        run(iterations=2, run_dir=folder, resume=True)
+
+
 def test_a_folder_in_use_by_another_process_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run(iterations=1, run_dir=folder)
