@@ -183,6 +183,18 @@ def naming_options(function: Callable[P, R]) -> Callable[P, R]:
     return naming_options_of()(function)
 
 
+def optimiser_state(state_dict: Any) -> None:
+    """Raise TypeError or ValueError for what is no state of an optimiser of torch's kind."""
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict: got {type(state_dict).__name__}, need a dict")
+    missing = [key for key in ("state", "param_groups") if key not in state_dict]
+    if missing:
+        raise ValueError(
+            f"state_dict: has no {' and no '.join(map(repr, missing))}, need what an optimiser's "
+            "state_dict() gives"
+        )
+
+
 def naming_options_of(
     *others: Callable[..., Any], elsewhere: Mapping[str, str] | None = None
 ) -> Callable[[Callable[P, R]], Callable[P, R]]:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hfcore.arguments import optimiser_state
 from hfcore.flat import FlatParameters
 
 
@@ -31,6 +32,7 @@ class ClosureOptimizer(torch.optim.Optimizer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As torch's optimisers. Raises ValueError for the state of another kind."""
+        optimiser_state(state_dict)
         if any(self.mark not in group for group in state_dict["param_groups"]):
             raise ValueError(
                 f"state_dict: has no {self.mark}, need the state of a {type(self).__name__}"

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
+from hfcore.arguments import optimiser_state
+
 # Of the first parameter: steps taken, the last CG iterate ``[N]``, s of the bounds of λ.
 STATE = ("steps", "cg_last", "curvature_scale")
 SHAPES, OPERATOR_STATE = "shapes", "preconditioner_state"
@@ -37,6 +39,7 @@ def unpacked(
     Raises ValueError for the state of another kind of optimiser or of another net: parameters of
     another number, shape ``[…]`` or dtype.
     """
+    optimiser_state(state_dict)
     groups = state_dict["param_groups"]
     if len(groups) != 1 or "damping" not in groups[0]:
         raise ValueError("state_dict: has no option 'damping', need the state of a HessianFree")

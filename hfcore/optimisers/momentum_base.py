@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfcore.arguments import called
+from hfcore.arguments import called, optimiser_state
 from hfcore.bindings.momentum import Step, momentum_update
 from hfcore.distributed.group import Group, group_of
 from hfcore.flat import listed
@@ -94,6 +94,7 @@ class MomentumOptimizer(torch.optim.Optimizer):
             state[VELOCITY] = state[VELOCITY].clone()
 
     def _check_state(self, state_dict: dict[str, Any]) -> None:
+        optimiser_state(state_dict)
         own = [p for group in self.param_groups for p in group["params"]]
         saved = [number for group in state_dict["param_groups"] for number in group["params"]]
         if len(saved) != len(own):

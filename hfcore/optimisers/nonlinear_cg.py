@@ -19,7 +19,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfcore.arguments import count, flag, naming_options, nonnegative, number
+from hfcore.arguments import (
+    count,
+    flag,
+    naming_options,
+    nonnegative,
+    number,
+    optimiser_state,
+)
 from hfcore.distributed.ranks import check_local
 from hfcore.flat import FlatParameters, listed
 from hfcore.optimisers.closure_optimizer import ClosureOptimizer
@@ -122,6 +129,7 @@ class NonlinearCG(ClosureOptimizer):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """As torch's optimisers. Raises ValueError for the state of another kind or another net."""
+        optimiser_state(state_dict)
         N = sum(p.numel() for p in self._parameters())
         for entry in state_dict["state"].values():
             direction = entry.get("direction")

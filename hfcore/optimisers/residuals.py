@@ -77,6 +77,11 @@ class Residuals:
     def _joined(self, result: Any) -> Tensor:
         """What the closure returned as one vector ``[M]``; the names' places in it."""
         named = result if isinstance(result, Mapping) else {UNNAMED: result}
+        if isinstance(result, Tensor) and result.ndim == 0:
+            raise ValueError(
+                "closure: returned one number, need the residuals themselves, [M] or of any shape, "
+                "or a dict of such; the loss is half the sum of their squares"
+            )
         if not named:
             raise ValueError("closure: returned no residuals, need at least one")
         like = self._parameters

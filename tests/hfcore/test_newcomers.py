@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -88,3 +89,31 @@ def test_series_of_numbers_have_an_axis_of_features() -> None:
     said = r"data\[1\]: y: got steps of shape \[5\] and .*; a number in every step is \[T_i, 1\]$"
     with pytest.raises(ValueError, match=said):
         trained(hf.RNN(1, 3, 1), series, hf.losses.SquaredError())
+
+
+OPTIMISERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "HessianFree": lambda model: hf.HessianFree(model, nn.MSELoss()),
+    "NAG": lambda model: hf.NAG(model, lr=0.1),
+    "NonlinearCG": hf.NonlinearCG,
+    "LeastSquares": hf.LeastSquares,
+    "NaturalGradient": lambda model: hf.NaturalGradient(model, "normal"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_a_checkpoint_is_no_state(name: str) -> None:
+    """The dict around it is given, or nothing that is one."""
+    opt = OPTIMISERS[name](net(1))
+    said = "state_dict: has no 'state' and no 'param_groups', need what an optimiser's state_dict()"
+    with pytest.raises(ValueError, match=re.escape(said)):
+        opt.load_state_dict({"optimizer": opt.state_dict()})
+    with pytest.raises(TypeError, match=r"^state_dict: got list, need a dict$"):
+        opt.load_state_dict([])  # type: ignore[arg-type]
+
+
+def test_a_loss_is_no_residual() -> None:
+    model = net(1)
+    with pytest.raises(ValueError, match=r"^closure: returned one number, need the residuals"):
+        hf.LeastSquares(model).step(lambda: (model(X) - X[:, :1]).square().mean())
+    before = hf.LeastSquares(model).step(lambda: {"one": (model(X) - X[:, :1]).mean()})
+    assert before >= 0
