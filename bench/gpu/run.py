@@ -51,7 +51,7 @@ def describe() -> dict[str, Any]:
 
 def run(rounds: int, *, compiled: bool) -> dict[str, Any]:
     """Time everything; what :func:`bench.gpu.measurements.as_json` gives, kernels added."""
-    from bench.gpu import jax_peer, ops, timing
+    from bench.gpu import gated, jax_peer, ops, timing
 
     torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]
@@ -62,6 +62,9 @@ def run(rounds: int, *, compiled: bool) -> dict[str, Any]:
     for net in nets:
         benches += ops.recurrence_ops(net, compiled=compiled)
         benches[-1].make.update(jax_peer.products(net))
+    for cell in ("lstm", "gru"):
+        for size in ((1000, 200, 100), (1000, 100, 128), (100, 30, 300)):
+            benches += gated.gated_ops(gated.Layer(cell, *size), compiled=compiled)
     benches += ops.dense_ops(compiled=compiled)
     benches += ops.loss_ops(compiled=compiled)
     benches += ops.cg_ops()

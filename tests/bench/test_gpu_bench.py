@@ -150,3 +150,19 @@ def test_the_table_is_448_runs() -> None:
     from hfcore.sweeps.grid import expand
 
     assert len(sweeps.TABLE5) * len(expand(sweeps.TABLE5_GRID, 4, ())) == 448
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_gated_layers_agree_with_their_plain_form(cell: str) -> None:
+    """What every contestant is held against, on the CPU."""
+    from bench.gpu.gated import Layer, gated_ops
+    from bench.gpu.measurements import EAGER, OURS
+
+    benches = gated_ops(Layer(cell, 3, 4, 5, device="cpu"), compiled=False)
+    assert [b.name for b in benches] == [
+        f"{cell}_{op}" for op in ("forward", "tangent", "backward")
+    ]
+    for bench in benches:
+        assert bench.work.steps == 4
+        bench.make[OURS]()()
+        bench.make[EAGER]()()
