@@ -284,9 +284,9 @@ FAULTS = {
         "{gn, rows[0], rows[1], rows[2]}",
     ),
     "state": ("gpu.cu", "state[net * B * H + i] = kept;", ""),
-    "net": ("gpu_cell.cuh", "array + blockIdx.y * size", "array"),
+    "net": ("gpu_cell.cuh", "array + blockIdx.y * size", "array + 0 * size"),
     "padding": ("gpu_scan.cuh", "carry[i] = 0.0f;", ";"),
-    "held": ("gpu_scan.cuh", "rank_one(sum, held[i], a_at + i * kRows);", ";"),
+    "held": ("gpu_scan.cuh", "rank_one(sum, held[i],", "rank_one(sum, held[0],"),
 }
 
 
