@@ -71,8 +71,8 @@ def faces_command(folder: Path | None, transforms: int, seed: int) -> None:
 
 
 def _tell(text: str) -> None:
-    """What is done and how long it takes, beside the tables."""
-    click.echo(text, err=True)
+    """What is done and how long it takes."""
+    click.echo(text)
 
 
 def _show(dataset: Dataset) -> None:
