@@ -257,6 +257,13 @@ def test_one_kernel_a_step(cuobjdump: str, binary: Callable[[Path], Path]) -> No
         assert chunk.local == 0, kernel
 
 
+def test_head_of_the_committed_table() -> None:
+    """It names the kernels that no GPU has run, as their sources do."""
+    text = gate.TABLE.read_text(encoding="utf-8")
+    assert text.startswith(gate.header(gate.version_in_table()))
+    assert "No GPU has run the kernels of `kernels/gated/gpu.cu`" in text
+
+
 @every_architecture
 def test_committed_table_names_no_other_source(architecture: int) -> None:
     for row in gate.rows_in_table(architecture):

@@ -36,6 +36,8 @@ or has a stack frame. Dynamic shared memory depends on the shape and is planned 
 `gpu.py`. Written by `python -P tests/support/gpu_resources.py --write`; the gate
 `tests/gates/test_nvcc.py` fails when a kernel's row changes without this file.
 
+No GPU has run the kernels of {unrun} yet: they are compiled, and emulated on the CPU.
+
 | kernel | source | architecture | registers | static shared |
 | --- | --- | --- | --- | --- |
 """
@@ -214,6 +216,13 @@ def version_in_table() -> str:
     return found[1] if found else "unknown"
 
 
+def header(release: str) -> str:
+    """The table's head, by nvcc of this release; which kernels no GPU has run, their .cu says."""
+    said = {path: re.sub(r"\s*\n//\s*", " ", (ROOT / path).read_text("utf-8")) for path in SOURCES}
+    unrun = [f"`{path}`" for path in SOURCES if "o GPU has run these kernels yet" in said[path]]
+    return HEADER.format(version=release, unrun=", ".join(unrun))
+
+
 def render(nvcc: str) -> str:
     """The whole table, measured now."""
     compile_all(nvcc)
@@ -223,7 +232,7 @@ def render(nvcc: str) -> str:
         for kernel in compile_source(nvcc, ROOT / source, architecture)
     ]
     rows = "".join(f"{kernel.row()}\n" for kernel in sorted(measured))
-    return HEADER.format(version=version(nvcc)) + rows
+    return header(version(nvcc)) + rows
 
 
 def main(arguments: list[str]) -> None:
