@@ -31,7 +31,7 @@ from hfcore.sweeps.extension import before_last_phase
 from hfcore.sweeps.grid import Grid, RunSettings, expand
 from hfcore.sweeps.jobs import Job, Part, parts_of, run_by, united
 from hfcore.sweeps.measured import Tests, measure
-from hfcore.sweeps.outcome import Test, constant_output
+from hfcore.sweeps.outcome import Test, case_count, constant_output
 from hfcore.sweeps.result import Reason, SweepResult
 from hfcore.sweeps.settings import SCHEDULES, ScheduleName, SweepSettings
 from hfcore.sweeps.starts import Start, default_start
@@ -157,6 +157,8 @@ def sweep(
         max_bytes=max_bytes,
         checkpoint_seconds=nonnegative("checkpoint_seconds", checkpoint_seconds),
     )
+    if settings.on_device:
+        _fixed_cases(task, batch_size)  # before there is a folder
     if part is not None:
         if executor is not None or cohorts is not None or run_dir is None:
             raise ValueError("part: needs run_dir, and goes without executor and cohorts")
@@ -172,6 +174,23 @@ def sweep(
         return SweepLoop(settings, None, display).run()
     found = sweep_alone(settings, path("run_dir", run_dir), resume=resume, display=display)
     return drawn(found)
+
+
+def _fixed_cases(problem: Problem, batch_size: int) -> Batch:
+    """All cases of a problem for ``on_device``, with as many as a batch has.
+
+    Raises TypeError or ValueError naming what is wrong.
+    """
+    if not isinstance(problem, FiniteProblem):
+        raise TypeError(
+            f"on_device: {problem.name} draws new cases, need a problem with a fixed set of them "
+            "(all_cases)"
+        )
+    cases = problem.all_cases(torch.float32)
+    found = case_count(cases)
+    if batch_size > found:
+        raise ValueError(f"batch_size: got {batch_size}, need 1 to {found}, the cases there are")
+    return cases
 
 
 def sweep_alone(
@@ -311,19 +330,8 @@ class SweepLoop:
 
     def _resident_cases(self) -> Data:
         """All cases of the problem, where the nets are. Raises TypeError or ValueError by name."""
-        problem, size = self.settings.problem, self.settings.batch_size
-        if not isinstance(problem, FiniteProblem):
-            raise TypeError(
-                f"on_device: {problem.name} draws new cases, need a problem with a fixed set of "
-                "them (all_cases)"
-            )
-        batch = placed(problem.all_cases(torch.float32), self.settings.device)
-        cases = self.passes.resident(batch)
-        if size > cases.count:
-            raise ValueError(
-                f"batch_size: got {size}, need 1 to {cases.count}, the cases there are"
-            )
-        return cases
+        cases = _fixed_cases(self.settings.problem, self.settings.batch_size)
+        return self.passes.resident(placed(cases, self.settings.device))
 
     def test_set(self, seed: int) -> list[Batch]:
         """The fixed test cases of a seed, those of :func:`hfcore.train`."""

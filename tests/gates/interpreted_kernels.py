@@ -432,6 +432,21 @@ def test_dense_ops_in_six_bfloat16_products(e: str, shape: tuple[int, int, int])
     assert emulated.dots > 0
 
 
+def test_what_is_not_finite_stays_so_in_six_products() -> None:
+    """In its row, infinity as infinity."""
+    draw = torch.Generator().manual_seed(3)
+    a, W = torch.randn(1, 7, 20, generator=draw), torch.rand(1, 5, 20, generator=draw) + 0.1
+    clean, out, b = torch.empty(1, 7, 5), torch.empty(1, 7, 5), torch.zeros(1, 5)
+    with six_products():
+        dense.dense_forward(a, W, b, "linear", clean, "bf16x6")
+        a[0, 2, 3], a[0, 4, 1] = math.nan, math.inf
+        dense.dense_forward(a, W, b, "linear", out, "bf16x6")
+    assert bool(out[0, 2].isnan().all())
+    assert bool((out[0, 4] == math.inf).all())
+    others = [0, 1, 3, 5, 6]
+    assert torch.equal(out[0, others], clean[0, others])
+
+
 def test_six_bfloat16_products_as_good_as_float32() -> None:
     """Long sums: the errors are no larger than those of float32, where three products lose 2⁻¹⁶."""
     draw = torch.Generator().manual_seed(2)

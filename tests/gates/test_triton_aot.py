@@ -24,7 +24,7 @@ Tool = Callable[[str], str]
 
 class Facts(NamedTuple):
     """What the assembler made of a kernel: bytes of stack, accesses to local memory, shared bytes,
-    products on tensor cores.
+    products on tensor cores, the program before the assembler's in Triton's own language.
 
     The register figure misleads (it is not what limits a kernel that spills) and is not kept.
     """
@@ -33,6 +33,7 @@ class Facts(NamedTuple):
     local_accesses: int
     shared: int
     tensor: int
+    program: str
 
     def faults(self, arch: int) -> list[str]:
         found = []
@@ -72,7 +73,9 @@ def compiler(
         found = [
             len(re.findall(p, code)) for p in (r"\b(?:STL|LDL)\b", r"\b(?:HG?MMA|UTC\w*MMA)\b")
         ]
-        return Facts(int(usage.group(1)), found[0], made.metadata.shared, found[1])
+        return Facts(
+            int(usage.group(1)), found[0], made.metadata.shared, found[1], made.asm["ttgir"]
+        )
 
     return facts
 
@@ -115,14 +118,20 @@ def test_every_variant(family: str, arch: int, compiler: Callable[[Variant, int]
 def test_six_bfloat16_products_are_on_tensor_cores(
     arch: int, compiler: Callable[[Variant, int], Facts]
 ) -> None:
-    """As many for a step of every product, in the narrowest tile that there is."""
-    found = {}
+    """In the narrowest tile that there is, and in the order of the emulation."""
+    from tensor_dot import ORDER  # needs Triton
+
+    found: dict[str, Facts] = {}
     for v in _load("dense").variants():
         if v.name in [f"dense_backward-fp32-{p}-16x16-odd-logistic" for p in ("ieee", "bf16x6")]:
-            found[v.constants["PRECISION"]] = compiler(v, arch).tensor
-    assert found["ieee"] == 0
-    assert found["bf16x6"] >= 6
-    assert found["bf16x6"] % 6 == 0
+            found[v.constants["PRECISION"]] = compiler(v, arch)
+    assert found["ieee"].tensor == 0
+    assert found["bf16x6"].tensor >= 6
+    assert found["bf16x6"].tensor % 6 == 0
+    pieces = re.findall(r"(%\w+) = arith.truncf", found["bf16x6"].program)
+    dots = re.findall(r"(?:tt.dot|ttng.\w*mma\w*) (%\w+), (%\w+)", found["bf16x6"].program)
+    assert len(pieces) == 6  # of the left operand, then of the right one
+    assert [(pieces.index(a), pieces.index(b) - 3) for a, b in dots] == list(ORDER)
 
 
 def _with_sizes_of_one(v: Variant) -> Variant:

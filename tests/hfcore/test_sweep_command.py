@@ -168,6 +168,7 @@ def test_autoencoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--final-updates", "31"], "final_updates: got 31, need 0 to updates = 30"),
         (["--resume"], "--resume needs --run-dir"),
         (["--device", "tpu"], "need cpu or cuda"),
+        (["--on-device"], "on_device: addition draws new cases, need a problem with a fixed set"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
 )

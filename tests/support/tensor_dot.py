@@ -1,9 +1,11 @@
 """Tensor cores in Triton's interpreter, which multiplies in float32 whatever it is asked for.
 
 A dot of "bf16x6" becomes what Triton's compiler makes of it: each operand is the sum of three
-bfloat16, six of their nine products are added from the smallest to the largest, and their sum
-joins the dot's third operand by one float32 addition. A tensor core adds 8 products at once to what
-it has and cuts the sum one bit below float32, as in ``emulation/tensor_cores_on_cpu.h``.
+bfloat16, six of their nine products are added from the smallest to the largest (what is NaN before
+the largest counts as zero), and their sum joins the dot's third operand by one float32 addition;
+tests/gates/test_triton_aot.py compares the order with the compiler's. A tensor core adds 8 products
+at once to what it has and cuts the sum one bit below float32, as in
+``emulation/tensor_cores_on_cpu.h``.
 """
 
 from __future__ import annotations
@@ -39,19 +41,23 @@ def pieces(x: np.ndarray) -> list[np.ndarray]:
 
 
 def _bfloat16(x: np.ndarray) -> np.ndarray:
-    """Rounded to nearest, ties to even."""
+    """Rounded to nearest, ties to even; NaN stays."""
     bits = x.view(np.uint32)
     rounded = bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))
-    return (rounded & np.uint32(0xFFFF0000)).view(np.float32)
+    kept = np.where(np.isnan(x), bits, rounded & np.uint32(0xFFFF0000))
+    return kept.astype(np.uint32).view(np.float32)
 
 
 def dot(a: np.ndarray, b: np.ndarray, start: np.ndarray, products: int = 6) -> np.ndarray:
     """``start [M,N]`` + a b, of ``a [M,K]``, ``b [K,N]``, by the largest so many products."""
-    left, right = pieces(np.ascontiguousarray(a)), pieces(np.ascontiguousarray(b))
     total = np.zeros_like(start)
-    for i, j in ORDER[6 - products :]:
-        total = _tensor_core(left[i].astype(np.float64), right[j].astype(np.float64), total)
-    return start + total
+    with np.errstate(invalid="ignore", over="ignore"):
+        left, right = pieces(np.ascontiguousarray(a)), pieces(np.ascontiguousarray(b))
+        for i, j in ORDER[6 - products :]:
+            if (i, j) == (0, 0):  # an infinite number has NaN in its other pieces
+                total = np.where(np.isnan(total), np.float32(0), total)
+            total = _tensor_core(left[i].astype(np.float64), right[j].astype(np.float64), total)
+        return start + total
 
 
 def _tensor_core(a: np.ndarray, b: np.ndarray, start: np.ndarray) -> np.ndarray:
@@ -62,6 +68,7 @@ def _tensor_core(a: np.ndarray, b: np.ndarray, start: np.ndarray) -> np.ndarray:
         place = np.ldexp(1.0, np.frexp(largest)[1] - 1 - 23 - EXTRA_BITS)
         place = np.where(largest == 0, 1.0, place)
         exact = (np.trunc(terms / place) * place).sum(axis=1)
+        exact = np.where(np.isfinite(terms).all(axis=1), exact, terms.sum(axis=1))
         start = exact.astype(np.float32)
         beyond = np.abs(start.astype(np.float64)) > np.abs(exact)
         start = np.where(beyond, np.nextafter(start, np.float32(0)), start)
