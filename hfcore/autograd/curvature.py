@@ -253,14 +253,23 @@ class ModuleCurvature(UnstoppableCurvature):
 
     # ----------------------------------------------------------------------------- products
 
-    def _product(self, v: Tensor, damping: float, structural: float) -> Tensor:
-        """(B + damping·I + structural·G_S) v for ``v [N]``."""
+    def product(
+        self, v: Tensor, *, damping: float = 0.0, structural: float = 0.0,
+        out: Tensor | None = None, stop: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        return self._product(v, damping, structural, out)
+
+    def _product(
+        self, v: Tensor, damping: float, structural: float, out: Tensor | None = None
+    ) -> Tensor:
+        """(B + damping·I + structural·G_S) v for ``v [N]``, a new vector or ``out``."""
         self._check_structural(structural)
         parts, flat = self._objective.parameters.split(v), None
         try:
             with no_casts(v.device):
                 for strategy, share in self._strategies:
-                    product = flatten(strategy.apply(parts, structural), parts)
+                    to = out if flat is None else None
+                    product = flatten(strategy.apply(parts, structural), parts, to)
                     product = product if share == 1 else product.mul_(share)
                     flat = product if flat is None else flat.add_(product)
         except RuntimeError as error:

@@ -175,11 +175,13 @@ class _Caller(nn.Module):
         return self._function()
 
 
-def flatten(grads: Gradients, like: Sequence[Tensor]) -> Tensor:
-    """Gradients as one vector ``[N]``; None (a parameter that did not take part) counts as zero."""
+def flatten(grads: Gradients, like: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
+    """Gradients as one vector ``[N]``, into ``out`` if it is given; None (a parameter that did not
+    take part) counts as zero."""
     return torch.cat(
         [
             torch.zeros_like(p).reshape(-1) if g is None else g.reshape(-1)
             for g, p in zip(grads, like, strict=True)
-        ]
+        ],
+        out=out,
     )

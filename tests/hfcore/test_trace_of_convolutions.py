@@ -233,3 +233,7 @@ def test_pieces_of_large_outputs_add_up(mixes: bool, weighted: bool, monkeypatch
     assert len(G._curvature._strategies) == (1 if mixes else 3)
     assert relative_error(G @ torch.eye(len(theta), dtype=torch.float64), J.T @ H @ J) <= 1e-12
     assert G.loss == pytest.approx(float(loss(outputs(theta), y)), rel=1e-12)
+    damped = hf.GaussNewton(model, loss, x, y, damping=0.3)
+    v, out = theta.cos(), torch.full_like(theta, torch.nan)
+    assert damped.matvec(v, out=out) is out
+    assert relative_error(out, J.T @ (H @ (J @ v)) + 0.3 * v) <= 1e-12
