@@ -3,12 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from hfcore.batches import Batch
+from hfcore.draws import check_draw
+
+
+class RandomLengths:
+    """What problems share whose sequences have L steps, L uniform on {T .. ⌊1.1 T⌋}.
+
+    Subclasses set ``length``, which is T, and ``mixed_lengths``, and make the sequences of one L:
+    :meth:`_of_length`.
+    """
+
+    length: int
+    mixed_lengths: bool
+
+    @property
+    def lengths(self) -> tuple[int, int]:
+        """Shortest and longest sequence, both included: T and ⌊1.1 T⌋."""
+        return self.length, 11 * self.length // 10
+
+    def batch(
+        self, size: int, generator: np.random.Generator, dtype: torch.dtype = torch.float32
+    ) -> Batch:
+        """``size`` sequences of one random length L; both dtypes get the same draw, rounded.
+
+        Inputs ``[L,size,n]``, targets as the class says and a mask bool ``[L,size]``; with
+        ``centre`` reduced by their expected values at this L. With ``mixed_lengths`` every
+        sequence has an L of its own, and the batch ⌊1.1 T⌋ steps. The generator must not be used
+        by another thread meanwhile.
+        """
+        real = check_draw(size, generator, dtype)
+
+        def made(L: int, count: int) -> Batch:
+            return self._of_length(L, count, generator, real)
+
+        return of_random_length(made, self.lengths, size, generator, mixed=self.mixed_lengths)
+
+    def _of_length(
+        self, L: int, size: int, generator: np.random.Generator, real: type[np.floating[Any]]
+    ) -> Batch:
+        """``size`` sequences of L steps, inputs of the dtype ``real``."""
+        raise NotImplementedError
+
+    @property
+    def _mixed(self) -> dict[str, bool]:
+        """Of the config; nothing where it is as it was before there was a choice."""
+        return {"mixed_lengths": True} if self.mixed_lengths else {}
 
 
 def of_random_length(

@@ -21,7 +21,6 @@ from torch import Tensor
 from hfcore.arguments import positive
 from hfcore.batches import Batch
 from hfcore.draws import (
-    check_draw,
     check_flag,
     check_length,
     check_outputs,
@@ -30,7 +29,7 @@ from hfcore.draws import (
 )
 from hfcore.losses import Loss, SquaredError
 from hfcore.problems.base import Criterion1997, Described
-from hfcore.problems.lengths import at_ends, of_random_length
+from hfcore.problems.lengths import RandomLengths, at_ends
 
 # From L = 3 on both marker ranges hold a position: step 0, and step 1 (0.3 <= 1 < 1.5).
 MIN_LENGTH = 3
@@ -38,7 +37,7 @@ MIN_LENGTH = 3
 SUM, PRODUCT, XOR = range(3)
 
 
-class Marked(Described):
+class Marked(RandomLengths, Described):
     """Combine two marked values of a sequence of length L, uniform on {T .. ⌊1.1 T⌋}.
 
     Inputs ``[L,B,2]``: a value from U[0,1], of exclusive or a fair bit, and a 0/1 marker set at two
@@ -66,11 +65,6 @@ class Marked(Described):
         self.centre = check_flag("centre", centre)
         self.mixed_lengths = check_flag("mixed_lengths", mixed_lengths)
 
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Shortest and longest sequence, both included: T and ⌊1.1 T⌋."""
-        return self.length, 11 * self.length // 10
-
     def mean_input(self, length: int) -> Tensor:
         """Expected inputs of a sequence of L = ``length`` steps, float64 ``[2]``.
 
@@ -90,23 +84,6 @@ class Marked(Described):
     def _shift(self) -> float:
         """What centring takes off the targets."""
         return self._expected_target if self.centre else 0.0
-
-    def batch(
-        self, size: int, generator: np.random.Generator, dtype: torch.dtype = torch.float32
-    ) -> Batch:
-        """``size`` sequences of one random length; both dtypes get the same draw, rounded.
-
-        Inputs ``[L,size,2]``, targets ``[L,size,1]``, mask bool ``[L,size]``. With ``centre``
-        the inputs are reduced by :meth:`mean_input` of this L and the last targets of a regression
-        by their expected value. With ``mixed_lengths`` every sequence has an L of its own, and the
-        batch ⌊1.1 T⌋ steps. The generator must not be used by another thread meanwhile.
-        """
-        real = check_draw(size, generator, dtype)
-
-        def made(L: int, count: int) -> Batch:
-            return self._of_length(L, count, generator, real)
-
-        return of_random_length(made, self.lengths, size, generator, mixed=self.mixed_lengths)
 
     def _of_length(
         self, L: int, size: int, generator: np.random.Generator, real: type[np.floating[Any]]
@@ -134,10 +111,7 @@ class Marked(Described):
 
     def config(self) -> dict[str, Any]:
         """JSON-able options from which :func:`hfcore.problems.create` rebuilds the problem."""
-        mixed = (
-            {"mixed_lengths": True} if self.mixed_lengths else {}
-        )  # as before there was a choice
-        return {"name": self.name, "length": self.length, "centre": self.centre, **mixed}
+        return {"name": self.name, "length": self.length, "centre": self.centre, **self._mixed}
 
     def _last(self, s: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """Outputs and targets of the last step of each sequence, ``[…,B]`` and ``[B]``."""

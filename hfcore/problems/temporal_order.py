@@ -23,17 +23,17 @@ from torch import Tensor
 
 from hfcore.arguments import naming_options
 from hfcore.batches import Batch
-from hfcore.draws import check_draw, check_flag, check_length, compile_kernel, subtract_mean
+from hfcore.draws import check_flag, check_length, compile_kernel, subtract_mean
 from hfcore.problems.base import Criterion1997
 from hfcore.problems.classes import LastClass
-from hfcore.problems.lengths import of_random_length
+from hfcore.problems.lengths import RandomLengths
 
 # Input channels: distractors a, b, c, d, then the two symbols, the trigger and the start.
 DISTRACTORS = 4
 X, Y, TRIGGER, START = 4, 5, 6, 7
 
 
-class TemporalOrder(LastClass):
+class TemporalOrder(RandomLengths, LastClass):
     """Classify the order of symbols X and Y over sequences of length L, uniform on {T .. ⌊1.1 T⌋}.
 
     Inputs ``[L,B,8]`` are one-hot: the start (channel 7) at step 0, the trigger (6) at the last
@@ -70,11 +70,6 @@ class TemporalOrder(LastClass):
         self.mixed_lengths = check_flag("mixed_lengths", mixed_lengths)
         self.output_size = 2 ** len(self.ranges)
 
-    @property
-    def lengths(self) -> tuple[int, int]:
-        """Shortest and longest sequence, both included: T and ⌊1.1 T⌋."""
-        return self.length, 11 * self.length // 10
-
     def mean_input(self, length: int) -> Tensor:
         """Expected inputs of a sequence of L = ``length`` steps, before centring, float64 ``[8]``.
 
@@ -96,22 +91,6 @@ class TemporalOrder(LastClass):
         """Expected :meth:`errors` of always answering one class: 1 − 2⁻ⁿ."""
         return 1.0 - 1.0 / self.output_size
 
-    def batch(
-        self, size: int, generator: np.random.Generator, dtype: torch.dtype = torch.float32
-    ) -> Batch:
-        """``size`` sequences of one random length; both dtypes get the same draw.
-
-        Inputs ``[L,size,8]``, targets int64 ``[L,size]``, mask bool ``[L,size]``. With
-        ``mixed_lengths`` every sequence has an L of its own, and the batch ⌊1.1 T⌋ steps. The
-        generator must not be used by another thread meanwhile.
-        """
-        real = check_draw(size, generator, dtype)
-
-        def made(L: int, count: int) -> Batch:
-            return self._of_length(L, count, generator, real)
-
-        return of_random_length(made, self.lengths, size, generator, mixed=self.mixed_lengths)
-
     def _of_length(
         self, L: int, size: int, generator: np.random.Generator, real: type[np.floating[Any]]
     ) -> Batch:
@@ -127,10 +106,7 @@ class TemporalOrder(LastClass):
 
     def config(self) -> dict[str, Any]:
         """JSON-able options from which :func:`hfcore.problems.create` rebuilds the problem."""
-        mixed = (
-            {"mixed_lengths": True} if self.mixed_lengths else {}
-        )  # as before there was a choice
-        return {**super().config(), **mixed}
+        return {**super().config(), **self._mixed}
 
 
 class TemporalOrder2(TemporalOrder):

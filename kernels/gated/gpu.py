@@ -80,7 +80,11 @@ def plan(H: int, R: int, *, backward: bool, shared_limit: int) -> Plan:
 
 
 class Arrays(NamedTuple):
-    """What an op's kernels are given, in the order of gpu_cell.cuh; the last three are written."""
+    """What an op's kernels are given, in the order of gpu_cell.cuh; the last three are written.
+
+    ``h [G,T,B,H]``, ``gates [G,4,T,B,H]`` and ``cells [G,2,T,B,H]`` are of the forward pass, None
+    where the op does not read them; ``y`` has the shape of what the op gives.
+    """
 
     outside: Tensor
     known: Tensor | None
