@@ -56,7 +56,7 @@ class _Copies:
         return self._rewriter.make(op, args, {}, like)
 
     def of_stacks(self, node: Node) -> Any:
-        if node.op is not aten.clone.default or not self._once(node.args[0], aten.permute.default):
+        if not _is_copy(node) or not self._once(node.args[0], aten.permute.default):
             return None
         permuted = node.args[0]
         stacked, order = permuted.args
@@ -77,7 +77,7 @@ class _Copies:
 
     def of_transposed(self, node: Node) -> Any:
         copied = node.args[0] if node.op in RESHAPES else None
-        if copied is None or not self._once(copied, aten.clone.default):
+        if copied is None or not self._once(copied, aten.clone.default) or not _is_copy(copied):
             return None
         turned = copied.args[0]
         if not self._once(turned, aten.transpose.int) or not self._is_in_products(node):
@@ -139,6 +139,13 @@ class _Copies:
         ]
         kwargs = {name: self._rewriter.new(value) for name, value in node.kwargs.items()}
         return self._rewriter.make(node.op, tuple(args), kwargs, node)
+
+
+def _is_copy(value: Any) -> bool:
+    """Whether it is a copy that lies in the order of its axes."""
+    if not isinstance(value, Node) or value.op is not aten.clone.default:
+        return False
+    return value.kwargs.get("memory_format") is torch.contiguous_format
 
 
 def _shape(node: Node) -> torch.Size:

@@ -118,6 +118,20 @@ def test_norms_and_attention_take_few_passes() -> None:
     assert ops[aten.stack.default] == 1
 
 
+def test_copies_that_keep_their_strides_are_left_alone() -> None:
+    def function(values: list[Tensor]) -> list[Tensor]:
+        (v,) = values
+        turned = torch.stack([v, v * v]).permute(1, 2, 0).clone()  # lies as before
+        other = (v * 2).expand(2, 3, 4).transpose(1, 2).clone(memory_format=torch.preserve_format)
+        return [turned.permute(2, 0, 1).view(24), torch.bmm(other, torch.ones(2, 3, 2)).view(16)]
+
+    program = optimise(trace(function, [torch.ones(3, 4)]))
+    v = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    for got, want in zip(compile_program(program)(v), function([v]), strict=True):
+        assert got is not None
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
 def test_factors_are_merged_only_where_nothing_grows() -> None:
     row, column = torch.rand(3), torch.rand(4, 1)
 
