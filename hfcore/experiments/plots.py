@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from hfcore.experiments.ablation import Outcome
 from hfcore.experiments.fig3_rows import Group
 from hfcore.experiments.published import CURVES_LOG, CURVES_LOG_DAMPING
 from hfcore.experiments.training import Line, Trained
+
+LABEL = 36  # characters beside an axis before the next line
 
 
 def plot_log(lines: Sequence[Line], path: Path, facts: str) -> None:
@@ -62,7 +65,7 @@ def plot_seconds(
     ax.set_yscale("log")
     before = any(result.before for result in results.values())
     ax.set_xlabel("seconds of training" + (", pre-training included" if before else ""))
-    ax.set_ylabel(label)
+    ax.set_ylabel(textwrap.fill(label, LABEL))
     ax.legend(fontsize="small")
     save_figure(figure, path)
 

@@ -18,7 +18,7 @@ import hfcore as hf
 from command_line import invoke, tables_of
 from hfcore.cli.tables import number
 from hfcore.data import SequenceSet
-from hfcore.experiments import next_step
+from hfcore.experiments import next_step, plots
 from hfcore.experiments.next_step import (
     LSTM,
     TASKS,
@@ -95,6 +95,20 @@ def test_the_table_of_balls(whole: tuple[Path, Result]) -> None:
     assert TABLE1_2011.source in result.output
     assert (folder / "table1_2011_balls.md").read_text().strip() in result.output
     assert (folder / "table1_2011_balls.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_unit_beside_the_plot_fits(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(plots, "save_figure", lambda figure, path: drawn.append(figure))
+    lines = [{"training_seconds": float(i), "test_error": 9.0 / (1 + i)} for i in range(3)]
+    label = f"test error (negative {TASKS[task].unit})"
+    run = {"RNN + HF": Trained("iterations", lines, 0)}
+    plots.plot_seconds(run, {}, Path("no file"), "", error="test_error", label=label)
+    (figure,) = drawn
+    figure.canvas.draw()
+    box = figure.axes[0].yaxis.label.get_window_extent()
+    assert 0 <= box.y0 < box.y1 <= figure.bbox.y1
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def table(path: Path, start: str) -> list[dict[str, str]]:
 
 
 def shown(cell: str) -> float:
-    return float(re.sub(r"[,%\s]", "", cell))
+    return float(re.sub(r"[,%\s]", "", cell).replace("−", "-"))
 
 
 def assert_rounded(cell: str, value: float) -> None:
@@ -170,6 +170,59 @@ def test_ten_million_parameters() -> None:
     gradient = sizes["gradient_batches"] * cases
     assert f"gradient on {gradient:,} characters, products on {cases:,}" in text
     assert f"and at most {sizes['cg_max_iter']} iterations of CG" in text
+
+
+TABLE_1 = {
+    row["task"]: row for row in table(FOUND, "| task | mean frame |")
+}  # of Martens & Sutskever (2011)
+
+
+@pytest.mark.parametrize("task", TABLE_1)
+def test_sequences_of_natural_origin(task: str) -> None:
+    found = results(f"table1_2011_{task.strip('`')}.json")
+    sign = -1 if task == "`midi`" else 1  # log-likelihoods, of which errors are the negatives
+    assert_rounded(TABLE_1[task]["mean frame"], sign * found["constant_error"])
+    for column, key, published in (
+        ("RNN + HF", "rnn-hf", "RNN+HF"),
+        ("LSTM + GD", "lstm", "LSTM+GD"),
+    ):
+        run = found["columns"][key]
+        lines = {line["iteration"]: line for line in run["iterations"]}
+        ours, theirs = TABLE_1[task][column].split(" (")
+        assert_rounded(ours, sign * lines[run["counts"]]["test_error"])
+        assert float(theirs.strip(")").replace("−", "-")) == found["published"][published]
+        seen = 1000 * run["iterations"][-1]["minibatches"]
+        assert shown(TABLE_1[task][f"{column}, sequences seen"]) == round(seen)
+
+
+STARTS = "| minibatches until solved, seed 0 |"
+VARIANTS = {
+    "sparse start": ("sparse", "none"),
+    "echo-state start": ("esn", "none"),
+    "sparse start, Fisher preconditioner": ("sparse", "fisher"),
+}
+
+
+def test_starts_and_preconditioners_of_recurrent_nets() -> None:
+    runs = {
+        (run["problem"], run["length"], run["start"], run["preconditioner"]): run
+        for name in ("fig3.json", "fig3_starts.json")
+        for run in results(name)["runs"]
+        if (run["seed"], run["damping"]) == (0, "structural")
+    }
+    cells = 0
+    for row in table(FOUND, STARTS):
+        code = re.search(r"`(.*)`", row[STARTS.strip("| ")])
+        assert code is not None
+        for column, variant in VARIANTS.items():
+            run = runs.get((code[1], int(row["T"]), *variant))
+            if run is None:
+                assert row[column] == "–"
+                continue
+            text = f"{run['minibatches']:,}"
+            assert row[column] == (text if run["solved"] else f"({text})")
+            cells += 1
+    assert cells >= len(results("fig3_starts.json")["runs"]) > 0
 
 
 def test_the_deep_autoencoder() -> None:
