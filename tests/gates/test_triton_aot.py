@@ -135,8 +135,10 @@ def test_six_bfloat16_products_are_on_tensor_cores(
 
 
 def _with_sizes_of_one(v: Variant) -> Variant:
-    """As launched where every size is 1: Triton makes a constant of an integer argument of 1."""
-    sizes = [n for n, t in v.signature.items() if t == "i32"]
+    """As launched where every size is 1: Triton makes a constant of an integer argument of 1,
+    unless it is told not to."""
+    kept = {p.name for p in v.kernel.params if p.do_not_specialize}
+    sizes = [n for n, t in v.signature.items() if t == "i32" and n not in kept]
     signature = {n: "constexpr" if n in sizes else t for n, t in v.signature.items()}
     aligned = tuple(n for n in v.aligned if n not in sizes)
     constants = {**v.constants, **dict.fromkeys(sizes, 1)}
