@@ -262,6 +262,7 @@ def test_head_of_the_committed_table() -> None:
     text = gate.TABLE.read_text(encoding="utf-8")
     assert text.startswith(gate.header(gate.version_in_table()))
     assert "No GPU has run the kernels of `kernels/gated/gpu.cu`" in text
+    assert "| -" not in text.partition("| --- |\n")[2], "no kernel has less than no memory"
 
 
 @every_architecture

@@ -124,8 +124,8 @@ def resources_in(cuobjdump: str, fatbin: Path, source: Path) -> list[Resources]:
         architecture = int(part.split(maxsplit=1)[0])
         for entry in _USAGE.finditer(part):
             registers, stack, shared, local = (int(n) for n in entry.groups()[1:])
-            # From sm_90 on the driver's own kilobyte of every block is in the sum.
-            shared -= 1024 if architecture >= 90 else 0
+            # From sm_90 on the driver's own kilobyte is in the sum, where a block has any.
+            shared = max(0, shared - 1024) if architecture >= 90 else shared
             found.append(
                 Resources(entry[1], str(source), architecture, registers, shared, stack, local)
             )
