@@ -55,9 +55,19 @@ class Program:
 
     inputs: list[Node]
     outputs: list[Any]
+    _order: list[Node] | None = field(default=None, init=False, repr=False)
 
     def order(self) -> list[Node]:
-        """Every op the outputs need, after what it reads."""
+        """Every op the outputs need, after what it reads; looked for once."""
+        if self._order is None:
+            self._order = self._ordered()
+        return self._order
+
+    def has(self, *ops: Any) -> bool:
+        """Whether each of these ops is among them."""
+        return not {*ops} - {node.op for node in self.order()}
+
+    def _ordered(self) -> list[Node]:
         done: set[int] = {id(node) for node in self.inputs}
         ordered: list[Node] = []
         stack: list[tuple[Node, bool]] = [

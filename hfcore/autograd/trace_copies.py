@@ -24,8 +24,12 @@ LOOKS = (*RESHAPES, aten.t.default, aten.transpose.int, aten.permute.default)
 
 
 def smaller_copies(program: Program) -> Program:
-    for method in (_Copies.of_stacks, _Copies.of_transposed, _Copies.of_quotients):
-        program = _Copies(program).run(method)
+    if program.has(aten.stack.default, aten.permute.default, aten.clone.default):
+        program = _Copies(program).run(_Copies.of_stacks)
+    if program.has(aten.transpose.int, aten.clone.default):
+        program = _Copies(program).run(_Copies.of_transposed)
+    if program.has(aten.div.Tensor) or program.has(aten.mul.Tensor):
+        program = _Copies(program).run(_Copies.of_quotients)
     return program
 
 

@@ -21,8 +21,12 @@ from hfcore.autograd.trace_rewriter import RESHAPES, Rewriter
 
 def fuse_passes(program: Program) -> Program:
     """The same linear map with fewer passes over the numbers."""
-    for method in (_Fusion.with_factors, _Fusion.with_sums, _Fusion.with_quotients):
-        program = _Fusion(program).run(method)
+    if program.has(aten.mul.Tensor):
+        program = _Fusion(program).run(_Fusion.with_factors)
+    if program.has(aten.mul.Tensor) or program.has(aten.bmm.default):
+        program = _Fusion(program).run(_Fusion.with_sums)
+    if program.has(aten.baddbmm.default):
+        program = _Fusion(program).run(_Fusion.with_quotients)
     return program
 
 

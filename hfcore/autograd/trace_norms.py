@@ -23,6 +23,8 @@ ROUNDING = 256
 
 
 def norms_by_backward(program: Program) -> Program:
+    if not program.has(aten.sub.Tensor, aten.mul.Tensor):
+        return program
     rewriter = Rewriter(program)
 
     def visit(node: Node) -> Any:
