@@ -423,7 +423,7 @@ def test_dense_tiles_of_tensor_cores(precision: str) -> None:
     check_layer(Layer((130, 35, 66), torch.float32), "tanh", precision)
 
 
-@pytest.mark.parametrize(("e", "shape"), [("tanh", (67, 17, 65)), ("logistic", (270, 5, 7))])
+@pytest.mark.parametrize(("e", "shape"), [("tanh", (17, 33, 18)), ("logistic", (270, 5, 7))])
 def test_dense_ops_in_six_bfloat16_products(e: str, shape: tuple[int, int, int]) -> None:
     """By an emulation of the tensor cores, to the bounds of true float32."""
     layer = Layer(shape, torch.float32)
@@ -450,7 +450,7 @@ def test_what_is_not_finite_stays_so_in_six_products() -> None:
 def test_six_bfloat16_products_as_good_as_float32() -> None:
     """Long sums: the errors are no larger than those of float32, where three products lose 2⁻¹⁶."""
     draw = torch.Generator().manual_seed(2)
-    a, W = torch.randn(1, 16, 2000, generator=draw), torch.randn(1, 16, 2000, generator=draw)
+    a, W = torch.randn(1, 16, 500, generator=draw), torch.randn(1, 16, 500, generator=draw)
     want = a.double() @ W.double().mT
     out, b = torch.empty(1, 16, 16), torch.zeros(1, 16)
     errors = {}
