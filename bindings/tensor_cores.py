@@ -10,6 +10,7 @@ itself.
 
 from __future__ import annotations
 
+import functools
 import logging
 
 import torch
@@ -23,8 +24,6 @@ logger = logging.getLogger("hfcore")
 
 # Ops that have such kernels.
 OPS = ("recurrence.rnn_forward", "recurrence.rnn_backward", "recurrence.rnn_gauss_newton")
-
-_already_logged: set[str] = set()
 
 
 def in_words(op: str, device: torch.device) -> str:
@@ -44,25 +43,25 @@ def launchers(device: torch.device) -> TensorLaunch:
     """What launches the kernels on ``device``; without what the rule refuses, as the log tells."""
     if matmul_precision() != "bf16x6":
         return NO_TENSOR_CORES
+    if device == torch.device("cuda"):  # whichever is current
+        device = torch.device("cuda", torch.cuda.current_device())
+    return _found(device)
+
+
+@functools.cache  # asked by every op: the driver is asked once a device
+def _found(device: torch.device) -> TensorLaunch:
     reason = _why_unable(device)
     if reason is not None:
-        _log("recurrences are in true float32, not on tensor cores", reason)
+        logger.info("recurrences are in true float32, not on tensor cores: %s", reason)
         return NO_TENSOR_CORES
     block, step = (
         cuda.launcher("recurrence", device, kernels.BINARY) for kernels in (gpu_tensor, gpu_step)
     )
     reason = _why_no_clusters(device)
     if reason is not None:
-        _log("recurrences run without clusters of blocks", reason)
+        logger.info("recurrences run without clusters of blocks: %s", reason)
         return TensorLaunch(block, None, step)
     return TensorLaunch(block, cuda.launcher("recurrence", device, gpu_cluster.BINARY), step)
-
-
-def _log(what: str, reason: str) -> None:
-    """Say a reason once."""
-    if reason not in _already_logged:
-        _already_logged.add(reason)
-        logger.info("%s: %s", what, reason)
 
 
 def _why_unable(device: torch.device) -> str | None:

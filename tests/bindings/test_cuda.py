@@ -119,6 +119,7 @@ class Driver:
 def forget() -> None:
     cuda.why_no_cupy.cache_clear()
     cuda._loaded.cache_clear()
+    tensor_cores._found.cache_clear()
 
 
 @pytest.fixture
@@ -666,7 +667,6 @@ def test_tensor_cores_serve_where_they_are_asked_for(
     driver: Driver, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The one rule: precision, architecture, binary; a refusal is said once, and by hfcore info."""
-    monkeypatch.setattr(tensor_cores, "_already_logged", set())
     op = "recurrence.rnn_forward"
     assert tensor_cores.launchers(DEVICE) == NO_TENSOR_CORES
     assert dispatch.explain(op, "cuda") == ("cuda", "CUDA C++ kernels")
@@ -722,7 +722,6 @@ def test_without_clusters_the_others_serve(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What a device lacks for clusters is said once, and costs the nets they serve alone."""
-    monkeypatch.setattr(tensor_cores, "_already_logged", set())
     if missing := change.pop("missing", ""):
         monkeypatch.setattr(
             cuda,

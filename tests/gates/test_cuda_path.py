@@ -76,6 +76,7 @@ else:
                 patch.setattr(cuda, "serving", serving)
                 patch.setattr(cuda, "why_unavailable", lambda *_: None)
                 patch.setattr(cuda, "launcher", lambda family, device, binary: Launch(binary))
+                patch.setattr(tensor_cores, "_found", tensor_cores._found.__wrapped__)
                 patch.setattr(tensor_cores, "_why_unable", lambda device: None)
                 patch.setattr(tensor_cores, "_why_no_clusters", lambda device: None)
                 patch.setattr(dispatch, "_fastest", lambda device: "cuda")
