@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,8 @@ class Procedure:
         searched: dict[float, Trained] = {}
         for rate in self.rates if len(self.rates) > 1 else ():
             at = folder / f"{rate:g}"
-            searched[rate] = self._at(column, rate, at, search, resume=self.resume and at.is_dir())
+            run = self._at(column, rate, at, search, resume=self.resume and at.is_dir())
+            searched[rate] = within(run, self.search_updates)
             if searched[rate].reason == INTERRUPTED:
                 return Outcome(None, None, searched, interrupted=True)
         best = chosen(searched, self.search_updates) if searched else self.rates[0]
@@ -104,6 +105,12 @@ class Procedure:
         self.begin(f"{COLUMNS[column]}, rate {rate:g}: {folder}")
         training = lstm_training(self.problem, column, rate, self.sizes, self.seed, self.device)
         return training(folder, stop, test_every=self.test_every, resume=resume, report=self.report)
+
+
+def within(run: Trained, updates: int) -> Trained:
+    """A run as it was after so many updates: the one that was chosen before has gone on since."""
+    lines = [line for line in run.lines if line["iteration"] <= updates]
+    return replace(run, lines=lines, best=best_line(lines)["iteration"])
 
 
 def chosen(searched: Mapping[float, Trained], updates: int) -> float | None:

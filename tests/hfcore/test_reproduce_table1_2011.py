@@ -157,6 +157,17 @@ def test_stopped_and_resumed_the_table_is_the_same(
     assert search == its_search
 
 
+def test_resumed_when_all_is_done_the_numbers_are_the_same(whole: tuple[Path, Result]) -> None:
+    """The search of the chosen rate too, whose run has gone on since."""
+    path = whole[0] / "table1_2011_balls.json"
+    before = json.loads(path.read_text())["columns"]
+    best = before["lstm"]["searched"][f"{before['lstm']['rate']:g}"]
+    assert best["iterations"][-1]["iteration"] == 4
+    resumed = invoke(*BALLS, "--run-dir", whole[0], "--resume", "--quiet")
+    assert resumed.exit_code == 0, resumed.output
+    assert json.loads(path.read_text())["columns"] == before
+
+
 def test_rates_that_diverge(tmp_path: Path) -> None:
     rates = ["--rates", "1e38,3e38", "--columns", "lstm", "--quiet"]
     result = invoke(*BALLS[:-4], *rates, "--run-dir", tmp_path / "run")
