@@ -284,3 +284,22 @@ def by_seed(runs: Mapping[int, dict[str, Any]]) -> str:
         " · ".join(text if runs[seed]["solved"] else f"({text})" for seed, text in enumerate(said))
         or "–"
     )
+
+
+@pytest.mark.parametrize(
+    ("start", "name"), [("| addition, T = 10, 50 units |", "ablation_add-10.json")]
+)
+def test_ablations(start: str, name: str) -> None:
+    runs = {run["variant"]: run for runs in results(name)["ablations"].values() for run in runs}
+    rows = table(FOUND, start)
+    assert len(rows) == len(runs)
+    for row in rows:
+        what, *cells = row.values()
+        code = re.search(r"`(.*)`", what)
+        assert code is not None
+        run = runs[code[1]]
+        assert cells == [
+            f"{run['errors'][-1]:.3g}",
+            f"{run['work'][-1]:,.0f}",
+            f"{run['cg']:,}",
+        ]
