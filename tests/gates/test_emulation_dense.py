@@ -274,10 +274,8 @@ def shows_fault(library: Path) -> bool:
     return False
 
 
-@pytest.mark.parametrize(
-    "guard",
-    [pytest.param(g, marks=[] if i == 1 else pytest.mark.slow) for i, g in enumerate(GUARDS)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("guard", GUARDS)
 def test_a_guard_taken_out_shows(tmp_path: Path, library: Path, guard: str) -> None:
     assert not shows_fault(library)
     assert shows_fault(build(without(tmp_path, guard), tmp_path, optimise="-O0"))

@@ -311,10 +311,8 @@ def shows_fault(library: Path) -> bool:
     return False
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [pytest.param(f, marks=[] if f == "sums" else pytest.mark.slow) for f in FAULTS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_shows(tmp_path: Path, library: Path, fault: str) -> None:
     assert not shows_fault(library)
     assert shows_fault(build(planted(tmp_path, fault), tmp_path, optimise="-O0"))

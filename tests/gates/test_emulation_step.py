@@ -233,10 +233,8 @@ FAULTS: dict[str, Fault] = {
 
 
 @pytest.mark.usefixtures("small_nets")
-@pytest.mark.parametrize(
-    "fault",
-    [pytest.param(f, marks=[] if f == "one too early" else pytest.mark.slow) for f in FAULTS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_shows(tmp_path: Path, libraries: Libraries, fault: str) -> None:
     source = planted(tmp_path, gpu_step.SOURCE, FAULTS[fault])
     faulty = libraries._replace(step=build(source, tmp_path, include=tmp_path))

@@ -230,9 +230,8 @@ FAULTS: dict[str, Fault] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "fault", [pytest.param(f, marks=[] if f == "barrier" else pytest.mark.slow) for f in FAULTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
 def test_planted_fault_shows(tmp_path: Path, libraries: Libraries, fault: str) -> None:
     source = planted(tmp_path, gpu_tensor.SOURCE, FAULTS[fault])
     faulty = libraries._replace(block=build(source, tmp_path, include=tmp_path))
