@@ -277,7 +277,7 @@ def test_the_problems_of_2011(damping: str) -> None:
 
 
 def by_seed(runs: Mapping[int, dict[str, Any]]) -> str:
-    """Minibatches of seeds 0, 1 and so on; what a run that is not solved has used is in brackets."""
+    """Minibatches of seeds 0, 1 and so on; those of a run that is not solved are in brackets."""
     assert sorted(runs) == list(range(len(runs)))
     said = [f"{runs[seed]['minibatches']:,.0f}" for seed in sorted(runs)]
     return (
