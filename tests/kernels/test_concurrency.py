@@ -245,6 +245,16 @@ def limited(megabytes: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_AS, (ceiling, ceiling))
 
 
+def fill(megabytes: int) -> list[Tensor]:
+    """All room for blocks of this size, also what tests before left free in the allocator."""
+    blocks = []
+    while True:
+        try:
+            blocks.append(torch.empty(megabytes * 2**20, dtype=torch.uint8))
+        except RuntimeError:
+            return blocks
+
+
 limits_memory = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="reads /proc and limits the address space"
 )
@@ -303,6 +313,9 @@ def test_out_of_memory() -> None:
     def check() -> bool:
         torch.set_num_threads(1)
         good = scan.good(3)
+        lift = limited(1)
+        filled = fill(40)
+        lift()
         lift = limited(40)
         for threads in (1, 2, 3):
             try:
@@ -311,6 +324,7 @@ def test_out_of_memory() -> None:
             except MemoryError:
                 good = good and scan.good(threads)
         lift()
+        filled.clear()
         product(2)
         return good and bool(out.isfinite().all())
 
