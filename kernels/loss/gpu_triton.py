@@ -589,7 +589,8 @@ def variants() -> Iterator[Variant]:
             quick = dtype == "fp32" and k == 3
             for kind, name in enumerate(KINDS):
                 for mask in (None, "u8", dtype):
-                    yield from _of_kind(kind, name, dtype, mask, cut, quick and mask == "u8")
+                    short = quick and mask == "u8" and name in (LOGISTIC, SOFTMAX, HUBER)
+                    yield from _of_kind(kind, name, dtype, mask, cut, short)
             for rank_one in RANK_ONE:
                 yield from _of_product(rank_one, dtype, cut, quick)
 

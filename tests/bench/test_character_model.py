@@ -30,6 +30,7 @@ def test_a_batch_is_characters_and_the_next_ones(path: Path) -> None:
     assert torch.equal(x.argmax(-1)[1:], y[:-1])
 
 
+@pytest.mark.slow
 def test_both_run_and_are_shown(path: Path) -> None:
     newton = run(HF, path, SIZES, None)
     seconds = newton["lines"][-1]["seconds"]

@@ -147,10 +147,7 @@ def _with_sizes_of_one(v: Variant) -> Variant:
 
 @pytest.mark.parametrize(
     "family",
-    [
-        pytest.param(f, marks=pytest.mark.slow if f in ("loss", "conjugate_gradient") else [])
-        for f in FAMILIES
-    ],
+    [pytest.param(f, marks=[] if f in ("dense", "draws") else pytest.mark.slow) for f in FAMILIES],
 )
 def test_sizes_of_one(family: str, compiler: Callable[[Variant, int], Facts]) -> None:
     _check(compiler, [_with_sizes_of_one(v) for v in _load(family).variants() if v.quick], 90)

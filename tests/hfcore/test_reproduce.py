@@ -211,7 +211,9 @@ def test_a_learning_rate_reaches_the_optimiser() -> None:
 
 
 @pytest.mark.parametrize("method", ["hf", "nag", "adam"])
-@pytest.mark.parametrize("crash", [0, 1, 3])
+@pytest.mark.parametrize(
+    "crash", [pytest.param(0, marks=pytest.mark.slow), 1, pytest.param(3, marks=pytest.mark.slow)]
+)
 def test_resumes_bitwise_after_a_crash(method: str, crash: int, tmp_path: Path) -> None:
     whole, expected = go(tmp_path / "whole", 4, method)
     with pytest.raises(Crash):

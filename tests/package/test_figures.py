@@ -287,7 +287,12 @@ def by_seed(runs: Mapping[int, dict[str, Any]]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("start", "name"), [("| addition, T = 10, 50 units |", "ablation_add-10.json")]
+    ("start", "name"),
+    [
+        ("| addition, T = 10, 50 units |", "ablation_add-10.json"),
+        ("| CURVES, 2,000 images |", "ablation_curves-2000.json"),
+        ("| CURVES, 2,000 images, NAG", "ablation_momentum-2000.json"),
+    ],
 )
 def test_ablations(start: str, name: str) -> None:
     runs = {run["variant"]: run for runs in results(name)["ablations"].values() for run in runs}
@@ -301,5 +306,5 @@ def test_ablations(start: str, name: str) -> None:
         assert cells == [
             f"{run['errors'][-1]:.3g}",
             f"{run['work'][-1]:,.0f}",
-            f"{run['cg']:,}",
+            "–" if run["cg"] is None else f"{run['cg']:,}",
         ]
