@@ -186,7 +186,7 @@ def ggn() -> Figure:
 
 
 def _rnn() -> tuple[hf.RNN, hf.problems.Addition, hf.Batch]:
-    task = hf.problems.Addition(length=30, mixed_lengths=True)  # as `hfcore train` has it
+    task = hf.problems.Addition(length=30)
     model = hf.RNN(2, 40, 1)
     hf.init.sparse_(model, torch.Generator().manual_seed(0))
     return model, task, task.batch(200, np.random.default_rng(0))
