@@ -17,7 +17,6 @@ the patches are those of the positions that it takes, ``[c,cᵢ·kh·kw,B·P']``
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hfcore.autograd.trace import Node, Program, aten
-from hfcore.autograd.trace_rewriter import Rewriter
+from hfcore.autograd.trace_rewriter import Rewriter, shape_of
 
 # Bytes of the patches of one layer: above, reading them costs more than the library's convolution.
 PATCH_BYTES = 6 << 20
@@ -98,26 +97,20 @@ class _Patches:
 class _Convolutions:
     def __init__(self, program: Program) -> None:
         self._rewriter, self._patches = Rewriter(program), _Patches()
-        self._uses = Counter(id(operand) for node in program.order() for operand in node.operands())
-        self._uses.update(id(value) for value in program.outputs)
 
     def run(self) -> Program:
         return self._rewriter.run(self._visit)
 
     def _visit(self, node: Node) -> Any:
-        found = None
         if node.op is aten.convolution.default:
-            found = self._forward(node)
-        elif node.op is aten.add.Tensor and not node.kwargs:
-            found = self._with_bias(node)
-        elif node.op is aten.gather.default:
-            found = self._pooled(node)
-        elif node.op is operator.getitem and _is(node.args[0], aten.convolution_backward.default):
-            found = self._backward(node)
-        return self._rewriter.copy(node) if found is None else found
-
-    def _once(self, value: Any, op: Any) -> bool:
-        return _is(value, op) and self._uses[id(value)] == 1
+            return self._forward(node)
+        if node.op is aten.add.Tensor and not node.kwargs:
+            return self._with_bias(node)
+        if node.op is aten.gather.default:
+            return self._pooled(node)
+        if node.op is operator.getitem and _is(node.args[0], aten.convolution_backward.default):
+            return self._backward(node)
+        return None
 
     def _with_bias(self, node: Node) -> Any:
         """conv(x, V) + b, or conv(R, W) + conv(x, V) + b, b the same at every position."""
@@ -125,12 +118,12 @@ class _Convolutions:
         b = _bias(bias, node)
         if b is None:
             return None
-        if self._once(terms, aten.convolution.default):
+        if self._rewriter.once(terms, aten.convolution.default):
             return self._forward(terms, b)
-        if not self._once(terms, aten.add.Tensor) or terms.kwargs:
+        if not self._rewriter.once(terms, aten.add.Tensor) or terms.kwargs:
             return None
         for one, other in (terms.args, terms.args[::-1]):
-            if self._once(one, aten.convolution.default):
+            if self._rewriter.once(one, aten.convolution.default):
                 sum_of_both = self._forward(one, b, other)
                 if sum_of_both is not None:
                     return sum_of_both
@@ -148,10 +141,10 @@ class _Convolutions:
             product = self._made(aten.matmul.default, rows, U, shape=shape, like=node)
         else:
             flat = self._made(aten.reshape.default, new(added), list(shape), shape=shape, like=node)
-            many = (shape[0], *_shape(rows))
+            many = (shape[0], *shape_of(rows))
             each = self._made(aten.expand.default, rows, list(many), shape=many, like=node)
             product = self._made(aten.baddbmm.default, flat, each, U, shape=shape, like=node)
-        wanted = _shape(node)
+        wanted = shape_of(node)
         return self._made(aten.view.default, product, list(wanted), shape=wanted, like=node)
 
     def _patches_of(self, node: Node) -> Tensor | None:
@@ -159,13 +152,13 @@ class _Convolutions:
         x, V, own_bias, stride, padding, dilation, transposed, _, groups = node.args
         if not isinstance(V, Node) or own_bias is not None or transposed or groups != 1:
             return None
-        made = self._patches.of(x, tuple(_shape(V)[2:]), (stride, padding, dilation))
+        made = self._patches.of(x, tuple(shape_of(V)[2:]), (stride, padding, dilation))
         return None if made is None else made[0]
 
     def _rows(self, node: Node, bias: Node | None) -> Any:
         """V ``[c,cᵢ·kh·kw]`` of conv(x, V), with b as a last column."""
         V, new = node.args[1], self._rewriter.new
-        c, K = _shape(V)[0], _shape(V)[1:].numel()
+        c, K = shape_of(V)[0], shape_of(V)[1:].numel()
         rows = self._made(aten.reshape.default, new(V), [c, K], shape=(c, K), like=node)
         if bias is None:
             return rows
@@ -175,19 +168,19 @@ class _Convolutions:
     def _pooled(self, node: Node) -> Any:
         """What max pooling takes ``[B,c,P']`` out of conv(x, V) + b."""
         flat, _, index = node.args
-        if not self._once(flat, aten.view.default) or len(_shape(node)) != 3:
+        if not self._rewriter.once(flat, aten.view.default) or len(shape_of(node)) != 3:
             return None
         conv, bias = flat.args[0], None
-        if self._once(conv, aten.add.Tensor) and not conv.kwargs:
+        if self._rewriter.once(conv, aten.add.Tensor) and not conv.kwargs:
             bias = _bias(conv.args[1], conv)
             conv = conv.args[0] if bias is not None else None
-        if not self._once(conv, aten.convolution.default):
+        if not self._rewriter.once(conv, aten.convolution.default):
             return None
         U = self._patches_of(conv)
         made = None if U is None else self._patches.pooled(U, index)
         if made is None:
             return None
-        rows, (B, c, P) = self._rows(conv, bias), _shape(node)
+        rows, (B, c, P) = self._rows(conv, bias), shape_of(node)
         K = rows.shape[1]
         each = self._made(aten.view.default, rows, [c, 1, K], shape=(c, 1, K), like=node)
         taken = made[0] if made[0].shape[1] == K else made[0][:, :K]
@@ -210,7 +203,7 @@ class _Convolutions:
         made = self._patches.pooled(U, index) if isinstance(R, Node) else None
         if made is None:
             return None
-        (B, c), P, K = _shape(R)[:2], _shape(R)[2:].numel(), U.shape[1]
+        (B, c), P, K = shape_of(R)[:2], shape_of(R)[2:].numel(), U.shape[1]
         back, shape = self._rewriter.new(R), (B, c, P)
         flat = self._made(aten.reshape.default, back, list(shape), shape=shape, like=like)
         apart = self._swapped(flat, (c, B, P), like)
@@ -236,17 +229,17 @@ class _Convolutions:
             op = aten.convolution_backward.default
             only = self._rewriter.make(op, call, {}, Node(None, dtype=node.dtype))
             return self._made(operator.getitem, only, 0, shape=new_shape, like=node)
-        c, K = _shape(g)[1], U.shape[1] - 1
+        c, K = shape_of(g)[1], U.shape[1] - 1
         total = self._pooled_sums(g, U, node) or self._sums(g, U, transposed_U, node)
         if which == 2:
             return self._made(aten.select.int, total, 1, K, shape=(c,), like=node)
         kernel = self._made(aten.slice.Tensor, total, 1, 0, K, shape=(c, K), like=node)
-        wanted = _shape(node)
+        wanted = shape_of(node)
         return self._made(aten.reshape.default, kernel, list(wanted), shape=wanted, like=node)
 
     def _sums(self, g: Node, U: Tensor, transposed_U: Tensor, node: Node) -> Any:
         """Σ over cases of g [c,P] · patchesᵀ ``[c,K]``."""
-        (B, c), back = _shape(g)[:2], self._rewriter.new(g)
+        (B, c), back = shape_of(g)[:2], self._rewriter.new(g)
         shape, each = (B, c, U.shape[2]), (B, c, U.shape[1])
         rows = self._made(aten.reshape.default, back, list(shape), shape=shape, like=node)
         products = self._made(aten.bmm.default, rows, transposed_U, shape=each, like=node)
@@ -261,19 +254,14 @@ def _is(value: Any, op: Any) -> bool:
     return isinstance(value, Node) and value.op is op
 
 
-def _shape(node: Node) -> torch.Size:
-    assert node.shape is not None
-    return node.shape
-
-
 def _bias(value: Any, like: Node) -> Node | None:
     """b of b ``[c]``, viewed ``[1,c,1,1]`` and expanded."""
     if not _is(value, aten.expand.default) or value.shape != like.shape:
         return None
     (viewed, *_) = value.args
-    if not _is(viewed, aten.view.default) or len(_shape(like)) != 4:
+    if not _is(viewed, aten.view.default) or len(shape_of(like)) != 4:
         return None
     b = viewed.args[0]
-    c = _shape(like)[1]
+    c = shape_of(like)[1]
     fits = isinstance(b, Node) and b.shape == (c,) and viewed.shape == (1, c, 1, 1)
     return b if fits else None

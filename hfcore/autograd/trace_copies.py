@@ -8,13 +8,14 @@ copy(transpose(R)) in a product    →  transpose(copy(R)), which products take 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfcore.autograd.trace import Node, Program, aten
-from hfcore.autograd.trace_rewriter import RESHAPES, Rewriter
+from hfcore.autograd.trace_rewriter import RESHAPES, Rewriter, shape_of
 
 PRODUCTS: dict[Any, int] = {
     aten.mm.default: 0, aten.bmm.default: 0, aten.addmm.default: 1, aten.baddbmm.default: 1,
@@ -45,26 +46,17 @@ class _Copies:
         self._factors: dict[int, float] = {}
 
     def run(self, method: Any) -> Program:
-        def visit(node: Node) -> Any:
-            found = method(self, node)
-            return self._rewriter.copy(node) if found is None else found
-
-        return self._rewriter.run(visit)
-
-    def _once(self, value: Any, op: Any) -> bool:
-        if not isinstance(value, Node) or value.op is not op or id(value) in self._returned:
-            return False
-        return len(self._readers[id(value)]) == 1
+        return self._rewriter.run(partial(method, self))
 
     def _made(self, op: Any, args: tuple[Any, ...], like: Node) -> Any:
         return self._rewriter.make(op, args, {}, like)
 
     def of_stacks(self, node: Node) -> Any:
-        if not _is_copy(node) or not self._once(node.args[0], aten.permute.default):
+        if not _is_copy(node) or not self._rewriter.once(node.args[0], aten.permute.default):
             return None
         permuted = node.args[0]
         stacked, order = permuted.args
-        if not self._once(stacked, aten.stack.default):
+        if not self._rewriter.once(stacked, aten.stack.default):
             return None
         parts, *dims = stacked.args
         if not all(isinstance(p, Node) and p.shape is not None for p in parts):
@@ -81,12 +73,16 @@ class _Copies:
 
     def of_transposed(self, node: Node) -> Any:
         copied = node.args[0] if node.op in RESHAPES else None
-        if copied is None or not self._once(copied, aten.clone.default) or not _is_copy(copied):
+        if (
+            copied is None
+            or not self._rewriter.once(copied, aten.clone.default)
+            or not _is_copy(copied)
+        ):
             return None
         turned = copied.args[0]
-        if not self._once(turned, aten.transpose.int) or not self._is_in_products(node):
+        if not self._rewriter.once(turned, aten.transpose.int) or not self._is_in_products(node):
             return None
-        (R, *dims), shape = turned.args, _shape(node)
+        (R, *dims), shape = turned.args, shape_of(node)
         last = len(turned.shape) - 1
         if {dim % (last + 1) for dim in dims} != {last - 1, last}:
             return None
@@ -116,7 +112,7 @@ class _Copies:
         if not products or any(p is None or id(p) in self._factors for p in products):
             return None
         held = sum(c.numel() for p in products if p is not None for c in _constants_of(p))
-        if held > 2 * _shape(node).numel():
+        if held > 2 * shape_of(node).numel():
             return None
         factor = 1.0 / by if node.op is aten.div.Tensor else float(by)
         self._factors |= {id(p): factor for p in products}
@@ -150,11 +146,6 @@ def _is_copy(value: Any) -> bool:
     if not isinstance(value, Node) or value.op is not aten.clone.default:
         return False
     return value.kwargs.get("memory_format") is torch.contiguous_format
-
-
-def _shape(node: Node) -> torch.Size:
-    assert node.shape is not None
-    return node.shape
 
 
 def _constants_of(product: Node) -> list[Tensor]:

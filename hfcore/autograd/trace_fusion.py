@@ -9,7 +9,7 @@ y + A B, stacks of them    →  baddbmm(y, A, B)
 
 from __future__ import annotations
 
-from collections import Counter
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,19 +38,9 @@ def sum_below_views(program: Program) -> Program:
 class _Fusion:
     def __init__(self, program: Program) -> None:
         self._rewriter = Rewriter(program)
-        self._uses = Counter(id(operand) for node in program.order() for operand in node.operands())
-        self._uses.update(id(value) for value in program.outputs)
 
     def run(self, method: Any) -> Program:
-        def visit(node: Node) -> Any:
-            found = method(self, node)
-            return self._rewriter.copy(node) if found is None else found
-
-        return self._rewriter.run(visit)
-
-    def _once(self, value: Any, *ops: Any) -> bool:
-        """Whether a value is that of one of these ops, and read by one other alone."""
-        return isinstance(value, Node) and value.op in ops and self._uses[id(value)] == 1
+        return self._rewriter.run(partial(method, self))
 
     def _made(self, op: Any, args: tuple[Any, ...], like: Node, **kwargs: Any) -> Any:
         return self._rewriter.make(op, args, kwargs, like)
@@ -62,7 +52,7 @@ class _Fusion:
         if node.op is not aten.mul.Tensor:
             return None
         outer, second = _with_constant(node)
-        if second is None or not self._once(outer, aten.mul.Tensor):
+        if second is None or not self._rewriter.once(outer, aten.mul.Tensor):
             return None
         inner, first = _with_constant(outer)
         if first is None or first.dtype != second.dtype:
@@ -88,7 +78,7 @@ class _Fusion:
         )
 
     def _with_product(self, node: Node, y: Any, product: Any, sign: int) -> Any:
-        if not (isinstance(y, Node) and self._once(product, aten.mul.Tensor)):
+        if not (isinstance(y, Node) and self._rewriter.once(product, aten.mul.Tensor)):
             return None
         a, b = product.args
         if product.kwargs or not all(isinstance(f, (Node, Tensor)) for f in (a, b)):
@@ -100,7 +90,7 @@ class _Fusion:
         return self._made(aten.addcmul.default, args, node, **kwargs)
 
     def _with_stacks(self, node: Node, y: Any, product: Any) -> Any:
-        if not (_is_full(y, node) and self._once(product, aten.bmm.default)):
+        if not (_is_full(y, node) and self._rewriter.once(product, aten.bmm.default)):
             return None
         args = tuple(map(self._rewriter.new, (y, *product.args)))
         return self._made(aten.baddbmm.default, args, node)
@@ -110,7 +100,7 @@ class _Fusion:
             return None
         if not all(_is_full(x, node) for x in node.args):
             return None
-        if not any(self._once(x, *RESHAPES) for x in node.args):
+        if not any(self._rewriter.once(x, *RESHAPES) for x in node.args):
             return None
         left, right = map(self._rewriter.new, node.args)
         if not all(isinstance(x, Node) and x.op in RESHAPES for x in (left, right)):
@@ -130,9 +120,9 @@ class _Fusion:
         value, by = node.args
         if not isinstance(by, (int, float)) or isinstance(by, bool):
             return None
-        view = value if self._once(value, *RESHAPES) else None
+        view = value if self._rewriter.once(value, *RESHAPES) else None
         stacks = value if view is None else view.args[0]
-        if not self._once(stacks, aten.baddbmm.default) or stacks.kwargs:
+        if not self._rewriter.once(stacks, aten.baddbmm.default) or stacks.kwargs:
             return None
         factor = 1.0 / by if node.op is aten.div.Tensor else float(by)
         args = tuple(map(self._rewriter.new, stacks.args))

@@ -29,7 +29,7 @@ def norms_by_backward(program: Program) -> Program:
 
     def visit(node: Node) -> Any:
         found = _projection(node)
-        return rewriter.copy(node) if found is None else _by_backward(rewriter, node, found)
+        return None if found is None else _by_backward(rewriter, node, found)
 
     return rewriter.run(visit)
 

@@ -16,7 +16,6 @@ Those for convolutional nets are in ``trace_convolutions.py`` and ``trace_poolin
 from __future__ import annotations
 
 import operator
-from collections import Counter
 from typing import Any
 
 import torch
@@ -28,7 +27,7 @@ from hfcore.autograd.trace_copies import smaller_copies
 from hfcore.autograd.trace_fusion import fuse_passes, sum_below_views
 from hfcore.autograd.trace_norms import norms_by_backward
 from hfcore.autograd.trace_pooling import pool_first
-from hfcore.autograd.trace_rewriter import Rewriter
+from hfcore.autograd.trace_rewriter import Rewriter, shape_of
 
 # From this many products on a sum of them is one product of concatenated factors. Two would copy
 # as much as they save.
@@ -48,8 +47,7 @@ def optimise(program: Program) -> Program:
 
 def _simplify(program: Program) -> Program:
     """Views of views undone, equal ops made once, what needs no tangent computed now."""
-    rewriter = Rewriter(program)
-    return rewriter.run(rewriter.copy)
+    return Rewriter(program).run(lambda node: None)
 
 
 def _batch_products(program: Program) -> Program:
@@ -70,7 +68,7 @@ def _batch_products(program: Program) -> Program:
     def visit(node: Node) -> Any:
         members = group_of.get(id(node))
         if members is None:
-            return rewriter.copy(node)
+            return None
         first = id(members[0])
         if first not in splits:
             splits[first] = _one_product(members, rewriter.new(node.args[1]))
@@ -82,16 +80,11 @@ def _batch_products(program: Program) -> Program:
 
 def _one_product(members: list[Node], right: Any) -> Node:
     """The products ``x_t right`` of all members as one, split into theirs."""
-    rows, columns = _shape(members[0])
+    rows, columns = shape_of(members[0])
     left = torch.cat([member.args[0] for member in members])
     shape = torch.Size((len(left), columns))
     product = Node(aten.mm.default, (left, right), {}, shape, members[0].dtype)
     return Node(aten.split.Tensor, (product, rows))
-
-
-def _shape(node: Node) -> torch.Size:
-    assert node.shape is not None
-    return node.shape
 
 
 def _is_sum(node: object) -> bool:
@@ -103,20 +96,18 @@ def _is_sum(node: object) -> bool:
 
 def _merge_sums(program: Program) -> Program:
     """Trees of additions as one sum over their leaves, alike leaves merged."""
-    uses = Counter(id(operand) for node in program.order() for operand in node.operands())
-    uses.update(id(value) for value in program.outputs)
+    rewriter = Rewriter(program)
     inner = {
         id(a)
         for node in program.order()
         if _is_sum(node)
         for a in node.args
-        if _is_sum(a) and uses[id(a)] == 1
+        if _is_sum(a) and rewriter.once(a, aten.add.Tensor)
     }
-    rewriter = Rewriter(program)
 
     def visit(node: Node) -> Any:
         if id(node) in inner or not _is_sum(node):
-            return rewriter.copy(node)
+            return None
         leaves = [rewriter.new(leaf) for leaf in _leaves(node, inner)]
         return _Sum(rewriter, node).of(leaves)
 
@@ -219,20 +210,14 @@ def _mergekey_of(leaf: Any) -> Any:
 
 def _fuse_addmm(program: Program) -> Program:
     """A B + c where the product is read once."""
-    uses = Counter(id(operand) for node in program.order() for operand in node.operands())
-    uses.update(id(value) for value in program.outputs)
     rewriter = Rewriter(program)
 
     def visit(node: Node) -> Any:
         if _is_sum(node):
             for product, other in (node.args, reversed(node.args)):
-                if (
-                    isinstance(product, Node)
-                    and product.op is aten.mm.default
-                    and uses[id(product)] == 1
-                ):
+                if rewriter.once(product, aten.mm.default):
                     args = (rewriter.new(other), *(rewriter.new(a) for a in product.args))
                     return Node(aten.addmm.default, args, {}, node.shape, node.dtype)
-        return rewriter.copy(node)
+        return None
 
     return rewriter.run(visit)

@@ -9,7 +9,6 @@ numbers, and its transpose puts them back. So the products are done where there 
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 from torch import Tensor
@@ -25,24 +24,19 @@ POOL_BACK = aten.max_pool2d_with_indices_backward.default
 
 
 def pool_first(program: Program) -> Program:
-    uses = Counter(id(operand) for node in program.order() for operand in node.operands())
-    uses.update(id(value) for value in program.outputs)
     rewriter = Rewriter(program)
 
-    def once(value: Any, *ops: Any) -> bool:
-        return isinstance(value, Node) and value.op in ops and uses[id(value)] == 1
-
     def is_product(value: Any) -> bool:
-        return once(value, *BY_NUMBER) and _are_alike(value)
+        return rewriter.once(value, *BY_NUMBER) and _are_alike(value)
 
     def visit(node: Node) -> Any:
         if node.op is aten.gather.default and isinstance(node.args[2], Tensor):
             flat = node.args[0]
-            if once(flat, aten.view.default) and is_product(flat.args[0]):
+            if rewriter.once(flat, aten.view.default) and is_product(flat.args[0]):
                 return _gathered(rewriter, node, flat, flat.args[0])
-        if node.op in BY_NUMBER and _are_alike(node) and once(node.args[0], POOL_BACK):
+        if node.op in BY_NUMBER and _are_alike(node) and rewriter.once(node.args[0], POOL_BACK):
             return _put_back(rewriter, node, node.args[0])
-        return rewriter.copy(node)
+        return None
 
     return rewriter.run(visit)
 
@@ -65,7 +59,7 @@ def _gathered(rewriter: Rewriter, node: Node, flat: Node, product: Node) -> Any:
 def _put_back(rewriter: Rewriter, node: Node, back: Node) -> Any:
     g, x, *window, index = back.args
     if not isinstance(g, Node) or not isinstance(index, Tensor) or not isinstance(x, Tensor):
-        return rewriter.copy(node)
+        return None
     c, *rest = node.args[1:]
     constants = c.flatten(-2).gather(-1, index.flatten(-2)).view(index.shape)
     smaller = rewriter.make(node.op, (rewriter.new(g), constants, *rest), {}, g)

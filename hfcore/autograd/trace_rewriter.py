@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -66,14 +68,34 @@ class Rewriter:
         shape = torch.Size(reversed(value.shape))
         return self.make(aten.t.default, (value,), {}, Node(None, (), {}, shape, value.dtype))
 
+    @cached_property
+    def _uses(self) -> Counter[int]:
+        """How often each node is read, by others or as an output."""
+        nodes = self.program.order()
+        uses = Counter(id(operand) for node in nodes for operand in node.operands())
+        uses.update(id(value) for value in self.program.outputs)
+        return uses
+
+    def once(self, value: Any, *ops: Any) -> bool:
+        """Whether an old value is that of one of these ops, and read once."""
+        return isinstance(value, Node) and value.op in ops and self._uses[id(value)] == 1
+
     def run(self, visit: Callable[[Node], Any]) -> Program:
+        """``visit`` gives what an old node becomes; None: it is copied."""
         for node in self.program.order():
-            self.mapped[id(node)] = visit(node)
+            found = visit(node)
+            self.mapped[id(node)] = self.copy(node) if found is None else found
         return Program(self.program.inputs, [self.new(value) for value in self.program.outputs])
 
     def copy(self, node: Node) -> Any:
         kwargs = {name: self.new(value) for name, value in node.kwargs.items()}
         return self.make(node.op, tuple(self.new(a) for a in node.args), kwargs, node)
+
+
+def shape_of(node: Node) -> torch.Size:
+    """That of a node which gives one array."""
+    assert node.shape is not None
+    return node.shape
 
 
 def key_of(value: Any) -> Any:
