@@ -86,7 +86,7 @@ class Graphs:
     ) -> Callable[[], T] | Literal[False]:
         pool = _Pool.here(device)
         try:
-            start, result = _record(work, pool.handle, device)
+            start, result = record(work, pool.handle, device)
         except RuntimeError as error:
             logger.info("not recorded as a CUDA graph: %s", " ".join(str(error).split()))
             return False
@@ -128,7 +128,7 @@ class _Pool:
         self._all[self._key] = self
 
 
-def _record(work: Callable[[], T], pool: Any, device: torch.device) -> tuple[Callable[[], None], T]:
+def record(work: Callable[[], T], pool: Any, device: torch.device) -> tuple[Callable[[], None], T]:
     """(what replays it, the result that a replay writes); nothing is done yet.
 
     Not by ``torch.cuda.graph``, which collects garbage and empties torch's cache each time.

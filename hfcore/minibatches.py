@@ -310,11 +310,9 @@ class DeviceBatches(Policy):
                 "batches: DeviceBatches takes arrays, got sequences of unequal length or inputs "
                 "of another kind; take SmallBatches"
             )
-        if self.size > len(cases):
-            raise ValueError(f"size: got {self.size}, need 1 to {len(cases)} cases")
-        self._cases = cases
         device = cases.batch.inputs.device
         self._batches = CountedBatches(len(cases), self.size, self.seed, device)
+        self._cases = cases
 
     def placed(self, device: torch.device) -> Self:
         """The same policy with its cases on ``device``."""

@@ -42,7 +42,7 @@ def data_commands() -> None:
 @click.option("--construction", type=click.Choice(get_args(Construction)), default="bezier")
 def curves_command(train: int, test: int, seed: int, construction: Construction) -> None:
     """CURVES, regenerated."""
-    _tell("CURVES is made and its principal components: some seconds")
+    click.echo("CURVES is made and its principal components: some seconds")
     _show(curves(train, test, seed=seed, construction=construction))
 
 
@@ -50,7 +50,7 @@ def curves_command(train: int, test: int, seed: int, construction: Construction)
 @folder_option
 def mnist_command(folder: Path | None) -> None:
     """MNIST."""
-    _tell("MNIST is read, and its principal components are taken: some seconds")
+    click.echo("MNIST is read, and its principal components are taken: some seconds")
     try:
         _show(mnist(folder))
     except DataFileError as error:
@@ -63,16 +63,11 @@ def mnist_command(folder: Path | None) -> None:
 @click.option("--seed", type=click.IntRange(0), default=0)
 def faces_command(folder: Path | None, transforms: int, seed: int) -> None:
     """FACES, made from the Olivetti faces."""
-    _tell("FACES is made and its principal components: about half a minute")
+    click.echo("FACES is made and its principal components: about half a minute")
     try:
         _show(faces(folder, transforms=transforms, seed=seed))
     except DataFileError as error:
         raise click.ClickException(str(error)) from error
-
-
-def _tell(text: str) -> None:
-    """What is done and how long it takes."""
-    click.echo(text)
 
 
 def _show(dataset: Dataset) -> None:

@@ -38,7 +38,7 @@ class Recorder:
         self.recorded = self.replayed = 0
         self.refusal: str | None = None
         self.like = torch.full((3,), math.nan, dtype=torch.float64)
-        monkeypatch.setattr(graphs, "_record", self.record)
+        monkeypatch.setattr(graphs, "record", self.record)
         self.pools: list[object] = []
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
         monkeypatch.setattr(graphs._Pool, "_all", {})
@@ -158,7 +158,7 @@ def test_a_pool_outlives_its_recordings(
         made.append(weakref.ref(start))
         return start, None
 
-    monkeypatch.setattr(graphs, "_record", record)
+    monkeypatch.setattr(graphs, "record", record)
     recorder.refusal = "no"
     record_once()
     assert graphs._Pool._all == {}

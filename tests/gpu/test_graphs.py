@@ -34,7 +34,7 @@ PROBLEMS = {
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many graphs were recorded; a refusal is an error here."""
     count: list[int] = []
-    record = graphs._record
+    record = graphs.record
 
     def counted(*given: Any) -> Any:
         made = record(*given)
@@ -44,7 +44,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     def refused(message: str, *values: object) -> None:
         raise AssertionError(message % values)
 
-    monkeypatch.setattr(graphs, "_record", counted)
+    monkeypatch.setattr(graphs, "record", counted)
     monkeypatch.setattr(graphs.logger, "info", refused)
     return count
 

@@ -83,7 +83,7 @@ def seconds(
     replays = {}
     for form, call in calls.items():
         call()  # compiles and loads
-        replays[form], _ = graphs._record(partial(_repeat, call), pool, device)
+        replays[form], _ = graphs.record(partial(_repeat, call), pool, device)
     least = dict.fromkeys(calls, float("inf"))
     for _ in range(ROUNDS):
         for form, replay in replays.items():
