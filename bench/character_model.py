@@ -1,6 +1,6 @@
 """What to expect of ten million parameters: an LSTM on plain text, by Hessian-free and by Adam.
 
-    python -P bench/character_model.py               # half an hour and more on one core
+    python -P bench/character_model.py               # about ten minutes of one core
     python -P bench/character_model.py --costs-only  # what one gradient, product, update takes
     python -P bench/character_model.py --print-only  # the tables of what was run
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -26,7 +27,11 @@ import click
 import torch
 from torch import Tensor, nn
 
+# Last on the path: an installed hfcore must win over the checkout that holds bench/.
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+
 import hfcore as hf
+from bench.process_memory import megabytes
 from hfcore.cli.tables import markdown
 from hfcore.experiments.machine import machine_name
 
@@ -185,15 +190,7 @@ def run(method: str, path: Path, sizes: Sizes, seconds: float | None) -> dict[st
         print(f"{text}, about {max(0.0, whole - spent) / 60:.1f} min more", flush=True)
         if (seconds is None and done == sizes.steps) or (seconds is not None and spent >= seconds):
             break
-    peak = _peak_megabytes()
-    return {"parameters": training.parameters, "peak_mb": peak, "lines": lines}
-
-
-def _peak_megabytes() -> float:
-    """The most memory that this process had, Linux only."""
-    status = Path("/proc/self/status").read_text()
-    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM:"))
-    return float(line.split()[1]) * 1024 / 1e6
+    return {"parameters": training.parameters, "peak_mb": megabytes("VmHWM"), "lines": lines}
 
 
 def tables(results: dict[str, Any]) -> str:

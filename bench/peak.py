@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))
 
 from bench import peers
 from bench.cases import Case
+from bench.process_memory import megabytes
 
 Result = TypeVar("Result")
 
@@ -28,17 +29,9 @@ Result = TypeVar("Result")
 def measure(call: Callable[[], Result]) -> tuple[Result, float, float]:
     """(result, MB by which the resident set peaked over its start, MB it kept)."""
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    start = _status("VmRSS")
+    start = megabytes("VmRSS")
     result = call()
-    return result, _status("VmHWM") - start, _status("VmRSS") - start
-
-
-def _status(field: str) -> float:
-    """A memory field of this process in MB."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return float(line.split()[1]) * 1024 / 1e6
-    raise OSError(f"/proc/self/status: has no {field}, need Linux")
+    return result, megabytes("VmHWM") - start, megabytes("VmRSS") - start
 
 
 def main(name: str, case: Case) -> None:
