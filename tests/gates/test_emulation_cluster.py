@@ -13,8 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
 from emulation import (
     ORDERS,
@@ -34,11 +32,13 @@ from emulation.on_tensor_cores import (
     check_all,
     check_forward,
     check_product,
+    check_same_bits,
+    check_stop,
     no_worse_than_float32,
     planted,
     shows_fault,
 )
-from hfcore.kernels.recurrence import Curvature, ForwardPass, RnnWeights, gpu, gpu_cluster
+from hfcore.kernels.recurrence import gpu, gpu_cluster
 from hfcore.kernels.recurrence.gpu_choice import tensor_form
 from hfcore.kernels.recurrence.gpu_launch import Run, TensorLaunch
 from hfcore.kernels.scratch import Scratch
@@ -171,44 +171,11 @@ def test_barriers(libraries: Libraries) -> None:
 
 @pytest.mark.slow
 def test_same_bits_in_every_order_and_alone(libraries: Libraries) -> None:
-    case = Case(Size(3, 11, 3, 140, 2), "distinct", "scattered")
-    states = case.states("tanh")
-
-    def run(machine: Machine, part: slice) -> list[Tensor]:
-        w = RnnWeights(*(p[part] for p in case.w))
-        rest = machine.options()
-        h, s = gpu.rnn_forward(machine.others.launch, case.x[part], w, "tanh", case.steps, **rest)
-        assert h is not None
-        at = ForwardPass(case.x[part], states[part], w, "tanh", case.steps)
-        curvature = Curvature(case.c[part], True, 0.3, 0.4, 0.7)
-        product = gpu.rnn_gauss_newton(machine.others.launch, at, case.v[part], curvature, **rest)
-        return [h, s, product]
-
-    together = [run(libraries.run(order), slice(0, 3)) for order in ORDERS]
-    for g in range(3):
-        alone = run(libraries.run(), slice(g, g + 1))
-        for results in together:
-            for whole, one in zip(results, alone, strict=True):
-                assert torch.equal(whole[g], one[0])
+    check_same_bits(libraries, Case(Size(3, 11, 3, 140, 2), "distinct", "scattered"))
 
 
 def test_stop_leaves_outputs_alone(libraries: Libraries) -> None:
-    case = Case(Size(2, 3, 2, 131, 2))
-    at = case.forward_pass(h=case.states("tanh"))
-    machine, scratch, curvature = libraries.run(), Scratch(), Curvature(case.c)
-    stop = torch.tensor([1], dtype=torch.int32)
-    states, product = torch.full((1, 2, 3, 131), 7.0), torch.full((1, case.shape.numel), 7.0)
-    launch, rest = machine.others.launch, machine.options()
-    # Every buffer that a product keeps is there afterwards.
-    gpu.rnn_gauss_newton(launch, at, case.v, curvature, scratch=scratch, **rest)
-    for buffer in scratch._kept.values():
-        buffer.fill_(7.0)
-    gpu.rnn_forward(launch, case.x, case.w, "tanh", None, out=states, stop=stop, **rest)
-    gpu.rnn_gauss_newton(
-        launch, at, case.v, curvature, scratch=scratch, out=product, stop=stop, **rest
-    )
-    for kept in (states, product, *scratch._kept.values()):
-        assert bool((kept == 7.0).all())
+    check_stop(libraries, Case(Size(2, 3, 2, 131, 2)))
 
 
 def test_nan_stays_in_its_sequence(libraries: Libraries) -> None:

@@ -12,8 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from torch import Tensor
 
 from emulation import ORDERS, SANITIZED, assert_sanitized_tests_pass, build, gpu_source
 from emulation.on_tensor_cores import (
@@ -22,17 +20,15 @@ from emulation.on_tensor_cores import (
     Case,
     Fault,
     Libraries,
-    Machine,
     check_all,
     check_product,
+    check_same_bits,
+    check_stop,
     no_worse_than_float32,
     planted,
     shows_fault,
 )
 from hfcore.kernels.recurrence import (
-    Curvature,
-    ForwardPass,
-    RnnWeights,
     gpu,
     gpu_choice,
     gpu_cluster,
@@ -159,45 +155,12 @@ def test_a_step_is_one_launch(libraries: Libraries) -> None:
 
 @pytest.mark.usefixtures("small_nets")
 def test_same_bits_in_every_order_and_alone(libraries: Libraries) -> None:
-    case = Case(Size(3, 11, 3, 40, 2), "distinct", "scattered")
-    states = case.states("tanh")
-
-    def run(machine: Machine, part: slice) -> list[Tensor]:
-        w = RnnWeights(*(p[part] for p in case.w))
-        rest = machine.options()
-        h, s = gpu.rnn_forward(machine.others.launch, case.x[part], w, "tanh", case.steps, **rest)
-        assert h is not None
-        at = ForwardPass(case.x[part], states[part], w, "tanh", case.steps)
-        curvature = Curvature(case.c[part], True, 0.3, 0.4, 0.7)
-        product = gpu.rnn_gauss_newton(machine.others.launch, at, case.v[part], curvature, **rest)
-        return [h, s, product]
-
-    together = [run(libraries.run(order), slice(0, 3)) for order in ORDERS]
-    for g in range(3):
-        alone = run(libraries.run(), slice(g, g + 1))
-        for results in together:
-            for whole, one in zip(results, alone, strict=True):
-                assert torch.equal(whole[g], one[0])
+    check_same_bits(libraries, Case(Size(3, 11, 3, 40, 2), "distinct", "scattered"))
 
 
 @pytest.mark.usefixtures("small_nets")
 def test_stop_leaves_outputs_alone(libraries: Libraries) -> None:
-    case = Case(Size(3, 9, 2, 20, 2))
-    at = case.forward_pass(h=case.states("tanh"))
-    machine, scratch, curvature = libraries.run(), Scratch(), Curvature(case.c)
-    stop = torch.tensor([1], dtype=torch.int32)
-    states, product = torch.full((1, 3, 9, 20), 7.0), torch.full((1, case.shape.numel), 7.0)
-    launch, rest = machine.others.launch, machine.options()
-    # Every buffer that a product keeps is there afterwards.
-    gpu.rnn_gauss_newton(launch, at, case.v, curvature, scratch=scratch, **rest)
-    for buffer in scratch._kept.values():
-        buffer.fill_(7.0)
-    gpu.rnn_forward(launch, case.x, case.w, "tanh", None, out=states, stop=stop, **rest)
-    gpu.rnn_gauss_newton(
-        launch, at, case.v, curvature, scratch=scratch, out=product, stop=stop, **rest
-    )
-    for kept in (states, product, *scratch._kept.values()):
-        assert bool((kept == 7.0).all())
+    check_stop(libraries, Case(Size(3, 9, 2, 20, 2)))
 
 
 @pytest.mark.usefixtures("small_nets")

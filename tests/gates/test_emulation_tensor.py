@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from emulation import (
     ORDERS,
@@ -28,15 +27,15 @@ from emulation.on_tensor_cores import (
     Case,
     Fault,
     Libraries,
-    Machine,
     check_all,
     check_forward,
     check_product,
+    check_same_bits,
     no_worse_than_float32,
     planted,
     shows_fault,
 )
-from hfcore.kernels.recurrence import Curvature, ForwardPass, RnnWeights, gpu, gpu_tensor
+from hfcore.kernels.recurrence import Curvature, gpu, gpu_tensor
 from hfcore.kernels.scratch import Scratch
 from oracles.cases.recurrence import STEPS, Size
 
@@ -136,25 +135,7 @@ def test_a_step_has_one_barrier(libraries: Libraries) -> None:
 
 
 def test_same_bits_in_every_order_and_alone(libraries: Libraries) -> None:
-    case = Case(Size(3, 11, 3, 22, 2), "distinct", "scattered")
-    states = case.states("tanh")
-
-    def run(machine: Machine, part: slice) -> list[Tensor]:
-        w = RnnWeights(*(p[part] for p in case.w))
-        rest = machine.options()
-        h, s = gpu.rnn_forward(machine.others.launch, case.x[part], w, "tanh", case.steps, **rest)
-        assert h is not None
-        at = ForwardPass(case.x[part], states[part], w, "tanh", case.steps)
-        curvature = Curvature(case.c[part], True, 0.3, 0.4, 0.7)
-        product = gpu.rnn_gauss_newton(machine.others.launch, at, case.v[part], curvature, **rest)
-        return [h, s, product]
-
-    together = [run(libraries.run(order), slice(0, 3)) for order in ORDERS]
-    for g in range(3):
-        alone = run(libraries.run(), slice(g, g + 1))
-        for results in together:
-            for whole, one in zip(results, alone, strict=True):
-                assert torch.equal(whole[g], one[0])
+    check_same_bits(libraries, Case(Size(3, 11, 3, 22, 2), "distinct", "scattered"))
 
 
 def test_stop_leaves_outputs_alone(libraries: Libraries) -> None:

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 import tensor_core_errors as quality
 from emulation import ORDERS, EmulationError, Emulator, Order, gpu_source
-from hfcore.kernels.recurrence import Curvature, gpu, reference
+from hfcore.kernels.recurrence import Curvature, ForwardPass, RnnWeights, gpu, reference
 from hfcore.kernels.recurrence.gpu_launch import TensorLaunch
+from hfcore.kernels.scratch import Scratch
 from oracles.cases import recurrence as cases
 from oracles.recurrence_bounds import (
     ON_TENSOR_CORES,
@@ -127,6 +129,48 @@ def check_all(machine: Machine, case: cases.Case, nonlinearity: str) -> None:
     check_backward(machine, case, nonlinearity)
     for structural, rank_one in ((0.0, False), (0.4, True)):
         check_product(machine, case, nonlinearity, structural, rank_one)
+
+
+def check_same_bits(libraries: Libraries, case: cases.Case) -> None:
+    """A group of three nets has the bits of each net alone, in every order of the threads."""
+    states = case.states("tanh")
+
+    def run(machine: Machine, part: slice) -> list[Tensor]:
+        w = RnnWeights(*(p[part] for p in case.w))
+        rest = machine.options()
+        h, s = gpu.rnn_forward(machine.others.launch, case.x[part], w, "tanh", case.steps, **rest)
+        assert h is not None
+        at = ForwardPass(case.x[part], states[part], w, "tanh", case.steps)
+        curvature = Curvature(case.c[part], True, 0.3, 0.4, 0.7)
+        product = gpu.rnn_gauss_newton(machine.others.launch, at, case.v[part], curvature, **rest)
+        return [h, s, product]
+
+    together = [run(libraries.run(order), slice(0, 3)) for order in ORDERS]
+    for g in range(3):
+        alone = run(libraries.run(), slice(g, g + 1))
+        for results in together:
+            for whole, one in zip(results, alone, strict=True):
+                assert torch.equal(whole[g], one[0])
+
+
+def check_stop(libraries: Libraries, case: cases.Case) -> None:
+    """A raised flag leaves outputs alone, and every buffer that a product keeps."""
+    at = case.forward_pass(h=case.states("tanh"))
+    machine, scratch, curvature = libraries.run(), Scratch(), Curvature(case.c)
+    stop = torch.tensor([1], dtype=torch.int32)
+    T, B, _, H, _ = case.size
+    states, product = torch.full((1, T, B, H), 7.0), torch.full((1, case.shape.numel), 7.0)
+    launch, rest = machine.others.launch, machine.options()
+    # Every buffer is there afterwards.
+    gpu.rnn_gauss_newton(launch, at, case.v, curvature, scratch=scratch, **rest)
+    for buffer in scratch._kept.values():
+        buffer.fill_(7.0)
+    gpu.rnn_forward(launch, case.x, case.w, "tanh", None, out=states, stop=stop, **rest)
+    gpu.rnn_gauss_newton(
+        launch, at, case.v, curvature, scratch=scratch, out=product, stop=stop, **rest
+    )
+    for kept in (states, product, *scratch._kept.values()):
+        assert bool((kept == 7.0).all())
 
 
 def no_worse_than_float32(libraries: Libraries, H: int, T: int) -> bool:
