@@ -122,7 +122,9 @@ def test_the_readme_of_the_package_has_links_that_work_where_nothing_lies_beside
     raw = source.replace("https://github.com/", "https://raw.githubusercontent.com/")
     links = r"(!?)\[[^\]]*\]\(([^)\s]+)\)"
     here = re.findall(links, (ROOT / "README.md").read_text())
-    there = re.findall(links, str(metadata.metadata("hfcore").get_payload()))
+    # The file itself: what `metadata.metadata` makes of it is another once any package that dask
+    # needs has put its own reader in place of Python's.
+    there = re.findall(links, metadata.distribution("hfcore").read_text("METADATA") or "")
     assert len(here) == len(there) > 20
     for (picture, target), (_, found) in zip(here, there, strict=True):
         at = f"{raw}/v{hf.__version__}" if picture else f"{source}/blob/v{hf.__version__}"
