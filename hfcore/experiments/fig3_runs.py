@@ -11,7 +11,15 @@ from typing import Any
 import torch
 
 import hfcore as hf
-from hfcore.experiments.fig3 import ESN, GRADIENT_BATCHES, NONE, TIKHONOV, Case, Settings
+from hfcore.experiments.fig3 import (
+    ESN,
+    ESN_INPUT_SCALE,
+    GRADIENT_BATCHES,
+    NONE,
+    TIKHONOV,
+    Case,
+    Settings,
+)
 from hfcore.experiments.fig3_rows import UNFINISHED, Row, is_done, summary
 from hfcore.experiments.machine import machine_name
 from hfcore.experiments.pace import gradients, recurrent_parameters
@@ -62,7 +70,7 @@ class Job:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         task, unit = self.case.task(), self._unit
-        model = self._net(task)
+        model = self.net(task)
         whole = isinstance(task, hf.problems.FiniteProblem)
         batches = (
             hf.minibatches.FullGradient(curvature_batches=1, seed=None)
@@ -98,11 +106,13 @@ class Job:
             return task.all_cases().inputs.shape[1]
         return self.settings.batch_size
 
-    def _net(self, task: hf.problems.SequenceProblem) -> hf.RNN:
+    def net(self, task: hf.problems.SequenceProblem) -> hf.RNN:
+        """The model before its first step."""
         model = hf.RNN(task.input_size, self.settings.hidden, task.output_size)
         generator = torch.Generator().manual_seed(self.case.seed)
         if self.case.start == ESN:
-            hf.init.esn_(model, generator, **hf.presets.esn2013(task))
+            start = {**hf.presets.esn2013(task), "input_scale": ESN_INPUT_SCALE}
+            hf.init.esn_(model, generator, **start)
         else:
             hf.init.sparse_(model, generator, sparse_inputs=task.input_size > FAN_IN)
         return model.to(self.device)

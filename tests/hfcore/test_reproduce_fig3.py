@@ -73,6 +73,14 @@ def test_every_problem_is_the_papers(name: str) -> None:
     assert config.get("layout") == ("martens2011" if name.startswith("mem") else None)
 
 
+@pytest.mark.parametrize("name", ["add", "mul", "mem-20"])
+def test_inputs_of_the_echo_state_start_are_of_one_scale(tmp_path: Path, name: str) -> None:
+    """Not the 0.001 that momentum has for sums and products."""
+    case = Case(name, 30, start="esn")
+    W_hx = Job(case, Settings(hidden=500), tmp_path).net(case.task()).W_hx
+    assert float(W_hx.std()) == pytest.approx(0.1, rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("case", "unit"),
     [
