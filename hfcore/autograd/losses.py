@@ -15,7 +15,6 @@ from hfcore.autograd.data import NO_DEPENDENCE, BatchPart
 from hfcore.autograd.loss_graph import LinearMap, second_of_graph
 from hfcore.losses import Loss
 from hfcore.losses.applied import PROBABILITIES
-from hfcore.losses.checks import check_loss
 from hfcore.losses.hessian import symmetric_root
 
 NOT_OF_OUTPUTS = "closure: the loss was not computed from the outputs it returned"
@@ -306,13 +305,3 @@ def second_of(loss: Tensor, outputs: Tensor) -> LinearMap:
         return product
 
     return apply
-
-
-def split_loss(loss: Loss | MeanLoss, dim: int) -> SplitLoss:
-    """The loss of batches. Raises TypeError for something that is neither kind of loss."""
-    if isinstance(loss, Loss):
-        return PackageLoss(loss, dim)
-    check_loss(loss)
-    from hfcore.autograd.torch_losses import recognised  # which is made of the classes here
-
-    return recognised(loss, dim) or CallableLoss(loss, dim)

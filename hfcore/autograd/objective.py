@@ -30,9 +30,10 @@ from hfcore.autograd.data import (
 )
 from hfcore.autograd.evaluation import Evaluation, Evaluator, flatten
 from hfcore.autograd.graph import Gradients, Parts
-from hfcore.autograd.losses import MeanLoss, PackageLoss, split_loss
+from hfcore.autograd.losses import MeanLoss, PackageLoss
 from hfcore.autograd.strategies import STRATEGIES
 from hfcore.autograd.structural import structural_terms
+from hfcore.autograd.torch_losses import split_loss
 from hfcore.bindings.checks import check_choice
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.flat import FlatParameters

@@ -13,12 +13,23 @@ from hfcore.autograd.data import BatchPart
 from hfcore.autograd.loss_graph import LinearMap
 from hfcore.autograd.losses import (
     CallableLoss,
+    MeanLoss,
     PackageLoss,
+    SplitLoss,
     check_classes,
     check_distributions,
 )
 from hfcore.losses import Loss
+from hfcore.losses.checks import check_loss
 from hfcore.losses.from_torch import converted
+
+
+def split_loss(loss: Loss | MeanLoss, dim: int) -> SplitLoss:
+    """The loss of batches. Raises TypeError for something that is neither kind of loss."""
+    if isinstance(loss, Loss):
+        return PackageLoss(loss, dim)
+    check_loss(loss)
+    return recognised(loss, dim) or CallableLoss(loss, dim)
 
 
 def recognised(loss: Any, dim: int) -> TorchLoss | None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from hfcore.autograd.double_vjp import DoubleVjp, Jacobian
 from hfcore.autograd.graph import Gradients, Graph, Parts, sample
-from hfcore.autograd.trace import NotTraceable, compile_program, trace
+from hfcore.autograd.trace import NotTraceable, trace
+from hfcore.autograd.trace_compile import compile_program
 from hfcore.autograd.trace_passes import optimise
 
 OVERWRITTEN = (

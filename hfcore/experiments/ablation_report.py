@@ -41,7 +41,7 @@ def ablation_report(
 
     ``found`` has the outcomes by ablation and problem.
     """
-    from hfcore.experiments.plots import plot_ablations  # matplotlib is slow to import
+    from hfcore.experiments.ablation_plot import plot_ablations  # matplotlib is slow to import
 
     text = "\n\n".join(
         section(ablation, problem, outcomes, settings, facts)

@@ -26,7 +26,7 @@ RUNS = (
 
 def fig3_report(rows: Sequence[Row], settings: Settings, folder: Path) -> tuple[str, list[Path]]:
     """The tables as markdown, and the paths of tables, numbers and plot written to ``folder``."""
-    from hfcore.experiments.plots import plot_groups  # matplotlib is slow to import
+    from hfcore.experiments.fig3_plot import plot_groups  # matplotlib is slow to import
 
     groups = groups_of(rows)
     text = fig3_text(groups, settings)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import hfcore as hf
-from hfcore.experiments.ablation import Outcome
-from hfcore.experiments.fig3_rows import Group
 from hfcore.experiments.published import CURVES_LOG, CURVES_LOG_DAMPING
 from hfcore.experiments.training import Line, Trained
 
@@ -24,7 +21,7 @@ LABEL = 36  # characters beside an axis before the next line
 
 def plot_log(lines: Sequence[Line], path: Path, facts: str) -> None:
     """Train error and λ against the iteration, here and in the published log."""
-    figure, (error, damping) = _figure(2, facts)
+    figure, (error, damping) = panels(2, facts)
     trained = [line for line in lines if line["iteration"] > 0]
     for ax, field, log, label in (
         (error, "train_error", CURVES_LOG, "train error (Σ squared, per image)"),
@@ -54,7 +51,7 @@ def plot_seconds(
     ``levels`` are errors of predictors that are not trained so; ``error`` is the column of the
     lines, ``label`` what it is called.
     """
-    figure, (ax,) = _figure(1, facts)
+    figure, (ax,) = panels(1, facts)
     for name, result in results.items():
         at = [result.before + line["training_seconds"] for line in result.lines]
         errors = [line[error] for line in result.lines]
@@ -77,7 +74,7 @@ def plot_quadratic(
 
     The axis goes as far down as any CG.
     """
-    figure, (ax,) = _figure(1, facts)
+    figure, (ax,) = panels(1, facts)
     for (name, phi), style in zip(cg.items(), ("-", "--", ":"), strict=True):
         ax.plot(phi, style, color="black", linewidth=1.6, label=f"CG, {name}")
     for name, phi in others.items():
@@ -90,21 +87,8 @@ def plot_quadratic(
     save_figure(figure, path)
 
 
-def plot_ablations(found: Mapping[str, Sequence[Outcome]], path: Path) -> None:
-    """Errors of the variants against the work until then, one panel a comparison."""
-    figure, axes = _figure(len(found), "")
-    for ax, (title, outcomes) in zip(axes, found.items(), strict=True):
-        ax.set_title(title, fontsize=9)
-        for outcome in outcomes:
-            ax.plot(outcome.work, outcome.errors, linewidth=1.0, label=outcome.variant)
-        ax.set_yscale("log")
-        ax.set_ylabel("error")
-        ax.legend(fontsize="small")
-    axes[-1].set_xlabel("minibatches of 1000 cases, or updates of momentum")
-    save_figure(figure, path)
-
-
-def _figure(rows: int, facts: str) -> tuple[Figure, list[Axes]]:
+def panels(rows: int, facts: str) -> tuple[Figure, list[Axes]]:
+    """A figure of ``rows`` panels, one below the other, with ``facts`` above them."""
     figure = Figure(figsize=(7.0, 3.2 * rows), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(facts, fontsize=7, wrap=True)
@@ -119,63 +103,3 @@ def save_figure(figure: Figure, path: Path) -> None:
     png = io.BytesIO()
     figure.savefig(png, format="png")
     hf.training.write_atomic(path, png.getvalue())
-
-
-def plot_groups(groups: Sequence[Group], limit: float, path: Path) -> None:
-    """Minibatches to success against T, a panel a problem (Martens & Sutskever 2011, figure 3).
-
-    Means of the runs that were solved, with bars from the least to the most of them; a cross at
-    ``limit`` says how many of how many failed.
-    """
-    problems = list(dict.fromkeys(group.problem for group in groups))
-    variants = list(dict.fromkeys(group.variant for group in groups))
-    lengths = sorted({group.length for group in groups})
-    columns = min(4, max(1, len(problems)))
-    rows = math.ceil(len(problems) / columns)
-    figure = Figure(figsize=(2.6 * columns, 2.6 * rows + 0.4), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    for i, problem in enumerate(problems):
-        ax = figure.add_subplot(rows, columns, i + 1)
-        ax.set_title(problem, fontsize=9)
-        for j, variant in enumerate(variants):
-            shift = 0.25 * (j - (len(variants) - 1) / 2)
-            mine = [g for g in groups if (g.problem, g.variant) == (problem, variant)]
-            _plot_variant(ax, mine, lengths, limit, shift, f"C{j}", variant if i == 0 else None)
-        ax.axhline(limit, color="gray", linewidth=0.8, linestyle="--")
-        ax.set_yscale("log")
-        ax.set_ylim(100, 2.2 * limit)
-        ax.set_xticks(range(len(lengths)), [str(T) for T in lengths])
-        ax.set_xlim(-0.5, len(lengths) - 0.5)
-        ax.grid(alpha=0.3)
-        ax.tick_params(labelsize="small")
-    figure.supxlabel("T", fontsize=9)
-    figure.supylabel("minibatches until success", fontsize=9)
-    if figure.axes:
-        figure.legend(loc="outside upper center", ncols=len(variants), fontsize="small")
-    save_figure(figure, path)
-
-
-def _plot_variant(
-    ax: Axes,
-    groups: Sequence[Group],
-    lengths: Sequence[int],
-    limit: float,
-    shift: float,
-    color: str,
-    label: str | None,
-) -> None:
-    """One damping of one problem."""
-    ax.errorbar([], [], yerr=[], fmt="o", markersize=4, capsize=3, color=color, label=label)
-    for group in groups:
-        x, solved = lengths.index(group.length) + shift, group.solved
-        if solved:
-            mean = sum(solved) / len(solved)
-            span = [[mean - min(solved)], [max(solved) - mean]]
-            ax.errorbar([x], [mean], yerr=span, fmt="o", markersize=4, capsize=3, color=color)
-        if group.failed:
-            ax.plot([x], [limit], "x", color=color, markersize=6)
-            text = f"{group.failed}/{group.failed + len(solved)}"
-            ax.annotate(
-                text, (x, limit), (0, 4), textcoords="offset points", ha="center", fontsize=6,
-                color=color,
-            )  # fmt: skip

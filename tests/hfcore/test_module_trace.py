@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from hfcore.autograd.double_vjp import DoubleVjp
 from hfcore.autograd.graph import Graph, Split
 from hfcore.autograd.objective import ModuleObjective
-from hfcore.autograd.trace import NotTraceable, aten, compile_program, trace
+from hfcore.autograd.trace import NotTraceable, aten, trace
+from hfcore.autograd.trace_compile import compile_program
 from hfcore.autograd.trace_passes import optimise
 from hfcore.autograd.traced import Traced
 from oracles.modules import LOSSES, Loop, dense_matrix, relative_error, task

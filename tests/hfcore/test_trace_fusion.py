@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hfcore.autograd.double_vjp import DoubleVjp
 from hfcore.autograd.graph import Graph, Split, sample
-from hfcore.autograd.trace import Program, aten, compile_program, trace
+from hfcore.autograd.trace import Program, aten, trace
+from hfcore.autograd.trace_compile import compile_program
 from hfcore.autograd.trace_passes import optimise
 from oracles.modules import relative_error
 

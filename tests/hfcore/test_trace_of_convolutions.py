@@ -16,7 +16,8 @@ import hfcore as hf
 from hfcore.autograd import large_outputs, trace_convolutions
 from hfcore.autograd.double_vjp import DoubleVjp
 from hfcore.autograd.graph import Graph, Split, sample
-from hfcore.autograd.trace import Program, aten, compile_program, trace
+from hfcore.autograd.trace import Program, aten, trace
+from hfcore.autograd.trace_compile import compile_program
 from hfcore.autograd.trace_passes import optimise
 from hfcore.autograd.trace_reuse import Reuse
 from oracles.modules import relative_error
