@@ -26,14 +26,40 @@ def grid(blocks: int, G: int) -> Dim3:
     return blocks, G, 1
 
 
-def dense(a: Tensor) -> Tensor:
-    """``a [G,...]`` float32, detached, C-contiguous; one expanded from one net is ``[1,...]``."""
+def unexpanded(a: Tensor) -> Tensor:
+    """``a [G,...]`` detached, ``[1,...]`` where it is expanded from one net; TypeError if not
+    float32 (steps: int64)."""
     if a.dtype not in (torch.float32, torch.int64):
         raise TypeError(f"these CUDA kernels got {a.dtype}, need torch.float32")
-    a = a.detach()
-    if a.ndim > 1 and a.shape[0] > 1 and a.stride(0) == 0:
-        a = a[:1]
-    return a.contiguous().resolve_neg()
+    a = a.detach().resolve_neg()
+    return a[:1] if a.ndim > 1 and a.shape[0] > 1 and a.stride(0) == 0 else a
+
+
+def dense(a: Tensor) -> Tensor:
+    """``a [G,...]`` float32, detached, C-contiguous; one expanded from one net is ``[1,...]``."""
+    return unexpanded(a).contiguous()
+
+
+def in_rows(*parameters: Tensor) -> tuple[list[Tensor], int]:
+    """Parameters ``[1 or G,...]`` as :func:`dense` gives them, but those of G nets in rows.
+
+    With the elements from net to net, one number for all, 0 where none is of a net of its own.
+    Parts of the rows of one ``[G,N]`` stay where they are; others are copied into such rows.
+    """
+    found = [a if _nets_are_dense(a) else a.contiguous() for a in map(unexpanded, parameters)]
+    own = [a for a in found if a.shape[0] > 1]
+    strides = {a.stride(0) for a in own}
+    if len(strides) > 1:
+        rows = torch.cat([a.flatten(1) for a in own], dim=1)
+        parts = iter(rows.split([a[0].numel() for a in own], dim=1))
+        found = [next(parts).view(a.shape) if a.shape[0] > 1 else a for a in found]
+        strides = {rows.stride(0)}
+    return found, max(strides, default=0)
+
+
+def _nets_are_dense(a: Tensor) -> bool:
+    """Whether each net of ``a [G,...]`` is C-contiguous."""
+    return a.is_contiguous() or a[0].is_contiguous()
 
 
 def optional(a: Tensor | None) -> Tensor | None:

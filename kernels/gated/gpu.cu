@@ -51,12 +51,12 @@ __device__ __forceinline__ void one_step(long long distinct, const float* z, flo
 // and in the form by steps z, state and rows on top.
 #define GATED_SCAN(name, Op, held)                                                                  \
     extern "C" __global__ void __launch_bounds__(256, 1)                                           \
-        name(long long distinct, const float* W_hh, const float* outside, const float* known,      \
-             const float* bias, const float* h, const float* gates, const float* cells, float* y,  \
-             float* to_gates, float* to_cells, long long T, long long B, long long H,              \
-             long long split) {                                                                    \
+        name(long long distinct, long long net_stride, const float* W_hh, const float* outside,    \
+             const float* known, const float* bias, const float* h, const float* gates,            \
+             const float* cells, float* y, float* to_gates, float* to_cells, long long T,          \
+             long long B, long long H, long long split) {                                          \
         scan<Op, held>(                                                                            \
-            distinct, W_hh,                                                                        \
+            distinct, net_stride, W_hh,                                                            \
             Arrays{outside, known, bias, h, gates, cells, y, to_gates, to_cells, T, B, H}, split); \
     }
 #define GATED_STEP(name, Op)                                                                        \

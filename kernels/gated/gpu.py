@@ -20,7 +20,16 @@ import torch
 from torch import Tensor
 
 from hfcore.kernels.gated.layout import GatedStates, GatedWeights, rows_of
-from hfcore.kernels.gpu_launch import Argument, Launch, dense, grid, optional, round_up
+from hfcore.kernels.gpu_launch import (
+    Argument,
+    Launch,
+    dense,
+    grid,
+    in_rows,
+    optional,
+    round_up,
+    unexpanded,
+)
 
 __all__ = ["Plan", "gated_backward", "gated_forward", "gated_tangent", "plan"]
 
@@ -98,12 +107,16 @@ class Arrays(NamedTuple):
 
 
 class Task(NamedTuple):
-    """The steps of an op of a cell: which, ``(G, T, B, H)``, R, W_hh ``[1 or G,R·H,H]``, arrays."""
+    """The steps of an op of a cell: which, ``(G, T, B, H)``, R, W_hh ``[1 or G,R·H,H]``, arrays.
+
+    Nets of W_hh are ``net_stride`` elements apart.
+    """
 
     kernel: str
     size: tuple[int, int, int, int]
     R: int
     W_hh: Tensor
+    net_stride: int
     arrays: Arrays
 
     @property
@@ -128,10 +141,10 @@ def gated_forward(
     shared_limit: int,
 ) -> None:
     """h ``[G,T,B,H]`` of ``x [G,T,B,n]`` into ``out.h``, with ``states`` the rest of ``out``."""
-    x, (W_ih, W_hh, b) = dense(x), map(dense, w)
     kept = (out.gates, out.cells) if states else (None, None)
-    arrays = Arrays(_times(x, W_ih), None, b, None, None, None, out.h, *kept)
-    _steps(launch, _task("forward", cell, out.h, W_hh, arrays), shared_limit)
+    outside = _times(dense(x), unexpanded(w.W_ih))
+    arrays = Arrays(outside, None, dense(w.b), None, None, None, out.h, *kept)
+    _steps(launch, _task("forward", cell, out.h, w.W_hh, arrays), shared_limit)
 
 
 def gated_tangent(
@@ -147,14 +160,13 @@ def gated_tangent(
     shared_limit: int,
 ) -> None:
     """Rh into ``out [G,T,B,H]``, from ``x [G,T,B,n]`` and Rx, its tangent if that is not zero."""
-    x, (V_ih, V_hh, v_b) = dense(x), map(dense, v)
     h, gates, cells = dense(at.h), dense(at.gates), optional(at.cells)
-    outside = _times(x, V_ih)
+    outside = _times(dense(x), unexpanded(v.W_ih))
     if Rx is not None:
-        outside = outside + _times(dense(Rx), dense(w.W_ih))
-    known = _times(h[:, :-1], V_hh) if h.shape[1] > 1 else None
-    arrays = Arrays(outside, known, v_b, h, gates, cells, out)
-    _steps(launch, _task("tangent", cell, out, dense(w.W_hh), arrays), shared_limit)
+        outside = outside + _times(dense(Rx), unexpanded(w.W_ih))
+    known = _times(h[:, :-1], unexpanded(v.W_hh)) if h.shape[1] > 1 else None
+    arrays = Arrays(outside, known, dense(v.b), h, gates, cells, out)
+    _steps(launch, _task("tangent", cell, out, w.W_hh, arrays), shared_limit)
 
 
 def gated_backward(
@@ -169,7 +181,7 @@ def gated_backward(
 ) -> None:
     """∂L/∂a into ``out [G,4,T,B,H]`` from ``gh [G,T,B,H]``."""
     arrays = Arrays(dense(gh), None, None, dense(at.h), dense(at.gates), optional(at.cells), out)
-    _steps(launch, _task("backward", cell, out[:, 0], dense(W_hh), arrays), shared_limit)
+    _steps(launch, _task("backward", cell, out[:, 0], W_hh, arrays), shared_limit)
 
 
 # ---- the steps, in either form
@@ -178,7 +190,8 @@ def gated_backward(
 def _task(op: str, cell: str, like: Tensor, W_hh: Tensor, arrays: Arrays) -> Task:
     """``like [G,T,B,H]`` has the sizes."""
     G, T, B, H = like.shape
-    return Task(f"{cell}_{op}", (G, T, B, H), rows_of(cell).blocks, W_hh, arrays)
+    (W_hh,), net_stride = in_rows(W_hh)
+    return Task(f"{cell}_{op}", (G, T, B, H), rows_of(cell).blocks, W_hh, net_stride, arrays)
 
 
 def _steps(launch: Launch, task: Task, shared_limit: int) -> None:
@@ -191,7 +204,7 @@ def _in_one_kernel(launch: Launch, task: Task, chosen: Plan) -> None:
     """A block takes 8 sequences of a net through all steps."""
     G, T, B, H = task.size
     arguments: Sequence[Argument] = [
-        task.distinct, task.W_hh, *task.arrays, T, B, H, chosen.split
+        task.distinct, task.net_stride, task.W_hh, *task.arrays, T, B, H, chosen.split
     ]  # fmt: skip
     blocks = grid(-(-B // ROWS), G)
     block = (chosen.threads, 1, 1)

@@ -160,10 +160,10 @@ __device__ __forceinline__ void add_sums(const float* sums, int split, int words
     }
 }
 
-// blockIdx.y is the net. At least 2 H threads, and groups x split; slices of kHeld k at least.
+// blockIdx.y is the net; those of W_hh are `net_stride` elements apart. At least 2 H threads, and groups x split; slices of kHeld k at least.
 template <class Op, int kHeld>
-__device__ __forceinline__ void scan(long long distinct, const float* W_hh, const Arrays& all,
-                                     long long split) {
+__device__ __forceinline__ void scan(long long distinct, long long net_stride, const float* W_hh,
+                                     const Arrays& all, long long split) {
     HFCORE_DYNAMIC_SHARED(float, shared);
     constexpr int R = Op::kBack ? Op::kCarried : Op::kSums;
     const int T = static_cast<int>(all.T), H = static_cast<int>(all.H);
@@ -175,7 +175,7 @@ __device__ __forceinline__ void scan(long long distinct, const float* W_hh, cons
     const int slice_words = extent.groups() * kGroupSums;
     const Tile tile(extent);
     const bool multiplies = tile.slice < extent.split;
-    const Weights<Op, kHeld> of_net{group(distinct, W_hh, kWeights, R * all.H * all.H), extent, H};
+    const Weights<Op, kHeld> of_net{group(distinct, W_hh, kWeights, net_stride), extent, H};
     float held[kHeld > 0 ? kHeld : 1][kColumns] = {};
     of_net.load(weights);
     of_net.take(tile, held);

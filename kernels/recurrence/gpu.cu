@@ -38,27 +38,26 @@ using namespace hfcore_gpu;
 // h_t = e(W_hh h_{t-1} + W_hx x_t + u_t + b_h), b_init in the place of W_hh h_0 at the first step.
 // FLOP 2·B·H·(H+n) a step; bytes 4·B·(H+n), or 4·B·n where `steps` keeps nothing.
 extern "C" __global__ void __launch_bounds__(448)
-    rnn_forward(const int* stop, long long distinct, const float* W_hh, const float* W_hx,
-                const float* b_h, const float* b_init, const float* x, const float* u,
-                const long long* steps, float* h, long long T, long long B, long long H,
-                long long n, long long slots, long long nonlinearity, long long split) {
-    Scan s{stop, distinct, W_hh,    nullptr, W_hx, b_h, b_init, x,     u,
-           nullptr, nullptr, steps, h,       T,    B,   H,      n,     slots,
-           nonlinearity, 0.0f, split};
+    rnn_forward(const int* stop, long long distinct, long long net_stride, const float* W_hh,
+                const float* W_hx, const float* b_h, const float* b_init, const float* x,
+                const float* u, const long long* steps, float* h, long long T, long long B,
+                long long H, long long n, long long slots, long long nonlinearity,
+                long long split) {
+    Scan s{stop, distinct, net_stride, W_hh, nullptr, W_hx, b_h, b_init, x, u, nullptr, nullptr,
+           steps, h, T, B, H, n, slots, nonlinearity, 0.0f, split};
     scan<true, false, false, true>(s);
 }
 
 // Rh_t = e'(t_t) ⊙ (W_hh Rh_{t-1} + V_hh h_{t-1} + V_hx x_t + u_t + v_b), v_init as b_init.
 // FLOP 2·B·H·(2H+n) a step; bytes 4·B·(2H+n). Without V on chip, u holds its product.
 extern "C" __global__ void __launch_bounds__(448)
-    rnn_tangent(const int* stop, long long distinct, const float* W_hh, const float* V_hh,
-                const float* V_hx, const float* v_b, const float* v_init, const float* x,
-                const float* u, const float* h, const long long* steps, float* Rh, long long T,
-                long long B, long long H, long long n, long long slots, long long nonlinearity,
-                long long split) {
-    Scan s{stop, distinct, W_hh,    V_hh, V_hx, v_b, v_init, x,     u,
-           h,    nullptr,  steps,   Rh,   T,    B,   H,      n,     slots,
-           nonlinearity, 0.0f, split};
+    rnn_tangent(const int* stop, long long distinct, long long net_stride, const float* W_hh,
+                const float* V_hh, const float* V_hx, const float* v_b, const float* v_init,
+                const float* x, const float* u, const float* h, const long long* steps, float* Rh,
+                long long T, long long B, long long H, long long n, long long slots,
+                long long nonlinearity, long long split) {
+    Scan s{stop, distinct, net_stride, W_hh, V_hh, V_hx, v_b, v_init, x, u, h, nullptr, steps, Rh,
+           T, B, H, n, slots, nonlinearity, 0.0f, split};
     if (V_hh != nullptr) {
         scan<false, true, false, true>(s);
     } else {
@@ -70,14 +69,13 @@ extern "C" __global__ void __launch_bounds__(448)
 // `steps` names the steps that have a gs_t and a u_t, in the reverse direction only.
 // FLOP 2·B·H·(H+k) a step; bytes 4·B·H·(2, 3 with a, 4 with u as well) and gs.
 extern "C" __global__ void __launch_bounds__(448)
-    linear_scan(const int* stop, long long distinct, const float* W, const float* W_y,
-                const float* gs, const float* u, const float* d, const float* a,
+    linear_scan(const int* stop, long long distinct, long long net_stride, const float* W,
+                const float* W_y, const float* gs, const float* u, const float* d, const float* a,
                 const long long* steps, float* y, long long T, long long B, long long H,
-                long long k, long long slots, long long nonlinearity, long long reverse, float coefficient,
-                long long split) {
-    Scan s{stop, distinct, W,     nullptr, W_y, nullptr, nullptr, gs, u,
-           d,    a,        steps, y,       T,   B,       H,       k,  slots,
-           nonlinearity, coefficient, split};
+                long long k, long long slots, long long nonlinearity, long long reverse,
+                float coefficient, long long split) {
+    Scan s{stop, distinct, net_stride, W, nullptr, W_y, nullptr, nullptr, gs, u, d, a, steps, y, T,
+           B, H, k, slots, nonlinearity, coefficient, split};
     if (reverse != 0) {
         scan<false, false, true, false>(s);
     } else {
@@ -89,38 +87,36 @@ extern "C" __global__ void __launch_bounds__(448)
 // of a slice of K. The R-op always has V.
 
 extern "C" __global__ void __launch_bounds__(256)
-    rnn_forward_registers(const int* stop, long long distinct, const float* W_hh,
-                          const float* W_hx, const float* b_h, const float* b_init, const float* x,
-                          const float* u, const long long* steps, float* h, long long T,
-                          long long B, long long H, long long n, long long slots,
-                          long long nonlinearity, long long length) {
-    Scan s{stop, distinct, W_hh,    nullptr, W_hx, b_h, b_init, x,     u,
-           nullptr, nullptr, steps, h,       T,    B,   H,      n,     slots,
-           nonlinearity, 0.0f, length};
+    rnn_forward_registers(const int* stop, long long distinct, long long net_stride,
+                          const float* W_hh, const float* W_hx, const float* b_h,
+                          const float* b_init, const float* x, const float* u,
+                          const long long* steps, float* h, long long T, long long B, long long H,
+                          long long n, long long slots, long long nonlinearity, long long length) {
+    Scan s{stop, distinct, net_stride, W_hh, nullptr, W_hx, b_h, b_init, x, u, nullptr, nullptr,
+           steps, h, T, B, H, n, slots, nonlinearity, 0.0f, length};
     scan_by_length<true, true, false, false, true>(s);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    rnn_tangent_registers(const int* stop, long long distinct, const float* W_hh,
-                          const float* V_hh, const float* V_hx, const float* v_b,
+    rnn_tangent_registers(const int* stop, long long distinct, long long net_stride,
+                          const float* W_hh, const float* V_hh, const float* V_hx, const float* v_b,
                           const float* v_init, const float* x, const float* u, const float* h,
                           const long long* steps, float* Rh, long long T, long long B, long long H,
                           long long n, long long slots, long long nonlinearity, long long length) {
-    Scan s{stop, distinct, W_hh,    V_hh, V_hx, v_b, v_init, x,     u,
-           h,    nullptr,  steps,   Rh,   T,    B,   H,      n,     slots,
-           nonlinearity, 0.0f, length};
+    Scan s{stop, distinct, net_stride, W_hh, V_hh, V_hx, v_b, v_init, x, u, h, nullptr, steps, Rh,
+           T, B, H, n, slots, nonlinearity, 0.0f, length};
     scan_by_length<false, false, true, false, true>(s);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
-    linear_scan_registers(const int* stop, long long distinct, const float* W, const float* W_y,
-                          const float* gs, const float* u, const float* d, const float* a,
-                          const long long* steps, float* y, long long T, long long B, long long H,
-                          long long k, long long slots, long long nonlinearity, long long reverse,
-                          float coefficient, long long length) {
-    Scan s{stop, distinct, W,     nullptr, W_y, nullptr, nullptr, gs, u,
-           d,    a,        steps, y,       T,   B,       H,       k,  slots,
-           nonlinearity, coefficient, length};
+    linear_scan_registers(const int* stop, long long distinct, long long net_stride, const float* W,
+                          const float* W_y, const float* gs, const float* u, const float* d,
+                          const float* a, const long long* steps, float* y, long long T,
+                          long long B, long long H, long long k, long long slots,
+                          long long nonlinearity, long long reverse, float coefficient,
+                          long long length) {
+    Scan s{stop, distinct, net_stride, W, nullptr, W_y, nullptr, nullptr, gs, u, d, a, steps, y, T,
+           B, H, k, slots, nonlinearity, coefficient, length};
     if (reverse != 0) {
         scan_by_length<true, false, false, true, false>(s);
     } else {
@@ -133,16 +129,18 @@ extern "C" __global__ void __launch_bounds__(256)
 // barrier, so the model is bytes over bandwidth, and a launch of about 2 µs where that is longer.
 
 // h_t = e(z + u_t + b_h (+ b_init at the first step)).
-extern "C" __global__ void rnn_forward_step(const int* stop, long long distinct, const float* z,
-                                            const float* u, const float* b_h, const float* b_init,
-                                            float* h, long long t, long long T, long long B,
-                                            long long H, long long nonlinearity) {
+extern "C" __global__ void rnn_forward_step(const int* stop, long long distinct,
+                                            long long net_stride, const float* z, const float* u,
+                                            const float* b_h, const float* b_init, float* h,
+                                            long long t, long long T, long long B, long long H,
+                                            long long nonlinearity) {
     if (stop != nullptr && *stop != 0) return;
     const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= B * H) return;
     const long long g = blockIdx.y, at = t * B * H + i, column = i % H;
-    float pre = group(distinct, u, kAdded, T * B * H)[at] + group(distinct, b_h, kBias, H)[column];
-    pre += t == 0 ? group(distinct, b_init, kInitialBias, H)[column] : z[g * B * H + i];
+    float pre = group(distinct, u, kAdded, T * B * H)[at];
+    pre += group(distinct, b_h, kBias, net_stride)[column];
+    pre += t == 0 ? group(distinct, b_init, kInitialBias, net_stride)[column] : z[g * B * H + i];
     float value[1] = {pre};
     activate(value, nonlinearity);
     h[g * T * B * H + at] = value[0];
@@ -150,12 +148,13 @@ extern "C" __global__ void rnn_forward_step(const int* stop, long long distinct,
 
 // y_t = d_t ⊙ (z + u_t + bias (+ initial bias where z is null)) + coefficient · a_t. Null terms are
 // left out; u_t only at `steps`, looked up here because the host must not wait for it.
-extern "C" __global__ void linear_scan_step(const int* stop, long long distinct, const float* z,
-                                            const float* u, const float* d, const float* a,
-                                            const float* bias, const float* initial_bias,
-                                            const long long* steps, float* y, long long t,
-                                            long long T, long long B, long long H, long long slots,
-                                            long long nonlinearity, float coefficient) {
+extern "C" __global__ void linear_scan_step(const int* stop, long long distinct,
+                                            long long net_stride, const float* z, const float* u,
+                                            const float* d, const float* a, const float* bias,
+                                            const float* initial_bias, const long long* steps,
+                                            float* y, long long t, long long T, long long B,
+                                            long long H, long long slots, long long nonlinearity,
+                                            float coefficient) {
     if (stop != nullptr && *stop != 0) return;
     const long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x;
     if (i >= B * H) return;
@@ -163,9 +162,9 @@ extern "C" __global__ void linear_scan_step(const int* stop, long long distinct,
     const long long slot = slot_of(steps, slots, t);
     float pre = z != nullptr ? z[g * B * H + i] : 0.0f;
     if (slot >= 0) pre += group(distinct, u, kAdded, slots * B * H)[slot * B * H + i];
-    if (bias != nullptr) pre += group(distinct, bias, kBias, H)[column];
+    if (bias != nullptr) pre += group(distinct, bias, kBias, net_stride)[column];
     if (z == nullptr && initial_bias != nullptr)
-        pre += group(distinct, initial_bias, kInitialBias, H)[column];
+        pre += group(distinct, initial_bias, kInitialBias, net_stride)[column];
     const float factor[1] = {group(distinct, d, kFactor, T * B * H)[at]};
     float derivative[1];
     differentiate(factor, nonlinearity, derivative);
@@ -181,12 +180,13 @@ extern "C" __global__ void linear_scan_step(const int* stop, long long distinct,
 // barriers a chunk of 32 k.
 // 83 instructions for 4 k (64 FFMA, 8 LDS.128). Outputs of the R-op at H=100, k=1: at every step of
 // T=200, B=1000 160 MB, 0.04 ms; at the last step seven chunks of about 1 µs, waiting for DRAM.
-extern "C" __global__ void __launch_bounds__(256)
-    rows_product(const int* stop, long long distinct, const float* a, const float* A,
-                 const float* h, const float* V, const float* bias, const float* factor,
-                 const long long* steps, float* y, long long S, long long T, long long B,
-                 long long a_width, long long h_width, long long columns, long long a_place,
-                 long long h_place, long long transposed, long long groups) {
+// Three blocks a multiprocessor: for a fourth one, ptxas spills on sm_100.
+extern "C" __global__ void __launch_bounds__(256, 3)
+    rows_product(const int* stop, long long distinct, long long net_stride, const float* a,
+                 const float* A, const float* h, const float* V, const float* bias,
+                 const float* factor, const long long* steps, float* y, long long S, long long T,
+                 long long B, long long a_width, long long h_width, long long columns,
+                 long long a_place, long long h_place, long long transposed, long long groups) {
     if (stop != nullptr && *stop != 0) return;
     HFCORE_DYNAMIC_SHARED(float, shared);
     const RowTile tile(shared, static_cast<int>(groups));
@@ -206,11 +206,11 @@ extern "C" __global__ void __launch_bounds__(256)
     float sum[kTile][kTile] = {};
     add_product(sum, tile, task,
                 {of_net(a, kInput, a_place, a_width),
-                 group(distinct, A, kInputWeights, a_width * columns), static_cast<int>(a_width),
+                 group(distinct, A, kInputWeights, net_stride), static_cast<int>(a_width),
                  static_cast<int>(a_place)});
     add_product(sum, tile, task,
                 {of_net(h, kFactor, h_place, h_width),
-                 group(distinct, V, kHiddenWeights, h_width * columns), static_cast<int>(h_width),
+                 group(distinct, V, kHiddenWeights, net_stride), static_cast<int>(h_width),
                  static_cast<int>(h_place)});
     __syncthreads();  // the chunks make room for the sums
 #pragma unroll
@@ -220,7 +220,7 @@ extern "C" __global__ void __launch_bounds__(256)
                row);
     }
     __syncthreads();
-    const float* const bias_of = group(distinct, bias, kBias, columns);
+    const float* const bias_of = group(distinct, bias, kBias, net_stride);
     const float* const factor_of = group(distinct, factor, kAdded, rows * columns);
     const int elements = kRowTile * tile.columns();
     for (int i = static_cast<int>(threadIdx.x); i < elements; i += kProductThreads) {
@@ -237,8 +237,8 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // y [G,rows,k] -= c [1 or G,rows,k] · Σ_k y; one warp a row. Bytes 4·4·rows·k, no barrier.
 extern "C" __global__ void __launch_bounds__(256)
-    subtract_rank_one(const int* stop, long long distinct, const float* c, float* y,
-                      long long rows, long long k) {
+    subtract_rank_one(const int* stop, long long distinct, const float* c, float* y, long long rows,
+                      long long k) {
     if (stop != nullptr && *stop != 0) return;
     const long long row = static_cast<long long>(blockIdx.x) * (kProductThreads / 32) +
                           static_cast<int>(threadIdx.x) / 32;
@@ -264,10 +264,9 @@ extern "C" __global__ void __launch_bounds__(256)
 //              a row take as long as their FFMA, and that a chunk is fetched only one ahead
 extern "C" __global__ void __launch_bounds__(256, 2)
     outer_partials(const int* stop, long long distinct, const float* left, const float* x,
-                   const float* h, const long long* steps, float* partial, long long S,
-                   long long T, long long B, long long I, long long n, long long H,
-                   long long previous, long long split_rows, long long splits, long long high,
-                   long long wide) {
+                   const float* h, const long long* steps, float* partial, long long S, long long T,
+                   long long B, long long I, long long n, long long H, long long previous,
+                   long long split_rows, long long splits, long long high, long long wide) {
     if (stop != nullptr && *stop != 0) return;
     HFCORE_DYNAMIC_SHARED(float, shared);
     const int J = static_cast<int>(n + H) + (previous != 0 ? 2 : 1);
@@ -313,10 +312,10 @@ extern "C" __global__ void __launch_bounds__(256, 2)
 // element. Bytes 4·splits·H·(n+H+2), mostly from L2; one barrier. At H=100: 11 MB, 10 µs measured on
 // an H200.
 extern "C" __global__ void __launch_bounds__(256)
-    finish_gradient(const int* stop, long long distinct, const float* hidden, const float* outputs,
-                    const float* v, float* out, long long n, long long H, long long k,
-                    long long splits, long long output_splits, float scale, float damping,
-                    long long accumulate) {
+    finish_gradient(const int* stop, long long distinct, long long net_stride, const float* hidden,
+                    const float* outputs, const float* v, float* out, long long n, long long H,
+                    long long k, long long splits, long long output_splits, float scale,
+                    float damping, long long accumulate) {
     if (stop != nullptr && *stop != 0) return;
     HFCORE_DYNAMIC_SHARED(float, shared);
     constexpr int kElements = 32, kAdders = kProductThreads / kElements;
@@ -357,7 +356,7 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
     for (int i = 0; i < kAdders; ++i) sum += shared[i * kElements + lane];
     float value = scale * sum;
-    if (v != nullptr) value += damping * group(distinct, v, kAdded, N)[element];
+    if (v != nullptr) value += damping * group(distinct, v, kAdded, net_stride)[element];
     float* const to = out + blockIdx.y * N + element;
     *to = accumulate != 0 ? *to + value : value;
 }

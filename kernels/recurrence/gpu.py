@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hfcore.kernels.gpu_launch import Argument, Launch, dense, grid, optional, round_up
+from hfcore.kernels.gpu_launch import Argument, Launch, dense, grid, in_rows, optional, round_up
 from hfcore.kernels.recurrence import gpu_cluster, gpu_step, gpu_tensor
 from hfcore.kernels.recurrence import gpu_products as products
 from hfcore.kernels.recurrence.gpu_choice import tensor_form
@@ -31,8 +31,6 @@ from hfcore.kernels.recurrence.gpu_launch import (
     Run,
     TensorLaunch,
     at_steps,
-    carried_weights,
-    dense_weights,
     distinct,
     group_of,
 )
@@ -175,9 +173,10 @@ def rnn_forward(
 
     Without ``states`` only the output steps are written. ``s`` is undefined after a ``stop``.
     """
-    run = Run(launch, stop, shared_limit, Scratch(), tensor)
     G = group_of(x, *w)
-    x, w, steps = dense(x), dense_weights(w), optional(steps)
+    parameters, net_stride = in_rows(*w)
+    run = Run(launch, stop, shared_limit, Scratch(), tensor, net_stride)
+    x, w, steps = dense(x), RnnWeights(*parameters), optional(steps)
     T, B, n = x.shape[1:]
     H = w.W_hh.shape[-1]
     own = own_products(H, shared_limit)
@@ -214,9 +213,10 @@ def linear_scan(
     shared_limit: int = SMALLEST_SHARED_LIMIT,
 ) -> Tensor:
     """y_t = d_t ⊙ (y_{t∓1} W + u_t) + a_t for ``u, d, a, y [G,T,B,H]``, ``W [G,H,H]``."""
-    run = Run(launch, stop, shared_limit, Scratch())
     G = group_of(u, d, W, a)
-    u, d, W, a = dense(u), dense(d), dense(W), optional(a)
+    (W,), net_stride = in_rows(W)
+    run = Run(launch, stop, shared_limit, Scratch(), net_stride=net_stride)
+    u, d, a = dense(u), dense(d), optional(a)
     y = u.new_empty(G, *u.shape[1:]) if out is None else out
     return _scan(run, ScanTerms(W, None, None, u, d, a, None, GIVEN, 1.0), y, reverse)
 
@@ -233,10 +233,12 @@ def rnn_backward(
     annotate: Annotate = unnamed,
 ) -> Tensor:
     """Flat parameter gradient ``[G,N]`` by BPTT from ``gs = ∂L/∂s [G,T_out,B,k]``."""
-    run = Run(launch, stop, shared_limit, Scratch(), tensor)
     (x, _, w, nonlinearity, steps), h = at, at.states
     G = group_of(x, h, *w, gs)
-    x, h, w, gs, steps = dense(x), dense(h), carried_weights(w), dense(gs), optional(steps)
+    (W_hh, W_yh), net_stride = in_rows(w.W_hh, w.W_yh)
+    w = w._replace(W_hh=W_hh, W_yh=W_yh)
+    run = Run(launch, stop, shared_limit, Scratch(), tensor, net_stride)
+    x, h, gs, steps = dense(x), dense(h), dense(gs), optional(steps)
     out = _flat(out, G, x, h, gs)
     own = own_products(h.shape[-1], shared_limit)
     with annotate("reverse scan"):
@@ -268,15 +270,17 @@ def rnn_gauss_newton(
     output steps only, and no work of the outputs is done at any other step. ``accumulate`` adds to
     ``out``.
     """
-    run = Run(launch, stop, shared_limit, Scratch() if scratch is None else scratch, tensor)
     (x, _, w, nonlinearity, steps), h = at, at.states
     c, rank_one, scale, structural, damping = curvature
     G = group_of(x, h, *w, v, c)
-    x, h, w, v, c = dense(x), dense(h), carried_weights(w), dense(v), dense(c)
-    steps = optional(steps)
+    (W_hh, W_yh, v), net_stride = in_rows(w.W_hh, w.W_yh, v)
+    w = w._replace(W_hh=W_hh, W_yh=W_yh)
+    kept_scratch = Scratch() if scratch is None else scratch
+    run = Run(launch, stop, shared_limit, kept_scratch, tensor, net_stride)
+    x, h, c, steps = dense(x), dense(h), dense(c), optional(steps)
     out = _flat(out, G, x, h, c)
     own = own_products(h.shape[-1], shared_limit)
-    tangent = dense_weights(split_flat(v, RnnShape(x.shape[-1], h.shape[-1], c.shape[-1])))
+    tangent = split_flat(v, RnnShape(x.shape[-1], h.shape[-1], c.shape[-1]))
     kept = None if structural else steps
     with annotate("R-op"):
         Rh = _tangent(run, own, x, h, w, tangent, nonlinearity, kept)
@@ -342,6 +346,7 @@ def _forward(
                     input=x,
                     added=u,
                 ),
+                run.net_stride,
                 w.W_hh,
                 w.W_hx,
                 w.b_h,
@@ -424,6 +429,7 @@ def _tangent(
                 added=u,
                 factor=h,
             ),
+            run.net_stride,
             w.W_hh,
             v.W_hh if hidden else None,
             v.W_hx,
@@ -555,6 +561,7 @@ def _launch_scan(
                 factor=terms.factor,
                 structural=terms.a,
             ),
+            run.net_stride,
             terms.W,
             W_yh,
             gs,
@@ -585,7 +592,10 @@ def _forward_by_steps(run: Run, u: Tensor, w: RnnWeights, nonlinearity: str, h: 
     for t in range(T):
         if t > 0:
             _step_product(h[:, t - 1], w.W_hh.mT, z)
-        arguments = [run.stop, own, z if t else None, u, w.b_h, w.b_init, h, t, T, B, H, code]
+        carried = z if t else None
+        arguments = [
+            run.stop, own, run.net_stride, carried, u, w.b_h, w.b_init, h, t, T, B, H, code
+        ]  # fmt: skip
         _launch_elements(run, "rnn_forward_step", (G, B * H), arguments)
 
 
@@ -604,6 +614,7 @@ def _scan_by_steps(run: Run, terms: ScanTerms, y: Tensor, reverse: bool) -> None
         arguments: list[Argument] = [
             run.stop,
             own,
+            run.net_stride,
             carried,
             u,
             factor,

@@ -24,34 +24,35 @@ using namespace hfcore_gpu;
     /* h_t = e(W_hh h_{t-1} + u_t + b_h), b_init in the place of W_hh h_0 at the first step. */   \
     extern "C" __global__ void __cluster_dims__(8, 1, 1) __launch_bounds__(128 * TILES, BLOCKS)   \
         rnn_forward_cluster_##CHUNKS(                                                             \
-            const int* stop, long long distinct, const float* W_hh, const float* b_h,             \
-            const float* b_init, const float* u, const long long* steps, float* h, long long T,   \
-            long long B, long long H, long long slots, long long nonlinearity) {                  \
+            const int* stop, long long distinct, long long net_stride, const float* W_hh,         \
+            const float* b_h, const float* b_init, const float* u, const long long* steps,        \
+            float* h, long long T, long long B, long long H, long long slots,                     \
+            long long nonlinearity) {                                                             \
         scan_on_cluster<TILES, CHUNKS, ALL, kClusterForward>(                                     \
-            {stop, distinct, W_hh, b_h, b_init, u, nullptr, nullptr, steps, h, T, B, H, slots,    \
-             nonlinearity, 0.0f});                                                                \
+            {stop, distinct, net_stride, W_hh, b_h, b_init, u, nullptr, nullptr, steps, h, T, B,  \
+             H, slots, nonlinearity, 0.0f});                                                      \
     }                                                                                             \
     /* Rh_t = e'(t_t) ⊙ (W_hh Rh_{t-1} + u_t + v_b), v_init as b_init. */                         \
     extern "C" __global__ void __cluster_dims__(8, 1, 1) __launch_bounds__(128 * TILES, BLOCKS)   \
         rnn_tangent_cluster_##CHUNKS(                                                             \
-            const int* stop, long long distinct, const float* W_hh, const float* v_b,             \
-            const float* v_init, const float* u, const float* h, const long long* steps,          \
-            float* Rh, long long T, long long B, long long H, long long slots,                    \
-            long long nonlinearity) {                                                             \
+            const int* stop, long long distinct, long long net_stride, const float* W_hh,         \
+            const float* v_b, const float* v_init, const float* u, const float* h,                \
+            const long long* steps, float* Rh, long long T, long long B, long long H,             \
+            long long slots, long long nonlinearity) {                                            \
         scan_on_cluster<TILES, CHUNKS, ALL, kClusterTangent>(                                     \
-            {stop, distinct, W_hh, v_b, v_init, u, h, nullptr, steps, Rh, T, B, H, slots,         \
-             nonlinearity, 0.0f});                                                                \
+            {stop, distinct, net_stride, W_hh, v_b, v_init, u, h, nullptr, steps, Rh, T, B, H,    \
+             slots, nonlinearity, 0.0f});                                                         \
     }                                                                                             \
     /* gt_t = e'(t_t) ⊙ (gt_{t+1} W_hh + u_t) + coefficient · a_t; `steps` are those of u. */     \
     extern "C" __global__ void __cluster_dims__(8, 1, 1) __launch_bounds__(128 * TILES, BLOCKS)   \
         rnn_backward_cluster_##CHUNKS(                                                            \
-            const int* stop, long long distinct, const float* W_hh, const float* u,               \
-            const float* h, const float* a, const long long* steps, float* gt, long long T,       \
-            long long B, long long H, long long slots, long long nonlinearity,                    \
+            const int* stop, long long distinct, long long net_stride, const float* W_hh,         \
+            const float* u, const float* h, const float* a, const long long* steps, float* gt,    \
+            long long T, long long B, long long H, long long slots, long long nonlinearity,       \
             float coefficient) {                                                                  \
         scan_on_cluster<TILES, CHUNKS, ALL, kClusterBackward>(                                    \
-            {stop, distinct, W_hh, nullptr, nullptr, u, h, a, steps, gt, T, B, H, slots,          \
-             nonlinearity, coefficient});                                                         \
+            {stop, distinct, net_stride, W_hh, nullptr, nullptr, u, h, a, steps, gt, T, B, H,     \
+             slots, nonlinearity, coefficient});                                                  \
     }
 HFCORE_CLUSTER(2, 3, 3, 2)
 HFCORE_CLUSTER(2, 4, 4, 2)

@@ -82,6 +82,7 @@ def rnn_forward(
         [
             run.stop,
             distinct(carry=w.W_hh, bias=w.b_h, initial_bias=w.b_init, added=u),
+            run.net_stride,
             w.W_hh,
             w.b_h,
             w.b_init,
@@ -119,6 +120,7 @@ def rnn_tangent(
         [
             run.stop,
             distinct(carry=w.W_hh, bias=v.b_h, initial_bias=v.b_init, added=u, factor=h),
+            run.net_stride,
             w.W_hh,
             v.b_h,
             v.b_init,
@@ -158,6 +160,7 @@ def rnn_backward(
         [
             run.stop,
             distinct(carry=w.W_hh, added=u, factor=h, structural=a),
+            run.net_stride,
             w.W_hh,
             u,
             h,

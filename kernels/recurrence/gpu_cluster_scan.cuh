@@ -47,6 +47,7 @@ enum ClusterForm { kClusterForward, kClusterTangent, kClusterBackward };
 struct ClusterScan {
     const int* stop;
     long long distinct;
+    long long net_stride;       // elements from net to net of W and the biases
     const float* W;             // [G,H,H]
     const float* bias;          // [G,H]
     const float* initial_bias;  // [G,H]
@@ -147,7 +148,7 @@ __device__ __forceinline__ void scan_on_cluster(const ClusterScan& s) {
     float* const sums = reinterpret_cast<float*>(shared + 2 * kRowWords);
     float* const own_sums = sums + kSumWords * (kTiles * place.slice + place.tile);
 
-    const float* const W = group(s.distinct, s.W, kCarryWeights, s.H * s.H);
+    const float* const W = group(s.distinct, s.W, kCarryWeights, s.net_stride);
     TensorWeights<kChunks, kAllInRegisters> weights;
     unsigned* const beside = shared + 2 * kRowWords + kSumWords * kTiles * kClusterSlices +
                              static_cast<int>(threadIdx.x) / 32 * weights.kWords;
@@ -165,8 +166,8 @@ __device__ __forceinline__ void scan_on_cluster(const ClusterScan& s) {
     Cursor slots(s.steps, s.slots, kBackward);  // of u when backward, else of y
     float bias = 0.0f, initial = 0.0f;
     if (!kBackward && place.unit < H) {
-        const float* const every = group(s.distinct, s.bias, kBias, s.H);
-        const float* const first = group(s.distinct, s.initial_bias, kInitialBias, s.H);
+        const float* const every = group(s.distinct, s.bias, kBias, s.net_stride);
+        const float* const first = group(s.distinct, s.initial_bias, kInitialBias, s.net_stride);
         if (every != nullptr) bias = every[place.unit];
         if (first != nullptr) initial = first[place.unit];
     }

@@ -6,8 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from hfcore.kernels.gpu_launch import Launch, dense
-from hfcore.kernels.recurrence.layout import RnnWeights
+from hfcore.kernels.gpu_launch import Launch
 from hfcore.kernels.scratch import Scratch
 
 ELEMENTWISE_THREADS = 256
@@ -32,7 +31,8 @@ class Run(NamedTuple):
     """How one op runs: what starts a kernel, the stop flag, a block's shared memory, buffers.
 
     ``stop`` is int32 ``[1]`` on the device, or None; ``shared_limit`` is in bytes. ``tensor``
-    starts the kernels on tensor cores.
+    starts the kernels on tensor cores. Parameters of G nets lie ``net_stride`` elements from net to
+    net (``in_rows``).
     """
 
     launch: Launch
@@ -40,6 +40,7 @@ class Run(NamedTuple):
     shared_limit: int
     scratch: Scratch
     tensor: TensorLaunch = NO_TENSOR_CORES
+    net_stride: int = 0
 
 
 def distinct(
@@ -62,18 +63,6 @@ def distinct(
 def group_of(*arrays: Tensor | None) -> int:
     """Nets in the group: the longest first axis of arrays ``[1 or G,...]``."""
     return max(a.shape[0] for a in arrays if a is not None)
-
-
-def dense_weights(w: RnnWeights) -> RnnWeights:
-    return RnnWeights(*map(dense, w))
-
-
-def carried_weights(w: RnnWeights) -> RnnWeights:
-    """The same of W_hh and W_yh alone, which is what derivatives at known states multiply by.
-
-    A group's weights are parts of the rows of one ``[G,N]``, and :func:`dense` copies each.
-    """
-    return w._replace(W_hh=dense(w.W_hh), W_yh=dense(w.W_yh))
 
 
 def at_steps(steps: Tensor | None, y: Tensor) -> Tensor:

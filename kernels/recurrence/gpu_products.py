@@ -129,6 +129,7 @@ def parameter_gradient(
         [
             run.stop,
             distinct(factor=hidden, input=of_outputs, added=v),
+            run.net_stride,
             hidden,
             of_outputs,
             v,
@@ -178,6 +179,7 @@ def _rows_product(
         [
             run.stop,
             distinct(input=a, input_weights=A, factor=h, hidden=V, bias=bias, added=factor),
+            run.net_stride,
             a,
             A,
             h,

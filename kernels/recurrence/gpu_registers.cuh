@@ -220,15 +220,15 @@ __device__ __forceinline__ void scan_in_registers(const Scan& s) {
          i += static_cast<int>(blockDim.x))
         rooms.carry[i] = 0.0f;
     load_input_weights(rooms.input_weights,
-                       group(s.distinct, s.input_weights, kInputWeights, s.m * s.H), m, H,
+                       group(s.distinct, s.input_weights, kInputWeights, s.net_stride), m, H,
                        kTransposed);
-    stage(rooms.staged, group(s.distinct, s.W, kCarryWeights, s.H * s.H), H);
+    stage(rooms.staged, group(s.distinct, s.W, kCarryWeights, s.net_stride), H);
     __syncthreads();  // W is there, and the buffers are zero
     LaneWeights<kLength, kWide> weights, hidden_weights;
     take_weights<kLength, kWide>(weights, rooms.staged, lane, H, kTransposed);
     if (kHidden) {
         __syncthreads();  // V takes the place of W
-        stage(rooms.staged, group(s.distinct, s.V, kHiddenWeights, s.H * s.H), H);
+        stage(rooms.staged, group(s.distinct, s.V, kHiddenWeights, s.net_stride), H);
         __syncthreads();  // V is there
         take_weights<kLength, kWide>(hidden_weights, rooms.staged, lane, H, kTransposed);
     }

@@ -14,7 +14,9 @@
 
 namespace hfcore_gpu {
 
-// Bits of `distinct`: which arrays have a group axis; the others are shared. gpu.py has this order.
+// Bits of `distinct`: which arrays have a group axis; the others are shared. gpu.py has this order. Nets of
+// an array of sequences follow one another; those of weights and biases are `net_stride` elements apart,
+// as they lie in the rows of one [G,N].
 enum Distinct : int {
     kCarryWeights = 0,
     kHiddenWeights = 1,
@@ -33,6 +35,7 @@ enum Distinct : int {
 struct Scan {
     const int* stop;
     long long distinct;
+    long long net_stride;        // elements from net to net of weights and biases
     const float* W;              // [G,H,H]
     const float* V;              // [G,H,H], meets hidden_t = factor_{t-1}
     const float* input_weights;  // [G,H,m] transposed, else [G,m,H]
@@ -137,7 +140,7 @@ private:
     long long offset_;
 };
 
-// This block's net in an array of `size` elements a net.
+// This block's net in an array whose nets are `size` elements apart.
 __device__ __forceinline__ const float* group(long long distinct, const float* array, Distinct bit,
                                               long long size) {
     const bool own = (distinct >> bit & 1) != 0;
@@ -223,8 +226,9 @@ struct Biases {
     float every, initial;
 
     __device__ __forceinline__ Biases(const Scan& s, const Column& column) {
-        const float* const bias_of = group(s.distinct, s.bias, kBias, s.H);
-        const float* const initial_of = group(s.distinct, s.initial_bias, kInitialBias, s.H);
+        const float* const bias_of = group(s.distinct, s.bias, kBias, s.net_stride);
+        const float* const initial_of =
+            group(s.distinct, s.initial_bias, kInitialBias, s.net_stride);
         every = bias_of != nullptr && column.exists ? bias_of[column.index] : 0.0f;
         initial = initial_of != nullptr && column.exists ? initial_of[column.index] : 0.0f;
     }
@@ -334,13 +338,13 @@ __device__ __forceinline__ void scan(const Scan& s) {
     for (int i = static_cast<int>(threadIdx.x); i < extent.carry_words();
          i += static_cast<int>(blockDim.x))
         carry[i] = 0.0f;
-    load_weights(weights, extent, 0, H, group(s.distinct, s.W, kCarryWeights, s.H * s.H),
+    load_weights(weights, extent, 0, H, group(s.distinct, s.W, kCarryWeights, s.net_stride),
                  kTransposed);
     if (kHidden)
-        load_weights(weights, extent, H, H, group(s.distinct, s.V, kHiddenWeights, s.H * s.H),
+        load_weights(weights, extent, H, H, group(s.distinct, s.V, kHiddenWeights, s.net_stride),
                      kTransposed);
     load_weights(weights, extent, input_from, m,
-                 group(s.distinct, s.input_weights, kInputWeights, s.m * s.H), kTransposed);
+                 group(s.distinct, s.input_weights, kInputWeights, s.net_stride), kTransposed);
     __syncthreads();
 
     const Column column(s, static_cast<int>(threadIdx.x) / 2,

@@ -13,34 +13,34 @@
 
 using namespace hfcore_gpu;
 
-// The weights W [G,H,H], or their transposed, as fragments; zero in the counters of the G nets of the
-// pass, of which there are `count`.
+// The weights W [G,H,H], nets `net_stride` elements apart, or their transposed, as fragments; zero in the
+// counters of the G nets of the pass, of which there are `count`.
 extern "C" __global__ void __launch_bounds__(32 * kPackWarps)
-    pack_step_weights(const int* stop, const float* W, unsigned* packed, int* counters,
-                      long long count, long long H, long long transposed) {
+    pack_step_weights(const int* stop, long long net_stride, const float* W, unsigned* packed,
+                      int* counters, long long count, long long H, long long transposed) {
     if (stop != nullptr && *stop != 0) return;
     const long long tiles = tiles_of(H, kUnits), net = blockIdx.y;
     if (net == 0)
         for (long long i = static_cast<long long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
              i += static_cast<long long>(gridDim.x) * blockDim.x)
             counters[i] = 0;
-    pack_weights(W + net * H * H,
+    pack_weights(W + net * net_stride,
                  reinterpret_cast<uint4*>(packed) + net * tiles * tiles * (kPieces * 32),
                  static_cast<int>(H), transposed != 0);
 }
 
 // h_t = e(W h_{t-1} + u_t + b_h), b_init in the place of W h_0 at the first step.
 extern "C" __global__ void __launch_bounds__(32 * kStepTiles * kStepGroups, 1)
-    rnn_forward_step_tensor(const int* stop, long long distinct, const unsigned* packed,
-                            const unsigned* rows, unsigned* next, float* partial, int* counters,
-                            const float* u, const float* b_h, const float* b_init, float* h,
-                            long long t, long long T, long long B, long long H, long long splits,
-                            long long nonlinearity) {
+    rnn_forward_step_tensor(const int* stop, long long distinct, long long net_stride,
+                            const unsigned* packed, const unsigned* rows, unsigned* next,
+                            float* partial, int* counters, const float* u, const float* b_h,
+                            const float* b_init, float* h, long long t, long long T, long long B,
+                            long long H, long long splits, long long nonlinearity) {
     if (stop != nullptr && *stop != 0) return;
     const StepProduct product(distinct, packed, rows, next, partial, counters, B, H, splits);
     const float* const added = group(distinct, u, kAdded, T * B * H) + t * B * H;
-    const float* const bias = group(distinct, b_h, kBias, H);
-    const float* const initial = group(distinct, b_init, kInitialBias, H);
+    const float* const bias = group(distinct, b_h, kBias, net_stride);
+    const float* const initial = group(distinct, b_init, kInitialBias, net_stride);
     run_step(product, h + (blockIdx.y * T + t) * B * H, B, H,
              [&](const StepLane& lane, Fragment& y) {
 #pragma unroll
@@ -56,20 +56,21 @@ extern "C" __global__ void __launch_bounds__(32 * kStepTiles * kStepGroups, 1)
 // y_t = d_t ⊙ (M y_{t∓1} + u_t + bias (+ initial bias where rows is null)) + coefficient · a_t. Null terms
 // are left out; u_t only at `steps`, looked up here because the host must not wait for it.
 extern "C" __global__ void __launch_bounds__(32 * kStepTiles * kStepGroups, 1)
-    linear_scan_step_tensor(const int* stop, long long distinct, const unsigned* packed,
-                            const unsigned* rows, unsigned* next, float* partial, int* counters,
-                            const float* u, const float* d, const float* a, const float* bias,
-                            const float* initial_bias, const long long* steps, float* y, long long t,
-                            long long T, long long B, long long H, long long slots,
-                            long long splits, long long nonlinearity, float coefficient) {
+    linear_scan_step_tensor(const int* stop, long long distinct, long long net_stride,
+                            const unsigned* packed, const unsigned* rows, unsigned* next,
+                            float* partial, int* counters, const float* u, const float* d,
+                            const float* a, const float* bias, const float* initial_bias,
+                            const long long* steps, float* y, long long t, long long T, long long B,
+                            long long H, long long slots, long long splits, long long nonlinearity,
+                            float coefficient) {
     if (stop != nullptr && *stop != 0) return;
     const StepProduct product(distinct, packed, rows, next, partial, counters, B, H, splits);
     const long long slot = slot_of(steps, slots, t), move = B * H;
     const float* const added =
         slot < 0 ? nullptr : group(distinct, u, kAdded, slots * move) + slot * move;
-    const float* const every = group(distinct, bias, kBias, H);
+    const float* const every = group(distinct, bias, kBias, net_stride);
     const float* const first =
-        rows == nullptr ? group(distinct, initial_bias, kInitialBias, H) : nullptr;
+        rows == nullptr ? group(distinct, initial_bias, kInitialBias, net_stride) : nullptr;
     const float* const factors = group(distinct, d, kFactor, T * move) + t * move;
     const float* const structural =
         a == nullptr ? nullptr : group(distinct, a, kStructural, T * move) + t * move;

@@ -144,7 +144,7 @@ class _Steps:
         self, run: Run, W: Tensor, size: tuple[int, int, int], *, like: Tensor, transposed: bool
     ) -> None:
         assert run.tensor.step is not None  # gpu_choice.py was asked
-        self._start, self._stop = run.tensor.step, run.stop
+        self._start, self._stop, self._net_stride = run.tensor.step, run.stop, run.net_stride
         (self._G, B, H), take = size, run.scratch.take
         self._plan = tiles, columns, _, splits = plan(B, H)
         sums = LANE_WORDS * tiles * columns * splits if splits > 1 else 1
@@ -159,7 +159,7 @@ class _Steps:
             grid(-(-(tiles * tiles) // PACK_WARPS), W.shape[0]),
             (32 * PACK_WARPS, 1, 1),
             0,
-            [self._stop, W, packed, self._counters, counters, H, int(transposed)],
+            [self._stop, run.net_stride, W, packed, self._counters, counters, H, int(transposed)],
         )
 
     def launch(
@@ -177,6 +177,7 @@ class _Steps:
             [
                 self._stop,
                 own,
+                self._net_stride,
                 self._packed,
                 None if first else before,
                 after,

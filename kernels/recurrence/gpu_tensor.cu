@@ -18,12 +18,13 @@ using namespace hfcore_gpu;
 #define HFCORE_FORWARD(CHUNKS)                                                                  \
     extern "C" __global__ void __launch_bounds__(32 * CHUNKS, 1)                                   \
         rnn_forward_tensor_##CHUNKS(                                                            \
-            const int* stop, long long distinct, const float* W_hh, const float* W_hx,          \
-            const float* b_h, const float* b_init, const float* x, const float* u,              \
-            const long long* steps, float* h, long long T, long long B, long long H,            \
-            long long n, long long slots, long long nonlinearity) {                             \
-        forward_on_tensor_cores<CHUNKS>(stop, distinct, W_hh, W_hx, b_h, b_init, x, u, steps, h, T, \
-                                        B, H, n, slots, nonlinearity);                          \
+            const int* stop, long long distinct, long long net_stride, const float* W_hh,       \
+            const float* W_hx, const float* b_h, const float* b_init, const float* x,           \
+            const float* u, const long long* steps, float* h, long long T, long long B,         \
+            long long H, long long n, long long slots, long long nonlinearity) {                \
+        forward_on_tensor_cores<CHUNKS>(                                                        \
+            stop, distinct, net_stride, W_hh, W_hx, b_h, b_init, x, u, steps, h, T, B, H, n,    \
+            slots, nonlinearity);                                                               \
     }
 HFCORE_FORWARD(2)
 HFCORE_FORWARD(4)
@@ -36,12 +37,14 @@ HFCORE_FORWARD(8)
 #define HFCORE_TANGENT(CHUNKS, ALL)                                                             \
     extern "C" __global__ void __launch_bounds__(64 * CHUNKS, 1)                                   \
         rnn_tangent_tensor_##CHUNKS(                                                            \
-            const int* stop, long long distinct, const float* W_hh, const float* V_hh,          \
-            const float* V_hx, const float* v_b, const float* v_init, const float* x,           \
-            const float* u, const float* h, const long long* steps, float* Rh, long long T,     \
-            long long B, long long H, long long n, long long slots, long long nonlinearity) {   \
-        tangent_on_tensor_cores<CHUNKS, ALL>(stop, distinct, W_hh, V_hh, V_hx, v_b, v_init, x, u, \
-                                             h, steps, Rh, T, B, H, n, slots, nonlinearity);    \
+            const int* stop, long long distinct, long long net_stride, const float* W_hh,       \
+            const float* V_hh, const float* V_hx, const float* v_b, const float* v_init,        \
+            const float* x, const float* u, const float* h, const long long* steps, float* Rh,  \
+            long long T, long long B, long long H, long long n, long long slots,                \
+            long long nonlinearity) {                                                           \
+        tangent_on_tensor_cores<CHUNKS, ALL>(                                                   \
+            stop, distinct, net_stride, W_hh, V_hh, V_hx, v_b, v_init, x, u, h, steps, Rh, T,   \
+            B, H, n, slots, nonlinearity);                                                      \
     }
 HFCORE_TANGENT(2, 2)
 HFCORE_TANGENT(4, 4)
@@ -55,15 +58,15 @@ HFCORE_TANGENT(8, 1)
 #define HFCORE_BACKWARD(CHUNKS, ALL)                                                            \
     extern "C" __global__ void __launch_bounds__(64 * CHUNKS, 1)                                \
         rnn_backward_tensor_##CHUNKS(                                                           \
-            const int* stop, long long distinct, const float* W_hh, const float* W_yh,          \
-            const float* x, const float* h, const float* gs, const float* u, const float* a,    \
-            const long long* steps, float* partial, long long T, long long B, long long H,      \
-            long long n, long long k, long long slots, long long nonlinearity,                  \
+            const int* stop, long long distinct, long long net_stride, const float* W_hh,       \
+            const float* W_yh, const float* x, const float* h, const float* gs, const float* u, \
+            const float* a, const long long* steps, float* partial, long long T, long long B,   \
+            long long H, long long n, long long k, long long slots, long long nonlinearity,     \
             float coefficient) {                                                                \
         if (stop != nullptr && *stop != 0) return;                                              \
         backward_on_tensor_cores<CHUNKS, ALL>(                                                  \
-            {distinct, T, B, H, n, k, slots, nonlinearity, coefficient}, W_hh, W_yh, x, h, gs,  \
-            u, a, steps, partial);                                                              \
+            {distinct, net_stride, T, B, H, n, k, slots, nonlinearity, coefficient}, W_hh,      \
+            W_yh, x, h, gs, u, a, steps, partial);                                              \
     }
 HFCORE_BACKWARD(2, 2)
 HFCORE_BACKWARD(4, 4)

@@ -23,7 +23,7 @@ namespace hfcore_gpu {
 
 // Sizes of a block's problem, as the kernel is given them.
 struct BackwardTask {
-    long long distinct, T, B, H, n, k, slots, nonlinearity;
+    long long distinct, net_stride, T, B, H, n, k, slots, nonlinearity;
     float coefficient;
 };
 
@@ -224,8 +224,8 @@ __device__ __forceinline__ void backward_on_tensor_cores(
     const float* const states = group(task.distinct, h, kFactor, TB * task.H);
     if (warp < kChunks) {
         chain_backward(task, rooms, lane, tile,
-                       group(task.distinct, W_hh, kCarryWeights, task.H * task.H),
-                       group(task.distinct, W_yh, kInputWeights, task.k * task.H), states,
+                       group(task.distinct, W_hh, kCarryWeights, task.net_stride),
+                       group(task.distinct, W_yh, kInputWeights, task.net_stride), states,
                        // gs has the bit of a bias, of which there is none.
                        group(task.distinct, gs, kBias, slots_B * task.k),
                        group(task.distinct, u, kAdded, slots_B * task.H),

@@ -10,9 +10,9 @@ namespace hfcore_gpu {
 // H <= 16 kChunks. n input columns are in the padding: H + n <= 16 kChunks.
 template <int kChunks>
 __device__ __forceinline__ void forward_on_tensor_cores(
-    const int* stop, long long distinct, const float* W_hh, const float* W_hx, const float* b_h,
-    const float* b_init, const float* x, const float* u, const long long* steps, float* h,
-    long long T_, long long B_, long long H_, long long n_, long long slots,
+    const int* stop, long long distinct, long long net_stride, const float* W_hh, const float* W_hx,
+    const float* b_h, const float* b_init, const float* x, const float* u, const long long* steps,
+    float* h, long long T_, long long B_, long long H_, long long n_, long long slots,
     long long nonlinearity) {
     if (stop != nullptr && *stop != 0) return;
     HFCORE_DYNAMIC_SHARED(unsigned, shared);
@@ -20,8 +20,8 @@ __device__ __forceinline__ void forward_on_tensor_cores(
     const int H = static_cast<int>(H_), n = static_cast<int>(n_);
     const int tile = static_cast<int>(threadIdx.x) / 32;
     TensorLane lane(tile, H, B);
-    const float* const W = group(distinct, W_hh, kCarryWeights, H_ * H_);
-    const float* const W_x = group(distinct, W_hx, kInputWeights, H_ * n_);
+    const float* const W = group(distinct, W_hh, kCarryWeights, net_stride);
+    const float* const W_x = group(distinct, W_hx, kInputWeights, net_stride);
     TensorWeights<kChunks> weights;
     weights.load(tile, nullptr, [&](int row, int column) {
         if (row >= H || column >= H + n) return 0.0f;
@@ -33,7 +33,7 @@ __device__ __forceinline__ void forward_on_tensor_cores(
     float* const out = h + blockIdx.y * (steps != nullptr ? slots : T_) * B_ * H_;
     Cursor kept(steps, slots, false);
     float bias[2];
-    read_bias(group(distinct, b_h, kBias, H_), lane, bias);
+    read_bias(group(distinct, b_h, kBias, net_stride), lane, bias);
 
     Fragment arriving = {};  // inputs of the step after, in the place of units that do not exist
     unsigned *now = shared, *next = shared + kChunks * kChunkWords;
@@ -46,7 +46,7 @@ __device__ __forceinline__ void forward_on_tensor_cores(
         lane.forget();
         Fragment y;
         start_at(bias, y);
-        if (t == 0) add_bias(group(distinct, b_init, kInitialBias, H_), lane, y);
+        if (t == 0) add_bias(group(distinct, b_init, kInitialBias, net_stride), lane, y);
         if (added != nullptr) add_step(step_of(added, t, move), lane, y);
         weights.template multiply<4>(now, y);
         activate(y, nonlinearity);

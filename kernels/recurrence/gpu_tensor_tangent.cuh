@@ -47,10 +47,10 @@ __device__ __forceinline__ void add_sums(float4 sums, Fragment& y) {
 // H <= 16 kChunks. n input columns are in the padding: H + n <= 16 kChunks.
 template <int kChunks, int kAllInRegisters>
 __device__ __forceinline__ void tangent_on_tensor_cores(
-    const int* stop, long long distinct, const float* W_hh, const float* V_hh, const float* V_hx,
-    const float* v_b, const float* v_init, const float* x, const float* u, const float* h,
-    const long long* steps, float* Rh, long long T_, long long B_, long long H_, long long n_,
-    long long slots, long long nonlinearity) {
+    const int* stop, long long distinct, long long net_stride, const float* W_hh, const float* V_hh,
+    const float* V_hx, const float* v_b, const float* v_init, const float* x, const float* u,
+    const float* h, const long long* steps, float* Rh, long long T_, long long B_, long long H_,
+    long long n_, long long slots, long long nonlinearity) {
     if (stop != nullptr && *stop != 0) return;
     HFCORE_DYNAMIC_SHARED(unsigned, shared);
     const TangentRooms<kChunks, kAllInRegisters> rooms{shared};
@@ -60,9 +60,9 @@ __device__ __forceinline__ void tangent_on_tensor_cores(
     const bool chain = warp < kChunks;
     const int tile = chain ? warp : warp - kChunks;
     TensorLane lane(tile, H, B);
-    const float* const M = chain ? group(distinct, W_hh, kCarryWeights, H_ * H_)
-                                 : group(distinct, V_hh, kHiddenWeights, H_ * H_);
-    const float* const V_x = group(distinct, V_hx, kInputWeights, H_ * n_);
+    const float* const M = chain ? group(distinct, W_hh, kCarryWeights, net_stride)
+                                 : group(distinct, V_hh, kHiddenWeights, net_stride);
+    const float* const V_x = group(distinct, V_hx, kInputWeights, net_stride);
     TensorWeights<kChunks, kAllInRegisters> weights;
     weights.load(tile, rooms.weights(warp), [&](int row, int column) {
         if (row >= H || column >= H + (chain ? 0 : n)) return 0.0f;
@@ -75,11 +75,11 @@ __device__ __forceinline__ void tangent_on_tensor_cores(
     float* const out = Rh + blockIdx.y * (steps != nullptr ? slots : T_) * B_ * H_;
     Cursor kept(steps, slots, false);
     float bias[2];
-    read_bias(group(distinct, v_b, kBias, H_), lane, bias);
+    read_bias(group(distinct, v_b, kBias, net_stride), lane, bias);
 
     if (!chain) {  // the first step has a bias more, where a pointer of it would cost registers
         float first[2];
-        read_bias(group(distinct, v_init, kInitialBias, H_), lane, first);
+        read_bias(group(distinct, v_init, kInitialBias, net_stride), lane, first);
         *rooms.sums(0, tile) = make_float4(first[0], first[0], first[1], first[1]);
     }
 

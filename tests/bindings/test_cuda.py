@@ -637,27 +637,52 @@ def test_a_product_is_kernels_and_views(
     assert {"rnn_tangent", "linear_scan", "outer_partials", "finish_gradient"} <= set(launched)
 
 
-def test_backpropagation_copies_the_weights_that_it_multiplies_by() -> None:
-    """Of a group, whose weights are parts of the rows of one array: W_hh and W_yh."""
-    from hfcore.kernels.recurrence import ForwardPass, RnnShape, gpu, split_flat
+@pytest.mark.parametrize("H", [6, 400], ids=["on chip", "a product a step"])
+def test_parameters_of_a_group_are_not_copied(H: int) -> None:
+    """They are parts of the rows of one array: the kernels are told how far apart nets are."""
+    from hfcore.kernels.recurrence import Curvature, ForwardPass, RnnShape, gpu, split_flat
 
-    G, T, B, shape = 3, 4, 5, RnnShape(2, 6, 1)
+    G, T, B, shape = 3, 4, 5, RnnShape(2, H, 1)
     w = split_flat(torch.zeros(G, shape.numel), shape)
-    x, h = torch.zeros(1, T, B, 2), torch.zeros(G, T, B, 6)
-    at = ForwardPass(x, h, w, "tanh", None)
-    copies = {}
-    for name, op in (
-        ("forward", lambda: gpu.rnn_forward(launch_nothing, x, w, "tanh", None, out=h)),
-        ("backward", lambda: gpu.rnn_backward(launch_nothing, at, torch.zeros(G, T, B, 1))),
-    ):
-        with Recorder() as recorder:
-            op()
-        copies[name] = recorder.counts["aten.clone"]
-    assert copies == {"forward": 6, "backward": 2}
+    x, h, y = torch.zeros(1, T, B, 2), torch.zeros(G, T, B, H), torch.zeros(G, T, B, 1)
+    at, v = ForwardPass(x, h, w, "tanh", None), torch.zeros(G, shape.numel)
+    strides: set[int] = set()
+
+    def launch(kernel: str, *rest: Any) -> None:
+        arguments = rest[-1]
+        for a in arguments:
+            if isinstance(a, torch.Tensor) and not a.is_contiguous():
+                assert a.stride(0) in arguments, kernel
+                strides.add(a.stride(0))
+
+    with Recorder() as recorder:
+        gpu.rnn_forward(launch, x, w, "tanh", None, out=h)
+        gpu.rnn_backward(launch, at, y)
+        gpu.rnn_gauss_newton(launch, at, v, Curvature(y))
+        gpu.linear_scan(launch, h, h, w.W_hh, None, True)
+    assert strides == {shape.numel}
+    assert recorder.counts["aten.clone"] == 0
 
 
-def launch_nothing(*_: object) -> None:
-    """In the place of a launcher."""
+def test_parameters_of_a_group_get_one_distance() -> None:
+    """Rows stay, as does what one net has for all; others are copied into rows."""
+    from hfcore.kernels.gpu_launch import in_rows
+
+    rows = torch.arange(24.0).view(2, 12)
+    W, b, shared = rows[:, 1:7].view(2, 2, 3), rows[:, 8:10], torch.ones(1, 3)
+    found, apart = in_rows(W, b, shared.expand(2, 3))
+    assert apart == 12
+    assert [a.data_ptr() for a in found] == [a.data_ptr() for a in (W, b, shared)]
+    other = torch.rand(2, 5)
+    for given in ((W, other, shared), (W.mT, b, shared), (W.contiguous(), b, other)):
+        found, apart = in_rows(*given)
+        assert all(torch.equal(a, b) for a, b in zip(found, given, strict=True))
+        own = [a for a in found if len(a) > 1]
+        assert {a.stride(0) for a in own} == {apart} == {sum(a[0].numel() for a in own)}
+        assert all(a[0].is_contiguous() for a in own)
+    assert in_rows(shared, W[:1])[1] == 0
+    with pytest.raises(TypeError, match="float64, need torch"):
+        in_rows(b, b.double())
 
 
 # ------------------------------------------------------------------------- tensor cores

@@ -32,6 +32,7 @@ from emulation import (
     kernel_names,
     sanitized,
 )
+from hfcore.kernels.gpu_launch import in_rows
 from hfcore.kernels.recurrence import (
     Curvature,
     ForwardPass,
@@ -100,7 +101,7 @@ SIZES = (
     Size(2, 2, 1, 150, 3),
 )
 QUICK_SIZES = SIZES[:5]
-GROUPS = ("alone", "tangents", "expanded", "inputs", "weights", "distinct")
+GROUPS = ("alone", "tangents", "expanded", "inputs", "weights", "distinct", "rows")
 NONLINEARITIES = ("tanh", "logistic", "relu")
 
 
@@ -357,7 +358,7 @@ def test_same_bits_in_every_order_and_alone(library: Path, steps: str) -> None:
     """Bits depend on the shape only: not on the order of threads, not on the group."""
     # More than one split of the rows; inputs on chip and not.
     for size, limit in ((Size(4, 41, 3, 22, 2), PLENTY), (Size(3, 23, 40, 9, 35), 4000)):
-        case = Case(size, "distinct", steps)
+        case = Case(size, "rows", steps)
         h = case.states("tanh")
 
         def run(e: Emulator, part: slice, case: cases.Case = case, h: Tensor = h) -> list[Tensor]:
@@ -417,8 +418,8 @@ def test_rows_product(library: Path, size: Wide) -> None:
     for at, (transposed, G, place) in enumerate(forms):
         slots = T if place == "previous" else S
         a = array(G, slots, B, a_width)
-        A, V = (
-            array(G, columns, w) if transposed else array(G, w, columns) for w in (a_width, h_width)
+        (A, V), net_stride = in_rows(
+            *(array(G, *((columns, w) if transposed else (w, columns))) for w in (a_width, h_width))
         )
         h = array(3 - G, T if place != "slot" else S, B, h_width)
         bias = array(1, columns) if at % 2 else None
@@ -428,7 +429,8 @@ def test_rows_product(library: Path, size: Wide) -> None:
             "step": gpu_products.AT_STEP,
             "previous": gpu_products.AT_PREVIOUS,
         }[place]
-        run = gpu.Run(Emulator(library, ORDERS[at % 3]).launch, None, PLENTY, gpu.Scratch())
+        launch = Emulator(library, ORDERS[at % 3]).launch
+        run = gpu.Run(launch, None, PLENTY, gpu.Scratch(), net_stride=net_stride)
         got = gpu_products._rows_product(
             run, "y", (a, A), (h, V), (gpu_products.AT_SLOT, code), slots,
             bias=bias, factor=factor, steps=steps,
@@ -479,7 +481,8 @@ def test_parameter_gradient(
     bound = (size.T * size.B + 12) * U * (bound + case.v.double().abs() + 1)
     for at, (own, most) in enumerate(((True, 264), (True, 2), (False, 264))):
         monkeypatch.setattr(gpu_products, "SPLITS", most)
-        run = gpu.Run(Emulator(library, ORDERS[at]).launch, None, PLENTY, gpu.Scratch())
+        launch = Emulator(library, ORDERS[at]).launch
+        run = gpu.Run(launch, None, PLENTY, gpu.Scratch(), net_stride=N)
         for accumulate in (False, True):
             out = torch.full((G, N), 0.5 if accumulate else math.nan)
             got = gpu_products.parameter_gradient(
@@ -655,6 +658,34 @@ def test_a_barrier_taken_out_shows(
         monkeypatch.setattr(gpu, "MOST_IN_REGISTERS", FORMS["shared"])
     assert not shows_fault(library)
     assert shows_fault(build(mutated(tmp_path, file, barrier), tmp_path, optimise="-O0"))
+
+
+# Parameters of one kind each, of the scans in either form and of the products over all steps.
+OF_NETS = (
+    ("gpu_scan.cuh", "kCarryWeights, s.net_stride"),
+    ("gpu_scan.cuh", "kBias, s.net_stride"),
+    ("gpu_registers.cuh", "kInputWeights, s.net_stride"),
+    ("gpu_registers.cuh", "kHiddenWeights, s.net_stride"),
+    ("gpu.cu", "kHiddenWeights, net_stride"),
+    ("gpu.cu", "kAdded, net_stride"),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("file", "what"), OF_NETS)
+def test_a_wrong_distance_of_nets_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, what: str
+) -> None:
+    for path in SOURCE.parent.glob("gpu*.cu*"):
+        shutil.copy(path, tmp_path)
+    text = (tmp_path / file).read_text()
+    assert text.count(what) == 1
+    (tmp_path / file).write_text(text.replace(what, f"{what} - 1"))
+    if file == "gpu_scan.cuh" and "Carry" in what:
+        monkeypatch.setattr(gpu, "MOST_IN_REGISTERS", FORMS["shared"])
+    e = Emulator(build(tmp_path / "gpu.cu", tmp_path, optimise="-O0"))
+    with pytest.raises(AssertionError):
+        check_product(e, Case(Size(3, 9, 2, 11, 2), "rows"), "tanh", PLENTY, 0.0, False)
 
 
 def run_row(e: Emulator, kernel: str) -> Tensor:

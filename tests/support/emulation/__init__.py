@@ -207,7 +207,8 @@ class Emulator:
 
         ``launches`` gets the kernel's name and the barriers that each of its blocks passed.
         """
-        slots = [_slot(a) for a in arguments]
+        strides = {a for a in arguments if isinstance(a, int)}
+        slots = [_slot(a, strides) for a in arguments]
         kinds = "".join(kind for kind, _ in slots)
         addresses = (ctypes.c_void_p * len(slots))(*(ctypes.addressof(s) for _, s in slots))
         error = self._library.emulate(
@@ -226,13 +227,14 @@ class Emulator:
 
 
 def _slot(
-    argument: Tensor | int | float | None,
+    argument: Tensor | int | float | None, strides: set[int]
 ) -> tuple[str, ctypes.c_void_p | ctypes.c_longlong | ctypes.c_float]:
-    """An argument's kind and storage."""
+    """An argument's kind and storage; ``strides`` are the distances of nets that it may have."""
     if argument is None:
         return "p", ctypes.c_void_p(None)
     if isinstance(argument, Tensor):
-        if not argument.is_contiguous():
+        in_rows = argument[0].is_contiguous() and argument.stride(0) in strides
+        if not argument.is_contiguous() and not in_rows:
             raise ValueError(f"got strides {argument.stride()}, need a contiguous tensor")
         return "p", ctypes.c_void_p(argument.data_ptr())
     if isinstance(argument, float):

@@ -33,7 +33,7 @@ from oracles.recurrence_bounds import (
 )
 
 PLENTY = gpu.SHARED_LIMIT[90]
-GROUPS = ("alone", "tangents", "expanded", "inputs", "weights", "distinct")
+GROUPS = ("alone", "tangents", "expanded", "inputs", "weights", "distinct", "rows")
 NONLINEARITIES = ("tanh", "logistic", "relu")
 
 # In which file of kernels/recurrence, what in the place of what.

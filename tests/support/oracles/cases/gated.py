@@ -22,6 +22,7 @@ SHAPES = [
     (1, 1, 1, 1), (2, 1, 3, 2), (1, 7, 2, 5), (3, 13, 5, 17), (4, 8, 8, 16), (2, 101, 1, 9),
     (5, 2, 17, 33), (2, 197, 3, 3),
 ]  # fmt: skip
+# Beside these there is "rows": "nets" whose W_hh are in the rows of a larger array.
 GROUPS = ("one", "nets", "tangents", "shared_weights")
 
 
@@ -42,6 +43,12 @@ def h_of(x: Tensor, W_ih: Tensor, W_hh: Tensor, b: Tensor, cell: str) -> Tensor:
             h = (1 - z) * (u_n + b[3] + r * (v_n + b[0])).tanh() + z * h
         found.append(h)
     return torch.stack(found)
+
+
+def in_rows_with_gaps(W: Tensor) -> Tensor:
+    """The same as parts of the rows of a larger array of NaN."""
+    rows = W.new_full((len(W), W[0].numel() + 5), torch.nan)
+    return rows[:, 2:-3].copy_(W.flatten(1)).view(W.shape)
 
 
 class Case:
@@ -71,6 +78,8 @@ class Case:
             )
 
         self.w, self.v = weights(nets), weights(tangents)
+        if group == "rows":
+            self.w, self.v = (w._replace(W_hh=in_rows_with_gaps(w.W_hh)) for w in (self.w, self.v))
         self.x, self.Rx = draw(inputs, T, B, n), draw(many, T, B, n)
         self.gh = draw(many, T, B, H)
 

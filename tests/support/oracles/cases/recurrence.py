@@ -63,8 +63,21 @@ def pick_steps(kind: str, T: int) -> Tensor | None:
     return torch.arange(0, T, 3) if T > 3 else torch.arange(T // 2, T)
 
 
-# Which arrays carry the group axis, and how the others are shared.
+# Which arrays carry the group axis, and how the others are shared. Beside these there is "rows":
+# "distinct" with weights and tangents in the rows of larger arrays of NaN.
 GROUPS = ("alone", "tangents", "expanded", "all_expanded", "inputs", "weights", "distinct")
+
+
+def in_rows_with_gaps(w: RnnWeights, v: Tensor) -> tuple[RnnWeights, Tensor]:
+    """The same as parts of the rows of two arrays of one shape, with NaN before, between, after."""
+    gap, N = 3, v.shape[1]
+    of_weights, of_tangents = (v.new_full((len(v), N + 7 * gap), math.nan) for _ in range(2))
+    parts, at = [], gap
+    for p in w:
+        part = of_weights[:, at : at + p[0].numel()]
+        parts.append(part.copy_(p.flatten(1)).view(p.shape))
+        at += p[0].numel() + gap
+    return RnnWeights(*parts), of_tangents[:, gap : gap + N].copy_(v)
 
 
 class Case:
@@ -94,6 +107,8 @@ class Case:
         )
         self.x = self.array("x", T, B, n)
         self.v = self.array("v", self.shape.numel)
+        if group == "rows":
+            self.w, self.v = in_rows_with_gaps(self.w, self.v)
         self.gs = self.array("v", outputs, B, k)
         # Like masked softmax probabilities: positive, sums below one, some exactly zero.
         c = self.array("x", outputs, B, k).abs().clamp(0.1, 2.0) / (3 * k)
@@ -107,7 +122,7 @@ class Case:
     def array(self, kind: str, *shape: int, scale: float = 1.0) -> Tensor:
         """Random ``[G or 1, ...]``: ``kind`` says whether it is a weight, an input or a tangent."""
         grouped = {"tangents": "v", "expanded": "v", "inputs": "xv", "weights": "wv"}
-        has_axis = self.group == "distinct" or kind in grouped.get(self.group, "")
+        has_axis = self.group in ("distinct", "rows") or kind in grouped.get(self.group, "")
         G = self.G if has_axis else 1
         a = torch.randn(G, *shape, dtype=self.dtype, generator=self.generator) * scale
         return self.shared(a)
