@@ -80,6 +80,7 @@ MOST_INPUTS = 32
 SLICES = 8
 LENGTHS = (4, 8, 13, 16)
 MOST_IN_REGISTERS = SLICES * LENGTHS[-1]
+STEP_NUMBERS = 4  # words of Rooms::numbers
 
 
 class Plan(NamedTuple):
@@ -139,7 +140,7 @@ def _in_registers(H: int, m: int, hidden: bool, inputs: bool) -> Plan:
     warps = -(-H // 16) if hidden else 2 * -(-H // 32)
     threads = max(32 * warps, round_up(ROWS * m, 32))
     rows = (4 if hidden else 2) * SLICES * (length | 1) * ROWS
-    words = rows + m * (2 * ROWS + H) + (H - 1) * (H | 1) + H
+    words = rows + m * (2 * ROWS + H) + (H - 1) * (H | 1) + H + STEP_NUMBERS
     return Plan(True, hidden, inputs, True, length, threads, 4 * words)
 
 

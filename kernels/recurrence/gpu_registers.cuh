@@ -170,6 +170,7 @@ struct Pair {
 template <int kLength>
 struct Rooms {
     float *carry, *hidden, *inputs, *input_weights, *staged;
+    volatile int* numbers;
 
     __device__ __forceinline__ Rooms(float* shared, int m, int H, bool with_hidden) {
         constexpr int kBuffers = 2 * RowBuffer<kLength>::kWords;
@@ -178,6 +179,7 @@ struct Rooms {
         inputs = hidden + (with_hidden ? kBuffers : 0);
         input_weights = inputs + 2 * m * kRows;
         staged = input_weights + m * H;
+        numbers = reinterpret_cast<int*>(staged + (H - 1) * (H | 1) + H);
     }
 };
 
@@ -203,35 +205,33 @@ __device__ __forceinline__ void add_inputs(float (&total)[kTile], const float* r
     }
 }
 
-// The same as scan() for weights that `kLength` k a slice hold: H <= 8 kLength.
-template <int kLength, bool kWide, bool kActivates, bool kHidden, bool kReverse, bool kTransposed>
-__device__ __forceinline__ void scan_in_registers(const Scan& s) {
-    HFCORE_DYNAMIC_SHARED(float, shared);
+// A scan whose numbers that every step asks for stay in registers: a parameter of the kernel is loaded
+// anew wherever it is asked for, and a step waits for it. Every thread stores the same, so none waits.
+__device__ __forceinline__ Scan with_numbers_in_registers(const Scan& given, volatile int* room) {
+    room[0] = static_cast<int>(given.T);
+    room[1] = static_cast<int>(given.H);
+    room[2] = static_cast<int>(given.m);
+    room[3] = static_cast<int>(given.nonlinearity);
+    Scan s = given;
+    s.T = room[0];
+    s.H = room[1];
+    s.m = room[2];
+    s.nonlinearity = room[3];
+    return s;
+}
+
+// All steps, once the lane has its weights, and the carry is zero.
+template <int kLength, bool kWide, bool kActivates, bool kHidden, bool kReverse>
+__device__ __forceinline__ void take_steps(const Scan& s, const Rooms<kLength>& rooms,
+                                           const Lane<kWide>& lane,
+                                           const LaneWeights<kLength, kWide>& weights,
+                                           const LaneWeights<kLength, kWide>& hidden_weights) {
     using Buffer = RowBuffer<kLength>;
     const int T = static_cast<int>(s.T), H = static_cast<int>(s.H), m = static_cast<int>(s.m);
-    const Rooms<kLength> rooms(shared, m, H, kHidden);
-    const Lane<kWide> lane;
     const Nets<kReverse> net(s);
     Pair carry{rooms.carry, rooms.carry + Buffer::kWords};
     Pair hidden{rooms.hidden, rooms.hidden + Buffer::kWords};  // of the next step, and of that after
     Pair inputs{rooms.inputs, rooms.inputs + m * kRows};
-
-    for (int i = static_cast<int>(threadIdx.x); i < (kHidden ? 4 : 2) * Buffer::kWords;
-         i += static_cast<int>(blockDim.x))
-        rooms.carry[i] = 0.0f;
-    load_input_weights(rooms.input_weights,
-                       group(s.distinct, s.input_weights, kInputWeights, s.net_stride), m, H,
-                       kTransposed);
-    stage(rooms.staged, group(s.distinct, s.W, kCarryWeights, s.net_stride), H);
-    __syncthreads();  // W is there, and the buffers are zero
-    LaneWeights<kLength, kWide> weights, hidden_weights;
-    take_weights<kLength, kWide>(weights, rooms.staged, lane, H, kTransposed);
-    if (kHidden) {
-        __syncthreads();  // V takes the place of W
-        stage(rooms.staged, group(s.distinct, s.V, kHiddenWeights, s.net_stride), H);
-        __syncthreads();  // V is there
-        take_weights<kLength, kWide>(hidden_weights, rooms.staged, lane, H, kTransposed);
-    }
     const Column column(s, lane.column(0, 0), lane.row);
     const Biases bias(s, column);
     Arriving<kReverse> arriving(s, net, column);
@@ -283,6 +283,35 @@ __device__ __forceinline__ void scan_in_registers(const Scan& s) {
         inputs.turn();
         __syncthreads();  // the rows of the next step are complete
     }
+}
+
+// The same as scan() for weights that `kLength` k a slice hold: H <= 8 kLength.
+template <int kLength, bool kWide, bool kActivates, bool kHidden, bool kReverse, bool kTransposed>
+__device__ __forceinline__ void scan_in_registers(const Scan& s) {
+    HFCORE_DYNAMIC_SHARED(float, shared);
+    using Buffer = RowBuffer<kLength>;
+    const int H = static_cast<int>(s.H), m = static_cast<int>(s.m);
+    const Rooms<kLength> rooms(shared, m, H, kHidden);
+    const Lane<kWide> lane;
+
+    for (int i = static_cast<int>(threadIdx.x); i < (kHidden ? 4 : 2) * Buffer::kWords;
+         i += static_cast<int>(blockDim.x))
+        rooms.carry[i] = 0.0f;
+    load_input_weights(rooms.input_weights,
+                       group(s.distinct, s.input_weights, kInputWeights, s.net_stride), m, H,
+                       kTransposed);
+    stage(rooms.staged, group(s.distinct, s.W, kCarryWeights, s.net_stride), H);
+    __syncthreads();  // W is there, and the buffers are zero
+    LaneWeights<kLength, kWide> weights, hidden_weights;
+    take_weights<kLength, kWide>(weights, rooms.staged, lane, H, kTransposed);
+    if (kHidden) {
+        __syncthreads();  // V takes the place of W
+        stage(rooms.staged, group(s.distinct, s.V, kHiddenWeights, s.net_stride), H);
+        __syncthreads();  // V is there
+        take_weights<kLength, kWide>(hidden_weights, rooms.staged, lane, H, kTransposed);
+    }
+    take_steps<kLength, kWide, kActivates, kHidden, kReverse>(
+        with_numbers_in_registers(s, rooms.numbers), rooms, lane, weights, hidden_weights);
 }
 
 // The compiled lengths of a slice; gpu.py has the same and gives one as `split`.

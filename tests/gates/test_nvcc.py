@@ -186,6 +186,8 @@ def test_weights_stay_in_registers(
             # The first k of a product is a multiplication.
             assert step.fma >= 32 * (products * length - 1), (kernel, length)
             assert step.local == 0
+            # What every step asks for was copied once, by way of shared memory.
+            assert step.parameters <= 3, (kernel, length)
             modelled = architecture == 90 and length == 13
             if modelled and gate.version(nvcc) == gate.version_in_table():
                 assert step.all <= instructions + 30, kernel

@@ -140,6 +140,7 @@ class Loop(NamedTuple):
     all: int
     local: int = 0  # loads and stores of local memory
     mma: int = 0  # products on tensor cores
+    parameters: int = 0  # loads of the kernel's arguments into a register of a lane
 
 
 def hottest_loops(cuobjdump: str, fatbin: Path, architecture: int) -> dict[str, Loop]:
@@ -186,6 +187,7 @@ def _loops(sass: str, *, inner: bool) -> list[Loop]:
             len(body),
             sum("LDL" in t or "STL" in t for t in body),
             sum("HMMA" in t for t in body),
+            sum("LDC " in t for t in body),
         )
         for body in bodies
     ]
