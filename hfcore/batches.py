@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from hfcore.arguments import naming_fields
@@ -35,6 +36,13 @@ def labelled(data: Any) -> Any:
         return data
     inputs: Any = {key: data[key] for key in data if key != LABELS}
     return Batch(inputs, data[LABELS])
+
+
+def check_dense(name: str, t: Tensor) -> None:
+    """Raise TypeError for ``t […]`` that is sparse or nested."""
+    if t.layout != torch.strided or t.is_nested:
+        what = "a nested tensor" if t.is_nested else f"a tensor of layout {t.layout}"
+        raise TypeError(f"{name}: got {what}, need a dense one")
 
 
 def check_unambiguous(name: str, data: Any) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hfcore.cut_parameters import drop_wholes, is_cut, whole, write
 from hfcore.layout import Layout, layout_of
 
+IN_INFERENCE = "was made under torch.inference_mode and cannot be differentiated"
 SINCE = "since this was built for the model's trainable parameters; build it anew"
 
 # By the module, so that all that is built over the same one shares it.
@@ -41,8 +43,9 @@ class FlatParameters:
     not cached: ``.to()`` and ``load_state_dict`` between two calls are seen; :meth:`refresh` looks
     whether the parameters are still the same ones.
 
-    Raises ValueError without trainable parameters or with mixed dtypes or devices, TypeError for
-    parameters that are not real floating point.
+    Raises ValueError without trainable parameters, with mixed dtypes or devices or where one has no
+    values that can be trained (a lazy module's, on the meta device, made in inference mode),
+    TypeError for parameters that are not real floating point.
     """
 
     def __init__(self, module: nn.Module | Iterable[nn.Parameter]) -> None:
@@ -53,6 +56,7 @@ class FlatParameters:
             named = [(name, p) for name, p in _named(self._source) if p.requires_grad]
         if not named:
             raise ValueError("model: has no trainable parameters")
+        _check_values_there(named)
         _check_alike(named)
         self.names = [name for name, _ in named]
         self.tensors = [p for _, p in named]
@@ -196,6 +200,19 @@ class FlatParameters:
             if not bool(torch.isfinite(part).all()):
                 return name
         return None
+
+
+def _check_values_there(named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    for name, p in named:
+        if isinstance(p, UninitializedParameter):
+            what = "has no shape yet; call the lazy model on some inputs first"
+        elif p.is_meta:
+            what = "is on the meta device, which holds no values; need it on a device that does"
+        elif p.is_inference() and not torch.is_inference_mode_enabled():
+            what = f"{IN_INFERENCE}; make the model outside of it"
+        else:
+            continue
+        raise ValueError(f"model: parameter {name} {what}")
 
 
 def _check_alike(named: Iterable[tuple[str, nn.Parameter]]) -> None:

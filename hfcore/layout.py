@@ -45,7 +45,7 @@ def _walk(module: nn.Module, layout: Layout, seen: set[nn.Module]) -> None:
     layout.modules.append(module)
     own = module._parameters
     if own:
-        layout.names.extend(own)
+        layout.names.extend(own.keys())  # a scripted module's are no dict to iterate over
         layout.parameters.extend(own.values())
     for name, child in module._modules.items():
         layout.names.append(name)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hfcore.arguments import called
 from hfcore.autograd.autocast import fresh_casts
 from hfcore.autograd.checks import check_repeatable
-from hfcore.autograd.data import NO_GRADIENT
+from hfcore.autograd.data import NO_GRADIENT, no_graph
 from hfcore.autograd.evaluation import flatten
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.cut_parameters import whole
@@ -72,7 +72,7 @@ class BackwardObjective:
             value, loss = _split(called("closure", data))
             if all(p.grad is None for p in tensors):
                 if loss is None or not loss.requires_grad:
-                    raise ValueError(NO_GRADIENT)
+                    raise no_graph(NO_GRADIENT)
                 loss.backward()
             flat = flatten([_dense(p.grad) for p in tensors], self.parameters.split(theta))
         if self.l2:

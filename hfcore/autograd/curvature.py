@@ -19,6 +19,7 @@ from hfcore.autograd.data import (
     BatchPart,
     Closure,
     ModuleData,
+    no_graph,
     said_of_closures,
 )
 from hfcore.autograd.double_vjp import Strategy
@@ -103,9 +104,9 @@ class Graphs:
             with self._casts.again():
                 main = self._main(piece, evaluation)
         if self.kind == "hessian" and not evaluation.loss.requires_grad:
-            raise ValueError(NO_GRADIENT)
+            raise no_graph(NO_GRADIENT)
         if self.kind != "hessian" and not main[0][0].requires_grad:
-            raise ValueError(NO_DEPENDENCE)
+            raise no_graph(NO_DEPENDENCE)
         needs = [z.requires_grad for z in evaluation.held]
 
         def splits_at(at: Parts, structural: bool) -> tuple[Tensor, ...]:

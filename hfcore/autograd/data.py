@@ -13,7 +13,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.utils._pytree import tree_leaves, tree_map
 
 from hfcore.arguments import called
-from hfcore.batches import Batch, check_unambiguous, labelled
+from hfcore.batches import Batch, check_dense, check_unambiguous, labelled
+from hfcore.flat import IN_INFERENCE
 from hfcore.losses import Loss
 from hfcore.losses.weights import checked_weights
 from hfcore.shares import aligned
@@ -30,6 +31,10 @@ SCALAR_CLOSURE = (
 BACKWARD_CALLED = (
     "closure: called backward(), which frees the graph that is to be differentiated; leave the "
     "call out, or take curvature='hessian_fd', which uses it"
+)
+INFERENCE_MODE = (
+    "torch.inference_mode: is on, so that nothing can be differentiated; need it off, by torch."
+    "inference_mode(False) around the call, or torch.no_grad in its place"
 )
 NO_DEPENDENCE = (
     "model: the outputs do not depend on the model's parameters; does the closure call another "
@@ -132,6 +137,11 @@ def check_part(
         for t in tensors:
             if isinstance(t, Tensor) and t.device != like.device:
                 raise ValueError(f"{name}: is on {t.device}, need {like.device} like the model")
+    for t in leaves:
+        if t.is_floating_point():
+            check_dense("inputs", t)
+        if t.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(f"inputs: {IN_INFERENCE}; take a .clone() of it")
     count = int(inputs.batch_sizes[0]) if packed else _count("inputs", leaves[0], input_dim)
     columns = [t for t in tree_leaves(targets) if isinstance(t, Tensor)]
     if columns and _count("targets", columns[0], target_dim) != count:
@@ -234,6 +244,14 @@ def _is_pair(result: object) -> TypeGuard[tuple[Tensor, Tensor]]:
         and len(result) == 2
         and all(isinstance(r, Tensor) for r in result)
     )
+
+
+def no_graph(message: str) -> ValueError:
+    """What to raise where autograd has recorded nothing: ``message``, or that it was told not to.
+
+    Gradients are enabled wherever something is differentiated, which inference mode does not heed.
+    """
+    return ValueError(INFERENCE_MODE if torch.is_inference_mode_enabled() else message)
 
 
 def call_closure(closure: Closure) -> tuple[Tensor, Tensor | None]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from hfcore.autograd.data import NO_DEPENDENCE
+from hfcore.autograd.data import NO_DEPENDENCE, no_graph
 from hfcore.autograd.loss_graph import LinearMap
 
 Parts = list[Tensor]
@@ -107,7 +107,7 @@ class Graph:
             edges, self.parameters, tangents, retain_graph=True, allow_unused=True
         )
         if all(g is None for g in pulled):
-            raise ValueError(NO_DEPENDENCE)
+            raise no_graph(NO_DEPENDENCE)
         return pulled
 
     def seconds(self, tangents: Gradients, structural: Tensor | None) -> Parts:

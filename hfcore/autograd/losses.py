@@ -11,7 +11,7 @@ from torch.autograd.functional import hessian as autograd_hessian
 from torch.func import hessian, vmap
 
 from hfcore.arguments import called
-from hfcore.autograd.data import NO_DEPENDENCE, BatchPart
+from hfcore.autograd.data import NO_DEPENDENCE, BatchPart, no_graph
 from hfcore.autograd.loss_graph import LinearMap, second_of_graph
 from hfcore.losses import Loss
 from hfcore.losses.applied import PROBABILITIES
@@ -286,7 +286,7 @@ def second_of(loss: Tensor, outputs: Tensor) -> LinearMap:
     outputs.
     """
     if not outputs.requires_grad:
-        raise ValueError(NO_DEPENDENCE)
+        raise no_graph(NO_DEPENDENCE)
     if not loss.requires_grad:
         raise ValueError(NOT_OF_OUTPUTS)
     known = second_of_graph(loss, outputs)

@@ -26,6 +26,7 @@ from hfcore.autograd.data import (
     as_batch_list,
     call_closure,
     check_part,
+    no_graph,
     said_of_closures,
 )
 from hfcore.autograd.evaluation import Evaluation, Evaluator, flatten
@@ -305,7 +306,7 @@ class ModuleObjective:
     def _gradients(self, of: Tensor, slope: Tensor | None = None) -> Gradients:
         """Of the loss, or of outputs ``[…]`` by whose ``slope`` it moves."""
         if not of.requires_grad:
-            raise ValueError(NO_GRADIENT)
+            raise no_graph(NO_GRADIENT)
         with no_casts(self.parameters.device), said_of_closures():
             return torch.autograd.grad(of, self.parameters.tensors, slope, allow_unused=True)
 

@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hfcore.autograd.data import no_graph
 from hfcore.autograd.evaluation import flatten
 from hfcore.autograd.graph import Graph, Parts, Split
 from hfcore.curvature.linear_operator import LinearOperator, OperatorAtParameters
@@ -127,7 +128,7 @@ class GraphPasses:
         if s.numel() == 0:
             raise ValueError(f"outputs: got shape {list(s.shape)}, need at least one")
         if not s.requires_grad:
-            raise ValueError(f"{what}: the outputs do not depend on its trainable parameters")
+            raise no_graph(f"{what}: the outputs do not depend on its trainable parameters")
         self.outputs = s.detach()
         self._batched = True
         self._graph = Graph(leaves, s.sum(), [Split(s, lambda R: R)], [], False, None, None)

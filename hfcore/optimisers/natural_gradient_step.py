@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfcore.autograd.data import NO_GRADIENT, Closure, said_of_closures
+from hfcore.autograd.data import NO_GRADIENT, Closure, no_graph, said_of_closures
 from hfcore.autograd.evaluation import flatten
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.curvature.gauss_newton import GaussNewton
@@ -73,7 +73,7 @@ class NaturalGradientStep:
 
     def _gradient(self, loss: Tensor) -> Tensor:
         if not loss.requires_grad:
-            raise ValueError(NO_GRADIENT)
+            raise no_graph(NO_GRADIENT)
         leaves = self._objective.parameters.tensors
         grads = torch.autograd.grad(loss, leaves, allow_unused=True)
         return flatten(grads, leaves)

@@ -6,11 +6,11 @@ import math
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from hfcore.bindings.checks import check_positive, check_tensor
 from hfcore.data.dataset import Dataset
+from hfcore.numpy_arrays import check_unmasked, floats
 from hfcore.problems.base import FiniteProblem
 
 
@@ -34,7 +34,8 @@ def images_of(
 
 def _checked(name: str, given: Any, visible: str, like: Tensor) -> Tensor:
     if isinstance(given, np.ndarray) and given.dtype.kind == "f":
-        given = torch.from_numpy(given).to(like.dtype)
+        check_unmasked(name, given)
+        given = floats(given, like.dtype)
     if not isinstance(given, Tensor):
         raise TypeError(
             f"{name}: got {type(given).__name__}, need images [N,{like.shape[1]}] as a tensor or "

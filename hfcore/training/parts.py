@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Dataset as TorchDataset
 
-from hfcore.batches import Batch, check_unambiguous, labelled
+from hfcore.batches import Batch, check_dense, check_unambiguous, labelled
 from hfcore.cases import ArrayCases, Cases, SequenceCases
 from hfcore.data.dataset import Dataset
 from hfcore.losses.weights import checked_weights
+from hfcore.numpy_arrays import check_unmasked, floats
 from hfcore.problems.base import TEST_BATCH, Problem
 from hfcore.training.describe import describe_array
 
@@ -131,21 +132,19 @@ def _tensor(name: str, value: Any, dtype: torch.dtype) -> Tensor:
     if isinstance(value, Tensor):
         if value.is_complex() or (value.is_floating_point() and value.dtype != dtype):
             raise TypeError(f"{name}: got {value.dtype}, need {dtype} like the model, or integers")
+        check_dense(name, value)
         return value.detach()
     if isinstance(value, np.ndarray | np.generic | int | float):
+        check_unmasked(name, value)
         array = np.asarray(value)
         if array.dtype.kind == "f":
-            return torch.from_numpy(array.astype(_numpy(dtype)))
+            return floats(array, dtype)
         if array.dtype.kind in "iu":
             return torch.from_numpy(array.astype(np.int64))
         if array.dtype.kind == "b":
             return torch.from_numpy(array.copy())
         raise TypeError(f"{name}: got NumPy dtype {array.dtype}, need floats, integers or bool")
     raise TypeError(f"{name}: got {type(value).__name__}, need a torch.Tensor or a NumPy array")
-
-
-def _numpy(dtype: torch.dtype) -> Any:
-    return torch.empty(0, dtype=dtype).numpy().dtype
 
 
 def _checked_mask(name: str, mask: Any, dtype: torch.dtype) -> Tensor:
