@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -20,13 +21,13 @@ TOLERANCE = 1e-4
 
 
 class OutputHessian(ABC):
-    """L'' of single outputs ``[…,k]``, their weights in it; unscaled.
+    """L'' of single outputs ``[…,k]``, their weights in it; unscaled."""
 
-    ``kernel_form``: (c, rank_one) if L'' is diag(c), or diag(c) − c cᵀ with rank_one, which ops on
-    whole nets take; None otherwise.
-    """
-
-    kernel_form: tuple[Tensor, bool] | None = None
+    @property
+    def kernel_form(self) -> tuple[Tensor, bool] | None:
+        """(``c […,k]``, rank_one) if L'' is diag(c), or diag(c) − c cᵀ with rank_one, which ops on
+        whole nets take; None otherwise."""
+        return None
 
     @abstractmethod
     def apply(self, R: Tensor) -> Tensor:
@@ -52,6 +53,7 @@ class OutputHessian(ABC):
         return lambda R: self.apply(R) / total
 
 
+@dataclass(frozen=True, eq=False)
 class IdentityHessian(OutputHessian):
     """L'' = I."""
 
@@ -69,12 +71,15 @@ class IdentityHessian(OutputHessian):
         return lambda R: R.mul_(1 / total)
 
 
+@dataclass(frozen=True, eq=False)
 class DiagonalHessian(OutputHessian):
     """L'' = diag(c), with ``c […,k]`` like the outputs."""
 
-    def __init__(self, c: Tensor) -> None:
-        self.c = c
-        self.kernel_form = c, False
+    c: Tensor
+
+    @property
+    def kernel_form(self) -> tuple[Tensor, bool]:
+        return self.c, False
 
     def apply(self, R: Tensor) -> Tensor:
         return self.c * R
@@ -90,16 +95,19 @@ class DiagonalHessian(OutputHessian):
         return lambda R: R.mul_(c)
 
 
+@dataclass(frozen=True, eq=False)
 class SoftmaxHessian(OutputHessian):
     """diag(c) − c cᵀ with ``c […,k]`` the probabilities p.
 
     With weights w of outputs it is c = w p and diag(c) − c cᵀ / w.
     """
 
-    def __init__(self, c: Tensor, *, weighted: bool) -> None:
-        self.c = c
-        self.weighted = weighted
-        self.kernel_form = None if weighted else (c, True)
+    c: Tensor
+    weighted: bool
+
+    @property
+    def kernel_form(self) -> tuple[Tensor, bool] | None:
+        return None if self.weighted else (self.c, True)
 
     def apply(self, R: Tensor) -> Tensor:
         weighted = self.c * R
@@ -137,11 +145,11 @@ class SoftmaxHessian(OutputHessian):
         return self.c * dot
 
 
+@dataclass(frozen=True, eq=False)
 class DenseHessian(OutputHessian):
     """Matrices ``H […,k,k]``."""
 
-    def __init__(self, H: Tensor) -> None:
-        self.H = H
+    H: Tensor
 
     def apply(self, R: Tensor) -> Tensor:
         return (self.H @ R.unsqueeze(-1)).squeeze(-1)
