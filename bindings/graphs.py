@@ -99,6 +99,17 @@ class Graphs:
         return replay
 
 
+def recordable(device: torch.device) -> bool:
+    """Whether work on ``device`` can be recorded at all."""
+    return device.type == "cuda"
+
+
+def here(device: torch.device) -> Hashable:
+    """This thread and its current stream on ``device``: what is recorded serves no other."""
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return threading.get_ident(), device, stream
+
+
 class _Pool:
     """Memory of all recordings that are replayed on one stream by one thread.
 
@@ -118,8 +129,7 @@ class _Pool:
     @classmethod
     def here(cls, device: torch.device) -> _Pool:
         """That of this thread and its current stream on ``device``."""
-        stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-        key = threading.get_ident(), device, stream
+        key = here(device)
         return cls._all.get(key) or cls(key)
 
     def keep(self, start: Callable[[], None]) -> None:

@@ -6,14 +6,13 @@ takes as long as some tens of products, so the first ones are done as they are.
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Callable, Hashable
 
 import torch
 from torch import Tensor
 
-from hfcore.bindings.graphs import Graphs, recording
+from hfcore.bindings.graphs import Graphs, here, recording
 
 # Products of one key before one is recorded, and keys whose recordings are kept.
 BEFORE, MOST = 20, 4
@@ -34,8 +33,7 @@ class ReplayedProducts:
         self, key: Hashable, product: Callable[[Tensor, Tensor], object], v: Tensor, out: Tensor
     ) -> Tensor:
         """``product(v, out)`` of ``v, out [1,N]``, which waits for nothing; or its recording."""
-        stream = torch.cuda.current_stream(v.device).cuda_stream if v.is_cuda else 0
-        key = key, threading.get_ident(), stream
+        key = key, here(v.device)
         if self._done[key] < BEFORE:
             self._done[key] += 1
             product(v, out)
