@@ -137,12 +137,15 @@ def check_out(out: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
 
 def overlap(a: Tensor, b: Tensor) -> bool:
     """Whether any byte between first and last element of two tensors ``[...]`` is common."""
-    (from_a, to_a), (from_b, to_b) = _span(a), _span(b)
+    (from_a, to_a), (from_b, to_b) = span(a), span(b)
     return from_a < to_b and from_b < to_a
 
 
-def _span(t: Tensor) -> tuple[int, int]:
-    """First byte and one behind the last; strides of a tensor are never negative."""
+def span(t: Tensor) -> tuple[int, int]:
+    """Addresses of the first byte of ``t [...]`` and of the one behind its last.
+
+    Strides of a tensor are never negative.
+    """
     start = t.data_ptr()
     if t.is_contiguous():
         return start, start + t.numel() * t.element_size()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from hfcore.bindings.replayed_products import ReplayedProducts
 from hfcore.bindings.threads import among_kernels
 from hfcore.losses import OutputHessian
 from hfcore.nets.data import Data
-from hfcore.nets.net import Into, Pass, Tangent, Uncached, blocks
+from hfcore.nets.net import FusedNet, Into, Pass, Tangent, Uncached, blocks
 from hfcore.objective import CurvatureKind
 from hfcore.probes import random_signs
 
@@ -44,6 +45,18 @@ class Linearisation:
     second: OutputHessian | None
     gs: Tensor | None = None
     adjoint: Any = None
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """All that products read beside v, damping, λμ and constants of the net; ``theta [N]``."""
+
+    kind: CurvatureKind
+    by_op: bool
+    scale: float
+    case_scale: float
+    theta: Tensor
+    cached: list[Linearisation]
 
 
 class FusedCurvature:
@@ -129,23 +142,74 @@ class FusedCurvature:
             return self._replayed(key, product, v, out)
         return self._multiplied(v, damping, structural, out, stop)
 
+    # ---- recorded products
+
+    @property
+    def net(self) -> FusedNet:
+        """The net whose curvature it is, as its objective has it."""
+        return self._objective.net
+
+    def fixed(self) -> Fixed | None:
+        """What a copy that is recorded needs (:meth:`at`); None where it is not held at once."""
+        if self.memory != "cached" or not self._net.replays_passes:
+            return None
+        cached = []
+        for lin in self._cached:
+            assert isinstance(lin.at, Pass)
+            if not self._by_op:
+                self._net.complete(lin.at)
+            part = lin.at.part.inputs_alone() if type(lin.at.part) is Data else lin.at.part
+            cached.append(replace(lin, at=replace(lin.at, part=part)))
+        return Fixed(self._kind, self._by_op, self._scale, self._case_scale, self._theta, cached)
+
+    def at(self, fixed: Fixed) -> FusedCurvature:
+        """The same at another place ``fixed``, with buffers of its own."""
+        other = copy.copy(self)
+        other._net, other._replayed = self.net.apart(), ReplayedProducts()
+        other._data = other._chunks = [lin.at.part for lin in fixed.cached]
+        other._theta, other._cached = fixed.theta, fixed.cached
+        return other
+
+    def weighted_product(
+        self, v: Tensor, weight: Tensor, structural: float, out: Tensor, stop: Tensor | None
+    ) -> None:
+        """(B + diag(weight) + structural·G_S) v in ``out [N]``, B without L2, for ``v [N]``.
+
+        ``weight [N]`` or ``[1]``, on the device; ``v`` and ``out`` as :meth:`product` makes them.
+        """
+        self._multiplied(v[None], weight, structural, out[None], stop)
+
+    # ---- products
+
     def _multiplied(
-        self, v: Tensor, damping: float, structural: float, out: Tensor, stop: Tensor | None
+        self,
+        v: Tensor,
+        damping: float | Tensor,
+        structural: float,
+        out: Tensor,
+        stop: Tensor | None,
     ) -> Tensor:
-        """The products with ``v [m,N]`` in ``out``; ``damping`` with the L2 term."""
+        """The products with ``v [m,N]`` in ``out``; ``damping`` with the L2 term, ``[·]`` or one
+        number."""
         net = self._net
         if not self._by_op:
             with among_kernels(v) if net.passes_are_kernels else nullcontext():
                 return self._by_passes(v, damping, structural, out, stop)
-        into = Into(out, self._scale, None, stop, structural, damping)
+        own = 0.0 if isinstance(damping, Tensor) else damping
+        into = Into(out, self._scale, None, stop, structural, own)
         for lin in self._cached:
             assert lin.second is not None
             net.gauss_newton(lin.at, v, lin.second, into)
             into = into._replace(damping=0.0, accumulate=True)
-        return out
+        return out.addcmul_(damping, v) if isinstance(damping, Tensor) else out
 
     def _by_passes(
-        self, v: Tensor, damping: float, structural: float, out: Tensor, stop: Tensor | None
+        self,
+        v: Tensor,
+        damping: float | Tensor,
+        structural: float,
+        out: Tensor,
+        stop: Tensor | None,
     ) -> Tensor:
         """The products as passes forward and back, a chunk and some tangents at a time."""
         work, into = self._net.work, out
@@ -157,7 +221,10 @@ class FusedCurvature:
                 self._term(self._at(i, part), v[rows], structural, term, stop)
                 if i:
                     into[rows] += term
-        into.add_(v, alpha=damping)
+        if isinstance(damping, Tensor):
+            into.addcmul_(damping, v)
+        else:
+            into.add_(v, alpha=damping)
         if stop is not None and into is not out:
             out.copy_(torch.where(stop != 0, out, into))
         return out

@@ -72,6 +72,10 @@ class Data:
             None if self.steps is None else place("steps", self.steps),
         )
 
+    def inputs_alone(self) -> Data:
+        """The same as far as a product reads it, which does not see targets and weights."""
+        return Data(self.x, self.x, None, 0.0, self.steps)
+
     def taken(self, index: Tensor) -> Data:
         """The cases of ``index``, int64 ``[b]`` where the data are; these have no weights."""
         axis = self.x.ndim - 2

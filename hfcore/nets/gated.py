@@ -61,6 +61,7 @@ class GatedNet(GatedLayout, FusedNet):
     timed = True
     supports_structural = True
     passes_are_kernels = True
+    replays_passes = True
 
     def __init__(self, read: ReadOut, loss: Loss) -> None:
         self.lay_out(read)

@@ -69,6 +69,7 @@ class MlpNet(FusedNet):
     supports_structural = True
     looks_at_stop = True
     passes_are_kernels = True
+    replays_passes = True
 
     def __init__(
         self, model: MLP, loss: Loss, *, structural: float | Mapping[str, Any] = 0.0

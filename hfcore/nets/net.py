@@ -117,6 +117,9 @@ class FusedNet(ABC):
     supports_groups: bool = True
     # Whether fisher() makes products without passes.
     has_fisher: ClassVar[bool] = False
+    # Whether a product reads the inputs and states of its pass, v and constants alone: what was
+    # recorded of it then serves every pass that is copied to the same places.
+    replays_passes: bool = False
     # Whether outputs() and gauss_newton() walk through any number of cases in small memory.
     walks_cases: bool = False
 
@@ -198,6 +201,10 @@ class FusedNet(ABC):
     @abstractmethod
     def backward(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
         """Jᵀ gs ``[G,N]``; may write to ``gs [G,T_out,B,k]``."""
+
+    def complete(self, at: Pass) -> None:
+        """Make what :meth:`tangent` and those after it make of a pass once and keep with it."""
+        return
 
     def squares(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
         """Σ over cases of (Jᵀ gs of one case)² ``[G,N]``."""

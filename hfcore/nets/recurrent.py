@@ -18,7 +18,7 @@ from hfcore.bindings.recurrence import RnnWeights, activation_derivative
 from hfcore.losses import Loss
 from hfcore.nets.data import Data, check_sequences
 from hfcore.nets.net import FusedNet, Into, Pass, Tangent, blocks
-from hfcore.nets.recurrence import Recurrence
+from hfcore.nets.recurrence import Recurrence, SparseRecurrence
 from hfcore.nets.recurrent_parts import (
     Adjoint,
     Layer,
@@ -77,6 +77,7 @@ class RecurrentNet(FusedNet):
         super().__init__(model, loss, numel=sum(self._numels), output_size=sizes[1])
         self.sizes, self.nonlinearity = sizes, nonlinearity
         self.hidden_sizes, self.forms, self.damped = tuple(hidden_sizes), forms, damped
+        self.replays_passes = not any(isinstance(form, SparseRecurrence) for form in forms)
 
     def views(self, theta: Tensor) -> list[Tensor]:
         """Every parameter of ``theta [G,N]``, with a group axis."""
@@ -133,6 +134,10 @@ class RecurrentNet(FusedNet):
             if h is not None:
                 ys.append(h)
         return Pass(part, s, RecurrentStates(w, ys, fresh))
+
+    def complete(self, at: Pass) -> None:
+        for l in range(len(self.forms)):
+            self._slope(at, l)
 
     def tangent(self, at: Pass, v: Tensor, *, keep: bool, stop: Tensor | None = None) -> Tangent:
         """Rh of every layer and Rs (M&S 2011, Algorithm 1); ``stop`` is not looked at."""

@@ -34,6 +34,7 @@ from hfcore.objective import Curvature, CurvatureKind, Objective
 from hfcore.objective_factory import curvature_of, naming_objective_options
 from hfcore.optimisers.backtracking import Backtracking, EvaluateEvery
 from hfcore.optimisers.hessian_free_state import packed, unpacked
+from hfcore.optimisers.lasting_solves import LastingSolves
 from hfcore.optimisers.newton_step import NewtonStep
 from hfcore.optimisers.options import Options, by_rule, names
 from hfcore.optimisers.outcome import Outcome
@@ -233,6 +234,7 @@ class HessianFree(torch.optim.Optimizer):
         """Make what is made of the model, the loss and the options."""
         group, options = self.param_groups[0], dict(self._built_with)
         self._parameters = FlatParameters(self._model)
+        self._lasting = LastingSolves()
         self._serving = Serving(
             self._model,
             self.loss,
@@ -431,6 +433,7 @@ class HessianFree(torch.optim.Optimizer):
             diagonal=diagonal,
             scale=scale,
             curvature_scale=self._own_state.get("curvature_scale"),
+            lasting=self._lasting,
         )
         return point, loss, damping
 

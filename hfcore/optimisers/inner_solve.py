@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from torch import Tensor
 from hfcore.bindings.conjugate_gradient import dot
 from hfcore.optimisers.backtracking import evaluation_points
 from hfcore.optimisers.damped_curvature import DampedCurvature
+from hfcore.optimisers.lasting_solves import LastingProduct
 from hfcore.optimisers.preconditioner import update
 from hfcore.optimisers.step_point import StepPoint
 from hfcore.solvers import device_conjugate_gradient as device
@@ -100,9 +102,16 @@ class InnerSolve:
     ) -> Solution:
         """The same with CG's scalars on the device; iterates are evaluated when the host looks."""
         stops = self._point.objective.supports_stop
+        recorded = stops and (M is None or isinstance(M, Tensor))
         matrix = self.matrix(damping, counting=False)
+        product = matrix if stops else lambda v, out, stop: matrix(v, out)
+        options: dict[str, Any] = {"recorded": recorded}
+        lasting = self._lasting(damping) if recorded else None
+        if lasting is not None:
+            product, workspaces = lasting, self._point.lasting.workspaces
+            options = {"solves": workspaces, "key": lasting.key}
         solution, products = device.device_conjugate_gradient(
-            matrix if stops else lambda v, out, stop: matrix(v, out),
+            product,
             -self._point.gradient,
             start,
             rule=self._rule,
@@ -111,7 +120,18 @@ class InnerSolve:
             preconditioner=M,
             # A product that cannot be stopped costs more than a look.
             look_every=device.LOOK_EVERY if stops else 1,
-            recorded=stops and (M is None or isinstance(M, Tensor)),
+            **options,
         )
         self._point.ledger.products += products * self._minibatches
         return solution
+
+    def _lasting(self, damping: float) -> LastingProduct | None:
+        """A at a place that stays, where the curvature can be copied there."""
+        point = self._point
+        return point.lasting.product(
+            point.curvature,
+            point.objective.l2,
+            damping=damping,
+            structural=damping * point.options.damping.mu,
+            scale=point.scale,
+        )

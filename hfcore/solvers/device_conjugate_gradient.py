@@ -9,11 +9,17 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from typing import Any
 
 from torch import Tensor
 
-from hfcore.bindings.device_conjugate_gradient import DeviceSolve, StoppableProduct, serves
+from hfcore.bindings.device_conjugate_gradient import (
+    DeviceSolve,
+    KeptSolves,
+    StoppableProduct,
+    serves,
+)
 from hfcore.solvers.conjugate_gradient import (
     MAX_ITERATIONS,
     NONFINITE,
@@ -52,6 +58,8 @@ def device_conjugate_gradient(
     preconditioner: Tensor | Preconditioner | None = None,
     look_every: int = LOOK_EVERY,
     recorded: bool = False,
+    solves: KeptSolves | None = None,
+    key: Hashable = None,
     room: int = ROOM,
 ) -> tuple[Solution, int]:
     """Solve A x = b ``[N]`` from ``x0`` on their device; gives the solution and the products done.
@@ -59,33 +67,54 @@ def device_conjugate_gradient(
     ``product(v, out, stop)`` may skip its work where the int32 flag ``stop`` is not zero. The
     observer sees the iterates in ``observe_at`` (ascending; None: all), but only when the host
     looks: where it ends the solve, the later iterations were in vain. ``recorded``: product and
-    preconditioner wait for nothing and may be replayed from a CUDA graph. Memory is taken for
-    ``room`` iterations at first, and for twice as many where they do not suffice. Everything else
-    as in :func:`hfcore.solvers.conjugate_gradient.conjugate_gradient`.
+    preconditioner wait for nothing and may be replayed from a CUDA graph. So they may with
+    ``solves``, which keeps workspace and recordings for later solves: products of equal ``key``
+    give the same launches on the same memory, whichever solve they were recorded in, and the
+    preconditioner is a diagonal or None (ValueError). Memory is taken for ``room`` iterations at
+    first, and for twice as many where they do not suffice.
+    Everything else as in :func:`hfcore.solvers.conjugate_gradient.conjugate_gradient`.
     """
     if look_every < 1:
         raise ValueError(f"look_every: got {look_every}, need at least 1")
     inverse = None if isinstance(preconditioner, Tensor) else preconditioner
+    if solves is not None and inverse is not None:
+        raise ValueError("preconditioner: got an operator, need a diagonal or None with solves")
     most = rule.max_iterations
     wanted = _wanted(observe_at, most) if observer is not None else ()
     room = min(room, most)
     kept = _between(wanted, 0, room)
-    solve = DeviceSolve(
-        b,
-        lookback=[lookback(rule, i) for i in range(room + 1)],
-        kept=kept,
-        tolerance=rule.tolerance,
-        residual=rule.residual,
-        preconditioner=preconditioner if isinstance(preconditioner, Tensor) else None,
-        inverse=None if inverse is None else lambda r, z: applied(inverse, r, z),
-        recorded=recorded,
-    )
+    given: dict[str, Any] = {
+        "lookback": [lookback(rule, i) for i in range(room + 1)],
+        "kept": kept,
+        "tolerance": rule.tolerance,
+        "residual": rule.residual,
+        "preconditioner": preconditioner if isinstance(preconditioner, Tensor) else None,
+    }
+    if solves is not None:
+        solve = solves.take(b, **given)
+    else:
+        apply = None if inverse is None else lambda r, z: applied(inverse, r, z)
+        solve = DeviceSolve(b, **given, inverse=apply, recorded=recorded)
+
+    def ended(stop: str, i: int, x: Tensor, direction: Tensor | None = None) -> Solution:
+        """The solution, which has nothing of a workspace that the next solve writes to."""
+        solution = Solution(
+            x.clone(),
+            stop,
+            i,
+            history[: i + 1],
+            direction=None if direction is None else direction.clone(),
+        )
+        if solves is not None:
+            solves.keep(solve)
+        return solution
+
     solve.begin(product, b, x0)
     observed = 0
     while True:
         check_interrupt()  # the device has done all that it was given
         for _ in range(look_every):
-            solve.iterate(product)
+            solve.iterate(product, key)
         stop, iterations, products = solve.look()
         if inverse is not None:
             check_definite(solve.rz)
@@ -97,7 +126,7 @@ def device_conjugate_gradient(
             x = solve.x if stop and i == iterations else solve.snapshot(i)
             assert observer is not None
             if observer(i, x, history[i]):
-                return Solution(x.clone(), OBSERVER, i, history[: i + 1]), products
+                return ended(OBSERVER, i, x), products
         observed = iterations
         if REASONS[stop] == MAX_ITERATIONS and room < most:
             before, room = room, min(2 * room, most)
@@ -106,7 +135,7 @@ def device_conjugate_gradient(
         elif stop:
             reason = REASONS[stop]
             direction = solve.direction if reason == NONPOSITIVE else None
-            return Solution(solve.x, reason, iterations, history, direction=direction), products
+            return ended(reason, iterations, solve.x, direction), products
 
 
 def lookback(rule: StopRule, i: int) -> int:

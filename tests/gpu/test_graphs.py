@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from itertools import pairwise
@@ -14,10 +15,12 @@ from torch import Tensor
 
 import hfcore as hf
 from hfcore.bindings import graphs
+from hfcore.bindings.device_conjugate_gradient import KeptSolves
 from hfcore.bindings.momentum import Step
 from hfcore.bindings.replayed_products import BEFORE
 from hfcore.counted_batches import CountedBatches
 from hfcore.nets.grouped import Account, GroupedGradient, Row, grouped_gradient
+from hfcore.optimisers import lasting_solves
 from hfcore.solvers import device_conjugate_gradient
 from hfcore.solvers.conjugate_gradient import StopRule
 
@@ -233,31 +236,68 @@ def test_products_are_replayed_with_the_same_bits(hidden: int, recorded: list[in
     assert recorded == [1]
 
 
-def test_a_hessian_free_step_is_recorded_and_has_the_same_bits(
-    recorded: list[int], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("preconditioner", [None, "fisher"])
+def test_one_recording_serves_all_steps_of_hessian_free(
+    preconditioner: str | None, recorded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stepped(model: torch.nn.Module, loss: hf.losses.Loss, batch: Any) -> Tensor:
-        opt = hf.HessianFree(model, loss, damping=1.0, preconditioner="fisher")
-        for _ in range(2):
-            stats = opt.step(batch)
-        assert math.isfinite(stats.loss_after)
-        return torch.cat([p.detach().reshape(-1) for p in model.parameters()])
+    """With a batch, a λ and parameters of its own each."""
 
-    def both() -> list[Tensor]:
+    def stepped(model: torch.nn.Module, loss: hf.losses.Loss, batches: list[Any]) -> Tensor:
+        opt = hf.HessianFree(model, loss, damping=1.0, preconditioner=preconditioner)
+        ends = []
+        for batch in batches:
+            assert math.isfinite(opt.step(batch).loss_after)
+            ends.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+        assert not any(torch.equal(a, b) for a, b in pairwise(ends))
+        return torch.stack(ends)
+
+    def all_nets() -> list[Tensor]:
         draw = torch.Generator().manual_seed(1)
-        x = torch.rand(10, 50, 2, generator=draw).cuda()
-        rnn = hf.RNN(2, 30, 2, generator=draw).to("cuda")
-        mlp = hf.MLP([20, 11, 20], ["logistic", "linear"], generator=draw).to("cuda")
-        images = torch.rand(300, 20, generator=draw).cuda()
-        return [
-            stepped(rnn, hf.losses.SquaredError(), (x, x)),
-            stepped(mlp, hf.losses.LogisticCrossEntropy(), (images, images)),
+        nets: list[tuple[torch.nn.Module, hf.losses.Loss]] = [
+            (hf.RNN(2, 30, 2, generator=draw), hf.losses.SquaredError()),
+            (hf.RNN(2, 260, 2, generator=draw), hf.losses.SquaredError()),
+            (hf.StackedRNN(2, [20, 10], 2, generator=draw), hf.losses.SquaredError()),
         ]
+        series = [torch.rand(10, 50, 2, generator=draw).cuda() for _ in range(4)]
+        ends = [stepped(net.to("cuda"), loss, [(x, x) for x in series]) for net, loss in nets]
+        mlp = hf.MLP([20, 11, 20], ["logistic", "linear"], generator=draw).to("cuda")
+        images = [torch.rand(300, 20, generator=draw).cuda() for _ in range(4)]
+        loss = hf.losses.LogisticCrossEntropy()
+        return [*ends, stepped(mlp, loss, [(x, x) for x in images])]
 
-    got = both()
+    got = all_nets()
     assert len(recorded) == 4
     forbid_recording(monkeypatch)
-    assert all(torch.equal(a, b) for a, b in zip(got, both(), strict=True))
+    monkeypatch.setattr(KeptSolves, "keep", lambda self, solve: None)
+    monkeypatch.setattr(lasting_solves, "MOST_KEPT", 0)
+    assert all(torch.equal(a, b) for a, b in zip(got, all_nets(), strict=True))
+
+
+def test_what_a_recording_does_not_see_is_recorded_anew(recorded: list[int]) -> None:
+    """Sizes, λμ and the stream; the bits are those of an optimiser that keeps nothing."""
+    draw = torch.Generator().manual_seed(1)
+    start = hf.RNN(2, 30, 2, generator=draw).to("cuda")
+    batches = [torch.rand(10, cases, 2, generator=draw).cuda() for cases in (50, 50, 40, 50, 50)]
+    streams = [torch.cuda.current_stream()] * 4 + [torch.cuda.Stream()]
+
+    def steps(*, keeps: bool) -> list[Tensor]:
+        model = copy.deepcopy(start)
+        opt = hf.HessianFree(model, hf.losses.SquaredError(), damping=1.0, structural=0.1)
+        ends = []
+        for i, (x, stream) in enumerate(zip(batches, streams, strict=True)):
+            if not keeps:
+                opt._lasting = lasting_solves.LastingSolves()
+            opt.param_groups[0]["damping"] = 0.5 if i == 1 else 1.0
+            torch.cuda.synchronize()
+            with torch.cuda.stream(stream):
+                opt.step((x, x))
+            torch.cuda.synchronize()
+            ends.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+        return ends
+
+    got = steps(keeps=True)
+    assert len(recorded) == 4  # the fourth step is the first one's again
+    assert all(torch.equal(a, b) for a, b in zip(got, steps(keeps=False), strict=True))
 
 
 @pytest.mark.parametrize("hidden", [30, 130])

@@ -89,10 +89,10 @@ def test_the_host_looks_every_kth_iteration_and_never_else(
         looked += 1
         return look(self)
 
-    def strict_iterate(self: Any, product: Any) -> None:
+    def strict_iterate(self: Any, product: Any, key: Any) -> None:
         torch.cuda.set_sync_debug_mode("error")
         try:
-            iterate(self, product)
+            iterate(self, product, key)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 

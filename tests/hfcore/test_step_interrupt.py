@@ -252,7 +252,7 @@ def test_device_cg_ends_between_looks() -> None:
         def begin(self, product: Any, b: Tensor, x0: Tensor) -> None:
             pass
 
-        def iterate(self, product: Any) -> None:
+        def iterate(self, product: Any, key: Any) -> None:
             self.done += 1
             product(self.b, torch.empty_like(self.b), None)
 
