@@ -32,6 +32,7 @@ OPS: dict[str, tuple[Backend, ...]] = {
     "gated.gated_forward": EVERYWHERE,
     "gated.gated_tangent": EVERYWHERE,
     "gated.gated_backward": EVERYWHERE,
+    "gated.gated_gradient": EVERYWHERE,
     "dense.dense_forward": EVERYWHERE,
     "dense.dense_rforward": EVERYWHERE,
     "dense.dense_backward": EVERYWHERE,

@@ -29,6 +29,7 @@ __all__ = [
     "differentiable_h",
     "gated_backward",
     "gated_forward",
+    "gated_gradient",
     "gated_tangent",
     "rows_of",
 ]
@@ -116,16 +117,42 @@ def gated_backward(
     ``at`` are the states of :func:`gated_forward`, ``W_hh [G,R·H,H]`` the weight that made them.
     """
     check_choice("cell", cell, CELLS)
-    check_tensor("gh", gh, ["G", "T", "B", "H"])
-    _check_floating("gh", gh)
-    T, B, H = gh.shape[1:]
-    check_positive(T=T, B=B, H=H)
-    check_tensor("W_hh", W_hh, ["G", rows_of(cell).blocks * H, H], like=gh)
-    _check_states(at, _Sizes(T, B, 1, H), cell, gh)
+    T, B, _, H = _check_gh(gh, at, W_hh, cell)
     G = check_group(gh=gh, W_hh=W_hh, **at._asdict())
     out = check_out(out, (G, BLOCKS, T, B, H), gh)
     with torch.no_grad():
         form(choose("gated.gated_backward", gh)).gated_backward(gh, at, W_hh, cell, out)
+    return out
+
+
+def gated_gradient(
+    gh: Tensor,
+    x: Tensor,
+    at: GatedStates,
+    W_hh: Tensor,
+    *,
+    cell: str,
+    ga: Tensor | None = None,
+    out: GatedWeights | None = None,
+) -> GatedWeights:
+    """The gradient at the weights of a layer, from ``gh [G,T,B,H]`` as in :func:`gated_backward`.
+
+    ``x [G,T,B,n]`` are the inputs that made ``at``; ``ga [G,4,T,B,H]`` takes ∂L/∂a, which a layer
+    below needs.
+    """
+    check_choice("cell", cell, CELLS)
+    size = _check_gh(gh, at, W_hh, cell)
+    check_tensor("x", x, ["G", size.T, size.B, "n"], like=gh)
+    check_positive(n=x.shape[3])
+    G = check_group(gh=gh, x=x, W_hh=W_hh, **at._asdict())
+    rows = rows_of(cell).blocks * size.H
+    shapes = (G, rows, x.shape[3]), (G, rows, size.H), (G, BLOCKS, size.H)
+    given = (None, None, None) if out is None else out
+    out = GatedWeights(*(check_out(t, shape, gh) for t, shape in zip(given, shapes, strict=True)))
+    if ga is not None:
+        ga = check_out(ga, (G, BLOCKS, size.T, size.B, size.H), gh)
+    with torch.no_grad():
+        form(choose("gated.gated_gradient", gh)).gated_gradient(gh, x, at, W_hh, cell, out, ga)
     return out
 
 
@@ -135,6 +162,17 @@ def gated_backward(
 def _check_floating(name: str, value: Tensor) -> None:
     if not value.is_floating_point():
         raise TypeError(f"{name}: got {value.dtype}, need a floating-point dtype")
+
+
+def _check_gh(gh: Tensor, at: GatedStates, W_hh: Tensor, cell: str) -> _Sizes:
+    check_tensor("gh", gh, ["G", "T", "B", "H"])
+    _check_floating("gh", gh)
+    T, B, H = gh.shape[1:]
+    check_positive(T=T, B=B, H=H)
+    check_tensor("W_hh", W_hh, ["G", rows_of(cell).blocks * H, H], like=gh)
+    size = _Sizes(T, B, 1, H)
+    _check_states(at, size, cell, gh)
+    return size
 
 
 def _check_weights(

@@ -155,6 +155,45 @@ void gated_backward(const Array& gh, const Array& h, const Array& gates, const M
     });
 }
 
+void gated_gradient(const Array& gh, const Array& x, const Array& h, const Array& gates,
+                    const MaybeArray& cells, const Array& W_hh, int cell, const Array& out_W_ih,
+                    const Array& out_W_hh, const Array& out_b, const MaybeArray& ga, int threads) {
+    check_shape("gh", gh, {-1, -1, -1, -1});
+    GatedDims d = dims_of("gh", gh, inputs_of(x), cell, threads);
+    check_shape("out_b", out_b, {-1, gate_blocks, d.H});
+    d.G = length(out_b, 0);
+    if (d.G < 1) value_error("G: got 0, need at least 1");
+    const int64_t rows = rows_of(d.cell).blocks * d.H;
+    check_grouped("gh", gh, d.G, {d.T, d.B, d.H});
+    check_grouped("x", x, d.G, {d.T, d.B, d.n});
+    check_shape("out_W_ih", out_W_ih, {d.G, rows, d.n});
+    check_shape("out_W_hh", out_W_hh, {d.G, rows, d.H});
+    if (ga) check_shape("ga", *ga, {d.G, gate_blocks, d.T, d.B, d.H});
+    check_states(d, h, gates, cells);
+    check_weights(d, "W", nullptr, W_hh, nullptr);
+    const NamedArray outs[] = {{"out_W_ih", &out_W_ih}, {"out_W_hh", &out_W_hh}, {"out_b", &out_b},
+                               {"ga", pointer(ga)}};
+    for (int i = 0; i < 4; ++i) {
+        if (outs[i].array == nullptr) continue;
+        check_apart(outs[i], {{"gh", &gh}, {"x", &x}, {"h", &h}, {"gates", &gates},
+                              {"cells", pointer(cells)}, {"W_hh", &W_hh}});
+        for (int j = i + 1; j < 4; ++j) check_apart(outs[i], {outs[j]});
+    }
+    with_float_type("gh", gh, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        check_dtypes<T>({{"x", &x}, {"h", &h}, {"gates", &gates}, {"cells", pointer(cells)},
+                         {"W_hh", &W_hh}, outs[0], outs[1], outs[2], outs[3]});
+        nb::gil_scoped_release release;
+        HFCORE_PICK(gated_kernels<T>())
+            .gated_gradient(d, grouped<T>(gh), grouped<T>(x),
+                            {grouped<T>(h), grouped<T>(gates), grouped<T>(cells)},
+                            grouped<T>(W_hh),
+                            {static_cast<T*>(out_W_ih.data()), static_cast<T*>(out_W_hh.data()),
+                             static_cast<T*>(out_b.data())},
+                            writable<T>(ga));
+    });
+}
+
 }  // namespace
 
 void bind_gated(nb::module_& m) {
@@ -169,6 +208,9 @@ void bind_gated(nb::module_& m) {
           "cell"_a, array("out"), "threads"_a);
     m.def("gated_backward", &gated_backward, array("gh"), array("h"), array("gates"),
           maybe("cells"), array("W_hh"), "cell"_a, array("out"), "threads"_a);
+    m.def("gated_gradient", &gated_gradient, array("gh"), array("x"), array("h"), array("gates"),
+          maybe("cells"), array("W_hh"), "cell"_a, array("out_W_ih"), array("out_W_hh"),
+          array("out_b"), maybe("ga"), "threads"_a);
 }
 
 }  // namespace hfcore

@@ -6,24 +6,25 @@ the inputs. ga are ∂L/∂(pre-activations of a layer's blocks) ``[G,4,T,B,H]``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 from hfcore.bindings import gated as ops
-from hfcore.bindings.dense import dense_gradient
-from hfcore.bindings.gated import GatedStates
+from hfcore.bindings.gated import GatedStates, GatedWeights
 from hfcore.bindings.threads import among_kernels
 from hfcore.losses import Loss
 from hfcore.nets.data import Data
-from hfcore.nets.gated_layout import GatedGradient, GatedLayout, NetWeights
+from hfcore.nets.gated_layout import GatedLayout, NetWeights
 from hfcore.nets.net import FusedNet, Into, Pass, Tangent, blocks
 from hfcore.nets.recognition import ReadOut
 from hfcore.nets.recurrent import CASE_BYTES, SEQUENCES_AT_ONCE
 from hfcore.nets.through_time import at_outputs, case_squares, outer, times
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ class GatedNet(GatedLayout, FusedNet):
 
     def backward(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
         with among_kernels(gs):
-            gas = self._through_time(at, gs, into.add or {})
-            return into.out.copy_(self._gradient(at, gas, gs).mul_(into.scale))
+            return into.out.copy_(self._gradient(at, gs, into.add or {}).mul_(into.scale))
 
     def structural_term(self, at: Pass, R: Tangent, structural: float) -> dict[int, Tensor]:
         """structural·Rh ``[G,T,B,H]`` of every layer."""
@@ -151,7 +151,7 @@ class GatedNet(GatedLayout, FusedNet):
         return into.out
 
     def squares(self, at: Pass, gs: Tensor, into: Into) -> Tensor:
-        states, gas = at.states, self._through_time(at, gs, {})
+        states, gas = at.states, self._through_time(at, gs)
         read = at_outputs(states.ys[-1], at.part.steps)[0]
         widest = max(*self.sizes, self.hidden_size) * 4 * self.hidden_size
         size = max(1, CASE_BYTES // (widest * gs.element_size()))
@@ -168,31 +168,66 @@ class GatedNet(GatedLayout, FusedNet):
                 total += self.joined(W_yh.reshape(1, -1), b_y[None], layers)[0]
         return into.out.mul_(into.scale)
 
-    def _case_squares(self, ga: Tensor, x: Tensor, h: Tensor) -> GatedGradient:
+    def _case_squares(self, ga: Tensor, x: Tensor, h: Tensor) -> GatedWeights:
         """Of one layer, from ``ga [4,T,b,H]``, ``x [T,b,n]``, ``h [T,b,H]``."""
         W_ih = torch.stack([case_squares(ga[k], x) for k in self.input_blocks])
         W_hh = torch.stack([case_squares(ga[k, 1:], h[:-1]) for k in self.hidden_blocks])
         b = ga.sum(1).square().sum(1)
-        return GatedGradient(W_ih.reshape(1, -1), W_hh.reshape(1, -1), b[None])
+        return GatedWeights(W_ih.flatten(0, 1)[None], W_hh.flatten(0, 1)[None], b[None])
 
     # ---- pieces of the passes
 
-    def _through_time(self, at: Pass, gs: Tensor, add: Mapping[int, Tensor]) -> list[Tensor]:
-        """BPTT: ga of every layer from ``gs``; ``add[l]`` joins what flows back at its states."""
-        w, states, gas = at.states.w, at.states, list[Tensor]()
+    def _gradient(self, at: Pass, gs: Tensor, add: Mapping[int, Tensor]) -> Tensor:
+        """``[G,N]`` from ``gs``; ``add[l]`` joins what flows back at the states of layer l."""
+        states = at.states
+
+        def of_layer(l: int, gh: Tensor) -> tuple[GatedWeights, Tensor | None]:
+            ga = self._ga_buffer(l, gh, at) if l else None
+            options: dict[str, Any] = {"cell": self.cell, "ga": ga}
+            layer = states.ys[l], states.at[l], states.w.layers[l].W_hh
+            return ops.gated_gradient(gh, *layer, **options), ga
+
+        layers = self._down(at, gs, add, of_layer)
+        W_yh = outer(gs, at_outputs(states.ys[-1], at.part.steps))
+        return self.joined(W_yh, gs.sum((1, 2)), layers)
+
+    def _through_time(self, at: Pass, gs: Tensor) -> list[Tensor]:
+        """BPTT: ga of every layer from ``gs``."""
+        states = at.states
+
+        def of_layer(l: int, gh: Tensor) -> tuple[Tensor, Tensor]:
+            options: dict[str, Any] = {"cell": self.cell, "out": self._ga_buffer(l, gh, at)}
+            ga = ops.gated_backward(gh, states.at[l], states.w.layers[l].W_hh, **options)
+            return ga, ga
+
+        return self._down(at, gs, {}, of_layer)
+
+    def _down(
+        self,
+        at: Pass,
+        gs: Tensor,
+        add: Mapping[int, Tensor],
+        of_layer: Callable[[int, Tensor], tuple[R, Tensor | None]],
+    ) -> list[R]:
+        """What ``of_layer(l, gh)`` gives beside ga, which the layer below needs, of every layer."""
+        w, found = at.states.w, list[R]()
         gh = self._at_states(at, gs, w.W_yh)
         for l in reversed(range(self.layers)):
             if l in add:
                 gh = gh + add[l]
-            G = max(len(gh), len(at.s))
-            out = self.work.take(f"ga{l}", gh, G, 4, *states.ys[l + 1].shape[1:])
-            W_hh = w.layers[l].W_hh
-            gas.insert(0, ops.gated_backward(gh, states.at[l], W_hh, cell=self.cell, out=out))
+            result, ga = of_layer(l, gh)
+            found.insert(0, result)
             if l:
+                assert ga is not None
                 W = w.layers[l].W_ih.unflatten(1, (-1, self.hidden_size))
-                parts = [times(gas[0][:, k], W[:, r]) for r, k in enumerate(self.input_blocks)]
+                parts = [times(ga[:, k], W[:, r]) for r, k in enumerate(self.input_blocks)]
                 gh = torch.stack(parts).sum(0)
-        return gas
+        return found
+
+    def _ga_buffer(self, l: int, gh: Tensor, at: Pass) -> Tensor:
+        """``[G,4,T,B,H]``, kept from call to call."""
+        G = max(len(gh), len(at.s))
+        return self.work.take(f"ga{l}", gh, G, 4, *at.states.ys[l + 1].shape[1:])
 
     def _at_states(self, at: Pass, gs: Tensor, W_yh: Tensor) -> Tensor:
         """gs W_yh ``[G,T,B,H]`` at every step, zeros where there is no output."""
@@ -202,29 +237,3 @@ class GatedNet(GatedLayout, FusedNet):
         gh = read.new_zeros(len(read), at.part.x.shape[1], *read.shape[2:])
         gh[:, steps] = read
         return gh
-
-    def _gradient(self, at: Pass, gas: list[Tensor], gs: Tensor) -> Tensor:
-        """gsᵀ·[h, 1] and gaᵀ·[x, h_{t-1}, 1] of every layer over time and cases, ``[G,N]``."""
-        ys = at.states.ys
-        layers = [self._layer_gradient(ga, *ys[l : l + 2]) for l, ga in enumerate(gas)]
-        W_yh = outer(gs, at_outputs(ys[-1], at.part.steps))
-        return self.joined(W_yh, gs.sum((1, 2)), layers)
-
-    def _layer_gradient(self, ga: Tensor, x: Tensor, h: Tensor) -> GatedGradient:
-        """Of one layer, from ``ga [G,4,T,B,H]``, ``x [.,T,B,n]``, ``h [.,T,B,H]``."""
-        W_ih, W_hh, b = [], [], []
-        for g, own in enumerate(ga):
-            x_g, h_g = (y[min(g, len(y) - 1)] for y in (x, h))
-            hears, recurs = own[self.input_range], own[self.hidden_range, 1:]
-            W, sums = dense_gradient(hears.flatten(1, 2), x_g.flatten(0, 1)[None])
-            W_ih.append(W)
-            b.append(sums)
-            if len(h_g) == 1:
-                W_hh.append(h_g.new_zeros(len(recurs), h_g.shape[-1], h_g.shape[-1]))
-            else:
-                W_hh.append(dense_gradient(recurs.flatten(1, 2), h_g[:-1].flatten(0, 1)[None])[0])
-        sums = torch.stack(b)
-        if self.cell == "gru":
-            sums = torch.cat([ga[:, :1].sum((2, 3)), sums], dim=1)
-        rows = [torch.stack([W[r] for r in self.hidden_order]) for W in W_hh]
-        return GatedGradient(torch.stack(W_ih).flatten(1), torch.stack(rows).flatten(1), sums)

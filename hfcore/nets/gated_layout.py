@@ -23,23 +23,8 @@ class NetWeights(NamedTuple):
     layers: list[GatedWeights]
 
 
-class GatedGradient(NamedTuple):
-    """What belongs to the parameters of a layer.
-
-    ``W_ih [G,·]`` and ``W_hh [G,·]`` in torch's rows, ``b [G,4,H]`` of the blocks.
-    """
-
-    W_ih: Tensor
-    W_hh: Tensor
-    b: Tensor
-
-
 class GatedLayout(TorchLayout):
-    """Parameters in θ, and the blocks: ``input_blocks[r]`` hears row r of W_ih, and so on.
-
-    ``input_range`` and ``hidden_range`` are the same blocks as slices in their own order, and
-    ``hidden_order[r]`` is the place of row r of W_hh in the latter.
-    """
+    """Parameters in θ, and the blocks: ``input_blocks[r]`` hears row r of W_ih, and so on."""
 
     def lay_out(self, read: ReadOut) -> None:
         super().lay_out(read)
@@ -48,9 +33,6 @@ class GatedLayout(TorchLayout):
         rows = rows_of(self.cell)
         self.input_blocks = [rows.input.index(r) for r in range(rows.blocks)]
         self.hidden_blocks = [rows.hidden.index(r) for r in range(rows.blocks)]
-        self.input_range = slice(min(self.input_blocks), max(self.input_blocks) + 1)
-        self.hidden_range = slice(min(self.hidden_blocks), max(self.hidden_blocks) + 1)
-        self.hidden_order = [k - self.hidden_range.start for k in self.hidden_blocks]
 
     def split(self, theta: Tensor) -> NetWeights:
         """``theta [G,N]`` as parameters with a group axis."""
@@ -71,7 +53,7 @@ class GatedLayout(TorchLayout):
         G = max(map(len, sums))
         return torch.stack([b.expand(G, -1) for b in sums], dim=1)
 
-    def joined(self, W_yh: Tensor, b_y: Tensor, layers: list[GatedGradient]) -> Tensor:
+    def joined(self, W_yh: Tensor, b_y: Tensor, layers: list[GatedWeights]) -> Tensor:
         """The flat ``[G,N]`` of gradients: ``W_yh [G,·]``, ``b_y [G,k]`` and those of layers."""
         named = {"weight": W_yh, "bias": b_y}
         for l, g in enumerate(layers):
@@ -80,6 +62,6 @@ class GatedLayout(TorchLayout):
                 torch.cat([g.b[:, k] for k in heard], dim=1)
                 for heard in (self.input_blocks, self.hidden_blocks)
             )
-            pieces = g.W_ih, g.W_hh, *biases
+            pieces = g.W_ih.flatten(1), g.W_hh.flatten(1), *biases
             named |= {name.format(l): piece for name, piece in zip(LAYER, pieces, strict=True)}
         return self.in_order(named)

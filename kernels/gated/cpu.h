@@ -39,6 +39,12 @@ struct GatedStates {
     Grouped<T> h, gates, cells;
 };
 
+// Of a layer's parameters: W_ih [G,R·H,n], W_hh [G,R·H,H], b [G,4,H].
+template <class T>
+struct GatedGradient {
+    T *W_ih, *W_hh, *b;
+};
+
 // All arrays contiguous behind their group axis. gates and cells may be null in gated_forward, Rx
 // [G,T,B,n] in gated_tangent, which then does not read W_ih.
 template <class T>
@@ -49,6 +55,9 @@ struct GatedKernels {
                           const GatedParameters<T>& w, const GatedParameters<T>& v, T* Rh);
     void (*gated_backward)(const GatedDims&, Grouped<T> gh, const GatedStates<T>& at,
                            Grouped<T> W_hh, T* ga);
+    // ga may be null.
+    void (*gated_gradient)(const GatedDims&, Grouped<T> gh, Grouped<T> x, const GatedStates<T>& at,
+                           Grouped<T> W_hh, const GatedGradient<T>& out, T* ga);
 };
 
 namespace baseline {

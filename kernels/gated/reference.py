@@ -142,3 +142,15 @@ def gated_backward(gh: Tensor, at: GatedStates, W_hh: Tensor, cell: str) -> Tens
                          for r, g in heard))  # fmt: skip
         out.append(step)
     return _over_time(out[::-1])
+
+
+def weight_gradient(ga: Tensor, x: Tensor, h: Tensor, cell: str) -> GatedWeights:
+    """Of a layer, from ``ga [G,4,T,B,H]``, ``x [.,T,B,n]`` and the states ``h [.,T,B,H]``."""
+    rows = rows_of(cell)
+
+    def rows_heard(heard: tuple[int | None, ...], y: Tensor) -> Tensor:
+        left = torch.cat([ga[:, heard.index(r)] for r in range(rows.blocks)], dim=-1)
+        return torch.matmul(left.flatten(1, 2).mT, y.flatten(1, 2))
+
+    b = ga.sum((2, 3))
+    return GatedWeights(rows_heard(rows.input, x), rows_heard(rows.hidden, _previous(h)), b)

@@ -5,6 +5,7 @@
 #include "kernels/cpu/parallel.h"
 #include "kernels/cpu/rows.h"
 #include "kernels/cpu/runs.h"
+#include "kernels/cpu/tiles.h"
 #include "kernels/recurrence/cpu.h"
 
 namespace hfcore {
@@ -13,35 +14,6 @@ namespace {
 
 // Bytes of recomputed states that a tile holds at once, in windows of no fewer than √T steps.
 constexpr int64_t window_bytes = int64_t{8} << 20;
-
-// Not the standard ones: shared template code must not be compiled for one instruction set and
-// linked into another.
-template <class T>
-inline void fill(T* from, T* to, T value) {
-    for (; from != to; ++from) *from = value;
-}
-template <class T>
-inline void copy(T* to, const T* from, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) to[i] = from[i];
-}
-
-// Hands out consecutive aligned pieces; with a null base it only measures.
-template <class T>
-class Arena {
-public:
-    explicit Arena(void* base) : base_(static_cast<T*>(base)) {}
-    T* take(int64_t count) {
-        T* at = base_ ? base_ + used_ : nullptr;
-        constexpr int64_t line = 64 / sizeof(T);
-        used_ += (count + line - 1) / line * line;
-        return at;
-    }
-    std::size_t bytes() const { return static_cast<std::size_t>(used_) * sizeof(T); }
-
-private:
-    T* base_;
-    int64_t used_ = 0;
-};
 
 template <class T>
 inline void prefetch_rows(const T* rows, int64_t elements) {

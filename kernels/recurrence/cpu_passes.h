@@ -7,37 +7,6 @@ namespace hfcore {
 namespace HFCORE_ISA {
 namespace {
 
-// Steps whose gradient products are summed in registers before the buffer is touched.
-constexpr int chunk_steps = 4;
-
-// The tiles of every net of the group, numbered net by net: as even as possible, and an even number of
-// them unless they are tiny, so that two threads have the same to do.
-template <class T>
-struct Tiles {
-    static constexpr int64_t most = 26, least = 6;
-    int64_t B, per_net;
-    explicit Tiles(int64_t B_) : B(B_), per_net((B_ + most - 1) / most) {
-        if (per_net % 2 == 1 && B >= (per_net + 1) * least) ++per_net;
-    }
-};
-
-template <class T>
-struct Tile {
-    int64_t g, b0, sequences;
-    Tile(const Tiles<T>& tiles, int64_t task) : g(task / tiles.per_net) {
-        const int64_t index = task % tiles.per_net;
-        b0 = tiles.B * index / tiles.per_net;
-        sequences = tiles.B * (index + 1) / tiles.per_net - b0;
-    }
-};
-
-// Sequences of the widest tile.
-template <class T>
-int64_t tile_capacity(int64_t B) {
-    const int64_t count = larger(Tiles<T>(B).per_net, 1);
-    return larger((B + count - 1) / count, 1);
-}
-
 // gs = c ⊙ Rs − [rank one] c (cᵀRs), in place of Rs, all [rows][k].
 template <class T>
 void apply_loss_curvature(T* Rs, const T* c, int64_t k, int64_t rows, bool rank_one) {

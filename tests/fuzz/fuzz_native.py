@@ -426,6 +426,23 @@ def gated_backward(d: Sizes) -> Arguments:
     }
 
 
+def gated_gradient(d: Sizes) -> Arguments:
+    cell = d.kind % 2
+    rows = (4 - cell) * d.H
+    return {
+        "gh": d.array(d.T, d.B, d.H),
+        "x": d.array(d.T, d.B, d.n),
+        **gated_states(d, cell),
+        "W_hh": d.array(rows, d.H) / d.H,
+        "cell": cell,
+        "out_W_ih": d.out(rows, d.n),
+        "out_W_hh": d.out(rows, d.H),
+        "out_b": d.out(4, d.H),
+        "ga": d.out(4, d.T, d.B, d.H) if d.optional else None,
+        "threads": d.threads,
+    }
+
+
 RECIPES = (
     rnn_forward,
     linear_scan,
@@ -434,6 +451,7 @@ RECIPES = (
     gated_forward,
     gated_tangent,
     gated_backward,
+    gated_gradient,
     dense_forward,
     dense_rforward,
     dense_backward,

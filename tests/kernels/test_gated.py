@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import nn
 
+from hfcore.bindings.forms.gated import cpu
 from hfcore.bindings.gated import (
     GatedStates,
     GatedWeights,
     gated_backward,
     gated_forward,
+    gated_gradient,
     gated_tangent,
 )
 from oracles.cases.gated import CELLS, GROUPS, SHAPES, Case, h_of
@@ -31,6 +33,29 @@ def test_every_group(
     cell: str, group: str, shape: tuple[int, ...], dtype: torch.dtype, backend: str
 ) -> None:
     Case(shape, dtype, cell, group).check(with_Rx=True)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_of_many_weights_are_products(
+    cell: str, group: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where their sums are too many to be made on the way back."""
+    monkeypatch.setattr(cpu, "SUMS_BYTES", 0)
+    for shape in ((3, 13, 5, 17), (1, 2, 3, 4)):
+        Case(shape, dtype, cell, group).check(with_Rx=True)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_way_back_and_its_sums_apart(cell: str, backend: str) -> None:
+    """∂L/∂a may be kept or not, and made without the gradient: with the same bits."""
+    case = Case((7, 29, 3, 18), torch.float32, cell, "nets")
+    at = case.states()
+    both = case.gradient(at)
+    alone = gated_gradient(case.gh, case.x, at, case.w.W_hh, cell=cell)
+    assert all(map(torch.equal, alone, both.weights))
+    out = torch.full_like(both.ga, float("nan"))
+    assert torch.equal(gated_backward(case.gh, at, case.w.W_hh, cell=cell, out=out), both.ga)
 
 
 def test_the_oracle_is_torch() -> None:
@@ -58,10 +83,12 @@ def test_bits_depend_on_a_sequence_alone(cell: str) -> None:
     """Neither neighbours nor threads change them."""
     case = Case((3, 101, 5, 17), torch.float32, cell)
     at = case.states()
+    gradient = case.gradient(at).weights
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
+            assert all(map(torch.equal, case.gradient(at).weights, gradient))
             for part in (slice(0, 101), slice(5, 43)):
                 own = gated_forward(case.x[:, :, part], case.w, cell=cell)
                 assert torch.equal(own.h, at.h[:, :, part])
@@ -111,11 +138,13 @@ def arguments(op: str, cell: str) -> dict[str, Any]:
         return {"x": case.x, "w": case.w}
     if op == "tangent":
         return {"x": case.x, "at": at, "w": case.w, "v": case.v, "Rx": case.Rx}
-    return {"gh": case.gh, "at": at, "W_hh": case.w.W_hh}
+    inputs = {"x": case.x} if op == "gradient" else {}
+    return {"gh": case.gh, "at": at, "W_hh": case.w.W_hh, **inputs}
 
 
 OPS: dict[str, Any] = {
-    "forward": gated_forward, "tangent": gated_tangent, "backward": gated_backward
+    "forward": gated_forward, "tangent": gated_tangent, "backward": gated_backward,
+    "gradient": gated_gradient,
 }  # fmt: skip
 
 
@@ -133,6 +162,7 @@ TENSORS = {
         "x", "at.h", "at.gates", "at.cells", "w.W_ih", "w.W_hh", "v.W_ih", "v.W_hh", "v.b", "Rx",
     ),
     "backward": ("gh", "at.h", "at.gates", "at.cells", "W_hh"),
+    "gradient": ("gh", "x", "at.h", "at.gates", "at.cells", "W_hh"),
 }  # fmt: skip
 
 
@@ -149,6 +179,8 @@ def test_every_tensor_is_checked(op: str, name: str, backend: str) -> None:
         bad = _with(good, name, change)
         if error is TypeError and name in ("x", "gh") and not isinstance(bad[name], list):
             continue  # the others are then what is wrong
+        if op == "gradient" and name == "x" and getattr(bad["x"], "shape", None) == (1, 3, 4, 4):
+            continue  # any number of inputs is fine
         with pytest.raises(error, match=r"\w+: "):
             OPS[op](**bad, cell="lstm")
 
@@ -167,8 +199,9 @@ def test_other_arguments_are_checked(op: str, backend: str) -> None:
     gru["at"] = gru["at"]._replace(cells=good["at"].cells)
     with pytest.raises(ValueError, match="cells: got a tensor, need None for a GRU"):
         OPS[op](**gru, cell="gru")
+    wrong = torch.zeros(1)
     with pytest.raises(ValueError, match="out: "):
-        OPS[op](**good, cell="lstm", out=torch.zeros(1))
+        OPS[op](**good, cell="lstm", out=[wrong] * 3 if op == "gradient" else wrong)
 
 
 def test_named_tuples_are_needed() -> None:
@@ -186,5 +219,7 @@ def test_outputs_are_apart_from_inputs() -> None:
     at = case.states()
     with pytest.raises(ValueError, match="out: shares memory with x"):
         gated_tangent(case.x, at, case.w, case.v, cell="gru", out=case.x)
+    with pytest.raises(ValueError, match="ga: shares memory with gates"):
+        gated_gradient(case.gh, case.x, at, case.w.W_hh, cell="gru", ga=at.gates)
     with pytest.raises(ValueError, match="shares memory with"):
         gated_forward(case.x, case.w, cell="gru", out=at._replace(h=case.x))

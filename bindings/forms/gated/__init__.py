@@ -30,6 +30,12 @@ class GatedForm(Protocol):
     ) -> None:
         """∂L/∂a into ``out [G,4,T,B,H]``."""
 
+    def gated_gradient(
+        self, gh: Tensor, x: Tensor, at: GatedStates, W_hh: Tensor, cell: str, out: GatedWeights,
+        ga: Tensor | None,
+    ) -> None:  # fmt: skip
+        """The gradient at the weights into ``out``, ∂L/∂a into ``ga [G,4,T,B,H]`` if given."""
+
 
 @cache
 def form(backend: Backend) -> GatedForm:

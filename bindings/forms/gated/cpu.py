@@ -9,8 +9,9 @@ from torch import Tensor
 
 from hfcore.bindings import _native
 from hfcore.bindings.checks import dense
+from hfcore.bindings.forms.gated.products import weight_gradient
 from hfcore.bindings.threads import kernel_threads
-from hfcore.kernels.gated import CELLS, GatedStates, GatedWeights
+from hfcore.kernels.gated import BLOCKS, CELLS, GatedStates, GatedWeights
 
 
 def gated_forward(x: Tensor, w: GatedWeights, cell: str, states: bool, out: GatedStates) -> None:
@@ -40,6 +41,26 @@ def gated_tangent(
 def gated_backward(gh: Tensor, at: GatedStates, W_hh: Tensor, cell: str, out: Tensor) -> None:
     number = CELLS.index(cell)
     _native.gated_backward(dense(gh), *_states(at), dense(W_hh), number, out, kernel_threads())
+
+
+# Bytes of a tile's sums up to which they are made on the way back: larger ones leave the caches
+# with every few steps, and products of all of ga are as fast.
+SUMS_BYTES = 4 << 20
+
+
+def gated_gradient(
+    gh: Tensor, x: Tensor, at: GatedStates, W_hh: Tensor, cell: str, out: GatedWeights,
+    ga: Tensor | None,
+) -> None:  # fmt: skip
+    H, n = out.b.shape[-1], x.shape[-1]
+    if BLOCKS * H * (H + n + 1) * x.element_size() > SUMS_BYTES:
+        made = gh.new_empty(len(out.b), *at.gates.shape[1:]) if ga is None else ga
+        gated_backward(gh, at, W_hh, cell, made)
+        weight_gradient(made, x, at.h, cell, out)
+        return
+    number, threads = CELLS.index(cell), kernel_threads()
+    arguments = dense(gh), dense(x), *_states(at), dense(W_hh), number, *out, ga, threads
+    _native.gated_gradient(*arguments)
 
 
 def _states(at: GatedStates) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -28,3 +28,14 @@ def gated_tangent(
 
 def gated_backward(gh: Tensor, at: GatedStates, W_hh: Tensor, cell: str, out: Tensor) -> None:
     out.copy_(reference.gated_backward(gh, at, W_hh, cell))
+
+
+def gated_gradient(
+    gh: Tensor, x: Tensor, at: GatedStates, W_hh: Tensor, cell: str, out: GatedWeights,
+    ga: Tensor | None,
+) -> None:  # fmt: skip
+    made = reference.gated_backward(gh, at, W_hh, cell)
+    for to, value in zip(out, reference.weight_gradient(made, x, at.h, cell), strict=True):
+        to.copy_(value)
+    if ga is not None:
+        ga.copy_(made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,8 +11,8 @@ from torch import Tensor
 from hfcore.bindings.gated import (
     GatedStates,
     GatedWeights,
-    gated_backward,
     gated_forward,
+    gated_gradient,
     gated_tangent,
     rows_of,
 )
@@ -49,6 +50,13 @@ def in_rows_with_gaps(W: Tensor) -> Tensor:
     """The same as parts of the rows of a larger array of NaN."""
     rows = W.new_full((len(W), W[0].numel() + 5), torch.nan)
     return rows[:, 2:-3].copy_(W.flatten(1)).view(W.shape)
+
+
+class Gradient(NamedTuple):
+    """At the weights of a layer, and ∂L/∂a."""
+
+    weights: GatedWeights
+    ga: Tensor
 
 
 class Case:
@@ -130,22 +138,23 @@ class Case:
         out = at.h.new_full((self.G, T, B, H), float("nan"))
         Rx = self.Rx if with_Rx else None
         Rh = gated_tangent(self.x, at, self.w, self.v, cell=cell, Rx=Rx, out=out)
-        out = at.h.new_full((self.G, 4, T, B, H), float("nan"))
-        ga = gated_backward(self.gh, at, self.w.W_hh, cell=cell, out=out).double()
-        rows = rows_of(cell)
-        x, h, W = self.x.double(), at.h.double(), self.w.W_ih.double()
-        before = torch.cat([torch.zeros_like(h[:, :1]), h[:, :-1]], 1)
-        hears = [ga[:, rows.input.index(r)] for r in range(rows.blocks)]
-        recurs = [ga[:, rows.hidden.index(r)] for r in range(rows.blocks)]
-        W_r = W.unflatten(1, (rows.blocks, H))
+        made = self.gradient(at)
+        W_r = self.w.W_ih.double().unflatten(1, (-1, H))
+        hears = [made.ga[:, rows_of(cell).input.index(r)].double() for r in range(W_r.shape[1])]
         return {
             "h": at.h.expand(self.G, -1, -1, -1),
             "Rh": Rh,
-            "W_ih": torch.cat([_outer(a, x) for a in hears], 1),
-            "W_hh": torch.cat([_outer(a, before) for a in recurs], 1),
-            "b": ga.sum((2, 3)),
+            **made.weights._asdict(),
             "x": torch.stack([a @ W_r[:, None, r] for r, a in enumerate(hears)]).sum(0),
         }
+
+    def gradient(self, at: GatedStates) -> Gradient:
+        """That of the op, in buffers that held NaN."""
+        T, B, H = at.h.shape[1:]
+        shapes = [(self.G, *w.shape[1:]) for w in self.w] + [(self.G, 4, T, B, H)]
+        *outs, ga = (at.h.new_full(shape, float("nan")) for shape in shapes)
+        options: dict[str, Any] = {"cell": self.cell, "ga": ga, "out": GatedWeights(*outs)}
+        return Gradient(gated_gradient(self.gh, self.x, at, self.w.W_hh, **options), ga)
 
     def check(self, with_Rx: bool) -> None:
         wanted, found = self.wanted(with_Rx), self.results(with_Rx)
@@ -155,11 +164,6 @@ class Case:
         for name, want in wanted.items():
             atol = unit * float(want.abs().max().clamp(min=1))
             torch.testing.assert_close(found[name].double().cpu(), want, rtol=0, atol=atol)
-
-
-def _outer(left: Tensor, right: Tensor) -> Tensor:
-    right = right.expand(len(left), *right.shape[1:])
-    return left.flatten(1, 2).mT @ right.flatten(1, 2)
 
 
 Make = Callable[[], Case]
