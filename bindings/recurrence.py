@@ -193,7 +193,7 @@ def rnn_gauss_newton(
     nonlinearity: str = "tanh",
     steps: Tensor | None = None,
     scale: float = 1.0,
-    structural: float = 0.0,
+    structural: float | Tensor = 0.0,
     damping: float = 0.0,
     out: Tensor | None = None,
     accumulate: bool = False,
@@ -204,7 +204,8 @@ def rnn_gauss_newton(
 
     ``c [G,T_out,B,k]`` is the diagonal of L'', ``rank_one`` subtracts c cᵀ (softmax);
     ``h [G,T,B,H]`` are the states that :func:`rnn_forward` gave for the same ``x`` and ``w``.
-    J_t is the Jacobian of the hidden pre-activations t, D'' = e'(t). Without ``h`` the states are
+    J_t is the Jacobian of the hidden pre-activations t, D'' = e'(t); ``structural`` may be a tensor
+    ``[]`` like x, which CUDA kernels read when they run. Without ``h`` the states are
     recomputed and never held whole: the compiled CPU kernel keeps windows and checkpoints of the
     sequences it works on, the others all steps of a few sequences.
 
@@ -217,7 +218,11 @@ def rnn_gauss_newton(
     shape, _ = _check_pass(x, h, w, nonlinearity, steps, recomputed=True, c=c)
     check_tensor("v", v, ["G", shape.numel], like=x)
     G = check_group(x=x, h=h, **w._asdict(), c=c, v=v)
-    _check_factors(scale=scale, structural=structural, damping=damping)
+    if isinstance(structural, Tensor) and structural.ndim == 0:
+        check_tensor("structural", structural, [], like=x)
+    else:
+        _check_factors(structural=structural)
+    _check_factors(scale=scale, damping=damping)
     if stop is not None:
         check_tensor("stop", stop, [1], dtype=torch.int32)
     if accumulate and out is None:

@@ -171,11 +171,17 @@ class FusedCurvature:
         return other
 
     def weighted_product(
-        self, v: Tensor, weight: Tensor, structural: float, out: Tensor, stop: Tensor | None
+        self,
+        v: Tensor,
+        weight: Tensor,
+        structural: float | Tensor,
+        out: Tensor,
+        stop: Tensor | None,
     ) -> None:
         """(B + diag(weight) + structural·G_S) v in ``out [N]``, B without L2, for ``v [N]``.
 
-        ``weight [N]`` or ``[1]``, on the device; ``v`` and ``out`` as :meth:`product` makes them.
+        ``weight [N]`` or ``[1]``, and ``structural []`` or 0, are on the device; ``v`` and ``out``
+        are as :meth:`product` makes them.
         """
         self._multiplied(v[None], weight, structural, out[None], stop)
 
@@ -185,7 +191,7 @@ class FusedCurvature:
         self,
         v: Tensor,
         damping: float | Tensor,
-        structural: float,
+        structural: float | Tensor,
         out: Tensor,
         stop: Tensor | None,
     ) -> Tensor:
@@ -207,7 +213,7 @@ class FusedCurvature:
         self,
         v: Tensor,
         damping: float | Tensor,
-        structural: float,
+        structural: float | Tensor,
         out: Tensor,
         stop: Tensor | None,
     ) -> Tensor:
@@ -230,17 +236,23 @@ class FusedCurvature:
         return out
 
     def _term(
-        self, lin: Linearisation, v: Tensor, structural: float, out: Tensor, stop: Tensor | None
+        self,
+        lin: Linearisation,
+        v: Tensor,
+        structural: float | Tensor,
+        out: Tensor,
+        stop: Tensor | None,
     ) -> None:
         """One chunk's part of the products with ``v [G,N]``, without damping and L2."""
         net, at, kind = self._net, lin.at, self._kind
         assert isinstance(at, Pass)
         into = Into(out, self._scale, stop=stop)
-        if kind == "fisher" and net.has_fisher and not structural:
+        is_damped = isinstance(structural, Tensor) or structural != 0
+        if kind == "fisher" and net.has_fisher and not is_damped:
             net.fisher(at, lin.adjoint, v, into._replace(scale=self._scale * self._case_scale))
             return
-        R = net.tangent(at, v, keep=kind == "hessian" or bool(structural), stop=stop)
-        if structural:
+        R = net.tangent(at, v, keep=kind == "hessian" or is_damped, stop=stop)
+        if is_damped:
             into = into._replace(add=net.structural_term(at, R, structural))
         if kind == "hessian":
             assert lin.second is not None

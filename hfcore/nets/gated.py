@@ -124,7 +124,9 @@ class GatedNet(GatedLayout, FusedNet):
         with among_kernels(gs):
             return into.out.copy_(self._gradient(at, gs, into.add or {}).mul_(into.scale))
 
-    def structural_term(self, at: Pass, R: Tangent, structural: float) -> dict[int, Tensor]:
+    def structural_term(
+        self, at: Pass, R: Tangent, structural: float | Tensor
+    ) -> dict[int, Tensor]:
         """structural·Rh ``[G,T,B,H]`` of every layer."""
         return {l: structural * Rh for l, Rh in enumerate(R.states)}
 

@@ -156,7 +156,7 @@ class MlpNet(FusedNet):
                 delta = self._below(at, l, delta, add.get(l - 1), into.stop)
         return into.out
 
-    def structural_term(self, at: Pass, R: Tangent, structural: float) -> ByLayer:
+    def structural_term(self, at: Pass, R: Tangent, structural: float | Tensor) -> ByLayer:
         add, Rys, Rzs = {}, R.states.Rys, R.states.Rzs
         for l, damped in self.damped.items():
             out = self.work.take(f"structural{l}", Rys[l], *Rys[l].shape)

@@ -63,7 +63,7 @@ class Into(NamedTuple):
     scale: float
     add: Any = None
     stop: Tensor | None = None
-    structural: float = 0.0
+    structural: float | Tensor = 0.0
     damping: float = 0.0
     accumulate: bool = False
 
@@ -210,9 +210,10 @@ class FusedNet(ABC):
         """Σ over cases of (Jᵀ gs of one case)² ``[G,N]``."""
         raise ValueError(f"diagonal: {type(self).__name__} has no squares of single cases")
 
-    def structural_term(self, at: Pass, R: Tangent, structural: float) -> Any:
+    def structural_term(self, at: Pass, R: Tangent, structural: float | Tensor) -> Any:
         """structural·D''Rz of the hidden units that are damped, as :meth:`backward` adds it.
 
+        Where ``replays_passes``, ``structural`` may be a tensor ``[]``.
         Raises ValueError where the net has no hidden units to damp.
         """
         raise ValueError(f"structural: {type(self).__name__} has no hidden units to damp, need 0")

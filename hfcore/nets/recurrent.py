@@ -156,7 +156,9 @@ class RecurrentNet(FusedNet):
         gts = self._through_time(at, gs, into.add or {}, fresh=False)
         return into.out.copy_(self._gradient(at, gts, gs).mul_(into.scale))
 
-    def structural_term(self, at: Pass, R: Tangent, structural: float) -> dict[int, Tensor]:
+    def structural_term(
+        self, at: Pass, R: Tangent, structural: float | Tensor
+    ) -> dict[int, Tensor]:
         """structural·D''Rt ``[G,T,B,H]`` of every layer that is damped, by its number."""
         # D'' = e' makes D''Rt = Rh.
         return {

@@ -127,11 +127,11 @@ class InnerSolve:
 
     def _lasting(self, damping: float) -> LastingProduct | None:
         """A at a place that stays, where the curvature can be copied there."""
-        point = self._point
+        point, mu = self._point, self._point.options.damping.mu
         return point.lasting.product(
             point.curvature,
             point.objective.l2,
             damping=damping,
-            structural=damping * point.options.damping.mu,
+            structural=damping * mu if mu else None,
             scale=point.scale,
         )

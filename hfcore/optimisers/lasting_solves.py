@@ -3,7 +3,7 @@
 A recorded iteration of CG reads the workspace of its solve, λ, the preconditioner's diagonal and
 the pass that products go through. All of them are written, step after step, where the first step
 had them; what a recording cannot see change is in its key. A step of other sizes, data of another
-layout, another λμ, another thread or stream is recorded anew.
+layout, another thread or stream is recorded anew.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ class LastingProduct:
         self.image = image
         self._weights = {shape: like.new_empty(shape) for shape in (1, len(like))}
         self._number = next(_numbers)
-        self._weight, self._structural = self._weights[1], 0.0
+        self._weight, self._mu = self._weights[1], like.new_empty(())
+        self._structural: float | Tensor = 0.0
 
     def set_damping(
-        self, damping: float, structural: float, l2: float, scale: Tensor | None
+        self, damping: float, structural: float | None, l2: float, scale: Tensor | None
     ) -> None:
-        """λ, λμ, and D ``[N]``, None: D = I."""
-        self._structural = structural
+        """λ, λμ, None: no structural damping, and D ``[N]``, None: D = I."""
+        self._structural = 0.0 if structural is None else self._mu.fill_(structural)
         if scale is None:
             self._weight = self._weights[1].fill_(damping + l2)
         else:
@@ -54,7 +55,7 @@ class LastingProduct:
     @property
     def key(self) -> Hashable:
         """No two products have the same number, and what is in the same place is no part of it."""
-        return self._number, len(self._weight), self._structural
+        return self._number, len(self._weight), isinstance(self._structural, Tensor)
 
     def __call__(self, v: Tensor, out: Tensor, stop: Tensor) -> Tensor:
         """The product ``[N]`` in ``out``."""
@@ -79,12 +80,13 @@ class LastingSolves:
         l2: float,
         *,
         damping: float,
-        structural: float,
+        structural: float | None,
         scale: Tensor | None,
     ) -> LastingProduct | None:
         """A v of a step's solve; None where it is too large, or reads what cannot be copied.
 
-        λ, λμ, and D ``[N]`` (``scale``), None: D = I; ``l2`` is that of the curvature.
+        λ; λμ, None: no structural damping; D ``[N]`` (``scale``), None: D = I; ``l2`` is that of
+        the curvature.
         """
         if type(curvature) is not FusedCurvature:
             return None

@@ -282,7 +282,7 @@ def rnn_gauss_newton(
     out = _flat(out, G, x, h, c)
     own = own_products(h.shape[-1], shared_limit)
     tangent = split_flat(v, RnnShape(x.shape[-1], h.shape[-1], c.shape[-1]))
-    kept = None if structural else steps
+    kept = None if curvature.is_structural else steps
     with annotate("R-op"):
         Rh = _tangent(run, own, x, h, w, tangent, nonlinearity, kept)
         gs = products.output_curvature(
@@ -298,7 +298,9 @@ def rnn_gauss_newton(
             rank_one,
             steps,
         )
-    a = Rh if structural else None
+    if isinstance(structural, Tensor):
+        Rh, structural = Rh.mul_(structural), 1.0  # nobody reads Rh itself any more
+    a = Rh if curvature.is_structural else None
     with annotate("reverse scan"):
         gt, hidden = _reverse_sums(run, own, x, h, w, gs, a, nonlinearity, steps, structural)
     with annotate("gradient products"):

@@ -76,14 +76,20 @@ class Curvature(NamedTuple):
 
     J is the Jacobian of the outputs, L'' = diag(c) − [rank_one] c cᵀ at each of them, with
     ``c [G,T_out,B,k]``. J_t is that of the pre-activations t and D'' = e'(t): the structural
-    damping of Martens & Sutskever (2011).
+    damping of Martens & Sutskever (2011), whose weight may be a tensor ``[]`` beside ``c``, which
+    is read when the product runs.
     """
 
     c: Tensor
     rank_one: bool = False
     scale: float = 1.0
-    structural: float = 0.0
+    structural: float | Tensor = 0.0
     damping: float = 0.0
+
+    @property
+    def is_structural(self) -> bool:
+        """Whether there is a structural term; that of a tensor always is."""
+        return isinstance(self.structural, Tensor) or self.structural != 0
 
 
 def split_flat(flat: Tensor, shape: RnnShape) -> RnnWeights:

@@ -168,6 +168,6 @@ def rnn_gauss_newton(at: ForwardPass, v: Tensor, curvature: Curvature) -> Tensor
         gs = gs - c * gs.sum(-1, keepdim=True)
     d = activation_derivative(h, nonlinearity)
     u = _scatter(steps, _times(gs, w.W_yh), h.shape[1])
-    a = structural * Rh if structural else None
+    a = structural * Rh if curvature.is_structural else None
     gt = linear_scan(u, d, w.W_hh, a, reverse=True)
     return scale * _parameter_gradient(gt, gs, h, x, steps, shape) + damping * v

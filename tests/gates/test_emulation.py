@@ -157,7 +157,10 @@ def check_product(
     factors = (0.3, structural, 0.7)
     at = case.forward_pass(h=h, nonlinearity=nonlinearity)
     curvature = Curvature(case.c, rank_one, *factors)
-    got = gpu.rnn_gauss_newton(e.launch, at, case.v, curvature, shared_limit=limit)
+    # On a GPU the weight may be a value that lies there.
+    given = torch.tensor(structural) if structural and limit == PLENTY else structural
+    of = curvature._replace(structural=given)
+    got = gpu.rnn_gauss_newton(e.launch, at, case.v, of, shared_limit=limit)
     wide = case.forward_pass(torch.float64, h, nonlinearity)
     curvature = curvature._replace(c=case.c.double())
     want = reference.rnn_gauss_newton(wide, case.v.double(), curvature)

@@ -274,7 +274,7 @@ def test_one_recording_serves_all_steps_of_hessian_free(
 
 
 def test_what_a_recording_does_not_see_is_recorded_anew(recorded: list[int]) -> None:
-    """Sizes, λμ and the stream; the bits are those of an optimiser that keeps nothing."""
+    """Sizes, structural damping or none, and the stream: as where nothing is kept."""
     draw = torch.Generator().manual_seed(1)
     start = hf.RNN(2, 30, 2, generator=draw).to("cuda")
     batches = [torch.rand(10, cases, 2, generator=draw).cuda() for cases in (50, 50, 40, 50, 50)]
@@ -287,7 +287,7 @@ def test_what_a_recording_does_not_see_is_recorded_anew(recorded: list[int]) -> 
         for i, (x, stream) in enumerate(zip(batches, streams, strict=True)):
             if not keeps:
                 opt._lasting = lasting_solves.LastingSolves()
-            opt.param_groups[0]["damping"] = 0.5 if i == 1 else 1.0
+            opt.param_groups[0]["structural"] = 0.0 if i == 1 else 0.1
             torch.cuda.synchronize()
             with torch.cuda.stream(stream):
                 opt.step((x, x))

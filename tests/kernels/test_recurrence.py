@@ -486,6 +486,21 @@ def test_scale_structural_and_damping(size: Size, rank_one: bool) -> None:
     assert not bool(case.product(torch.zeros_like(case.v), structural=0.3).any())
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_the_structural_weight_may_be_a_tensor(backend: Any) -> None:
+    """One of zero, too; its dtype is x's."""
+    case = Case(IDENTITY_SIZES[-1], group="tangents", steps="scattered")
+    with hf.use_backend(backend):
+        for weight in (0.3, 0.0):
+            tensor = torch.tensor(weight, dtype=case.x.dtype)
+            got = case.product(structural=tensor, damping=0.2)
+            assert_close(got, case.product(structural=weight, damping=0.2), 1e-14)
+    with pytest.raises(TypeError, match=r"structural: got torch\.int64, need torch\.float64"):
+        case.product(structural=torch.tensor(1))
+    with pytest.raises(TypeError, match="structural: got Tensor, need a float"):
+        case.product(structural=torch.ones(1, dtype=case.x.dtype))
+
+
 @pytest.mark.parametrize("size", IDENTITY_SIZES, ids=str)
 def test_product_is_linear(size: Size) -> None:
     case = Case(size)

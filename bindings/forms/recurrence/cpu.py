@@ -90,7 +90,7 @@ def rnn_gauss_newton(
         None if steps is None else dense(steps),
         NONLINEARITIES.index(nonlinearity),
         scale,
-        structural,
+        float(structural),
         damping,
         product,
         kernel_threads(),
