@@ -28,6 +28,10 @@ class CountedBatches:
         """Batches of a pass."""
         return self.cases // self.size
 
+    def most(self, first: int, most: int) -> int:
+        """Batches that there are at once from ``first`` on, of ``most``: all of them."""
+        return most
+
     def __call__(self, first: int, count: int) -> Tensor:
         """The cases of the ``count`` batches from ``first`` on, int64 ``[count,size]``."""
         rows = []

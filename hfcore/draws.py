@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hfcore.arguments import number
+from hfcore.bindings.checks import check_tensor
 
 # Of a draw, and steps of a sequence: far more than a machine holds.
 MOST_CASES = 2**31 - 1
@@ -84,6 +85,20 @@ def check_scale(name: str, value: float) -> None:
     """Raise TypeError or ValueError unless ``value`` is a finite number of at least 0."""
     if not 0.0 <= number(name, value) < float("inf"):
         raise ValueError(f"{name}: got {value!r}, need a finite number of at least 0")
+
+
+def unit_numbers(words: Tensor) -> Tensor:
+    """Float64 ``[…]`` uniform on [0, 1), multiples of 2⁻⁵³, of ``words […]`` on 0 … 2⁶³ − 1.
+
+    Every operation is exact, so that all devices give the same.
+    """
+    return (words >> 10).double() * 2.0**-53
+
+
+def check_words(words: Tensor, each: int) -> int:
+    """Check the ``words [K,each]`` of K counted batches; gives K."""
+    check_tensor("words", words, ["K", each], dtype=torch.int64)
+    return len(words)
 
 
 def check_outputs(s: Tensor, shape: Sequence[int], like: str, targets: Tensor) -> None:

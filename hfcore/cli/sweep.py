@@ -55,7 +55,7 @@ SHOWN = ("outcome", "updates", "error", "wrong", "test_loss", "best_error", "esc
 @click.option("--test-every", type=click.IntRange(1), default=500, help="Updates.")
 @click.option("--test-size", type=click.IntRange(1), default=1000, help="Cases of the test set.")
 @click.option("--solved-below", type=click.FloatRange(0, 1), default=0.01, help="Share wrong.")
-@click.option("--on-device", is_flag=True, help="Images lie, and are drawn, where nets are.")
+@click.option("--on-device", is_flag=True, help="Cases are drawn where nets are.")
 @click.option("--csv", type=click.Path(path_type=Path), help="Write the table there.")
 @click.option("--parquet", type=click.Path(path_type=Path), help="The same; needs pyarrow.")
 @click.option("--max-mib", type=click.IntRange(1), default=2048, help="Memory of nets in step.")

@@ -77,11 +77,12 @@ class Data:
         return Data(self.x, self.x, None, 0.0, self.steps)
 
     def taken(self, index: Tensor) -> Data:
-        """The cases of ``index``, int64 ``[b]`` where the data are; these have no weights."""
+        """The cases of ``index``, int64 ``[b]`` where the data are, as many outputs each."""
         axis = self.x.ndim - 2
         x = self.x.index_select(axis, index)
         y = x if self.y is self.x else self.y.index_select(axis, index)
-        return Data(x, y, None, self.outputs * len(index) / self.count, self.steps)
+        w = None if self.w is None else self.w.index_select(axis, index)
+        return Data(x, y, w, self.outputs * len(index) / self.count, self.steps)
 
     def chunks(self, size: int) -> Iterator[Data]:
         """The same data in pieces of ``size`` sequences, or of nearly equal numbers of cases."""

@@ -187,7 +187,8 @@ class GroupedGradient:
         fixed = replace(
             row, index=put("index", row.index, device), steps=put("steps", row.steps, device)
         )
-        arrays = (row.theta, row.velocity, row.cases.x, row.cases.y, *vars(account).values())
+        cases = (row.cases.x, row.cases.y, *(() if row.cases.w is None else (row.cases.w,)))
+        arrays = (row.theta, row.velocity, *cases, *vars(account).values())
         key = tuple((t.data_ptr(), t.shape) for t in (*arrays, fixed.index, fixed.steps))
 
         def work() -> Tensor:

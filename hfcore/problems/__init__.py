@@ -30,6 +30,8 @@ run from another. What more a problem may bring, each for one use:
 - ``centre``, ``esn_input_scale``, ``mean_target``, ``mean_input``, ``bias_error``
   (:class:`SequenceProblem`): the echo-state start, :func:`hfcore.presets.esn2013`;
 - ``all_cases`` (:class:`FiniteProblem`): the policies of :mod:`hfcore.minibatches`;
+- ``counted_words``, ``counted_batches``, ``counted_steps`` (:class:`CountedProblem`):
+  ``hf.sweep(…, on_device=True)`` with fresh cases;
 - ``test_set`` (:class:`FixedTest`): a test on given cases;
 - ``criterion_1997``, ``deviation`` (:class:`Judged1997`): three more columns in the log.
 
@@ -50,6 +52,7 @@ from functools import partial
 
 from hfcore.problems.addition import Addition
 from hfcore.problems.base import (
+    CountedProblem,
     Criterion1997,
     FiniteProblem,
     FixedTest,
@@ -71,6 +74,7 @@ __all__ = [
     "SEQUENCES",
     "Addition",
     "BouncingBalls",
+    "CountedProblem",
     "Criterion1997",
     "FiniteProblem",
     "FixedTest",

@@ -110,6 +110,35 @@ class FiniteProblem(Protocol):
 
 
 @runtime_checkable
+class CountedProblem(Protocol):
+    """A problem whose fresh cases are made of numbers that are counted out, on any device.
+
+    :func:`hfcore.sweep` with ``on_device`` draws them where the nets are. They are distributed as
+    those of ``batch``, and the same for the same words on every device.
+    """
+
+    def counted_words(self, size: int) -> int:
+        """Words that a batch of ``size`` cases takes, W."""
+        ...
+
+    def counted_batches(
+        self, words: Tensor, size: int, dtype: torch.dtype = torch.float32
+    ) -> Batch:
+        """K batches of ``size`` cases one after the other, of ``words`` int64 ``[K,W]``.
+
+        Words are uniform on 0 … 2⁶³ − 1. The batch lies where they do, its arrays as those of
+        ``batch`` with K·size cases; where lengths are random it has the steps of the longest, zeros
+        behind the end of a sequence, and a mask.
+        """
+        ...
+
+    @property
+    def counted_steps(self) -> Tensor | None:
+        """Steps at which the outputs of a case may count, bool ``[T]``; None: all of them."""
+        ...
+
+
+@runtime_checkable
 class SequenceProblem(Problem, ZeroOne, Protocol):
     """A problem of sequences with a zero-one criterion, for recurrent nets."""
 

@@ -24,8 +24,11 @@ from hfcore.draws import (
     check_flag,
     check_length,
     check_outputs,
+    check_words,
     compile_kernel,
+    numpy_dtype,
     subtract_mean,
+    unit_numbers,
 )
 from hfcore.losses import Loss, SquaredError
 from hfcore.problems.base import Criterion1997, Described
@@ -97,6 +100,59 @@ class Marked(RandomLengths, Described):
             subtract_mean(inputs, self.mean_input(L).numpy().astype(real))
             targets[-1] -= real(self._shift)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), torch.from_numpy(mask))
+
+    def counted_words(self, size: int) -> int:
+        """A length for the batch or one for each sequence, two positions and ⌊1.1 T⌋ values each.
+
+        See :class:`CountedProblem`.
+        """
+        return self._counted_lengths(size) + (2 + self.lengths[1]) * size
+
+    def _counted_lengths(self, size: int) -> int:
+        return size if self.mixed_lengths else 1
+
+    @property
+    def counted_steps(self) -> Tensor:
+        """The last steps of all lengths, bool ``[⌊1.1 T⌋]``."""
+        shortest, longest = self.lengths
+        return torch.arange(longest) >= shortest - 1
+
+    def counted_batches(
+        self, words: Tensor, size: int, dtype: torch.dtype = torch.float32
+    ) -> Batch:
+        """K batches of ``size`` sequences of ``words`` int64 ``[K,W]``, where these lie.
+
+        Inputs ``[⌊1.1 T⌋,K·size,2]``, targets ``[…,1]`` and the bool mask ``[⌊1.1 T⌋,K·size]``;
+        see :class:`CountedProblem`.
+        """
+        numpy_dtype(dtype)
+        K, (shortest, longest) = check_words(words, self.counted_words(size)), self.lengths
+        of_lengths, of_places, of_values = words.split(
+            [self._counted_lengths(size), 2 * size, longest * size], dim=1
+        )
+        L = (shortest + of_lengths % (longest - shortest + 1)).expand(K, size).reshape(-1)
+        # As in _fill: steps t < 0.1 L are 0 .. first-1, those with t < 0.5 L are 0 .. half-1.
+        first, half = (L + 9) // 10, (L + 1) // 2
+        low, high = (part.reshape(-1) for part in of_places.split(size, dim=1))
+        i, j = low % first, first + high % (half - first)
+        value = unit_numbers(of_values).view(K, longest, size).transpose(0, 1).reshape(longest, -1)
+        value = (value < 0.5).to(dtype) if self._operation == XOR else value.to(dtype)
+        t = torch.arange(longest, device=words.device).unsqueeze(1)
+        inputs = torch.stack([value, ((t == i) | (t == j)).to(dtype)], dim=-1)
+        target = self._counted_target(*(value.gather(0, at[None]).double() for at in (i, j)))
+        target = target.to(dtype) - torch.tensor(self._shift, dtype=dtype, device=words.device)
+        if self.centre:
+            inputs[..., 0] -= 0.5
+            inputs[..., 1] -= (2.0 / L.double()).to(dtype)
+        last = t == L - 1
+        inputs = torch.where((t < L).unsqueeze(-1), inputs, 0.0)
+        return Batch(inputs, torch.where(last, target, 0.0).unsqueeze(-1), last)
+
+    def _counted_target(self, x: Tensor, y: Tensor) -> Tensor:
+        """Of the two marked values, float64 ``[…]``."""
+        if self._operation == XOR:
+            return (x - y).abs()
+        return self._weight * (x + y if self._operation == SUM else x * y)
 
     def wrong(self, s: Tensor, batch: Batch) -> Tensor:
         """Zero-one error of each sequence, bool ``[B]``, from the outputs ``s [L,B,1]``."""

@@ -25,6 +25,7 @@ from hfcore.draws import (
     check_flag,
     check_length,
     check_outputs,
+    check_words,
     compile_kernel,
     numpy_dtype,
     subtract_mean,
@@ -149,6 +150,39 @@ class Memorization(Described):
         return self._assemble(
             generator.integers(0, self.alphabet, (self.symbols, size), np.int64), real
         )
+
+    def counted_words(self, size: int) -> int:
+        """A word for each symbol; see :class:`CountedProblem`."""
+        return self.symbols * size
+
+    @property
+    def counted_steps(self) -> Tensor | None:
+        """The scored steps, bool ``[S]``; None for all of them."""
+        if self.scored == "all":
+            return None
+        return torch.arange(self.steps) >= self.steps - self.symbols
+
+    def counted_batches(
+        self, words: Tensor, size: int, dtype: torch.dtype = torch.float32
+    ) -> Batch:
+        """K batches of ``size`` sequences of ``words`` int64 ``[K,W]``, where these lie.
+
+        Shapes are those of :meth:`batch` with K·size sequences; see :class:`CountedProblem`.
+        """
+        numpy_dtype(dtype)
+        n, k = self.symbols, self.alphabet
+        K, B = check_words(words, self.counted_words(size)), len(words) * size
+        drawn = (words % k).view(K, n, size).transpose(0, 1).reshape(n, B)
+        channels = words.new_full((self.steps, B), k)
+        channels[:n], channels[-n] = drawn, k + 1
+        inputs = (channels.unsqueeze(-1) == torch.arange(k + 2, device=words.device)).to(dtype)
+        targets = words.new_full((self.steps, B), k)
+        targets[-n:] = drawn
+        if self.centre:
+            inputs -= self.mean_input().to(words.device, dtype)
+        steps = self.counted_steps
+        mask = None if steps is None else steps.to(words.device).unsqueeze(1).repeat(1, B)
+        return Batch(inputs, targets, mask)
 
     def all_sequences(self, dtype: torch.dtype = torch.float32) -> Batch:
         """Every sequence once, kⁿ of them, the first symbol changing fastest.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hfcore.bindings.momentum import Step, stacked
 from hfcore.counted_batches import CountedBatches
+from hfcore.counted_draws import CountedDraws
 from hfcore.momentum_schedules import Schedule
 from hfcore.nets.data import Data
 from hfcore.nets.grouped import Account, GroupedGradient, Row
@@ -29,10 +30,13 @@ ARRAYS = 4  # θ, v and, for nets that are not updated in one go, θ + μv and t
 
 @dataclass(frozen=True)
 class Resident:
-    """Cases that lie with the nets, and which of them are in which batch."""
+    """Cases that lie with the nets, and which of them are in which batch.
+
+    There are always the same, or those of ``batches`` that were drawn last.
+    """
 
     cases: Data
-    batches: CountedBatches
+    batches: CountedBatches | CountedDraws
 
     def state(self) -> dict[str, Any]:
         """None: the number of the update says all."""
@@ -108,7 +112,8 @@ class Cohort:
         account, data = self._account, self._data
         account.done.fill_(self.done)
         if isinstance(data, Resident):
-            count = 1 << (min(most, AT_ONCE).bit_length() - 1)  # few lengths: each is recorded
+            most = data.batches.most(self.done, min(most, AT_ONCE))
+            count = 1 << (most.bit_length() - 1)  # few lengths: each is recorded
             steps = torch.stack([self._stacked(self.done + i) for i in range(count)])
             index = data.batches(self.done, count)
             row = Row(self.theta, self.velocity, data.cases, index, steps, account)

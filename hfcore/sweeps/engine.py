@@ -22,10 +22,11 @@ from hfcore.arguments import count, flag, naming_options, nonnegative, number, p
 from hfcore.batches import Batch
 from hfcore.bindings.checks import check_choice, check_positive
 from hfcore.counted_batches import CountedBatches
+from hfcore.counted_draws import CountedDraws
 from hfcore.flat import FlatParameters
 from hfcore.nets.data import Data
 from hfcore.nets.grouped import BATCHES_ON, GroupedGradient, grouped_gradient
-from hfcore.problems import FiniteProblem, Problem, create
+from hfcore.problems import CountedProblem, FiniteProblem, Problem, create
 from hfcore.sweeps.cohort import Cohort, Cohorts, Resident
 from hfcore.sweeps.extension import before_last_phase
 from hfcore.sweeps.grid import Grid, RunSettings, expand
@@ -99,10 +100,11 @@ def sweep(
         weight_decay: the coefficient of ½‖θ‖² in the objective.
         test_every, test_size: updates between tests, and cases of the fixed test set.
         device: where it is computed.
-        on_device: the cases lie on the device and batches are made there, pass after pass over all
-            of them, for a problem with a fixed set of cases (``hf.problems.Reconstruction``). A
-            pass has an order of its own from a counter-based stream, the same on the CPU and on a
-            GPU, which then does up to 64 updates without its host.
+        on_device: batches are made on the device, from a counter-based stream that is the same on
+            the CPU and on a GPU, which then does up to 64 updates without its host. Cases are fresh
+            where the problem counts them out (addition, multiplication, exclusive or, memorisation:
+            ``hf.problems.CountedProblem``), else they are those of a fixed set
+            (``hf.problems.Reconstruction``), pass after pass, each in an order of its own.
         max_bytes: of parameters and their companions trained at once; larger sweeps are cut into
             cohorts.
         run_dir, resume: a folder for settings, history and checkpoints; continue the one there.
@@ -157,7 +159,7 @@ def sweep(
         max_bytes=max_bytes,
         checkpoint_seconds=nonnegative("checkpoint_seconds", checkpoint_seconds),
     )
-    if settings.on_device:
+    if settings.on_device and not isinstance(task, CountedProblem):
         _fixed_cases(task, batch_size)  # before there is a folder
     if part is not None:
         if executor is not None or cohorts is not None or run_dir is None:
@@ -183,8 +185,8 @@ def _fixed_cases(problem: Problem, batch_size: int) -> Batch:
     """
     if not isinstance(problem, FiniteProblem):
         raise TypeError(
-            f"on_device: {problem.name} draws new cases, need a problem with a fixed set of them "
-            "(all_cases)"
+            f"on_device: {problem.name} draws new cases by a generator, need a problem that counts "
+            "them out (counted_batches) or one with a fixed set of them (all_cases)"
         )
     cases = problem.all_cases(torch.float32)
     found = case_count(cases)
@@ -283,7 +285,8 @@ class SweepLoop:
         self.at = SweepCounters(updates=settings.updates)
         self.tests = Tests(len(settings.runs))
         self.passes = self._passes()
-        self._cases = self._resident_cases() if settings.on_device else None
+        counted = isinstance(settings.problem, CountedProblem)
+        self._cases = self._resident_cases() if settings.on_device and not counted else None
         self.cohorts = Cohorts(self._cohort(indices) for indices in settings.cohorts())
         self._test_sets: dict[int, list[Batch]] = {}
         self.constant = constant_output(settings.problem, self.test_set(settings.runs[0].seed))
@@ -323,10 +326,13 @@ class SweepLoop:
     def _data(self, seed: int) -> TrainingData | Resident:
         """The batches of a seed."""
         settings, cases = self.settings, self._cases
-        if cases is None:
-            return TrainingData(settings.problem, seed, torch.float32, BATCHES_ON)
         size, device = settings.batch_size, settings.device
-        return Resident(cases, CountedBatches(cases.count, size, seed, device))
+        if cases is not None:
+            return Resident(cases, CountedBatches(cases.count, size, seed, device))
+        if settings.on_device and isinstance(settings.problem, CountedProblem):
+            draws = CountedDraws(settings.problem, size, seed, device, self.passes.resident)
+            return Resident(draws.cases, draws)
+        return TrainingData(settings.problem, seed, torch.float32, BATCHES_ON)
 
     def _resident_cases(self) -> Data:
         """All cases of the problem, where the nets are. Raises TypeError or ValueError by name."""

@@ -86,17 +86,18 @@ def test_a_sweep_has_the_bits_of_one_without_graphs(
     assert not any(torch.equal(a, b) for a, b in pairwise(got))
 
 
+@pytest.mark.parametrize("name", PROBLEMS)
 def test_a_sweep_on_the_device_has_the_bits_of_one_without_graphs(
-    recorded: list[int], monkeypatch: pytest.MonkeyPatch
+    name: str, recorded: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of updates; they are recorded once for each length, and see the cases of the CPU."""
-    got = ends_of_updates("images", 150, on_device=True)
+    got = ends_of_updates(name, 150, on_device=True)
     rows = len(recorded)
     assert rows >= 1
     forbid_recording(monkeypatch)
-    want = ends_of_updates("images", 150, on_device=True)
+    want = ends_of_updates(name, 150, on_device=True)
     assert all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
-    other = ends_of_updates("images", 150, on_device=True, device="cpu")
+    other = ends_of_updates(name, 150, on_device=True, device="cpu")
     for a, b in zip(got, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
 

@@ -108,8 +108,8 @@ def test_bad_sizes_are_named() -> None:
     net = hf.RNN(2, 3, 1)
     with pytest.raises(TypeError, match="DeviceBatches takes arrays, got sequences of unequal"):
         hf.train(net, sequences, hf.NAG(net, 0.1), loss=hf.losses.SquaredError(), batches=policy)
-    with pytest.raises(TypeError, match="on_device: addition draws new cases, need"):
-        hf.sweep(hf.problems.Addition(10), {"learning_rate": [0.1]}, on_device=True, updates=1)
+    with pytest.raises(TypeError, match="on_device: temporal-order-2bit draws new cases"):
+        hf.sweep("temporal-order-2bit", {"learning_rate": [0.1]}, on_device=True, updates=1)
     with pytest.raises(ValueError, match="batch_size: got 24, need 1 to 23"):
         swept(batch_size=24)
 

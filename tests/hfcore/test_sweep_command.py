@@ -168,7 +168,6 @@ def test_autoencoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["--final-updates", "31"], "final_updates: got 31, need 0 to updates = 30"),
         (["--resume"], "--resume needs --run-dir"),
         (["--device", "tpu"], "need cpu or cuda"),
-        (["--on-device"], "on_device: addition draws new cases, need a problem with a fixed set"),
     ],
     ids=lambda v: " ".join(v) if isinstance(v, list) else None,
 )
@@ -187,6 +186,14 @@ def test_an_unknown_problem_and_a_missing_rate() -> None:
     assert unknown.exit_code == 2
     assert "PROBLEM: got 'subtraction', need one of addition" in unknown.output
     assert "Missing option '--learning-rate'" in invoke("sweep", "addition").output
+
+
+def test_on_device_is_for_cases_that_are_counted_out() -> None:
+    rest = [*SMALL, "--learning-rate", "0.05", "--on-device"]
+    refused = invoke("sweep", "temporal-order-2bit", *rest[2:], "--length", "20")
+    assert refused.exit_code in (1, 2)
+    assert "on_device: temporal-order-2bit draws new cases by a generator, need" in refused.output
+    assert invoke("sweep", "addition", *rest).exit_code == 0
 
 
 def test_a_folder_with_another_sweep(tmp_path: Path) -> None:
