@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,16 +117,6 @@ def seeds(length: int, structural: bool) -> list[dict[str, Any]]:
 def spread(values: Sequence[float]) -> str:
     least, most = min(values), max(values)
     return f"{least:,.0f}" if least == most else f"{least:,.0f} to {most:,.0f}"
-
-
-def test_seeds_of_the_readme() -> None:
-    rows = table(README, "| T | structural damping |")
-    assert len(rows) == 3
-    for row in rows:
-        runs = seeds(int(row["T"]), row["structural damping"] == "yes")
-        solved = [run["minibatches"] for run in runs if run["solved"]]
-        assert row["seeds solved"] == f"{len(solved)} of {len(runs)}"
-        assert row["minibatches"] == spread(solved)
 
 
 def test_seeds_of_the_results() -> None:
@@ -243,13 +234,14 @@ def test_the_problems_of_the_readme() -> None:
     runs = [
         run
         for run in results("fig3.json")["runs"]
-        if (run["length"], run["seed"], run["damping"]) == (30, 0, "structural")
+        if (run["length"], run["damping"]) == (30, "structural")
     ]
-    assert len({run["problem"] for run in runs}) == len(runs) == 8
+    seeds_of = Counter(run["problem"] for run in runs)
+    assert (len(seeds_of), set(seeds_of.values())) == (8, {3})
     assert all(run["test_error"] < 0.01 for run in runs)
     needed = spread([run["minibatches"] for run in runs])
-    said = f"of the paper are solved at T = 30 (one seed) in {needed} minibatches"
-    assert f"All [eight problems](docs/results.md) {said}" in README.read_text()
+    said = f"all are solved at T = 30, with three seeds each, in {needed} minibatches"
+    assert said in " ".join(README.read_text().split())
 
 
 @pytest.mark.parametrize("damping", DAMPINGS)
