@@ -153,7 +153,7 @@ def kinds(*quick: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("kind", given)
 
 
-@kinds("mlp", "rnn", "stacked", "torch")
+@kinds("mlp", "rnn", "stacked")
 @pytest.mark.parametrize("loss", ["squared", pytest.param("softmax", marks=pytest.mark.slow)])
 def test_one_recording_serves_all_steps(kind: str, loss: str, recorder: RecordedOnCpu) -> None:
     """Each with its batch, its λ and its parameters."""
@@ -165,7 +165,7 @@ def test_one_recording_serves_all_steps(kind: str, loss: str, recorder: Recorded
     assert recorder.replayed > 20
 
 
-@pytest.mark.parametrize("curvature", ["hessian", "fisher"])
+@pytest.mark.parametrize("curvature", ["hessian", pytest.param("fisher", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["mlp", pytest.param("stacked", marks=pytest.mark.slow)])
 def test_other_curvatures(kind: str, curvature: str, recorder: RecordedOnCpu) -> None:
     def steps(it: Made) -> list[Step]:
@@ -239,6 +239,7 @@ def test_sizes_that_come_back_are_not_recorded_again(recorder: RecordedOnCpu) ->
     assert same_as_without(recorder, lambda: made("rnn"), steps) == 2
 
 
+@pytest.mark.slow
 def test_what_was_used_longest_ago_makes_room(recorder: RecordedOnCpu) -> None:
     def steps(it: Made) -> list[Step]:
         return [on(it.batch(i, cases=cases)) for i, cases in enumerate((9, 7, 5, 9, 5))]
@@ -246,7 +247,7 @@ def test_what_was_used_longest_ago_makes_room(recorder: RecordedOnCpu) -> None:
     assert same_as_without(recorder, lambda: made("mlp"), steps) == 4
 
 
-@kinds("mlp", "rnn")
+@kinds("rnn")
 def test_structural_damping_is_recorded_once(kind: str, recorder: RecordedOnCpu) -> None:
     """Whatever λμ is; without it launches are others."""
 
@@ -416,6 +417,7 @@ class Quartic(hf.losses.Loss):
         return (s - targets).square().sum(-1).square()
 
 
+@pytest.mark.slow
 def test_a_workspace_that_grew_is_not_kept(
     recorder: RecordedOnCpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -492,6 +494,7 @@ def test_a_step_that_fails_leaves_a_usable_optimiser(
     assert made_in_all == {"copy": 2, "iterate": 3, "look": 4}[where]
 
 
+@pytest.mark.slow
 def test_a_curvature_that_is_not_finite_is_gone_in_the_next_step(recorder: RecordedOnCpu) -> None:
     """An infinite α writes NaN behind the end of vectors that are padded."""
 
