@@ -49,16 +49,18 @@ class Projection:
 
 
 def projections(measured: int, *, seeds: int = 4, device: str = "cuda") -> list[Projection]:
-    """Every problem of table 5, and one CURVES autoencoder, its images sent and on the device."""
-    found = [
-        _project(create(name, centre=True, **options), TABLE5_GRID, measured, seeds, device)
-        for name, options in TABLE5.items()
-    ]
+    """Every problem of table 5, and one CURVES autoencoder: batches sent, and made on the device."""
+    table1: dict[str, Any] = {
+        "batch_size": 200, "schedule": "increasing", "updates": TABLE1_UPDATES
+    }  # fmt: skip
     nag = [{"learning_rate": [0.01], "momentum": [0.99]}]
-    options = {"batch_size": 200, "schedule": "increasing", "updates": TABLE1_UPDATES}
-    curves = create("curves")
+    found = []
     for on_device in (False, True):
-        found.append(_project(curves, nag, measured, 1, device, on_device=on_device, **options))
+        for name, options in TABLE5.items():
+            problem, made = create(name, centre=True, **options), {"on_device": on_device}
+            found.append(_project(problem, TABLE5_GRID, measured, seeds, device, **made))
+        made = {"on_device": on_device, **table1}
+        found.append(_project(create("curves"), nag, measured, 1, device, **made))
     return found
 
 

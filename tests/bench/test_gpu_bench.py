@@ -136,8 +136,9 @@ def test_sweeps_are_projected_from_what_was_measured(monkeypatch: pytest.MonkeyP
     grid = [{"learning_rate": [1e-3]}, {"learning_rate": [1e-3], "method": ["sgd"]}]
     monkeypatch.setattr(sweeps, "TABLE5_GRID", grid)
     found = sweeps.projections(2, seeds=2, device="cpu")
-    assert [p.name for p in found] == [*small, "curves", "curves, on_device"]
-    assert [p.runs for p in found] == [4, 4, 4, 4, 1, 1]
+    sent = [*small, "curves"]
+    assert [p.name for p in found] == [*sent, *(f"{name}, on_device" for name in sent)]
+    assert [p.runs for p in found] == [4, 4, 4, 4, 1] * 2
     for p in found:
         total = 750_000 if p.name.startswith("curves") else 50_000
         assert p.projected == pytest.approx(p.seconds * total / 2)

@@ -15,7 +15,14 @@ from command_line import assert_another_run_is_refused, invoke, tables_of
 from hfcore.cli.tables import clock, number
 from hfcore.experiments import tuning
 from hfcore.experiments.published import TABLE5
-from hfcore.experiments.table5 import COLUMNS, PROBLEMS, RATES, Rung, columns_of
+from hfcore.experiments.table5 import (
+    COLUMNS,
+    PROBLEMS,
+    RATES,
+    TEST_SIZE,
+    Rung,
+    columns_of,
+)
 from hfcore.experiments.tuning import (
     Column,
     ColumnResult,
@@ -238,6 +245,29 @@ def test_the_table_stands_beside_the_published_one(tmp_path: Path) -> None:
     assert {r["outcome"] for r in rows} <= {"plateau", "escaped", "solved", "collapsed"}
     # When all is done the same command prints the table again.
     assert invoke(*arguments, "--resume").output == result.output
+
+
+def test_sequences_drawn_where_nets_are(tmp_path: Path) -> None:
+    """The runs are those of a sweep that does so, and the table says it."""
+    folder = tmp_path / "run"
+    arguments = [*TABLE, *SMALL, "--problems", "add-5", "--columns", "0.9N", "--rates", "0.01"]
+    result = invoke(*arguments, "--on-device", "--run-dir", str(folder))
+    assert result.exit_code == 0, result.output
+    numbers = json.loads((folder / "table5.json").read_text())
+    assert numbers["settings"]["on_device"] is True
+    (column,) = numbers["problems"]["add-5"]["columns"].values()
+    errors = [run["error"] for run in column["runs"]]
+    for on_device in (True, False):
+        alone = sweep(
+            Rung.parse("add-5").problem(),
+            {"learning_rate": [0.01], "method": ["nag"], "momentum": [0.9]},
+            seeds=2,
+            updates=20,
+            schedule="delayed",
+            on_device=on_device,
+            **{**OPTIONS, "test_size": TEST_SIZE},
+        )
+        assert ([run.row["error"] for run in alone.runs] == errors) is on_device
 
 
 @pytest.fixture(scope="module")

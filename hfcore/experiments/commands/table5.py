@@ -59,6 +59,11 @@ from hfcore.experiments.tuning import Tuned
     metavar="N",
     help="The same with an ε that falls linearly to nothing over the last N updates.",
 )
+@click.option(
+    "--on-device",
+    is_flag=True,
+    help="Sequences are drawn where nets are, by a count: others than without, of one distribution.",
+)
 @click.pass_context
 def table5_command(
     context: click.Context,
@@ -68,6 +73,7 @@ def table5_command(
     hidden: int,
     final_phase: int | None,
     falling_rate: int | None,
+    on_device: bool,
     **options: Any,
 ) -> None:
     """Recurrent nets with momentum beside Sutskever et al. (2013), table 5.
@@ -84,7 +90,9 @@ def table5_command(
     rates = rates_of(options["rates"], where)
     invocation = Invocation("table5", options)
     start = hf.RnnStart(hidden_size=hidden)
-    procedure = procedure_of(invocation, schedule="delayed", start=start, test_size=TEST_SIZE)
+    drawn = {"on_device": True} if on_device else {}
+    sweep_options: dict[str, Any] = {"start": start, "test_size": TEST_SIZE, **drawn}
+    procedure = procedure_of(invocation, schedule="delayed", **sweep_options)
     results: dict[str, Tuned] = {}
     remedied: dict[Remedy, dict[str, Tuned]] = {
         remedy: {} for remedy in remedies_of(final_phase, falling_rate)
@@ -121,6 +129,7 @@ def table5_command(
         if is_part(invocation, every):
             return
         falling = {} if falling_rate is None else {"falling_rate": falling_rate}
-        settings = settings_of(procedure, hidden=hidden, final_phase=final_phase, **falling)
+        more = {**falling, **drawn}
+        settings = settings_of(procedure, hidden=hidden, final_phase=final_phase, **more)
         invocation.show(*table5_report(results, settings, invocation.folder, remedied))
     invocation.end(context, interrupted=not all(tuned.finished for tuned in every))
