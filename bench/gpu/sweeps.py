@@ -49,7 +49,7 @@ class Projection:
 
 
 def projections(measured: int, *, seeds: int = 4, device: str = "cuda") -> list[Projection]:
-    """Every problem of table 5, and one CURVES autoencoder: batches sent, and made on the device."""
+    """Every problem of table 5, one CURVES autoencoder: batches sent, then made on the device."""
     table1: dict[str, Any] = {
         "batch_size": 200, "schedule": "increasing", "updates": TABLE1_UPDATES
     }  # fmt: skip

@@ -267,7 +267,7 @@ def test_sequences_drawn_where_nets_are(tmp_path: Path) -> None:
             on_device=on_device,
             **{**OPTIONS, "test_size": TEST_SIZE},
         )
-        assert ([run.row["error"] for run in alone.runs] == errors) is on_device
+        assert ([row["error"] for row in alone.rows()] == errors) is on_device
 
 
 @pytest.fixture(scope="module")

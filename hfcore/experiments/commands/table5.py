@@ -62,7 +62,7 @@ from hfcore.experiments.tuning import Tuned
 @click.option(
     "--on-device",
     is_flag=True,
-    help="Sequences are drawn where nets are, by a count: others than without, of one distribution.",
+    help="Sequences are drawn where nets are: others than without it, of one distribution.",
 )
 @click.pass_context
 def table5_command(
