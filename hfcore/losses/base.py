@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hfcore.arguments import naming_options
 from hfcore.bindings.checks import check_choice
+from hfcore.losses.formula import checked_values, gradient_of
 from hfcore.losses.hessian import (
     DenseHessian,
     DiagonalHessian,
@@ -233,9 +234,9 @@ class Loss(ABC):
         with torch.enable_grad():
             leaf = s.detach().requires_grad_()
             total = self._weighted_per_output(leaf, targets, mask).sum()
-            (g,) = torch.autograd.grad(total, leaf)
-        g = g.mul_(scale)
-        return g if out is None else out.copy_(g)
+            g = gradient_of(self, total, leaf)
+        # Not in place: of a sum over the outputs it is one number, seen k times.
+        return torch.mul(g, scale, out=out)
 
     def hessian(
         self, s: Tensor, targets: Tensor, mask: Tensor | None = None, *, exact: bool = False
@@ -251,7 +252,7 @@ class Loss(ABC):
         with torch.enable_grad():
             leaf = s.detach().requires_grad_()
             total = self._weighted_per_output(leaf, targets, mask).sum()
-            (g,) = torch.autograd.grad(total, leaf, create_graph=True)
+            g = gradient_of(self, total, leaf, again=True)
             formula = FormulaHessian(g, leaf)
             if self.separable:
                 return DiagonalHessian(self._signed(formula.apply(torch.ones_like(leaf)), exact))
@@ -346,7 +347,7 @@ class Loss(ABC):
 
     def weighted_per_output(self, s: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
         """The loss of each output times its weight ``[…]``, differentiable; zero where masked."""
-        return weighted(self.per_output(s, targets), mask)
+        return weighted(checked_values(self, self.per_output(s, targets), s), mask)
 
     def _weighted_per_output(self, s: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
         """The same with what is masked cut off before the formula sees it, NaN among it."""

@@ -181,3 +181,35 @@ class Described:
         options = {k: v for k, v in self.config().items() if k not in ("name", "length")}
         described = ", ".join(f"{key}={value!r}" for key, value in options.items())
         return f"{type(self).__name__}({self.config()['length']}, {described})"
+
+
+# What a run asks of every problem, whatever it is judged by.
+ASKED = ("name", "loss", "batch", "config")
+
+
+def lacks(problem: Any, key: str) -> bool:
+    """Whether a problem has no such attribute, or one that does nothing.
+
+    That is a method left out by a class derived from :class:`Problem`.
+    """
+    nothing = vars(Problem).get(key)
+    left_out = nothing is not None and getattr(type(problem), key, None) is nothing
+    return left_out or getattr(problem, key, None) is None
+
+
+def check_problem(name: str, problem: Any, *more: str) -> None:
+    """Raise TypeError where a problem lacks what a run asks of it, and ``more``."""
+    missing = [key for key in (*ASKED, *more) if lacks(problem, key)]
+    if missing:
+        raise TypeError(
+            f"{name}: got {type(problem).__name__}, a problem without {', '.join(missing)}; "
+            "hf.problems says what each is"
+        )
+
+
+def drawn(batch: Any) -> Batch:
+    """What the ``batch`` of a problem gave. Raises TypeError for other things."""
+    if isinstance(batch, tuple) and len(batch) in (2, 3):
+        return batch if isinstance(batch, Batch) else Batch(*batch)
+    what = f"{len(batch)} items" if isinstance(batch, tuple | list) else type(batch).__name__
+    raise TypeError(f"problem.batch: gave {what}, need hf.Batch(inputs, targets, mask)")

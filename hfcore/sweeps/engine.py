@@ -27,6 +27,7 @@ from hfcore.flat import FlatParameters
 from hfcore.nets.data import Data
 from hfcore.nets.grouped import BATCHES_ON, GroupedGradient, grouped_gradient
 from hfcore.problems import CountedProblem, FiniteProblem, Problem, create
+from hfcore.problems.base import check_problem
 from hfcore.sweeps.cohort import Cohort, Cohorts, Resident
 from hfcore.sweeps.extension import before_last_phase
 from hfcore.sweeps.grid import Grid, RunSettings, expand
@@ -139,6 +140,7 @@ def sweep(
     task = create(problem) if isinstance(problem, str) else problem
     if not isinstance(task, Problem):
         raise TypeError(f"problem: got {type(task).__name__}, need a problem of hf.problems")
+    check_problem("problem", task, "errors")
     at = arguments.device("device", device)
     begin = default_start(task) if start is None else start
     settings = SweepSettings(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from hfcore.batches import Batch
-from hfcore.problems.base import TEST_BATCH, FixedTest
+from hfcore.problems.base import TEST_BATCH, FixedTest, drawn
 
 if TYPE_CHECKING:
     from hfcore.problems import Problem
@@ -56,7 +56,7 @@ class TrainingData:
         self._generator.bit_generator.state = state
 
     def _draw(self, size: int, generator: np.random.Generator) -> Batch:
-        return placed(self._problem.batch(size, generator, self._dtype), self._device)
+        return placed(drawn(self._problem.batch(size, generator, self._dtype)), self._device)
 
 
 def placed(batch: Batch, device: torch.device) -> Batch:

@@ -17,7 +17,7 @@ from hfcore.autograd.torch_losses import recognised
 from hfcore.batches import Batch
 from hfcore.distributed.ranks import Ranks
 from hfcore.losses import Loss
-from hfcore.problems.base import Problem, ZeroOne
+from hfcore.problems.base import Problem, ZeroOne, lacks
 from hfcore.training.steps import Count
 
 Metric = Callable[..., Any]
@@ -25,16 +25,32 @@ Metric = Callable[..., Any]
 
 Where it has a parameter called ``mask`` it is given that too, or None; masked data need it."""
 
+Judged = Callable[[Tensor, Batch], Any]
+"""What a problem has of each case."""
+
 Judge = Callable[[Tensor, Batch], tuple[float, float]]
 """Sum over the cases of a batch and what they count, from the model's outputs."""
 
 
 def of_problem(problem: Problem) -> Judge:
     """Zero-one errors where the problem calls its cases wrong, else its ``errors``."""
-    judge = problem.wrong if isinstance(problem, ZeroOne) else problem.errors
+    judged_by = "wrong" if isinstance(problem, ZeroOne) else "errors"
+    if lacks(problem, judged_by):
+        raise TypeError(
+            f"data: got {type(problem).__name__}, a problem without wrong and errors; need one of "
+            "them, or metric="
+        )
+    judge: Judged = getattr(problem, judged_by)
 
     def judged(outputs: Tensor, batch: Batch) -> tuple[float, int]:
         values = judge(outputs, batch)
+        if not isinstance(values, Tensor) or values.ndim != 1:
+            gave = type(values).__name__
+            if isinstance(values, Tensor):
+                gave = f"shape {list(values.shape)}"
+            raise TypeError(
+                f"problem.{judged_by}: gave {gave}, need a tensor [B] with a value of each case"
+            )
         return float(values.sum(dtype=torch.float64)), values.numel()
 
     return judged

@@ -20,7 +20,7 @@ from hfcore.cases import ArrayCases, Cases, SequenceCases
 from hfcore.data.dataset import Dataset
 from hfcore.losses.weights import checked_weights
 from hfcore.numpy_arrays import check_unmasked, floats
-from hfcore.problems.base import TEST_BATCH, Problem
+from hfcore.problems.base import TEST_BATCH, Problem, check_problem
 from hfcore.training.describe import describe_array
 
 NEED = (
@@ -93,6 +93,7 @@ def part_of(name: str, data: Any, form: Form) -> Part:
         check_unambiguous(name, data)
         return Part(cases=_sequences(name, data, form))
     if callable(getattr(data, "batch", None)):
+        check_problem(name, data)
         return Part(problem=data, name=str(data.name))
     got = type(data).__name__
     if isinstance(data, tuple):
