@@ -63,6 +63,7 @@ class FlatParameters:
         self.numel = sum(p.numel() for p in self.tensors)
         # Whether this process has a part of each alone, see cut_parameters.
         self.are_cut = any(map(is_cut, self.tensors))
+        self._lie_apart = False  # until it has been looked at
         self._layout: Layout | None = None
         self._trained: list[bool] = []
         self._lock: RLock | None = None
@@ -141,7 +142,13 @@ class FlatParameters:
             return torch.cat([value.reshape(-1) for value in wholes])
 
     def write(self, theta: Tensor) -> None:
-        """Copy ``theta [N]`` into the parameters."""
+        """Copy ``theta [N]`` into the parameters.
+
+        Raises ValueError where two of them lie in the same memory and could not differ.
+        """
+        if not (self._lie_apart or self.are_cut):
+            check_apart(zip(self.names, self.tensors, strict=True))
+            self._lie_apart = True
         with self.lock, torch.no_grad():
             copy = write if self.are_cut else Tensor.copy_
             for p, part in zip(self.tensors, self.split(theta), strict=True):
@@ -213,6 +220,23 @@ def _check_values_there(named: Iterable[tuple[str, nn.Parameter]]) -> None:
         else:
             continue
         raise ValueError(f"model: parameter {name} {what}")
+
+
+def check_apart(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise ValueError where one of the tensors ``[…]`` has elements in the memory of another.
+
+    ``a.data = b.data`` makes two parameters of one memory; one Parameter in two places is one.
+    """
+    dense = [(p.data_ptr(), p.nbytes, name) for name, p in named if p.is_contiguous() and p.numel()]
+    end, last = 0, ""
+    for start, size, name in sorted(dense):
+        if start < end:
+            raise ValueError(
+                f"model: parameters {last} and {name} lie in the same memory and are two; need one "
+                "torch.nn.Parameter in both places to tie them, or a .clone() to keep them apart"
+            )
+        if start + size > end:
+            end, last = start + size, name
 
 
 def _check_alike(named: Iterable[tuple[str, nn.Parameter]]) -> None:

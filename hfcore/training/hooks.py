@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from hfcore.training.callbacks import Callback, CallbackStates, StopRequest, TrainState
@@ -39,7 +39,13 @@ class Hooks:
         """What they add to the line of an iteration, which ``state.metrics`` is, one by one."""
         line = state.metrics
         for callback in self._callbacks:
-            line |= {key: as_python(value) for key, value in callback.measure(state).items()}
+            added = callback.measure(state)
+            if not isinstance(added, Mapping):
+                raise TypeError(
+                    f"{type(callback).__name__}.measure: gave {type(added).__name__}, need a dict "
+                    "of columns by name"
+                )
+            line |= {key: as_python(value) for key, value in added.items()}
         return line
 
 

@@ -117,3 +117,13 @@ def test_a_loss_is_no_residual() -> None:
         hf.LeastSquares(model).step(lambda: (model(X) - X[:, :1]).square().mean())
     before = hf.LeastSquares(model).step(lambda: {"one": (model(X) - X[:, :1]).mean()})
     assert before >= 0
+
+
+def test_columns_of_a_callback_are_a_dict() -> None:
+    class Log(hf.Callback):
+        def measure(self, state: hf.TrainState) -> Any:
+            return 3
+
+    said = r"^Log\.measure: gave int, need a dict of columns by name$"
+    with pytest.raises(TypeError, match=said):
+        trained(net(3), (X, CLASSES), nn.CrossEntropyLoss(), callbacks=[Log()])

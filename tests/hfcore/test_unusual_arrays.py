@@ -152,3 +152,29 @@ def test_a_scripted_module_is_a_module() -> None:
     want = hf.HessianFree(model, nn.CrossEntropyLoss(), damping=1.0).step((X, CLASSES))
     got = hf.HessianFree(scripted, nn.CrossEntropyLoss(), damping=1.0).step((X, CLASSES))
     assert got.loss_after == pytest.approx(want.loss_after, rel=1e-5)
+
+
+OPTIMISERS: dict[str, Callable[[nn.Module], Any]] = {
+    "HessianFree": lambda m: hf.HessianFree(m.parameters(), damping=1.0),
+    "LeastSquares": hf.LeastSquares,
+    "NaturalGradient": lambda m: hf.NaturalGradient(m, "normal"),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_parameters_in_one_memory_are_refused_before_anything_moves(name: str) -> None:
+    """As two of them they would be given two values, of which the last stays."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+    model[2].weight.data = model[0].weight.data
+    before = [p.detach().clone() for p in model.parameters()]
+
+    def called() -> Any:
+        s = model(X)
+        return s - X if name == "LeastSquares" else ((s - X).square().mean(), s)
+
+    optimiser = OPTIMISERS[name](model)
+    with pytest.raises(ValueError, match=r"^model: parameters .* and .* lie in the same memory"):
+        optimiser.step(called)
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), before, strict=True))
+    model[2].weight = model[0].weight  # one Parameter in both places
+    OPTIMISERS[name](model).step(called)
