@@ -81,7 +81,9 @@ def run_config(
     notes: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What config.json holds; only ``run`` and ``environment`` may change on a resume."""
-    config: dict[str, Any] = {} if problem is None else {"problem": problem.config()}
+    config: dict[str, Any] = {}
+    if problem is not None:
+        config["problem"] = describe(problem.config())
     return {
         **config,
         "model": model_config(model),
@@ -89,8 +91,8 @@ def run_config(
         "loss": describe(loss),
         **_chosen(outputs),
         "metric": metric,
-        "data": dict(data),
-        "callbacks": dict(callbacks),
+        "data": describe(data),
+        "callbacks": describe(callbacks),
         "notes": describe(notes),
         "run": {
             **settings.limits.config(),

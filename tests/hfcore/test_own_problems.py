@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,3 +81,21 @@ def test_methods_that_a_derived_class_leaves_out_are_missing() -> None:
         hf.sweep(LeftOut(), {"learning_rate": [0.1]}, updates=2, progress=False)
     result = trained(LeftOut(), metric=lambda s, y: (s - y).square().mean())
     assert np.isfinite(result.test_error)
+
+
+def test_numbers_of_numpy_and_torch_may_tell_one_run_from_another(tmp_path: Path) -> None:
+    """They are no JSON by themselves."""
+
+    class Sized(Sum):
+        def config(self) -> dict[str, Any]:
+            return {"name": self.name, "length": np.int64(4), "of": torch.tensor(2)}
+
+    class Every(hf.Callback):
+        def config(self) -> Any:
+            return {"steps": np.int64(3), "scale": np.float32(0.5)}
+
+    options: dict[str, Any] = {"callbacks": [Every()], "run_dir": tmp_path / "run"}
+    trained(Sized(), **options)
+    config = hf.load_run(tmp_path / "run", model=lambda: hf.RNN(2, 3, 1)).config
+    assert config["problem"] == {"name": "sum", "length": 4, "of": 2}
+    assert config["callbacks"] == {"Every": {"steps": 3, "scale": 0.5}}
