@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
-from hfcore.bindings.graphs import Graphs, here, recording
+from hfcore.bindings.graphs import Graphs, here, recordable, recording
 
 # Products of one key before one is recorded, and keys whose recordings are kept.
 BEFORE, MOST = 20, 4
@@ -27,7 +27,7 @@ class ReplayedProducts:
 
     def serve(self, v: Tensor) -> bool:
         """Whether products with vectors like ``v [m,N]`` may be replayed: one, and on CUDA."""
-        return v.device.type == "cuda" and len(v) == 1 and not recording(v)
+        return recordable(v.device) and len(v) == 1 and not recording(v)
 
     def __call__(
         self, key: Hashable, product: Callable[[Tensor, Tensor], object], v: Tensor, out: Tensor

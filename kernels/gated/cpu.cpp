@@ -191,12 +191,6 @@ void gated_tangent(const GatedDims& d, Grouped<T> x, const GatedStates<T>& state
 
 // ---------------------------------------------------------------------------- back through time
 
-template <class T>
-int64_t whole_vectors(int64_t count) {
-    constexpr int64_t lanes = simd<T>::lanes;
-    return (count + lanes - 1) / lanes * lanes;
-}
-
 // A tile's sums of gaᵀ·[h_{t-1} | 1 | x_t] of every block. The columns of h that fill whole vectors are
 // read in place, the others lie in `rest`.
 template <class T>
@@ -213,7 +207,7 @@ struct TileSums {
 
     TileSums(const GatedDims& d_, Arena<T>& arena)
         : d(d_), rows(rows_of(d_.cell)), in_place(d_.H / lanes * lanes),
-          stride(whole_vectors<T>(d_.H + 1 + d_.n)), rest_stride(stride - in_place),
+          stride(round_up<T>(d_.H + 1 + d_.n)), rest_stride(stride - in_place),
           left_size(whole_lines<T>(chunk_steps * tile_capacity<T>(d_.B) * d_.H)),
           G(arena.take(gate_blocks * d_.H * stride)), left(arena.take(gate_blocks * left_size)) {
         // a row's last vector may be written whole
@@ -242,7 +236,7 @@ struct TileSums {
 
     // A block that hears no x needs of `rest` no more than h and 1, one that hears no h no h in place.
     void flush(int64_t m) {
-        const int64_t depth = chunk_steps * m, without_x = whole_vectors<T>(d.H - in_place + 1);
+        const int64_t depth = chunk_steps * m, without_x = round_up<T>(d.H - in_place + 1);
         for (int k = 0; k < gate_blocks; ++k) {
             T* to = G + k * d.H * stride;
             const T* from = left + k * left_size;

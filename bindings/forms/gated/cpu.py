@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hfcore.bindings import _native
 from hfcore.bindings.checks import dense
-from hfcore.bindings.forms.gated.products import weight_gradient
+from hfcore.bindings.forms.gated.products import gradient_by_products
 from hfcore.bindings.threads import kernel_threads
 from hfcore.kernels.gated import BLOCKS, CELLS, GatedStates, GatedWeights
 
@@ -54,9 +54,7 @@ def gated_gradient(
 ) -> None:  # fmt: skip
     H, n = out.b.shape[-1], x.shape[-1]
     if BLOCKS * H * (H + n + 1) * x.element_size() > SUMS_BYTES:
-        made = gh.new_empty(len(out.b), *at.gates.shape[1:]) if ga is None else ga
-        gated_backward(gh, at, W_hh, cell, made)
-        weight_gradient(made, x, at.h, cell, out)
+        gradient_by_products(gated_backward, gh, x, at, W_hh, cell, out, ga)
         return
     number, threads = CELLS.index(cell), kernel_threads()
     arguments = dense(gh), dense(x), *_states(at), dense(W_hh), number, *out, ga, threads

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from torch import Tensor
 
 from hfcore.bindings import cuda
-from hfcore.bindings.forms.gated.products import weight_gradient
+from hfcore.bindings.forms.gated.products import gradient_by_products
 from hfcore.bindings.triton_backend import torch_matmul
 from hfcore.kernels.gated import GatedStates, GatedWeights, gpu
 
@@ -40,9 +40,7 @@ def gated_gradient(
     gh: Tensor, x: Tensor, at: GatedStates, W_hh: Tensor, cell: str, out: GatedWeights,
     ga: Tensor | None,
 ) -> None:  # fmt: skip
-    made = gh.new_empty(len(out.b), *at.gates.shape[1:]) if ga is None else ga
-    gated_backward(gh, at, W_hh, cell, made)
-    weight_gradient(made, x, at.h, cell, out)
+    gradient_by_products(gated_backward, gh, x, at, W_hh, cell, out, ga)
 
 
 @contextmanager

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from hfcore.bindings.dense import dense_gradient
-from hfcore.kernels.gated import GatedWeights, rows_of
+from hfcore.kernels.gated import GatedStates, GatedWeights, rows_of
+
+
+def gradient_by_products(
+    backward: Callable[[Tensor, GatedStates, Tensor, str, Tensor], None],
+    gh: Tensor, x: Tensor, at: GatedStates, W_hh: Tensor, cell: str, out: GatedWeights,
+    ga: Tensor | None,
+) -> None:  # fmt: skip
+    """``GatedForm.gated_gradient`` where ``backward`` is its ``gated_backward``."""
+    made = gh.new_empty(len(out.b), *at.gates.shape[1:]) if ga is None else ga
+    backward(gh, at, W_hh, cell, made)
+    weight_gradient(made, x, at.h, cell, out)
 
 
 def weight_gradient(ga: Tensor, x: Tensor, h: Tensor, cell: str, out: GatedWeights) -> None:
