@@ -16,7 +16,10 @@ def gradient_by_products(
     gh: Tensor, x: Tensor, at: GatedStates, W_hh: Tensor, cell: str, out: GatedWeights,
     ga: Tensor | None,
 ) -> None:  # fmt: skip
-    """``GatedForm.gated_gradient`` where ``backward`` is its ``gated_backward``."""
+    """``GatedForm.gated_gradient`` where ``backward`` is its ``gated_backward``.
+
+    ``gh [.,T,B,H]``, ``x [.,T,B,n]``, ``W_hh [.,R·H,H]`` and, where given, ``ga [G,4,T,B,H]``.
+    """
     made = gh.new_empty(len(out.b), *at.gates.shape[1:]) if ga is None else ga
     backward(gh, at, W_hh, cell, made)
     weight_gradient(made, x, at.h, cell, out)
