@@ -24,7 +24,7 @@ from hfcore.autograd.data import (
 )
 from hfcore.autograd.double_vjp import Strategy
 from hfcore.autograd.doubts import Look, explain
-from hfcore.autograd.evaluation import Evaluation, flatten
+from hfcore.autograd.evaluation import Evaluation, placed
 from hfcore.autograd.graph import Graph, Parts, Split
 from hfcore.autograd.large_outputs import in_pieces
 from hfcore.autograd.loss_graph import LinearMap
@@ -269,8 +269,9 @@ class ModuleCurvature(UnstoppableCurvature):
         try:
             with no_casts(v.device):
                 for strategy, share in self._strategies:
-                    to = out if flat is None else None
-                    product = flatten(strategy.apply(parts, structural), parts, to)
+                    to = torch.empty_like(v) if out is None or flat is not None else out
+                    into = self._objective.parameters.split(to)
+                    product = placed(strategy.apply(parts, structural, into), into, to)
                     product = product if share == 1 else product.mul_(share)
                     flat = product if flat is None else flat.add_(product)
         except RuntimeError as error:

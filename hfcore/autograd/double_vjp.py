@@ -22,8 +22,11 @@ class Jacobian(NamedTuple):
 class Strategy(Protocol):
     """Products with the curvature of one part at fixed parameters."""
 
-    def apply(self, v: Parts, structural: float) -> Gradients:
-        """The product for a tangent in the shapes of the parameters."""
+    def apply(self, v: Parts, structural: float, into: Parts | None = None) -> Gradients:
+        """The product for a tangent in the shapes of the parameters.
+
+        Gradients may, and need not, lie in ``into``: memory of these shapes, apart from v's.
+        """
 
     def jacobian(self) -> Jacobian | None:
         """What the products are made of; None where there is none to look at."""
@@ -35,7 +38,7 @@ class DoubleVjp:
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
 
-    def apply(self, v: Parts, structural: float) -> Gradients:
+    def apply(self, v: Parts, structural: float, into: Parts | None = None) -> Gradients:
         weight = v[0].new_tensor(structural) if structural else None
         return self.weighed(v, weight)
 

@@ -185,3 +185,19 @@ def flatten(grads: Gradients, like: Sequence[Tensor], out: Tensor | None = None)
         ],
         out=out,
     )
+
+
+def placed(grads: Gradients, into: Sequence[Tensor], flat: Tensor) -> Tensor:
+    """:func:`flatten` into ``flat [N]``, of which ``into`` are the parts and some are there."""
+    there = [
+        g is not None and g.data_ptr() == part.data_ptr()
+        for g, part in zip(grads, into, strict=True)
+    ]
+    if not any(there):
+        return flatten(grads, into, flat)
+    for g, part, is_there in zip(grads, into, there, strict=True):
+        if g is None:
+            part.zero_()
+        elif not is_there:
+            part.copy_(g)
+    return flat

@@ -44,7 +44,7 @@ class Forward:
         if cached:
             self._map(False)
 
-    def apply(self, v: Parts, structural: float) -> Gradients:
+    def apply(self, v: Parts, structural: float, into: Parts | None = None) -> Gradients:
         graph = self._graph
         weight = v[0].new_tensor(structural) if structural else None
         held = weight is not None
@@ -102,8 +102,8 @@ class Rebuilt:
         self._build = build
         self._name = name
 
-    def apply(self, v: Parts, structural: float) -> Gradients:
-        return make_strategy(self._name, self._build()).apply(v, structural)
+    def apply(self, v: Parts, structural: float, into: Parts | None = None) -> Gradients:
+        return make_strategy(self._name, self._build()).apply(v, structural, into)
 
     def jacobian(self) -> Jacobian | None:
         return make_strategy(self._name, self._build()).jacobian()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from hfcore.autograd.trace import Node, Program, aten
 from hfcore.autograd.trace_reuse import Reuse
+from hfcore.autograd.trace_rewriter import RESHAPES, shape_of
 
 # The same op through torch's own binding, which is called faster than the dispatcher's.
 BINDINGS: dict[Any, Callable[..., Any]] = {
@@ -40,16 +42,31 @@ BINDINGS: dict[Any, Callable[..., Any]] = {
     aten._softmax_backward_data.default: torch._softmax_backward_data,
 }
 
+# Those that write a gradient where it is asked for.
+GRADIENTS = (
+    aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default,
+    aten.sum.dim_IntList,
+)  # fmt: skip
 
-def compile_program(
-    program: Program, *, reuse: bool = True
-) -> Callable[..., tuple[Tensor | None, ...]]:
+
+class Compiled(Protocol):
+    """A program as a function of its inputs."""
+
+    def __call__(
+        self, *inputs: Tensor, into: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor | None, ...]:
+        """The outputs ``[…]``; some are in ``into``, contiguous memory of the inputs' shapes."""
+
+
+def compile_program(program: Program, *, reuse: bool = True) -> Compiled:
     """The program as one Python function of its inputs; a value is dropped after its last use.
 
-    ``reuse``: results may be written over values that nobody reads after, which vmap cannot.
+    ``reuse``: results may be written over values that nobody reads after, and into memory that is
+    given, neither of which vmap can.
     """
     order = program.order()
     written = Reuse(program, order) if reuse else None
+    given = _gradients(program) if reuse else {}
     scope: dict[str, Any] = {}
     names = {id(node): f"i{i}" for i, node in enumerate(program.inputs)}
     names |= {id(node): f"x{i}" for i, node in enumerate(order)}
@@ -78,16 +95,37 @@ def compile_program(
             return repr(value)
         return bind("c", value)
 
-    lines = [f"def product({', '.join(names[id(node)] for node in program.inputs)}):"]
+    lines = [f"def product({', '.join(names[id(node)] for node in program.inputs)}, *, into=None):"]
     for node in order:
-        op = node.op if written is None else written.op(node)
+        place = given.get(id(node))
+        op = node.op if written is None or place is not None else written.op(node)
         called = bind("f", BINDINGS.get(op, op))
         arguments = [text(a) for a in node.args]
         arguments += [f"{name}={text(a)}" for name, a in node.kwargs.items()]
+        if place is not None:
+            view = f"into[{place}].view({list(shape_of(node))})"
+            arguments.append(f"out=None if into is None else {view}")
         lines.append(f"    {names[id(node)]} = {called}({', '.join(arguments)})")
         if id(node) in ending:
             lines.append(f"    del {', '.join(ending[id(node)])}")
     lines.append(f"    return ({''.join(text(value) + ', ' for value in program.outputs)})")
     exec("\n".join(lines), scope)
-    product: Callable[..., tuple[Tensor | None, ...]] = scope["product"]
+    product: Compiled = scope["product"]
     return product
+
+
+def _gradients(program: Program) -> dict[int, int]:
+    """Which output an op may write where it is asked for, reshaped or not: those read once."""
+    nodes = program.order()
+    uses = Counter(id(operand) for node in nodes for operand in node.operands())
+    uses.update(id(value) for value in program.outputs)
+    found = {}
+    for place, (value, like) in enumerate(zip(program.outputs, program.inputs, strict=False)):
+        node = value
+        while isinstance(node, Node) and node.op in RESHAPES and uses[id(node)] == 1:
+            node = node.args[0]
+        if not isinstance(node, Node) or node.op not in GRADIENTS or uses[id(node)] != 1:
+            continue
+        if (value.shape, node.dtype) == (like.shape, like.dtype):
+            found[id(node)] = place
+    return found

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from hfcore.autograd.double_vjp import DoubleVjp, Jacobian
 from hfcore.autograd.graph import Gradients, Graph, Parts, sample
 from hfcore.autograd.trace import NotTraceable, trace
-from hfcore.autograd.trace_compile import compile_program
+from hfcore.autograd.trace_compile import Compiled, compile_program
 from hfcore.autograd.trace_passes import optimise
 
 OVERWRITTEN = (
@@ -26,16 +24,16 @@ class Traced:
         self._graph: Graph | None = graph
         self._constants: list[Tensor] = []
         self._versions: list[int] = []
-        self._programs: dict[bool, Callable[..., tuple[Tensor | None, ...]]] = {}
-        self._of_rows: dict[bool, Callable[..., tuple[Tensor | None, ...]]] = {}
+        self._programs: dict[bool, Compiled] = {}
+        self._of_rows: dict[bool, Compiled] = {}
         self._program(False)
 
-    def apply(self, v: Parts, structural: float) -> Gradients:
+    def apply(self, v: Parts, structural: float, into: Parts | None = None) -> Gradients:
         program = self._program(bool(structural))
         weight = [v[0].new_tensor(structural)] if structural else []
         self._check_constants()
         with torch.no_grad():
-            return program(*v, *weight)
+            return program(*v, *weight, into=into)
 
     def jacobian(self) -> Jacobian | None:
         return None if self._graph is None else DoubleVjp(self._graph).jacobian()
@@ -69,12 +67,12 @@ class Traced:
         if [t._version for t in self._constants] != self._versions:
             raise ValueError(OVERWRITTEN)
 
-    def _program(self, structural: bool) -> Callable[..., tuple[Tensor | None, ...]]:
+    def _program(self, structural: bool) -> Compiled:
         if structural not in self._programs:
             self._programs[structural] = self._record(structural)
         return self._programs[structural]
 
-    def _record(self, structural: bool) -> Callable[..., tuple[Tensor | None, ...]]:
+    def _record(self, structural: bool) -> Compiled:
         assert self._graph is not None
         plain, parameters = DoubleVjp(self._graph), self._graph.parameters
         n = len(parameters)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hfcore.autograd.double_vjp import DoubleVjp
+from hfcore.autograd.double_vjp import DoubleVjp, Strategy
+from hfcore.autograd.evaluation import flatten, placed
 from hfcore.autograd.graph import Graph, Split
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.autograd.trace import NotTraceable, aten, trace
@@ -31,20 +32,43 @@ def both(outputs: Tensor, parameters: list[Tensor]) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(9)
     v = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
 
-    def flat(grads) -> Tensor:
-        return torch.cat(
-            [
-                (torch.zeros_like(p) if g is None else g).reshape(-1)
-                for g, p in zip(grads, v, strict=True)
-            ]
-        )
+    traced, plain = Traced(graph), DoubleVjp(graph)
+    fresh, given = flatten(traced.apply(v, 0.0), v), given_memory(traced, v)[0]
+    assert torch.equal(fresh, given)
+    return fresh, flatten(plain.apply(v, 0.0), v)
 
-    return flat(Traced(graph).apply(v, 0.0)), flat(DoubleVjp(graph).apply(v, 0.0))
+
+def given_memory(strategy: Strategy, v: list[Tensor]) -> tuple[Tensor, list[bool]]:
+    """A product in memory that held NaN, and which gradients were written there at once."""
+    flat = torch.full((sum(p.numel() for p in v),), torch.nan, dtype=v[0].dtype)
+    parts = flat.split([p.numel() for p in v])
+    into = [part.view(p.shape) for part, p in zip(parts, v, strict=True)]
+    grads = strategy.apply(v, 0.0, into)
+    there = [
+        g is not None and g.data_ptr() == p.data_ptr() for g, p in zip(grads, into, strict=True)
+    ]
+    return placed(grads, into, flat), there
 
 
 def leaf(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed + sum(shape))
     return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def test_gradients_of_linear_layers_are_written_where_they_are_asked_for() -> None:
+    """Weights, biases and scales of columns. What no product and no sum gives is copied, and what
+    takes no part is zero."""
+    W, b, c, d, unused = leaf(4, 3), leaf(4), leaf(4), leaf(2, 4), leaf(2)
+    each = leaf(5, 4)
+    x = leaf(5, 3, seed=1).detach()
+    h = torch.tanh(torch.nn.functional.linear(x, W, b))
+    graph = graph_of((h * each * c) @ d.t(), [W, b, c, d, each, unused])
+    v = [leaf(*p.shape, seed=2).detach() for p in graph.parameters]
+    got, there = given_memory(Traced(graph), v)
+    assert there == [True, True, True, True, False, False]
+    want = flatten(DoubleVjp(graph).apply(v, 0.0), v)
+    assert relative_error(got, want) <= 1e-14
+    assert torch.equal(got[-2:], torch.zeros(2, dtype=got.dtype))
 
 
 @pytest.mark.parametrize("T", [1, 2, 3, 4, 7])
