@@ -103,8 +103,9 @@ def compile_program(program: Program, *, reuse: bool = True) -> Compiled:
         arguments = [text(a) for a in node.args]
         arguments += [f"{name}={text(a)}" for name, a in node.kwargs.items()]
         if place is not None:
-            view = f"into[{place}].view({list(shape_of(node))})"
-            arguments.append(f"out=None if into is None else {view}")
+            same = shape_of(node) == program.inputs[place].shape
+            part = f"into[{place}]" + ("" if same else f".view({list(shape_of(node))})")
+            arguments.append(f"out=None if into is None else {part}")
         lines.append(f"    {names[id(node)]} = {called}({', '.join(arguments)})")
         if id(node) in ending:
             lines.append(f"    del {', '.join(ending[id(node)])}")
