@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._utils import _unflatten_dense_tensors
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -63,6 +64,8 @@ class FlatParameters:
         self.numel = sum(p.numel() for p in self.tensors)
         # Whether this process has a part of each alone, see cut_parameters.
         self.are_cut = any(map(is_cut, self.tensors))
+        # Torch's own way gives an empty parameter another shape.
+        self._are_plain = not self.are_cut and all(p.numel() for p in self.tensors)
         self._lie_apart = False  # until it has been looked at
         self._layout: Layout | None = None
         self._trained: list[bool] = []
@@ -189,6 +192,8 @@ class FlatParameters:
 
     def split(self, theta: Tensor) -> list[Tensor]:
         """Views of ``theta [N]`` in the shapes of the parameters."""
+        if self._are_plain and len(theta) == self.numel:
+            return list(_unflatten_dense_tensors(theta, self.tensors))  # a third of the time
         parts = theta.split([p.numel() for p in self.tensors])
         return [part.view(p.shape) for part, p in zip(parts, self.tensors, strict=True)]
 

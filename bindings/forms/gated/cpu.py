@@ -10,6 +10,7 @@ from torch import Tensor
 from hfcore.bindings import _native
 from hfcore.bindings.checks import dense
 from hfcore.bindings.forms.gated.products import gradient_by_products
+from hfcore.bindings.native_calls import call
 from hfcore.bindings.threads import kernel_threads
 from hfcore.kernels.gated import BLOCKS, CELLS, GatedStates, GatedWeights
 
@@ -18,14 +19,15 @@ def gated_forward(x: Tensor, w: GatedWeights, cell: str, states: bool, out: Gate
     h, gates, cells = out
     kept = (gates, cells) if states else (None, None)
     number = CELLS.index(cell)
-    _native.gated_forward(dense(x), *map(dense, w), number, h, *kept, kernel_threads())
+    call(_native.gated_forward, dense(x), *map(dense, w), number, h, *kept, kernel_threads())
 
 
 def gated_tangent(
     x: Tensor, at: GatedStates, Rx: Tensor | None, w: GatedWeights, v: GatedWeights, cell: str,
     out: Tensor,
 ) -> None:  # fmt: skip
-    _native.gated_tangent(
+    call(
+        _native.gated_tangent,
         dense(x),
         *_states(at),
         None if Rx is None else dense(Rx),
@@ -40,7 +42,9 @@ def gated_tangent(
 
 def gated_backward(gh: Tensor, at: GatedStates, W_hh: Tensor, cell: str, out: Tensor) -> None:
     number = CELLS.index(cell)
-    _native.gated_backward(dense(gh), *_states(at), dense(W_hh), number, out, kernel_threads())
+    call(
+        _native.gated_backward, dense(gh), *_states(at), dense(W_hh), number, out, kernel_threads()
+    )
 
 
 # Bytes of a tile's sums up to which they are made on the way back: larger ones leave the caches
@@ -58,7 +62,7 @@ def gated_gradient(
         return
     number, threads = CELLS.index(cell), kernel_threads()
     arguments = dense(gh), dense(x), *_states(at), dense(W_hh), number, *out, ga, threads
-    _native.gated_gradient(*arguments)
+    call(_native.gated_gradient, *arguments)
 
 
 def _states(at: GatedStates) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hfcore.bindings import _native
 from hfcore.bindings.checks import dense
+from hfcore.bindings.native_calls import call
 from hfcore.bindings.threads import kernel_threads
 from hfcore.kernels.loss.reference import KINDS, RANK_ONE, RankOne
 
@@ -19,7 +20,8 @@ def loss_value(
     G: int,
 ) -> Tensor:  # fmt: skip
     value = torch.empty(G, dtype=torch.float64)
-    _native.loss_value(
+    call(
+        _native.loss_value,
         KINDS.index(kind),
         dense(s),
         dense(targets),
@@ -37,7 +39,8 @@ def loss_gradient(
     G: int, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     g = s.new_empty(G, *s.shape[1:]) if out is None else out
-    _native.loss_gradient(
+    call(
+        _native.loss_gradient,
         KINDS.index(kind),
         dense(s),
         dense(targets),
@@ -55,7 +58,8 @@ def loss_curvature(
     out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     c = s.new_empty(G, *s.shape[1:]) if out is None else out
-    _native.loss_curvature(
+    call(
+        _native.loss_curvature,
         KINDS.index(kind),
         dense(s),
         None if mask is None else dense(mask),
@@ -72,5 +76,5 @@ def loss_hessian_product(
 ) -> Tensor:
     g = c.new_empty(G, *c.shape[1:]) if out is None else out
     form = RANK_ONE.index(rank_one)
-    _native.loss_hessian_product(dense(c), dense(Rs), form, scale, g, kernel_threads())
+    call(_native.loss_hessian_product, dense(c), dense(Rs), form, scale, g, kernel_threads())
     return g

@@ -1,17 +1,15 @@
 """The momentum ops of the compiled module: CPU, float32 and float64.
 
-Arrays go in as capsules: importing a tensor through its __dlpack__ method costs nanobind 2 µs.
-
 Signatures and shapes: ``MomentumForm``.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
-from torch.utils.dlpack import to_dlpack  # type: ignore[attr-defined]  # not in its __all__
 
 from hfcore.bindings import _native
 from hfcore.bindings.checks import dense
+from hfcore.bindings.native_calls import call
 from hfcore.bindings.threads import kernel_threads
 
 
@@ -19,16 +17,17 @@ def momentum_update(
     theta: Tensor, velocity: Tensor, gradient: Tensor, learning_rate: Tensor, momentum: Tensor,
     lookahead: Tensor, l2: Tensor | None, ahead: Tensor | None, active: Tensor | None,
 ) -> None:  # fmt: skip
-    _native.momentum_update(
-        to_dlpack(theta),
-        to_dlpack(velocity),
-        to_dlpack(dense(gradient)),
-        to_dlpack(learning_rate),
-        to_dlpack(momentum),
-        to_dlpack(lookahead),
-        None if l2 is None else to_dlpack(l2),
-        None if ahead is None else to_dlpack(ahead),
-        None if active is None else to_dlpack(active),
+    call(
+        _native.momentum_update,
+        theta,
+        velocity,
+        dense(gradient),
+        learning_rate,
+        momentum,
+        lookahead,
+        l2,
+        ahead,
+        active,
         kernel_threads(),
     )
 
@@ -36,11 +35,12 @@ def momentum_update(
 def lookahead_point(
     theta: Tensor, velocity: Tensor, momentum: Tensor, out: Tensor, active: Tensor | None
 ) -> None:
-    _native.lookahead_point(
-        to_dlpack(theta),
-        to_dlpack(velocity),
-        to_dlpack(momentum),
-        to_dlpack(out),
-        None if active is None else to_dlpack(active),
+    call(
+        _native.lookahead_point,
+        theta,
+        velocity,
+        momentum,
+        out,
+        active,
         kernel_threads(),
     )

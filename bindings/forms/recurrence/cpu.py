@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hfcore.bindings import _native
 from hfcore.bindings.checks import dense
+from hfcore.bindings.native_calls import call
 from hfcore.bindings.threads import kernel_threads
 from hfcore.kernels.recurrence import NONLINEARITIES, Curvature, ForwardPass, RnnWeights
 from hfcore.kernels.scratch import Scratch
@@ -25,7 +26,8 @@ def rnn_forward(
     k, H = w.W_yh.shape[1:]
     h = (x.new_empty(G, T, B, H) if out is None else out) if states else None
     s = x.new_empty(G, T if steps is None else steps.numel(), B, k)
-    _native.rnn_forward(
+    call(
+        _native.rnn_forward,
         dense(x),
         *map(dense, w),
         None if steps is None else dense(steps),
@@ -42,7 +44,8 @@ def linear_scan(
     out: Tensor | None,
 ) -> Tensor:  # fmt: skip
     y = u.new_empty(G, *u.shape[1:]) if out is None else out
-    _native.linear_scan(
+    call(
+        _native.linear_scan,
         dense(u),
         dense(d),
         dense(W),
@@ -60,7 +63,8 @@ def rnn_backward(
     x, h, w, nonlinearity, steps = at
     assert h is not None
     gradient = x.new_empty(size) if out is None else out
-    _native.rnn_backward(
+    call(
+        _native.rnn_backward,
         dense(x),
         dense(h),
         *map(dense, w),
@@ -80,7 +84,8 @@ def rnn_gauss_newton(
     x, h, w, nonlinearity, steps = at
     c, rank_one, scale, structural, damping = curvature
     product = x.new_empty(size) if out is None or accumulate else out
-    _native.rnn_gauss_newton(
+    call(
+        _native.rnn_gauss_newton,
         dense(x),
         None if h is None else dense(h),
         *map(dense, w),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hfcore.bindings import _native
 from hfcore.bindings.checks import dense
+from hfcore.bindings.native_calls import call
 from hfcore.bindings.threads import kernel_threads
 from hfcore.kernels.recurrence import NONLINEARITIES
 from hfcore.kernels.sparse import EllPattern, Rows
@@ -16,19 +17,19 @@ from hfcore.kernels.sparse import EllPattern, Rows
 
 def ell_matmul(x: Tensor, value: Tensor, pattern: EllPattern, out: Tensor) -> Tensor:
     flat, rows = dense(value).flatten(1), _arrays(pattern.rows)
-    _native.ell_product(dense(x), flat, *rows, out, kernel_threads())
+    call(_native.ell_product, dense(x), flat, *rows, out, kernel_threads())
     return out
 
 
 def ell_matmul_t(g: Tensor, value: Tensor, pattern: EllPattern, out: Tensor) -> Tensor:
     flat, rows = dense(value).flatten(1), _arrays(pattern.transposed)
-    _native.ell_product(dense(g), flat, *rows, out, kernel_threads())
+    call(_native.ell_product, dense(g), flat, *rows, out, kernel_threads())
     return out
 
 
 def ell_gradient(g: Tensor, x: Tensor, pattern: EllPattern, out: Tensor) -> Tensor:
     rows = _arrays(pattern.rows)
-    _native.ell_gradient(dense(g), dense(x), *rows, out.flatten(1), kernel_threads())
+    call(_native.ell_gradient, dense(g), dense(x), *rows, out.flatten(1), kernel_threads())
     return out
 
 
@@ -36,7 +37,8 @@ def ell_scan(
     u: Tensor, d: Tensor, value: Tensor, pattern: EllPattern, a: Tensor | None,
     transposed: bool, reverse: bool, out: Tensor,
 ) -> Tensor:  # fmt: skip
-    _native.ell_scan(
+    call(
+        _native.ell_scan,
         dense(u),
         dense(d),
         dense(value).flatten(1),
@@ -54,7 +56,7 @@ def ell_hidden(
 ) -> Tensor:
     flat, rows = dense(value).flatten(1), _arrays(pattern.rows)
     e = NONLINEARITIES.index(nonlinearity)
-    _native.ell_hidden(dense(u), flat, *rows, e, out, kernel_threads())
+    call(_native.ell_hidden, dense(u), flat, *rows, e, out, kernel_threads())
     return out
 
 
