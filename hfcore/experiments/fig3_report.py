@@ -9,7 +9,7 @@ from typing import Any
 
 from hfcore.cli.tables import clock, markdown, number
 from hfcore.experiments.fig3 import Case, Settings
-from hfcore.experiments.fig3_rows import Group, Row, groups_of
+from hfcore.experiments.fig3_rows import UNFINISHED, Group, Row, groups_of, is_done, is_solved
 from hfcore.experiments.report import write_results
 
 NAME = "fig3"
@@ -28,7 +28,7 @@ def fig3_report(rows: Sequence[Row], settings: Settings, folder: Path) -> tuple[
     """The tables as markdown, and the paths of tables, numbers and plot written to ``folder``."""
     from hfcore.experiments.fig3_plot import plot_groups  # matplotlib is slow to import
 
-    groups = groups_of(rows)
+    groups = groups_of(rows, settings.limit)
     text = fig3_text(groups, settings)
     data: dict[str, Any] = {"settings": vars(settings), "runs": [r for g in groups for r in g.rows]}
     written = write_results(folder, NAME, text, data)
@@ -51,7 +51,9 @@ def fig3_text(groups: Sequence[Group], settings: Settings) -> str:
             markdown(FIGURE, map(_figure_cells, groups)),
             "Every run. 1997: the minibatches at which the criterion of Hochreiter & Schmidhuber "
             "(1997) was first met, where there is one.",
-            markdown(RUNS, (_run_cells(row) for group in groups for row in group.rows)),
+            markdown(
+                RUNS, (_run_cells(row, settings.limit) for group in groups for row in group.rows)
+            ),
         ]
     )
 
@@ -71,10 +73,9 @@ def _figure_cells(group: Group) -> list[str]:
     ]
 
 
-def _run_cells(row: Row) -> list[str]:
+def _run_cells(row: Row, limit: float) -> list[str]:
     case = Case.of(row)
-    shown = [case.problem, str(case.length), case.variant, str(case.seed)]
-    shown.append("solved" if row["solved"] else row["reason"])
+    shown = [case.problem, str(case.length), case.variant, str(case.seed), _outcome(row, limit)]
     if not row["iterations"]:
         return [*shown, "0", *["–"] * (len(RUNS) - len(shown) - 2), row["machine"]]
     low, high = row["damping_range"]
@@ -95,6 +96,14 @@ def _run_cells(row: Row) -> list[str]:
         str(row["rejected"]),
         row["machine"],
     ]
+
+
+def _outcome(row: Row, limit: float) -> str:
+    """How the run ended, at this limit."""
+    if row["solved"]:
+        return "solved" if is_solved(row, limit) else "solved too late"
+    reason: str = row["reason"]
+    return reason if is_done(row, limit) else UNFINISHED
 
 
 def _percent(share: float | None) -> str:

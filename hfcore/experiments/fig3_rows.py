@@ -17,11 +17,24 @@ Row = dict[str, Any]  # one run: its case, how it ended, what it cost
 
 UNFINISHED = "unfinished"  # the reason of a run that is not done
 
+# What a row has beside its case and its settings, and what of a run that took a step.
+ENDED = ("minibatches", "iterations", "machine", "reason", "solved")
+STEPPED = (
+    "objective_evaluations", "minibatches_1997", "test_error", "least_test_error", "loss",
+    "seconds", "damping_first", "damping_last", "damping_range", "rho_median", "rho_not_finite",
+    "cg_iterations_median", "cg_stops", "rejected",
+)  # fmt: skip
+
 
 def is_done(row: Mapping[str, Any], limit: float) -> bool:
     """Whether a run would not go on with this limit."""
     spent = row["reason"] != "budget" or row["minibatches"] >= limit
     return bool(spent and row["reason"] != UNFINISHED)
+
+
+def is_solved(row: Mapping[str, Any], limit: float) -> bool:
+    """Whether a run was solved by so many minibatches; it may have had another limit."""
+    return bool(row["solved"] and row["minibatches"] <= limit)
 
 
 def summary(lines: Sequence[Mapping[str, Any]], scale: float) -> Row:
@@ -58,28 +71,30 @@ def summary(lines: Sequence[Mapping[str, Any]], scale: float) -> Row:
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one problem, T and variant, over seeds."""
+    """The runs of one problem, T and variant, over seeds, as they are at ``limit`` minibatches."""
 
     problem: str
     length: int
     variant: str
     rows: tuple[Row, ...]
+    limit: float
 
     @property
     def solved(self) -> list[float]:
         """Minibatches of the runs that were."""
-        return [row["minibatches"] for row in self.rows if row["solved"]]
+        return [row["minibatches"] for row in self.rows if is_solved(row, self.limit)]
 
     @property
     def unfinished(self) -> int:
-        return sum(row["reason"] == UNFINISHED for row in self.rows)
+        """Those that would go on."""
+        return sum(not is_done(row, self.limit) for row in self.rows)
 
     @property
     def failed(self) -> int:
         return len(self.rows) - len(self.solved) - self.unfinished
 
 
-def groups_of(rows: Iterable[Row]) -> list[Group]:
+def groups_of(rows: Iterable[Row], limit: float) -> list[Group]:
     """Rows by problem, T and variant, in the order of the figure."""
     found: dict[tuple[str, int, str], list[Row]] = {}
     for row in rows:
@@ -87,7 +102,7 @@ def groups_of(rows: Iterable[Row]) -> list[Group]:
         found.setdefault((case.problem, case.length, case.variant), []).append(row)
     names = list(PROBLEMS)
     order = sorted(found, key=lambda key: (names.index(key[0]), key[1], key[2]))
-    return [Group(*key, tuple(found[key])) for key in order]
+    return [Group(*key, tuple(found[key]), limit) for key in order]
 
 
 def read_rows(paths: Iterable[Path], settings: Settings) -> list[Row]:
@@ -98,18 +113,66 @@ def read_rows(paths: Iterable[Path], settings: Settings) -> list[Row]:
     rows: list[Row] = []
     for path in paths:
         try:
-            found = json.loads(path.read_text())["runs"]
-            cases = [Case.of(row) for row in found]
+            found = [_whole(row) for row in _json(path)["runs"]]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: holds no results of this figure ({error})") from error
-        for case, row in zip(cases, found, strict=True):
-            for name, here in settings.identity.items():
-                if row.get(name) != here:
-                    raise ValueError(
-                        f"{path}: {case.folder} had {name} {row.get(name)}, need {here} like here"
-                    )
+        for row in found:
+            check_settings(path, row, settings)
         rows += found
     return rows
+
+
+def read_row(path: Path, case: Case, settings: Settings) -> Row:
+    """The row of a run's own file.
+
+    Raises ValueError naming the file that holds none, or that of a run of another case or settings.
+    """
+    try:
+        row = _whole(_json(path))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path}: holds no row of this figure ({error}); without this file --resume makes it "
+            "anew from the run's log"
+        ) from error
+    if Case.of(row) != case:
+        raise ValueError(f"{path}: is of {Case.of(row).folder}, need {case.folder}")
+    check_settings(path, row, settings)
+    return row
+
+
+def _json(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def _whole(row: Any) -> Row:
+    """The row. Raises KeyError naming what it lacks, TypeError where it is none."""
+    Case.of(row)
+    for name in (*ENDED, *(STEPPED if row["iterations"] else ())):
+        row[name]
+    return dict(row)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What the configuration of a run says of the settings; of the 5 bits no batch size.
+
+    Raises ValueError naming the file that is none.
+    """
+    try:
+        config = _json(path)
+        data, hidden = config["data"], config["model"]["arguments"]["hidden_size"]
+        found = {key: data[key] for key in ("batch_size", "test_size") if key in data}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: is not the configuration of a run ({error})") from error
+    return {"hidden": hidden, **found}
+
+
+def check_settings(path: Path, row: Mapping[str, Any], settings: Settings) -> None:
+    """Raise ValueError naming the setting of a row that is not the one here."""
+    for name, here in settings.identity.items():
+        if row.get(name) != here:
+            raise ValueError(
+                f"{path}: {Case.of(row).folder} had {name} {row.get(name)}, need {here} like here"
+            )
 
 
 def joined(*tables: Iterable[Row]) -> list[Row]:

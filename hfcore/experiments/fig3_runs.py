@@ -20,7 +20,15 @@ from hfcore.experiments.fig3 import (
     Case,
     Settings,
 )
-from hfcore.experiments.fig3_rows import UNFINISHED, Row, is_done, summary
+from hfcore.experiments.fig3_rows import (
+    UNFINISHED,
+    Row,
+    check_settings,
+    is_done,
+    read_row,
+    read_settings,
+    summary,
+)
 from hfcore.experiments.machine import machine_name
 from hfcore.experiments.pace import gradients, recurrent_parameters
 
@@ -47,9 +55,12 @@ class Job:
 
     @property
     def row(self) -> Row | None:
-        """Its row where it is done, to the present limit at least."""
+        """Its row where it is done, to the present limit at least.
+
+        Raises ValueError for one that is damaged, or of a run with other settings.
+        """
         path = self.folder / ROW
-        row: Row | None = json.loads(path.read_text()) if path.exists() else None
+        row = read_row(path, self.case, self.settings) if path.exists() else None
         return row if row is not None and is_done(row, self.settings.limit) else None
 
     @property
@@ -126,9 +137,15 @@ class Job:
         return options
 
     def so_far(self) -> Row | None:
-        """The row of a run that was begun and is not done."""
+        """The row of a run that was begun and is not done.
+
+        Raises ValueError for a run with other settings.
+        """
         if self.row is not None or not (self.folder / "metrics.jsonl").exists():
             return None
+        begun = read_settings(self.folder / "config.json")
+        row = {**asdict(self.case), **self.settings.identity, **begun}
+        check_settings(self.folder / "config.json", row, self.settings)
         return {**self._row(), "reason": UNFINISHED, "solved": False}
 
     def _row(self) -> Row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +18,7 @@ import hfcore as hf
 from command_line import invoke, tables_of
 from hfcore.experiments import fig3
 from hfcore.experiments.fig3 import Case, Settings, cases_of
-from hfcore.experiments.fig3_rows import groups_of, is_done, joined, summary
+from hfcore.experiments.fig3_rows import STEPPED, groups_of, is_done, joined, summary
 from hfcore.experiments.fig3_runs import Job
 from hfcore.experiments.side_by_side import side_by_side
 from hfcore.training.run_folder import RunFolder
@@ -135,6 +136,7 @@ def test_a_summary_knows_when_the_criterion_of_1997_was_met() -> None:
     assert (row["damping_first"], row["damping_last"], row["damping_range"]) == (1.0, 2.0, [1, 4])
     assert (row["rho_median"], row["rho_not_finite"], row["rejected"]) == (0.5, 2, 1)
     assert summary(lines[:2], 1.0)["minibatches_1997"] is None
+    assert set(summary(lines, 1.0)) == {"minibatches", "iterations", *STEPPED}
 
 
 def test_groups_count_what_was_solved_what_failed_and_what_goes_on() -> None:
@@ -145,11 +147,14 @@ def test_groups_count_what_was_solved_what_failed_and_what_goes_on() -> None:
 
     rows = [row(0, 500, "solved"), row(1, 50_010, "budget"), row(2, 900, "solved")]
     rows += [row(3, 77, "unfinished")]
-    (group,) = groups_of(rows)
+    (group,) = groups_of(rows, 50_000)
     assert (group.solved, group.failed, group.unfinished) == ([500, 900], 1, 1)
     later = row(3, 800, "solved")
-    (group,) = groups_of(joined(rows, [later]))
+    (group,) = groups_of(joined(rows, [later]), 50_000)
     assert (group.solved, group.failed, group.unfinished) == ([500, 900, 800], 1, 0)
+    for limit, counts in {600: ([500], 3, 0), 60_000: ([500, 900, 800], 0, 1)}.items():
+        (group,) = groups_of(joined(rows, [later]), limit)
+        assert (group.solved, group.failed, group.unfinished) == counts
     assert joined([later], rows)[0] == later
     assert len(joined([later], rows)) == 4
 
@@ -247,6 +252,64 @@ def test_stopped_within_a_run_and_resumed(
     assert timeless(tmp_path / "run") == timeless(whole, "structural")
 
 
+@pytest.mark.parametrize(("option", "had"), {"hidden": 5, "batch-size": 6, "test-size": 12}.items())
+@pytest.mark.parametrize("done", [True, False])
+def test_runs_with_other_settings_are_not_shown_as_ones_with_these(
+    tmp_path: Path, whole: Path, option: str, had: int, done: bool
+) -> None:
+    name = "xor-T8-structural-seed0"
+    shutil.copytree(whole / name, tmp_path / "run" / name)
+    if not done:
+        (tmp_path / "run" / name / "row.json").unlink()
+    for how in ("--resume", "--print-only") if done else ("--print-only",):
+        result = invoke(
+            *TINY, "--problems", "xor", "--damping", "structural", f"--{option}", had + 1,
+            "--run-dir", tmp_path / "run", how,
+        )  # fmt: skip
+        assert result.exit_code == 1
+        setting = option.replace("-", "_")
+        assert f"{name} had {setting} {had}, need {had + 1} like here" in result.output
+
+
+def test_a_lower_limit_fails_what_came_later(tmp_path: Path, whole: Path) -> None:
+    (row,) = (
+        row
+        for row in rows_of(whole).values()
+        if (row["problem"], row["damping"]) == ("mem-5", "structural")
+    )
+    path = tmp_path / "fig3.json"
+    path.write_text(json.dumps({"runs": [{**row, "solved": True, "reason": "solved"}]}))
+    at = {
+        row["minibatches"]: ("solved", "1", "0"),
+        row["minibatches"] - 1: ("solved too late", "0", "1"),
+    }
+    for limit, (outcome, solved, failed) in at.items():
+        printed = invoke(
+            *TINY, "--problems", "mem-5", "--results", path, "--print-only", "--limit", limit,
+            "--run-dir", tmp_path / str(limit),
+        )  # fmt: skip
+        figure, runs = tables_of(printed.output)
+        assert (figure[2][4], figure[2][8], runs[2][4]) == (solved, failed, outcome)
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"reason": "budget"}', "lacks"])
+def test_a_damaged_row_is_named(tmp_path: Path, whole: Path, text: str) -> None:
+    """Without it the run's log gives the same row."""
+    name = "xor-T8-structural-seed0"
+    folder = tmp_path / "run" / name
+    shutil.copytree(whole / name, folder)
+    row = json.loads((folder / "row.json").read_text())
+    lacking = {key: value for key, value in row.items() if key != "damping_range"}
+    (folder / "row.json").write_text(json.dumps(lacking) if text == "lacks" else text)
+    arguments = [*TINY, "--problems", "xor", "--damping", "structural", "--run-dir", folder.parent]
+    result = invoke(*arguments, "--resume")
+    assert result.exit_code == 1
+    assert f"{folder / 'row.json'}: holds no row of this figure" in result.output
+    (folder / "row.json").unlink()
+    assert invoke(*arguments, "--resume").exit_code == 0
+    assert json.loads((folder / "row.json").read_text()) == row
+
+
 def test_a_higher_limit_goes_on_with_what_failed(tmp_path: Path) -> None:
     arguments = [*TINY, "--problems", "add", "--damping", "tikhonov", "--run-dir", tmp_path / "run"]
     first = rows_of_after(invoke(*arguments), tmp_path / "run")
@@ -323,7 +386,8 @@ def test_bad_options(arguments: str) -> None:
 
 def test_a_file_that_holds_no_results(tmp_path: Path) -> None:
     path = tmp_path / "fig3.json"
-    for text in ("{", "{}", '{"runs": [{"problem": "add"}]}', "[]"):
+    case = json.dumps(vars(Case("xor", 8)))
+    for text in ("{", "{}", '{"runs": [{"problem": "add"}]}', "[]", f'{{"runs": [{case}]}}'):
         path.write_text(text)
         arguments = [*TINY, "--problems", "xor", "--print-only", "--run-dir", tmp_path / "run"]
         result = invoke(*arguments, "--results", path)
