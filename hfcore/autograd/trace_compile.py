@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from types import CodeType
 from typing import Any, Protocol
 
 import torch
@@ -110,9 +112,15 @@ def compile_program(program: Program, *, reuse: bool = True) -> Compiled:
         if id(node) in ending:
             lines.append(f"    del {', '.join(ending[id(node)])}")
     lines.append(f"    return ({''.join(text(value) + ', ' for value in program.outputs)})")
-    exec("\n".join(lines), scope)
+    exec(_code("\n".join(lines)), scope)
     product: Compiled = scope["product"]
     return product
+
+
+@lru_cache(maxsize=32)
+def _code(source: str) -> CodeType:
+    """Compiled once: the programs of an optimiser's steps are alike but for their constants."""
+    return compile(source, "<product>", "exec")
 
 
 def _gradients(program: Program) -> dict[int, int]:

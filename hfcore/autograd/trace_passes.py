@@ -36,18 +36,14 @@ MERGE_FROM = 3
 
 def optimise(program: Program) -> Program:
     """The same linear map with fewer and larger ops."""
-    passes = (
-        _simplify, pool_first, by_patches, _batch_products, sum_below_views, _merge_sums, _simplify,
-        _fuse_addmm, norms_by_backward, fuse_passes, smaller_copies,
-    )  # fmt: skip
-    for rewrite in passes:
-        program = rewrite(program)
+    program = simple = Rewriter(program).simplified()
+    for merge in (pool_first, by_patches, _batch_products, sum_below_views, _merge_sums):
+        program = merge(program)
+    if program is not simple:
+        program = Rewriter(program).simplified()
+    for fuse in (_fuse_addmm, norms_by_backward, fuse_passes, smaller_copies):
+        program = fuse(program)
     return program
-
-
-def _simplify(program: Program) -> Program:
-    """Views of views undone, equal ops made once, what needs no tangent computed now."""
-    return Rewriter(program).run(lambda node: None)
 
 
 def _batch_products(program: Program) -> Program:
@@ -109,7 +105,9 @@ def _merge_sums(program: Program) -> Program:
         if id(node) in inner or not _is_sum(node):
             return None
         leaves = [rewriter.new(leaf) for leaf in _leaves(node, inner)]
-        return _Sum(rewriter, node).of(leaves)
+        total = _Sum(rewriter, node)
+        terms = total.terms(leaves)
+        return None if len(terms) == len(leaves) else total.of(terms)
 
     return rewriter.run(visit)
 
@@ -133,9 +131,12 @@ class _Sum:
         self._rewriter = rewriter
         self._like = like
 
-    def of(self, leaves: list[Any]) -> Any:
+    def terms(self, leaves: list[Any]) -> list[Any]:
+        """What is left to add; as many as the leaves where none were merged."""
         merged = [self._merge(kind, group) for kind, group in self._groups(leaves).items()]
-        terms = [term for group in merged for term in group]
+        return [term for group in merged for term in group]
+
+    def of(self, terms: list[Any]) -> Any:
         total = terms[0]
         for term in terms[1:]:
             total = Node(aten.add.Tensor, (total, term), {}, self._like.shape, self._like.dtype)
@@ -157,8 +158,9 @@ class _Sum:
             return leaves
         if kind == "view":
             inner = leaves[0].args[0]
-            total = _Sum(self._rewriter, inner).of([leaf.args[0] for leaf in leaves])
-            return [self._node(aten.view.default, total, leaves[0].args[1])]
+            total = _Sum(self._rewriter, inner)
+            whole = total.of(total.terms([leaf.args[0] for leaf in leaves]))
+            return [self._node(aten.view.default, whole, leaves[0].args[1])]
         if kind == "rows":
             whole = self._cat([leaf.args[0] for leaf in leaves], 0)
             return [self._node(aten.sum.dim_IntList, whole, *leaves[0].args[1:])]

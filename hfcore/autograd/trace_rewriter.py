@@ -81,13 +81,32 @@ class Rewriter:
         return isinstance(value, Node) and value.op in ops and self._uses[id(value)] == 1
 
     def run(self, visit: Callable[[Node], Any]) -> Program:
-        """``visit`` gives what an old node becomes; None: it is copied."""
+        """``visit`` gives what an old node becomes; None: it stays, over what its operands became.
+
+        The program itself where nothing changes.
+        """
         for node in self.program.order():
             found = visit(node)
-            self.mapped[id(node)] = self.copy(node) if found is None else found
-        return Program(self.program.inputs, [self.new(value) for value in self.program.outputs])
+            if found is None:
+                found = node if self._stays(node) else self._copy(node)
+            self.mapped[id(node)] = found
+        return self._result()
 
-    def copy(self, node: Node) -> Any:
+    def simplified(self) -> Program:
+        """Every node made anew: views of views undone, equal ops made once, constants computed."""
+        for node in self.program.order():
+            self.mapped[id(node)] = self._copy(node)
+        return self._result()
+
+    def _result(self) -> Program:
+        outputs = [self.new(value) for value in self.program.outputs]
+        changed = any(a is not b for a, b in zip(outputs, self.program.outputs, strict=True))
+        return Program(self.program.inputs, outputs) if changed else self.program
+
+    def _stays(self, node: Node) -> bool:
+        return all(self.mapped[id(operand)] is operand for operand in node.operands())
+
+    def _copy(self, node: Node) -> Any:
         kwargs = {name: self.new(value) for name, value in node.kwargs.items()}
         return self.make(node.op, tuple(self.new(a) for a in node.args), kwargs, node)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hfcore.autograd.double_vjp import DoubleVjp, Jacobian
 from hfcore.autograd.graph import Gradients, Graph, Parts, sample
-from hfcore.autograd.trace import NotTraceable, trace
+from hfcore.autograd.trace import NotTraceable, Program, trace
 from hfcore.autograd.trace_compile import Compiled, compile_program
 from hfcore.autograd.trace_passes import optimise
 
@@ -25,6 +25,7 @@ class Traced:
         self._constants: list[Tensor] = []
         self._versions: list[int] = []
         self._programs: dict[bool, Compiled] = {}
+        self._recorded: dict[bool, Program] = {}
         self._of_rows: dict[bool, Compiled] = {}
         self._program(False)
 
@@ -46,7 +47,7 @@ class Traced:
     def apply_rows(self, V: Parts, structural: float) -> Gradients:
         """The products of the rows of V, whose parts have a leading axis, by vmap."""
         self._program(bool(structural))
-        program = self._of_rows[bool(structural)]
+        program = self._rows_program(bool(structural))
         weight = [V[0].new_tensor(structural)] if structural else []
         self._check_constants()
         dims = (0,) * len(V) + (None,) * len(weight)
@@ -72,6 +73,12 @@ class Traced:
             self._programs[structural] = self._record(structural)
         return self._programs[structural]
 
+    def _rows_program(self, structural: bool) -> Compiled:
+        """The same for vmap, written where several products at a time are first asked for."""
+        if structural not in self._of_rows:
+            self._of_rows[structural] = compile_program(self._recorded[structural], reuse=False)
+        return self._of_rows[structural]
+
     def _record(self, structural: bool) -> Compiled:
         assert self._graph is not None
         plain, parameters = DoubleVjp(self._graph), self._graph.parameters
@@ -86,7 +93,7 @@ class Traced:
         self._constants += constants
         self._versions += [t._version for t in constants]
         program = compile_program(traced)
-        self._of_rows[structural] = compile_program(traced, reuse=False)
+        self._recorded[structural] = traced
         with torch.no_grad():
             compare(program(*checked), product(checked), self._graph.precision)
         return program

@@ -13,9 +13,15 @@ from hfcore.autograd.double_vjp import DoubleVjp, Strategy
 from hfcore.autograd.evaluation import flatten, placed
 from hfcore.autograd.graph import Graph, Split
 from hfcore.autograd.objective import ModuleObjective
-from hfcore.autograd.trace import NotTraceable, aten, trace
+from hfcore.autograd.trace import Node, NotTraceable, aten, trace
 from hfcore.autograd.trace_compile import compile_program
+from hfcore.autograd.trace_convolutions import by_patches
+from hfcore.autograd.trace_copies import smaller_copies
+from hfcore.autograd.trace_fusion import sum_below_views
+from hfcore.autograd.trace_norms import norms_by_backward
 from hfcore.autograd.trace_passes import optimise
+from hfcore.autograd.trace_pooling import pool_first
+from hfcore.autograd.trace_rewriter import Rewriter
 from hfcore.autograd.traced import Traced
 from oracles.modules import LOSSES, Loop, dense_matrix, relative_error, task
 
@@ -166,6 +172,24 @@ def test_in_place_ops_of_autograd_are_recorded_out_of_place() -> None:
     (got,) = compile_program(optimise(program))(x)
     # Positive terms: nothing cancels, and five roundings stay below ten units of the last place.
     torch.testing.assert_close(got, 3.5 * x * x + x, rtol=2e-15, atol=0)
+
+
+def test_a_pass_that_finds_nothing_gives_the_program_itself() -> None:
+    W, V = leaf(4, 3), leaf(2, 4)
+    outputs = torch.tanh(leaf(5, 3, seed=1).detach() @ W.t()) @ V.t()
+    product = DoubleVjp(graph_of(outputs, [W, V]))
+    v = [leaf(*p.shape, seed=2).detach() for p in (W, V)]
+    program = optimise(trace(lambda values: product.apply(values, 0.0), v))
+    for rewrite in (pool_first, by_patches, sum_below_views, norms_by_backward, smaller_copies):
+        assert rewrite(program) is program
+    assert Rewriter(program).run(lambda node: None) is program
+    # One that changes, and all that reads it.
+    (first, *_) = program.order()
+    changed = Rewriter(program).run(
+        lambda node: Node(aten.neg.default, (v[0],)) if node is first else None
+    )
+    assert changed is not program
+    assert first not in changed.order()
 
 
 def test_what_a_list_of_ops_cannot_repeat_is_refused() -> None:
