@@ -151,7 +151,7 @@ class Procedure:
 
         Continued with further learning rates or columns, only their runs are added.
 
-        Raises what :func:`hfcore.sweep` raises.
+        Raises what :func:`hfcore.sweep` raises, and ValueError where runs have had more updates.
         """
         whole, open_choice = self._whole, self._open_choice(columns)
         search = final = None
@@ -235,6 +235,12 @@ class Procedure:
         )
         if self.pace is not None and result.reason in ("updates", "part"):
             self.pace.end(folder)
+        had = max((row["updates"] for row in result.rows()), default=0)
+        if had > updates:
+            raise ValueError(
+                f"updates: got {updates:,}, but runs in {folder} have had {had:,}; need as many, "
+                "or another run folder"
+            )
         return result
 
 

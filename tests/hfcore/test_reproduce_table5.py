@@ -351,6 +351,8 @@ REFUSED = {
     "--updates 0": "Invalid value for '--updates'",
     "--resume": "--resume needs --run-dir",
     "--device tpu": "got 'tpu', need cpu or cuda",
+    "--columns 0,0.9N --final-phase 5": "Invalid value for --final-phase: got an option for",
+    "--columns 0.9M --falling-rate 5": "columns with μ above 0.9, need one of these",
 }
 
 
@@ -359,6 +361,18 @@ def test_bad_options(arguments: str) -> None:
     result = invoke("reproduce", "table5", *arguments.split())
     assert result.exit_code == 2
     assert REFUSED[arguments] in result.output
+
+
+def test_fewer_updates_than_the_runs_have_had(tmp_path: Path) -> None:
+    """A table of 10 updates does not show runs of 20, nor averages of runs of both."""
+    arguments = [*TINY, "--problems", "add-5", "--rates", "0.1", "--run-dir", tmp_path / "run"]
+    assert invoke(*arguments).exit_code == 0
+    for more in ((), ("--seeds", "3")):
+        fewer = invoke(*arguments, "--updates", "10", *more, "--resume")
+        assert fewer.exit_code == 1
+        assert "updates: got 10, but runs in" in fewer.output
+        assert "have had 20; need as many" in fewer.output
+    assert invoke(*arguments, "--resume").exit_code == 0
 
 
 def test_another_table_in_the_folder(tmp_path: Path) -> None:

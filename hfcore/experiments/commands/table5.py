@@ -25,6 +25,7 @@ from hfcore.experiments.commands.tuned import (
 )
 from hfcore.experiments.table5 import (
     COLUMNS,
+    FINAL_MOMENTUM,
     PROBLEMS,
     TEST_SIZE,
     Remedy,
@@ -50,8 +51,8 @@ from hfcore.experiments.tuning import Tuned
     "--final-phase",
     type=click.IntRange(1),
     metavar="N",
-    help="Further columns, not the paper's: those of momentum with the last N updates at μ = 0.9, "
-    "against runs that escape and are thrown back.",
+    help="Further columns, not the paper's: those of a μ above 0.9 with the last N updates at "
+    "μ = 0.9, against runs that escape and are thrown back.",
 )
 @click.option(
     "--falling-rate",
@@ -88,15 +89,20 @@ def table5_command(
     chosen = columns_given(columns)
     where = {*chosen, *map(str, rungs), *(f"{rung}/{name}" for rung in rungs for name in chosen)}
     rates = rates_of(options["rates"], where)
+    asked = remedies_of(final_phase, falling_rate)
+    if asked and not with_fast_momentum(columns_of(rungs[0], chosen, rates)):
+        raise click.BadParameter(
+            f"got an option for columns with μ above {FINAL_MOMENTUM}, need one of these beside "
+            f"or in the place of {columns}",
+            param_hint=f"--{asked[0].folder}",
+        )
     invocation = Invocation("table5", options)
     start = hf.RnnStart(hidden_size=hidden)
     drawn = {"on_device": True} if on_device else {}
     sweep_options: dict[str, Any] = {"start": start, "test_size": TEST_SIZE, **drawn}
     procedure = procedure_of(invocation, schedule="delayed", **sweep_options)
     results: dict[str, Tuned] = {}
-    remedied: dict[Remedy, dict[str, Tuned]] = {
-        remedy: {} for remedy in remedies_of(final_phase, falling_rate)
-    }
+    remedied: dict[Remedy, dict[str, Tuned]] = {remedy: {} for remedy in asked}
     with invocation.errors_shown(), executor_of(options, invocation.folder) as by:
         procedure = procedure.having(**by)
         work: dict[Hashable, float] = {}
