@@ -18,7 +18,8 @@ class Batch(NamedTuple):
 
     hf.RNN: sequences of one length, ``inputs [T,B,n]``, ``targets [T,B,k]`` (classes ``[T,B]``),
     ``mask [T,B]``. hf.MLP: ``inputs [B,n]``, ``targets [B,k]`` (classes ``[B]``). Any other
-    module: what it takes, cases along the objective's batch dimension.
+    module: what it takes, cases along the objective's batch dimension; a tuple of inputs goes to a
+    ``forward`` of as many arguments, a mapping to arguments of its names.
     """
 
     inputs: Tensor

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import accumulate, pairwise
 from threading import RLock
 from typing import Any
 
@@ -65,6 +66,8 @@ class FlatParameters:
         # Whether this process has a part of each alone, see cut_parameters.
         self.are_cut = any(map(is_cut, self.tensors))
         # Torch's own way gives an empty parameter another shape.
+        # Parts that are copied where a model reads them, see readable.
+        self._odd = _odd_places(p.numel() for p in self.tensors)
         self._are_plain = not self.are_cut and all(p.numel() for p in self.tensors)
         self._lie_apart = False  # until it has been looked at
         self._layout: Layout | None = None
@@ -197,6 +200,16 @@ class FlatParameters:
         parts = theta.split([p.numel() for p in self.tensors])
         return [part.view(p.shape) for part, p in zip(parts, self.tensors, strict=True)]
 
+    def readable(self, theta: Tensor) -> list[Tensor]:
+        """The same to be read by a model and not written: copies where ``torch.view_as_complex``
+        refuses the view, of a part that begins at an odd place or has gaps."""
+        parts = self.split(theta)
+        if theta.storage_offset() % 2 or not theta.is_contiguous():
+            return [copied_if_odd(part) for part in parts]
+        for i in self._odd:
+            parts[i] = parts[i].clone()
+        return parts
+
     def slices(self) -> dict[str, slice]:
         """Where every parameter lies in a flat vector, by name."""
         found: dict[str, slice] = {}
@@ -212,6 +225,18 @@ class FlatParameters:
             if not bool(torch.isfinite(part).all()):
                 return name
         return None
+
+
+def copied_if_odd(part: Tensor) -> Tensor:
+    """``part […]`` of a flat vector, as :meth:`FlatParameters.readable` has it."""
+    even = part.numel() % 2 or (part.storage_offset() % 2 == 0 and part.is_contiguous())
+    return part if even else part.clone()
+
+
+def _odd_places(sizes: Iterable[int]) -> list[int]:
+    """Which parts, of so many numbers each, begin at an odd place and hold pairs."""
+    ends = [0, *accumulate(sizes)]
+    return [i for i, (a, b) in enumerate(pairwise(ends)) if a % 2 and b % 2 and b > a]
 
 
 def _check_values_there(named: Iterable[tuple[str, nn.Parameter]]) -> None:

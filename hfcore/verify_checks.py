@@ -156,7 +156,7 @@ class ModelChecker(Checker):
         return self._net.curvature([self._part], self._theta, kind)
 
     def _outputs(self, theta: Tensor) -> Tensor:
-        outputs = self._net.evaluate(self._part, self._net.parameters.split(theta)).outputs
+        outputs = self._net.evaluate(self._part, self._net.parameters.readable(theta)).outputs
         assert outputs is not None
         return outputs.detach()
 
@@ -167,7 +167,7 @@ class ModelChecker(Checker):
     def _rop(self, V: list[Tensor]) -> float:
         (strategy, _), *_ = self._net.curvature([self._part], self._theta)._strategies
         assert isinstance(strategy, DoubleVjp)
-        got = [strategy.push(self._net.parameters.split(v)) for v in V]
+        got = [strategy.push(self._net.parameters.readable(v)) for v in V]
         return _relative(torch.stack(got), torch.stack([self._output_difference(v) for v in V]))
 
     def _second(self) -> LinearMap:

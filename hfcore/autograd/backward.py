@@ -8,7 +8,7 @@ gradients (:class:`hfcore.curvature.hessian_fd.FiniteDifferenceHessian`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hfcore.arguments import called
 from hfcore.autograd.autocast import fresh_casts
+from hfcore.autograd.buffers import unwritten
 from hfcore.autograd.checks import check_repeatable
 from hfcore.autograd.data import NO_GRADIENT, no_graph
 from hfcore.autograd.evaluation import flatten
@@ -105,12 +106,19 @@ class BackwardObjective:
                 parameters.write(theta)
                 for p in parameters.tensors:
                     p.grad = None
-                with torch.enable_grad(), fresh_casts():
+                with torch.enable_grad(), fresh_casts(), self._unwritten():
                     yield
             finally:
                 parameters.write(own)
                 for p, grad in zip(parameters.tensors, grads, strict=True):
                     p.grad = grad
+
+    def _unwritten(self) -> AbstractContextManager[None]:
+        """Parameters that are cut are gathered into their memory as a closure runs."""
+        parameters = self.parameters
+        if parameters.are_cut:
+            return nullcontext()
+        return unwritten(parameters.names, parameters.tensors)
 
 
 def _split(result: Any) -> tuple[float, Tensor | None]:

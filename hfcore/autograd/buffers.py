@@ -1,4 +1,5 @@
-"""Buffers that evaluations move: then loss, gradient and products belong to several functions."""
+"""Buffers and parameters that evaluations move: then loss, gradient and products belong to several
+functions."""
 
 from __future__ import annotations
 
@@ -14,6 +15,25 @@ MOVES_SINGULAR_VECTORS = (
     "moves its estimate of the singular vectors in every evaluation in train mode, so that loss, "
     "gradient and curvature products would not belong to one function"
 )
+
+
+@contextmanager
+def unwritten(names: Sequence[str], parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Raises ValueError after it, naming one of ``parameters […]`` that was written to inside.
+
+    A forward that clips its weights is a function of the clipped ones, and autograd takes the
+    gradient as if it were one of θ.
+    """
+    looked_at = [(n, p) for n, p in zip(names, parameters, strict=True) if not p.is_inference()]
+    before = [p._version for _, p in looked_at]
+    yield
+    for (name, p), version in zip(looked_at, before, strict=True):
+        if p._version != version:
+            raise ValueError(
+                f"model: parameter {name} is written to in every evaluation, so that loss, "
+                "gradient and curvature products would not belong to one function; write to it "
+                "between steps, or make it another tensor (torch.nn.utils.parametrize)"
+            )
 
 
 class SteadyBuffers:

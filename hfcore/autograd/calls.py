@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves
 
 from hfcore.arguments import called as asked
@@ -42,18 +43,22 @@ def shown(inputs: Any) -> str:
 
 
 def called(module: nn.Module, inputs: Any) -> Any:
-    """``module(inputs)``; ``module(**inputs)`` where a mapping names arguments of ``forward``."""
-    if isinstance(inputs, Mapping) and _takes_keywords(module, inputs):
-        return module(**inputs)
+    """``module(inputs)``; ``module(**inputs)`` where a mapping names arguments of ``forward``, and
+    ``module(*inputs)`` of a tuple or list where it takes as many and not one alone."""
+    if isinstance(inputs, Mapping):
+        named = all(isinstance(key, str) for key in inputs)
+        return module(**inputs) if named and _takes(module, **inputs) else module(inputs)
+    several = isinstance(inputs, tuple | list) and not isinstance(inputs, PackedSequence)
+    if several and not _takes(module, inputs) and _takes(module, *inputs):
+        return module(*inputs)
     return module(inputs)
 
 
-def _takes_keywords(module: nn.Module, inputs: Mapping[Any, Any]) -> bool:
-    if not all(isinstance(key, str) for key in inputs):
-        return False
+def _takes(module: nn.Module, /, *args: Any, **kwargs: Any) -> bool:
+    """Whether ``forward`` has arguments for these; False where it has no signature."""
     try:
-        inspect.signature(module.forward).bind(**inputs)
-    except (TypeError, ValueError):  # other names, or no signature
+        inspect.signature(module.forward).bind(*args, **kwargs)
+    except (TypeError, ValueError):
         return False
     return True
 

@@ -35,10 +35,10 @@ def check_cases(
         return
     some = next(part.chunks(count))
     halves = [*some.chunks((count + 1) // 2)]
-    s, whole = _values(evaluate(some))
+    s, whole = _values(evaluate(some) if count == part.count else _of_some(what, some, evaluate))
     apart, mean, size = [], 0.0, abs(whole)
     for piece in halves:
-        outputs, value = _values(evaluate(piece))
+        outputs, value = _values(_of_some(what, piece, evaluate))
         apart.append(outputs)
         mean, size = mean + piece.count / count * value, max(size, abs(value))
     if _differ(torch.cat(apart, case_dim), s):
@@ -52,6 +52,20 @@ def check_cases(
             f"loss: is no mean over cases: {whole:.6g} for {count} cases together, {mean:.6g} as "
             f"the mean over their halves (a sum, a root or pairs of cases?); {what} needs one"
         )
+
+
+def _of_some(
+    what: str, piece: BatchPart, evaluate: Callable[[BatchPart], Evaluation]
+) -> Evaluation:
+    """The model on some of the cases. ValueError where it takes no other number of them."""
+    try:
+        return evaluate(piece)
+    except Exception as error:
+        raise ValueError(
+            f"model: took all cases together, and of {piece.count} of them alone it raised "
+            f"{type(error).__name__}: {error}; {what} needs cases that the model computes each by "
+            "itself"
+        ) from error
 
 
 def _values(at: Evaluation) -> tuple[Tensor, float]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import vjp, vmap
-from torch.utils._pytree import tree_map
 
-from hfcore.autograd.data import BatchPart
+from hfcore.autograd.data import BatchPart, axes, by_case
 from hfcore.autograd.losses import SplitLoss
 from hfcore.probes import random_signs
 
@@ -115,20 +115,19 @@ class CaseSquares:
         self, part: BatchPart, of_case: Callable[..., list[Tensor]], extra: list[Tensor]
     ) -> Tensor:
         def one(inputs: Any, targets: Any, mask: Any, *more: Tensor) -> Tensor:
-            case = BatchPart(
-                _with_axis(inputs, part.input_dim),
-                _with_axis(targets, part.target_dim),
-                _with_axis(mask, part.target_dim),
-                1,
-                part.input_dim,
-                part.target_dim,
+            case = replace(
+                part,
+                inputs=by_case(inputs, part.shared, lambda t: t.unsqueeze(part.input_dim)),
+                targets=part.restore(targets, part.target_dim),
+                mask=None if mask is None else mask.unsqueeze(part.target_dim),
+                count=1,
             )
             return _flat(of_case(case, *(m.unsqueeze(self._loss.dim) for m in more)))
 
         dims = (
-            _axes(part.inputs, part.input_dim),
-            _axes(part.targets, part.target_dim),
-            _axes(part.mask, part.target_dim),
+            axes(part.inputs, part.shared, part.input_dim),
+            axes(part.targets, part.shared_targets, part.target_dim),
+            None if part.mask is None else part.target_dim,
             *(self._loss.dim for _ in extra),
         )
         rows: Tensor = vmap(one, in_dims=dims)(part.inputs, part.targets, part.mask, *extra)
@@ -147,14 +146,6 @@ class CaseSquares:
         return pulled
 
 
-def _with_axis(value: Any, dim: int) -> Any:
-    return tree_map(lambda t: t.unsqueeze(dim) if isinstance(t, Tensor) else t, value)
-
-
-def _axes(value: Any, dim: int) -> Any:
-    return tree_map(lambda t: dim if isinstance(t, Tensor) else None, value)
-
-
 def _flat(parts: Iterable[Tensor]) -> Tensor:
     return torch.cat([p.reshape(-1) for p in parts])
 
@@ -163,6 +154,6 @@ def _units(s: Tensor, dim: int) -> Iterator[Tensor]:
     """One output of every case at a time."""
     rest = s.movedim(dim, 0)[0]
     for i in range(rest.numel()):
-        unit = torch.zeros_like(rest).view(-1)
+        unit = rest.new_zeros(rest.numel())
         unit[i] = 1
         yield unit.view_as(rest).unsqueeze(dim).expand_as(s).contiguous()

@@ -42,9 +42,10 @@ def check_repeatable(
     """Raise ValueError naming a submodule whose evaluations are not one function of θ per case.
 
     Refused: dropout and its kin and spectral normalisation in train mode, batch normalisation by
-    the statistics of the batch. Randomness in a forward of one's own cannot be seen here
-    (``hf.check_curvature`` does). Where gradients are to be ``differentiable``, embeddings with
-    sparse ones, too. ``parts`` are all submodules, where somebody has them already.
+    the statistics of the batch, embeddings that rewrite their weights or weigh their gradients.
+    Randomness in a forward of one's own cannot be seen here (``hf.check_curvature`` does). Where
+    gradients are to be ``differentiable``, embeddings with sparse ones, too. ``parts`` are all
+    submodules, where somebody has them already.
     """
     for part in module.modules() if parts is None else parts:
         kind: type = type(part)
@@ -54,11 +55,22 @@ def check_repeatable(
         if reason is not None:
             where = _named(part, module)
             raise ValueError(f"model: {where} {reason}; call .eval() on it or on the model")
-        if differentiable and isinstance(part, _EMBEDDINGS) and part.sparse:
-            raise ValueError(
-                f"model: {_named(part, module)} has sparse=True, whose gradients cannot be "
-                "differentiated once more; need sparse=False"
-            )
+        if isinstance(part, _EMBEDDINGS):
+            _check_embedding(part, module, differentiable)
+
+
+def _check_embedding(part: Any, module: nn.Module, differentiable: bool) -> None:
+    """Raise ValueError for an option by which gradients are not those of one function of θ."""
+    if part.max_norm is not None:
+        got, need = f"max_norm={part.max_norm:g}, which rewrites θ in every evaluation", "None"
+    elif part.scale_grad_by_freq:
+        got, need = "scale_grad_by_freq=True, whose gradients are not those of the loss", "False"
+    elif part.sparse and differentiable:
+        got, need = "sparse=True, whose gradients cannot be differentiated once more", "False"
+    else:
+        return
+    option = got.partition("=")[0]
+    raise ValueError(f"model: {_named(part, module)} has {got}; need {option}={need}")
 
 
 @lru_cache(maxsize=4096)

@@ -101,7 +101,8 @@ class Chooser:
         self._recompute = recompute
         self._checked = checked
         self._declined: dict[str, str] = {}
-        self._refused: NotACurvature | None = None
+        # By the double vjp, the one that should work: the caller's where nothing else does.
+        self._refused: Exception | None = None
 
     def one(self, name: str) -> tuple[Choice, Strategy]:
         """The strategy of that name. Raises NotACurvature, or what torch raises."""
@@ -180,8 +181,8 @@ class Chooser:
             self._check(strategy)
         except DECLINED as error:
             if name == "double_vjp":
-                if not isinstance(error, NotACurvature):
-                    raise  # the one that must work: its error is the caller's
+                if self._like.hessian and not isinstance(error, NotACurvature):
+                    raise  # forward mode over a gradient ends the process for some losses
                 self._refused = error.with_traceback(None)  # which holds the graph
             self._declined[name] = str(error).splitlines()[0] if str(error) else repr(error)
             return None
@@ -193,7 +194,7 @@ class Chooser:
 
     def _check_any(self, found: dict[str, Strategy]) -> None:
         if not found:
-            assert self._refused is not None  # by the double vjp, whose other errors are raised
+            assert self._refused is not None
             raise self._refused
 
     def _seconds(self, strategy: Strategy, graph: Graph | None) -> float:
@@ -333,7 +334,7 @@ def _balance(v: Parts, product: Parts, floor: float) -> list[float]:
 
     What is nothing but rounding, below ``floor`` of the largest, is not raised to their size.
     """
-    sizes = [_length(g) / _length(t) for t, g in zip(v, product, strict=True)]
+    sizes = [_length(g) / (_length(t) or 1.0) for t, g in zip(v, product, strict=True)]
     least = max(sizes) * floor
     if not (math.isfinite(least) and least > 0):
         return [1.0] * len(sizes)

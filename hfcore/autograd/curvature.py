@@ -20,7 +20,7 @@ from hfcore.autograd.data import (
     Closure,
     ModuleData,
     no_graph,
-    said_of_closures,
+    said_of_graphs,
 )
 from hfcore.autograd.double_vjp import Strategy
 from hfcore.autograd.doubts import Look, explain
@@ -75,7 +75,7 @@ class Graphs:
         """θ in the parameters' shapes, or None for the parameters themselves."""
         if self._bare:
             return None
-        return [p.detach() for p in self._objective.parameters.split(self._theta)]
+        return [p.detach() for p in self._objective.parameters.readable(self._theta)]
 
     def _evaluate(self, piece: Closure | BatchPart) -> tuple[Evaluation, Parts | None]:
         """The model on a piece, and the leaves of its graph (None: the parameters themselves)."""
@@ -140,7 +140,7 @@ class Graphs:
         if at.outputs is None:
             raise TypeError(SCALAR_CLOSURE)
         if callable(piece):
-            with said_of_closures():
+            with said_of_graphs():
                 second = second_of(at.loss, at.outputs) if seconds else torch.zeros_like
             return [(at.outputs, second)]
         assert loss is not None
@@ -193,7 +193,7 @@ class ModuleCurvature(UnstoppableCurvature):
         if kind == "ggn" and objective.chunk_size is None:
             pieces = [part for whole in pieces for part in in_pieces(objective, *whole)]
         self._strategies: list[tuple[Strategy, float]] = []
-        with no_casts(theta.device), said_of_closures():
+        with no_casts(theta.device), said_of_graphs():
             for piece, share in pieces:
                 strategy, value = self._start(piece)
                 self._strategies.append((strategy, share))
@@ -265,7 +265,7 @@ class ModuleCurvature(UnstoppableCurvature):
     ) -> Tensor:
         """(B + damping·I + structural·G_S) v for ``v [N]``, a new vector or ``out``."""
         self._check_structural(structural)
-        parts, flat = self._objective.parameters.split(v), None
+        parts, flat = self._objective.parameters.readable(v), None
         try:
             with no_casts(v.device):
                 for strategy, share in self._strategies:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
@@ -10,7 +11,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from hfcore.arguments import called
 from hfcore.batches import Batch, check_dense, check_unambiguous, labelled
@@ -45,12 +46,16 @@ NO_GRADIENT = (
     "the closure call another model?"
 )
 
+# What torch says of an op that it cannot differentiate, backward or forward.
+NO_DERIVATIVE = re.compile(r"derivative for '?(\w+)'? is not implemented|forward AD with (\w+) ")
+
 
 @dataclass(frozen=True)
 class BatchPart:
     """A checked batch of ``count`` cases, which lie along ``input_dim`` and ``target_dim``.
 
-    ``inputs`` goes to the model as it is: a tensor, or a tuple, list or dict of tensors.
+    ``inputs`` goes to the model as it is: a tensor, or a tuple, list or dict of tensors; ``shared``
+    are those of its leaves, by their numbers, that belong to all cases, and of the targets'.
     ``mask`` has the targets' leading axes ``[…]`` and is bool, or weights ≥ 0, or None.
     ``fisher_cases``: what a sum over squared gradients of the cases is divided by, None: their
     number. ``largest_class``: of targets that are classes, which a model must have outputs for.
@@ -64,6 +69,8 @@ class BatchPart:
     target_dim: int
     fisher_cases: float | None = None
     largest_class: int = 0
+    shared: frozenset[int] = frozenset()
+    shared_targets: frozenset[int] = frozenset()
 
     @property
     def in_fisher(self) -> float:
@@ -83,28 +90,43 @@ class BatchPart:
         return self._narrowed(start, count, aligned)
 
     def _narrowed(self, at: int, count: int, place: Callable[[Tensor], Tensor]) -> BatchPart:
-        def cut(dim: int) -> Callable[[Any], Any]:
-            return lambda t: place(t.narrow(dim, at, count)) if isinstance(t, Tensor) else t
+        def cut(dim: int) -> Callable[[Tensor], Tensor]:
+            return lambda t: place(t.narrow(dim, at, count))
 
         return replace(
             self,
             inputs=_packed_cases(self.inputs, at, count)
             if isinstance(self.inputs, PackedSequence)
-            else tree_map(cut(self.input_dim), self.inputs),
-            targets=tree_map(cut(self.target_dim), self.targets),
+            else by_case(self.inputs, self.shared, cut(self.input_dim)),
+            targets=by_case(self.targets, self.shared_targets, cut(self.target_dim)),
             mask=None if self.mask is None else cut(self.target_dim)(self.mask),
             count=count,
         )
 
     def columns(self, dim: int) -> tuple[Any, Any]:
         """The targets and their vmap dimensions."""
-        return self.targets, tree_map(
-            lambda t: dim if isinstance(t, Tensor) else None, self.targets
-        )
+        return self.targets, axes(self.targets, self.shared_targets, dim)
 
     def restore(self, targets: Any, dim: int) -> Any:
         """One case's targets with the axis of cases that vmap took away."""
-        return tree_map(lambda t: t.unsqueeze(dim) if isinstance(t, Tensor) else t, targets)
+        return by_case(targets, self.shared_targets, lambda t: t.unsqueeze(dim))
+
+
+def by_case(tree: Any, shared: Set[int], function: Callable[[Tensor], Any]) -> Any:
+    """A tree with the function of each tensor ``[…]`` that holds cases, and the rest as it is."""
+    leaves, form = tree_flatten(tree)
+    mapped = [
+        function(leaf) if isinstance(leaf, Tensor) and i not in shared else leaf
+        for i, leaf in enumerate(leaves)
+    ]
+    return tree_unflatten(mapped, form)
+
+
+def axes(tree: Any, shared: Set[int], dim: int) -> Any:
+    """The axis of cases of each leaf, None of one that holds none."""
+    leaves, form = tree_flatten(tree)
+    held = [isinstance(leaf, Tensor) and i not in shared for i, leaf in enumerate(leaves)]
+    return tree_unflatten([dim if holds else None for holds in held], form)
 
 
 ModuleData = Closure | Sequence[BatchPart]
@@ -142,8 +164,13 @@ def check_part(
             check_dense("inputs", t)
         if t.is_inference() and not torch.is_inference_mode_enabled():
             raise ValueError(f"inputs: {IN_INFERENCE}; take a .clone() of it")
-    count = int(inputs.batch_sizes[0]) if packed else _count("inputs", leaves[0], input_dim)
     columns = [t for t in tree_leaves(targets) if isinstance(t, Tensor)]
+    if packed:
+        count = int(inputs.batch_sizes[0])
+    else:
+        wanted = _cases(columns[0], target_dim) if columns else None
+        holding = (t for t in leaves if wanted and _cases(t, input_dim) == wanted)
+        count = _count("inputs", next(holding, leaves[0]), input_dim)
     if columns and _count("targets", columns[0], target_dim) != count:
         raise ValueError(
             f"targets: got {columns[0].shape[target_dim]} cases along axis {target_dim}, need "
@@ -157,7 +184,27 @@ def check_part(
     elif served is not None and mask is not None and isinstance(targets, Tensor):
         targets = cut_off(targets, mask)
     largest = _largest_class(targets, served or loss)
-    return BatchPart(inputs, targets, mask, count, input_dim, target_dim, largest_class=largest)
+    return BatchPart(
+        inputs,
+        targets,
+        mask,
+        count,
+        input_dim,
+        target_dim,
+        largest_class=largest,
+        shared=frozenset() if packed else _shared(inputs, input_dim, count),
+        shared_targets=_shared(targets, target_dim, count),
+    )
+
+
+def _cases(t: Tensor, dim: int) -> int | None:
+    return t.shape[dim] if t.ndim > dim else None
+
+
+def _shared(tree: Any, dim: int, count: int) -> frozenset[int]:
+    """The leaves that hold no cases, such as a table, a length or a mask of all of them."""
+    leaves = enumerate(tree_leaves(tree))
+    return frozenset(i for i, t in leaves if isinstance(t, Tensor) and _cases(t, dim) != count)
 
 
 def _packed_cases(inputs: PackedSequence, at: int, count: int) -> PackedSequence:
@@ -273,13 +320,27 @@ def call_closure(closure: Closure) -> tuple[Tensor, Tensor | None]:
 
 
 @contextmanager
-def said_of_closures() -> Iterator[None]:
-    """What torch says of a graph that was freed, in the words of who wrote the closure."""
+def said_of_graphs() -> Iterator[None]:
+    """What torch says of a graph that was freed, in the words of who wrote the closure; and of an
+    op whose derivative it lacks, what serves in its place."""
     try:
         yield
     except RuntimeError as error:
         if "backward through the graph a second time" in str(error):
             raise ValueError(BACKWARD_CALLED) from error
+        missing = NO_DERIVATIVE.search(str(error))
+        if missing is not None:
+            if missing[1] is None:
+                raise ValueError(
+                    f"strategy: 'jvp' needs forward mode, which torch lacks for {missing[2]}; take "
+                    "'auto'"
+                ) from error
+            raise ValueError(
+                f"model: torch has no derivative of {missing[1]}, so that gradients cannot be "
+                "differentiated once more; need other layers (nn.Embedding and a sum for "
+                "nn.EmbeddingBag), or curvature='hessian_fd' (hf.Hessian(..., "
+                "method='finite_difference')), which needs gradients alone"
+            ) from error
         raise
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from hfcore.autograd.autocast import fresh_casts
-from hfcore.autograd.buffers import SteadyBuffers
+from hfcore.autograd.buffers import SteadyBuffers, unwritten
 from hfcore.autograd.calls import Select, called, naming_inputs, selected, shown
 from hfcore.autograd.checks import check_repeatable, differentiable_kernels
 from hfcore.autograd.data import BatchPart, Closure, call_closure
@@ -118,11 +118,12 @@ class Evaluator:
 
     def _call(self, function: Callable[[], Any], parameters: Parts | None) -> Any:
         if parameters is None:
-            return function()
+            with unwritten(self.parameters.names, self.parameters.tensors):
+                return function()
         assert self.module is not None
         named = dict(zip(self.parameters.names, parameters, strict=True))
         caller = _Caller(self.module, function)
-        with self.parameters.lock:
+        with self.parameters.lock, unwritten(self.parameters.names, parameters):
             return functional_call(caller, {f"module.{name}": p for name, p in named.items()}, ())
 
     @contextmanager

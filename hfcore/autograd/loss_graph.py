@@ -119,7 +119,7 @@ def _softmax(node: Any, outputs: Tensor) -> LinearMap | None:
     def apply(R: Tensor) -> Tensor:
         product: Tensor = c * R.reshape(c.shape)
         product = product - p * product.sum(-1, keepdim=True)
-        return product.view(R.shape)
+        return product.reshape(R.shape)
 
     return apply
 

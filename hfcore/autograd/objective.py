@@ -27,7 +27,7 @@ from hfcore.autograd.data import (
     call_closure,
     check_part,
     no_graph,
-    said_of_closures,
+    said_of_graphs,
 )
 from hfcore.autograd.evaluation import Evaluation, Evaluator, flatten
 from hfcore.autograd.graph import Gradients, Parts
@@ -45,6 +45,9 @@ from hfcore.shares import Counts, Share, cut
 __all__ = ["Closure", "ModuleCurvature", "ModuleObjective", "call_closure"]
 
 logger = logging.getLogger("hfcore")
+
+# Every submodule, by its id, and whether it is in train mode.
+Modes = list[tuple[int, bool]]
 
 KINDS = ("ggn", "hessian", "fisher")
 
@@ -77,7 +80,9 @@ class ModuleObjective:
     outputs : which of the things that the model returns the loss takes: a key or attribute
         (``"logits"``), an index, or a function (``lambda o: o.logits``); None: it returns a tensor
 
-    Inputs that are a mapping go to ``forward`` as keywords, where it has arguments of these names.
+    Inputs that are a mapping go to ``forward`` as keywords, where it has arguments of these names,
+    and a tuple or list as its arguments, where it takes as many and not one alone. Tensors among
+    them with another length along the axis of cases belong to all cases, and are not cut.
     A batch that is a mapping holds the targets as ``"labels"``.
 
     Parameters that do not affect the loss are legal: their rows of the curvature are zero. Of a
@@ -131,8 +136,10 @@ class ModuleObjective:
         self.choices: dict[str, Choice] = {}
         self._squares: CaseSquares | None = None
         self._rows_by_vmap = True
-        self._cases_checked = False
-        self._mixes_cases = False
+        # The modules, and their modes, that were seen to compute each case by itself; and those
+        # that were not, with the number of cases.
+        self._cases_checked: Modes | None = None
+        self._mixes_cases: tuple[Modes, int] | None = None
         # What the next curvature is to tell the user.
         self._news: list[str] = []
 
@@ -281,9 +288,10 @@ class ModuleObjective:
             self._check_cases("chunk_size", data)
 
     def _check_cases(self, what: str, data: Sequence[BatchPart]) -> None:
-        """Once, where there are two cases to compare: see :mod:`hfcore.autograd.case_check`."""
-        part = max(data, key=lambda part: part.count)
-        if self._cases_checked or part.count < 2:
+        """Where there are two cases to compare, once for the same modules in the same modes: see
+        :mod:`hfcore.autograd.case_check`."""
+        part, modes = max(data, key=lambda part: part.count), self._modes()
+        if self._cases_checked == modes or part.count < 2:
             return
         check_cases(
             what,
@@ -292,22 +300,27 @@ class ModuleObjective:
             chunk_size=self.chunk_size,
             case_dim=self.case_dim,
         )
-        self._cases_checked = True
+        self._cases_checked = modes
+
+    def _modes(self) -> Modes:
+        assert self.module is not None
+        return [(id(part), part.training) for part in self.module.modules()]
 
     def has_separate_cases(self, part: BatchPart) -> bool:
-        """Whether a batch may be cut between cases; looked at once."""
-        if not self._mixes_cases:
+        """Whether a batch may be cut between cases; looked at once for modules, modes and count."""
+        looked = (self._modes(), part.count)
+        if self._mixes_cases != looked:
             try:
                 self._check_cases("a curvature in pieces", [part])
-            except (ValueError, RuntimeError):  # also of a model that takes no other number of them
-                self._mixes_cases = True
-        return not self._mixes_cases
+            except ValueError:
+                self._mixes_cases = looked
+        return self._mixes_cases != looked
 
     def _gradients(self, of: Tensor, slope: Tensor | None = None) -> Gradients:
         """Of the loss, or of outputs ``[…]`` by whose ``slope`` it moves."""
         if not of.requires_grad:
             raise no_graph(NO_GRADIENT)
-        with no_casts(self.parameters.device), said_of_closures():
+        with no_casts(self.parameters.device), said_of_graphs():
             return torch.autograd.grad(of, self.parameters.tensors, slope, allow_unused=True)
 
     def squared_gradients(self, data: ModuleData, theta: Tensor) -> Tensor:
@@ -343,7 +356,7 @@ class ModuleObjective:
             self._squares = CaseSquares(self.evaluator.outputs, self.loss_function)
         with self.parameters.holding(theta):
             self._check_cases(name, data)
-        squares = self._squares.at(self.parameters.split(theta.clone()))
+        squares = self._squares.at(self.parameters.readable(theta.clone()))
         total = torch.zeros_like(theta)
         with differentiable_kernels(self.module, once=True):
             for part in data:

@@ -21,6 +21,7 @@ from hfcore.autograd.losses import (
 )
 from hfcore.losses import Loss
 from hfcore.losses.checks import check_loss
+from hfcore.losses.cross_entropy import check_outputs
 from hfcore.losses.from_torch import converted
 
 
@@ -152,6 +153,7 @@ class TorchLoss(PackageLoss):
         need = f"{classes} of int64 classes, or {list(outputs.shape)} of floating shares of each"
         if outputs.ndim < 2:
             return
+        check_outputs(outputs.shape[1])
         fits = classes if _are_classes(targets) else list(outputs.shape)
         if list(targets.shape) != fits:
             raise ValueError(
@@ -184,8 +186,8 @@ class TorchLoss(PackageLoss):
     def _back(self, arranged: Tensor, shape: torch.Size) -> Tensor:
         """What :meth:`_moved` has made, in the outputs' own ``shape``."""
         if not self.loss.takes_classes:
-            return arranged.view(shape)
-        return arranged.view(shape[:1] + shape[2:] + shape[1:2]).movedim(-1, 1)
+            return arranged.reshape(shape)
+        return arranged.reshape(shape[:1] + shape[2:] + shape[1:2]).movedim(-1, 1)
 
     def _arranged(self, outputs: Tensor, part: BatchPart) -> tuple[Tensor, BatchPart]:
         y = self._moved_targets(part.targets)

@@ -34,8 +34,9 @@ BINDINGS: dict[Any, Callable[..., Any]] = {
     aten.sum.dim_IntList: torch.sum,
     aten.gather.default: torch.gather,
     aten.clone.default: torch.clone,
-    aten.view.default: Tensor.view,
-    aten._unsafe_view.default: Tensor.view,
+    # What was written over another value lies as that did, and may have no such view.
+    aten.view.default: torch.reshape,
+    aten._unsafe_view.default: torch.reshape,
     aten.expand.default: Tensor.expand,
     aten.permute.default: torch.permute,
     aten.transpose.int: torch.transpose,

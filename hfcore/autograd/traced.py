@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -110,4 +112,5 @@ def compare(got: Gradients, want: Gradients, precision: float) -> None:
     eps = max((torch.finfo(w.dtype).eps for _, w in pairs), default=0.0)
     limit = max(eps, precision) ** 0.6
     if not off <= (limit**2) * size:
-        raise NotTraceable(f"the replayed product is off by {(off / size) ** 0.5:.1e}")
+        error = (off / size) ** 0.5 if size else math.inf
+        raise NotTraceable(f"the replayed product is off by {error:.1e} of its size")

@@ -39,7 +39,8 @@ class Jacobian(OperatorOfPasses):
     model : any torch module, on its kernels where it is an hf.RNN or hf.MLP; frozen parameters are
         no columns
     inputs : what the model takes: a tensor, or a tuple, list or dict of tensors; a dict goes to
-        ``forward`` as keywords, where it has arguments of these names
+        ``forward`` as keywords, where it has arguments of these names, a tuple or list as its
+        arguments, where it takes as many and not one alone
     outputs : which of the things that the model returns are differentiated, one tensor: a key or
         attribute (``"logits"``), an index, or a function; None: it returns a tensor
     local : True: the outputs of this process alone, while torch.distributed runs in several. They
@@ -119,7 +120,7 @@ def _graph_passes(
         s = selected(_called(module, inputs), select)
         return s.sum(), s
 
-    leaves = [p.clone().requires_grad_() for p in parameters.split(theta)]
+    leaves = [p.clone().requires_grad_() for p in parameters.readable(theta)]
     with torch.enable_grad():
         s = evaluator.evaluate(outputs, leaves).outputs
     assert s is not None

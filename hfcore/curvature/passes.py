@@ -8,10 +8,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hfcore.autograd.data import no_graph
+from hfcore.autograd.data import no_graph, said_of_graphs
 from hfcore.autograd.evaluation import flatten
 from hfcore.autograd.graph import Graph, Parts, Split
 from hfcore.curvature.linear_operator import LinearOperator, OperatorAtParameters
+from hfcore.flat import copied_if_odd
+from hfcore.flat_memory import cut
 
 # Rows times outputs, and rows times parameters, of one batched backward pass: what stays in caches.
 ROW_NUMBERS = 1 << 16
@@ -137,9 +139,8 @@ class GraphPasses:
         leaves = self._graph.parameters
         rows = []
         for v in V:
-            parts = v.split([p.numel() for p in leaves])
-            shaped = [part.view(p.shape) for part, p in zip(parts, leaves, strict=True)]
-            (tangent,) = self._graph.push(shaped, False)
+            with said_of_graphs():
+                (tangent,) = self._graph.push([copied_if_odd(part) for part in cut(v, leaves)], False)
             tangent = torch.zeros_like(self.outputs) if tangent is None else tangent.detach()
             rows.append(tangent.reshape(-1))
         return torch.stack(rows)

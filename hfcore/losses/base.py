@@ -20,6 +20,7 @@ from hfcore.losses.hessian import (
     OutputHessian,
     semidefinite,
 )
+from hfcore.probes import random_signs
 
 Mean = Literal["cases", "weights", "elements", "sum"]
 """What a loss's sum over a batch is divided by: the cases, the weights of the classes that count,
@@ -255,7 +256,9 @@ class Loss(ABC):
             g = gradient_of(self, total, leaf, again=True)
             formula = FormulaHessian(g, leaf)
             if self.separable:
-                return DiagonalHessian(self._signed(formula.apply(torch.ones_like(leaf)), exact))
+                c = formula.apply(torch.ones_like(leaf))
+                self._check_separable(formula, c)
+                return DiagonalHessian(self._signed(c, exact))
         if exact or self.convex:
             return formula
         if self.stand_in is not None:
@@ -301,6 +304,18 @@ class Loss(ABC):
             size = float(c.abs().max())
             self._refuse(least if least < -ROUNDING * torch.finfo(c.dtype).eps * size else 0.0)
         return c.clamp_min(0)
+
+    def _check_separable(self, formula: FormulaHessian, c: Tensor) -> None:
+        """Raise ValueError where L'' is not the diagonal matrix of its row sums ``c […,k]``."""
+        if c.shape[-1] < 2:
+            return
+        R = random_signs(c.shape, c, torch.Generator().manual_seed(0))
+        off, size = float((formula.apply(R) - c * R).norm()), float(c.norm())
+        if off > math.sqrt(torch.finfo(c.dtype).eps) * max(size, off):
+            raise ValueError(
+                f"loss: {self!r} says separable=True and is no sum over the outputs: a number of "
+                "one moves the slope in another; need separable=False"
+            )
 
     def _refuse(self, negative: float) -> None:
         if negative < 0:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfcore.autograd.data import NO_GRADIENT, Closure, no_graph, said_of_closures
+from hfcore.autograd.data import NO_GRADIENT, Closure, no_graph, said_of_graphs
 from hfcore.autograd.evaluation import flatten
 from hfcore.autograd.objective import ModuleObjective
 from hfcore.curvature.gauss_newton import GaussNewton
@@ -56,7 +56,7 @@ class NaturalGradientStep:
     ) -> None:
         self._objective, self._closure, self._group = objective, closure, group
         self.theta = objective.parameters.read()
-        with said_of_closures():
+        with said_of_graphs():
             loss, outputs, _, _ = objective.evaluate(closure)
             if outputs is None:
                 raise TypeError(NO_OUTPUTS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hfcore.arguments import called
-from hfcore.autograd.data import said_of_closures
+from hfcore.autograd.data import said_of_graphs
 from hfcore.autograd.evaluation import Evaluator
 from hfcore.autograd.graph import Parts
 from hfcore.curvature.passes import GraphPasses, OperatorOfPasses
@@ -69,7 +69,7 @@ class Residuals:
             return r.sum(), r
 
         self.evaluations += 1
-        with torch.enable_grad(), said_of_closures():
+        with torch.enable_grad(), said_of_graphs():
             r = self._evaluator.evaluate(closure).outputs
         assert r is not None
         return r

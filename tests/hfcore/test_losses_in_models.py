@@ -436,3 +436,50 @@ def test_classes_as_probabilities_go_through_autograd() -> None:
     theta = torch.cat([p.detach().flatten() for p in model.parameters()])
     value, _ = objective.gradient(objective.prepare([hf.Batch(x, y)]), theta)
     assert value == pytest.approx(torchs(model(x), y).item(), rel=1e-12)
+
+
+class ClaimsToBeSeparable(hf.losses.Loss):
+    """½(Σ s − Σ y)², whose L'' is all ones."""
+
+    separable = True
+    convex = True
+
+    def per_output(self, s: Tensor, targets: Tensor) -> Tensor:
+        return 0.5 * (s - targets).sum(-1).square()
+
+
+@pytest.mark.parametrize("make", [lambda: hf.MLP([3, 2], ["linear"]), lambda: nn.Linear(3, 2)])
+def test_a_loss_that_is_not_separable_as_it_says_is_refused(make) -> None:
+    """Its diagonal would be taken for L'', silently twice as large here; without the word it is
+    right."""
+    model = make().double()
+    x, y = torch.randn(5, 3).double(), torch.randn(5, 2).double()
+    with pytest.raises(ValueError, match="says separable=True and is no sum over the outputs"):
+        hf.GaussNewton(model, ClaimsToBeSeparable(), x, y)
+
+    class Honest(ClaimsToBeSeparable):
+        separable = False
+
+    G = hf.GaussNewton(model, Honest(), x, y)
+    N = G.shape[0]
+    J = torch.stack([slope_of_sum(model, x, b) for b in range(5)])
+    torch.testing.assert_close(G @ torch.eye(N).double(), J.T @ J / 5)
+
+
+def slope_of_sum(model: nn.Module, x: Tensor, b: int) -> Tensor:
+    """The derivative of the sum of a case's outputs ``[N]``."""
+    gradients = torch.autograd.grad(model(x[b : b + 1]).sum(), [*model.parameters()])
+    return torch.cat([g.reshape(-1) for g in gradients])
+
+
+@pytest.mark.parametrize("loss", [hf.losses.SoftmaxCrossEntropy(), nn.CrossEntropyLoss()])
+@pytest.mark.parametrize("make", [lambda: hf.MLP([3, 1], ["linear"]), lambda: nn.Linear(3, 1)])
+def test_a_softmax_of_one_output_is_refused_alike_everywhere(make, loss) -> None:
+    model, x, y = make(), torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)
+    for call in (
+        lambda: hf.GaussNewton(model, loss, x, y),
+        lambda: hf.Hessian(model, loss, x, y),
+        lambda: hf.HessianFree(model, loss).step((x, y)),
+    ):
+        with pytest.raises(ValueError, match=r"outputs: got 1 for a softmax.*need at least 2"):
+            call()
