@@ -128,7 +128,9 @@ class DeviceSolve:
         """
         w, N = self._w, self._N
         self._fill_tables(w, lookback, kept)
-        w.scalars.copy_(torch.tensor([0.0, 0.0, tolerance, residual], dtype=torch.float64))
+        w.scalars.copy_(
+            torch.tensor([0.0, 0.0, tolerance, residual], dtype=torch.float64, device="cpu")
+        )
         for vector in (w.x, w.r, w.z, w.p, w.Ap, w.b):
             vector[N:].zero_()  # an infinite α leaves NaN there
         if preconditioner is not None:
@@ -149,7 +151,7 @@ class DeviceSolve:
         self.slot_of = {i: slot for slot, i in enumerate(kept)}
         slots = [self.slot_of.get(i, -1) for i in range(len(lookback))]
         for table, values in ((w.lookback, lookback), (w.slots, slots)):
-            table.copy_(torch.tensor(values, dtype=torch.int32))
+            table.copy_(torch.tensor(values, dtype=torch.int32, device="cpu"))
 
     def grow(self, lookback: Sequence[int], kept: Sequence[int]) -> None:
         """Go on with a solve that ended at its maximum of iterations, to that of ``lookback``.

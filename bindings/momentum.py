@@ -174,7 +174,7 @@ def check_step(step: Step, G: int, theta: Tensor) -> Rates:
 def stacked(step: Step, theta: Tensor) -> Tensor:
     """The coefficients that the step has, float64 ``[3 or 4,G]``; on the CPU if they all are."""
     apart = any(isinstance(c, Tensor) and c.device.type != "cpu" for c in step)
-    rates = check_step(step, len(theta), theta if apart else torch.empty(0))
+    rates = check_step(step, len(theta), theta if apart else torch.empty(0, device="cpu"))
     return torch.stack([rate for rate in rates if rate is not None])
 
 

@@ -145,7 +145,7 @@ class SequenceCases:
     @property
     def lengths(self) -> Tensor:
         """T_i, int64 ``[N]``."""
-        return torch.tensor([len(x) for x, _, _ in self.sequences])
+        return torch.tensor([len(x) for x, _, _ in self.sequences], device="cpu")
 
     def take(self, index: Tensor) -> Batch:
         chosen = [self.sequences[i] for i in index.tolist()]
@@ -157,7 +157,7 @@ class SequenceCases:
 
     def parts(self, start: int, end: int) -> Batch | list[Batch]:
         """The sequences by falling length, in as many batches as keep most steps unpadded."""
-        index = torch.arange(start, end) % len(self)
+        index = torch.arange(start, end, device="cpu") % len(self)
         lengths = self.lengths[index]
         order = lengths.argsort(descending=True, stable=True)
         edges, longest = [0], 0
@@ -186,7 +186,7 @@ class SequenceCases:
         pools = order.split(POOL * size)
         sorted_ = torch.cat([pool[lengths[pool].argsort(stable=True)] for pool in pools])
         whole = sorted_[: len(order) // size * size].view(-1, size)
-        mixed = whole[torch.randperm(len(whole), generator=generator)].flatten()
+        mixed = whole[torch.randperm(len(whole), generator=generator, device="cpu")].flatten()
         return torch.cat([mixed, sorted_[len(mixed) :]])
 
 

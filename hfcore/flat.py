@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from itertools import accumulate, pairwise
 from threading import RLock
@@ -65,9 +65,9 @@ class FlatParameters:
         self.numel = sum(p.numel() for p in self.tensors)
         # Whether this process has a part of each alone, see cut_parameters.
         self.are_cut = any(map(is_cut, self.tensors))
-        # Torch's own way gives an empty parameter another shape.
         # Parts that are copied where a model reads them, see readable.
         self._odd = _odd_places(p.numel() for p in self.tensors)
+        # Torch's own way gives an empty parameter another shape.
         self._are_plain = not self.are_cut and all(p.numel() for p in self.tensors)
         self._lie_apart = False  # until it has been looked at
         self._layout: Layout | None = None

@@ -161,7 +161,7 @@ class FullGradient(Policy):
             )
         if self.seed is not None:
             generator = torch.Generator().manual_seed(self.seed)
-            cases = cases.permuted(torch.randperm(found, generator=generator))
+            cases = cases.permuted(torch.randperm(found, generator=generator, device="cpu"))
         self._cases = cases
         self.everything = cases.parts(0, found)
 
@@ -246,7 +246,7 @@ class SmallBatches(Policy):
         number, at = divmod(step, self.per_pass)
         if self._order is None or self._order[0] != number:
             generator = generator_of(self.seed, number)
-            order = torch.randperm(self.cases, generator=generator)
+            order = torch.randperm(self.cases, generator=generator, device="cpu")
             self._order = number, cases.batched(order, self.size, generator)
         batch = cases.take(self._order[1][at * self.size : (at + 1) * self.size])
         return Batches(batch, batch, batch, batch)

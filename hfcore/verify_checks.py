@@ -90,14 +90,16 @@ class Checker:
         return None
 
     def _direction(self) -> Tensor:
-        v = torch.randn(len(self._theta), generator=self._generator, dtype=torch.float64)
+        v = torch.randn(
+            len(self._theta), generator=self._generator, dtype=torch.float64, device="cpu"
+        )
         return v.to(self._theta.device)
 
     def _coordinates(self, each: int) -> list[int]:
         """Some of every parameter."""
         chosen, at = [], 0
         for size in self._sizes:
-            picks = torch.randperm(size, generator=self._generator)[:each]
+            picks = torch.randperm(size, generator=self._generator, device="cpu")[:each]
             chosen += [at + int(i) for i in picks]
             at += size
         return chosen
@@ -118,7 +120,8 @@ class Checker:
             got.append(float(gradient @ v))
             want.append((ahead - behind) / (2 * STEP))
         return _relative(
-            torch.tensor(got, dtype=torch.float64), torch.tensor(want, dtype=torch.float64)
+            torch.tensor(got, dtype=torch.float64, device="cpu"),
+            torch.tensor(want, dtype=torch.float64, device="cpu"),
         )
 
     def _hessian(self, exact: Any, V: list[Tensor]) -> float:
@@ -185,7 +188,7 @@ class ModelChecker(Checker):
     def _flatness(self) -> float:
         """1 where the loss is linear in the outputs, so that G is zero and right; else 0."""
         s = self._outputs(self._theta)
-        R = torch.randn(s.shape, generator=torch.Generator().manual_seed(0)).to(s)
+        R = torch.randn(s.shape, generator=torch.Generator().manual_seed(0), device="cpu").to(s)
         return 0.0 if bool(self._second()(R).any()) else 1.0
 
     def _columns(self, G: Any, where: list[int]) -> float:

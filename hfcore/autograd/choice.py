@@ -130,7 +130,9 @@ class Chooser:
 
     def by_time(self, products: int) -> tuple[Choice, Strategy]:
         """What is fastest for so many products, with the time that it takes to set up."""
-        trace(lambda v: [2 * v[0]], [torch.ones(1)])  # what torch imports at its first recording
+        trace(
+            lambda v: [2 * v[0]], [torch.ones(1, device="cpu")]
+        )  # what torch imports at its first recording
         graph, found = self._graph(), dict[str, Strategy]()
         seconds: dict[str, tuple[float, float]] = {}
 

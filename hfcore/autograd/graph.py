@@ -159,6 +159,7 @@ def sample(parameters: Parts, structural: bool, seed: int) -> list[Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     draws = [
-        torch.randn(p.shape, generator=generator, dtype=p.dtype).to(p.device) for p in parameters
+        torch.randn(p.shape, generator=generator, dtype=p.dtype, device="cpu").to(p.device)
+        for p in parameters
     ]
     return [*draws, draws[0].new_tensor(0.5 * seed)] if structural else draws

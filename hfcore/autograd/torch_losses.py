@@ -21,7 +21,6 @@ from hfcore.autograd.losses import (
 )
 from hfcore.losses import Loss
 from hfcore.losses.checks import check_loss
-from hfcore.losses.cross_entropy import check_outputs
 from hfcore.losses.from_torch import converted
 
 
@@ -153,7 +152,7 @@ class TorchLoss(PackageLoss):
         need = f"{classes} of int64 classes, or {list(outputs.shape)} of floating shares of each"
         if outputs.ndim < 2:
             return
-        check_outputs(outputs.shape[1])
+        self.loss.check_outputs(outputs.shape[1])
         fits = classes if _are_classes(targets) else list(outputs.shape)
         if list(targets.shape) != fits:
             raise ValueError(

@@ -57,7 +57,7 @@ def _blocks(
         width = min(BLOCK, total - at)
         if probes is None:
             V = like.new_zeros(N, width)
-            V[torch.arange(at, at + width), torch.arange(width)] = 1
+            V[torch.arange(at, at + width, device="cpu"), torch.arange(width, device="cpu")] = 1
         else:
             V = random_signs((width, N), like, generator).mT
         yield V

@@ -29,7 +29,7 @@ def to_scipy(operator: LinearOperator) -> Any:
         rmatvec=lambda v: apply(transpose, v.reshape(-1)),
         matmat=lambda V: apply(operator, V),
         rmatmat=lambda V: apply(transpose, V),
-        dtype=torch.empty(0, dtype=operator.dtype).numpy().dtype,
+        dtype=torch.empty(0, dtype=operator.dtype, device="cpu").numpy().dtype,
     )
 
 

@@ -50,7 +50,7 @@ class OperatorOfPasses(OperatorAtParameters):
         """ValueError where uᵀ(Jv) is not (Jᵀu)ᵀv at a random pair; ``what`` is to blame."""
         generator = torch.Generator().manual_seed(0)
         u, v = (
-            torch.randn(size, generator=generator).to(self.device, self.dtype)
+            torch.randn(size, generator=generator, device="cpu").to(self.device, self.dtype)
             for size in self.shape
         )
         Jv, JTu = self @ v, self._transposed @ u
@@ -140,7 +140,9 @@ class GraphPasses:
         rows = []
         for v in V:
             with said_of_graphs():
-                (tangent,) = self._graph.push([copied_if_odd(part) for part in cut(v, leaves)], False)
+                (tangent,) = self._graph.push(
+                    [copied_if_odd(part) for part in cut(v, leaves)], False
+                )
             tangent = torch.zeros_like(self.outputs) if tangent is None else tangent.detach()
             rows.append(tangent.reshape(-1))
         return torch.stack(rows)

@@ -135,7 +135,7 @@ class Ranks:
             return [text]
         data = text.encode()
         lengths = [length for (length,) in self.integers([len(data)])]
-        padded = torch.zeros(max(*lengths, 1), dtype=torch.uint8)
+        padded = torch.zeros(max(*lengths, 1), dtype=torch.uint8, device="cpu")
         padded[: len(data)] = _bytes(data)
         every = self.all_gather(padded.to(self.device)).cpu()
         return [
@@ -148,7 +148,9 @@ class Ranks:
         if self.size == 1:
             return data
         (length,) = self.integers([len(data)])[0]
-        buffer = _bytes(data) if self.first else torch.empty(length, dtype=torch.uint8)
+        buffer = (
+            _bytes(data) if self.first else torch.empty(length, dtype=torch.uint8, device="cpu")
+        )
         if length:
             self.broadcast(buffer)
         return buffer.numpy().tobytes()
@@ -187,7 +189,7 @@ def _bytes(data: bytes) -> Tensor:
     return (
         torch.frombuffer(bytearray(data), dtype=torch.uint8)
         if data
-        else torch.empty(0, dtype=torch.uint8)
+        else torch.empty(0, dtype=torch.uint8, device="cpu")
     )
 
 

@@ -36,7 +36,7 @@ class Sums:
         self.ranks = ranks
         self.reduction = reduction
         self._tree = TreeSums()
-        self._mine = torch.empty(0)
+        self._mine = torch.empty(0, device="cpu")
 
     @property
     def recordable(self) -> bool:
@@ -86,7 +86,7 @@ class Sums:
         except Exception as failure:
             error = failure
         flags = [float(asked_to_leave()), float(error is not None)]
-        mine[0, len(out) : len(out) + FLAGS] = torch.tensor(flags, dtype=mine.dtype)
+        mine[0, len(out) : len(out) + FLAGS] = torch.tensor(flags, dtype=mine.dtype, device="cpu")
         return mine.to(self.ranks.device), error
 
     def _below(self, order: Order, leaf: Leaf, out: Tensor) -> None:

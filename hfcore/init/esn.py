@@ -63,7 +63,7 @@ def esn_(
         check_entries(model, fan_in)
         model.set_recurrence(index, value)
     else:
-        dense = torch.zeros(model.W_hh.shape, dtype=torch.float64)
+        dense = torch.zeros(model.W_hh.shape, dtype=torch.float64, device="cpu")
         model.W_hh.copy_(dense.scatter_(1, index.long(), value))
     model.W_hx.copy_(input_scale * normal(model.W_hx, generator))
     model.W_yh.copy_(output_scale * normal(model.W_yh, generator))
@@ -73,7 +73,7 @@ def esn_(
 
 def _output_bias(mean_target: float | Tensor, loss: Loss | None, k: int) -> Tensor:
     """The outputs s ``[k]`` at which a model of this loss predicts the mean target."""
-    mean = torch.as_tensor(mean_target, dtype=torch.float64)
+    mean = torch.as_tensor(mean_target, dtype=torch.float64, device="cpu")
     if mean.ndim > 1 or mean.numel() not in (1, k):
         raise ValueError(f"mean_target: got shape {list(mean.shape)}, need a number or [{k}]")
     if not bool(mean.isfinite().all()):

@@ -152,9 +152,15 @@ class SoftmaxCrossEntropy(KernelLoss):
             )
         if targets.dtype != torch.int64:
             raise TypeError(f"targets: got {targets.dtype}, need torch.int64 class indices")
-        check_outputs(s_shape[-1])
         if self.weight is not None:
             self.weight.check_length(s_shape[-1])
+
+    def check_outputs(self, k: int) -> None:
+        if k < 2:
+            raise ValueError(
+                f"outputs: got {k} for a softmax, whose cross-entropy is then constant; need at "
+                "least 2, or hf.losses.LogisticCrossEntropy (nn.BCEWithLogitsLoss) for one"
+            )
 
     def class_range(self, targets: Tensor) -> tuple[int, int]:
         return super().class_range(self._counting(targets, None)[0])
@@ -268,15 +274,6 @@ class SoftmaxCrossEntropy(KernelLoss):
             weight=self.weight, ignore_index=self.ignore_index, label_smoothing=smoothing
         )
         return {**options, **super()._options()}
-
-
-def check_outputs(k: int) -> None:
-    """Raise ValueError for one output, whose softmax is 1 whatever it is."""
-    if k < 2:
-        raise ValueError(
-            f"outputs: got {k} for a softmax, whose cross-entropy is then constant; need at least "
-            "2, or hf.losses.LogisticCrossEntropy (nn.BCEWithLogitsLoss) for one"
-        )
 
 
 def _lookup(classes: Tensor, k: int) -> Tensor:

@@ -201,7 +201,9 @@ class FormulaHessian(OutputHessian):
     def _tridiagonal(self) -> Tensor:
         """Lanczos of every output's L'' from a random start: ``[…,STEPS,STEPS]``."""
         generator = torch.Generator().manual_seed(0)
-        q = torch.randn(self._s.shape, generator=generator, dtype=torch.float64).to(self._s)
+        q = torch.randn(self._s.shape, generator=generator, dtype=torch.float64, device="cpu").to(
+            self._s
+        )
         basis = [q / q.norm(dim=-1, keepdim=True)]
         T = self._s.new_zeros(*self._s.shape[:-1], STEPS, STEPS)
         for j in range(STEPS):

@@ -269,7 +269,7 @@ def _by_forward(model: nn.Module, rnn: nn.RNNBase, out: nn.Linear) -> Form | str
         if isinstance(also, Form) and _lie_alike(model, rnn, out, found, also):
             return found._replace(also=also)
     if isinstance(found, str):
-        lengths = torch.tensor(LENGTHS)
+        lengths = torch.tensor(LENGTHS, device="cpu")
         packed = pack_padded_sequence(x, lengths, rnn.batch_first, enforce_sorted=False)
         of_packed = _compared(model, rnn, packed, forwards_of_packed(rnn, out))
         return found if isinstance(of_packed, str) else of_packed
@@ -301,7 +301,7 @@ def _by_lengths(
     """The same of a forward that takes padded sequences and their lengths."""
     like, sequences = next(model.parameters()), len(GIVEN_LENGTHS)
     x = torch.zeros(sequences, sequences, rnn.input_size, dtype=like.dtype, device=like.device)
-    both, parameters = (x, torch.tensor(GIVEN_LENGTHS)), list(model.parameters())
+    both, parameters = (x, torch.tensor(GIVEN_LENGTHS, device="cpu")), list(model.parameters())
     try:
         calls = calls_of(lambda both: model(*both), both, parameters)
     except Exception as error:  # the user's own code

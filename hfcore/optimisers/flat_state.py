@@ -209,7 +209,7 @@ class SideBySide:
 
     def __init__(self) -> None:
         self._places: tuple[list[Any], ...] = ()
-        self._found = torch.empty(0)
+        self._found = torch.empty(0, device="cpu")
 
     def view(self, tensors: Sequence[Tensor]) -> Tensor:
         """One ``[1,N]``: a view where the tensors lie side by side in memory, else a copy.

@@ -73,7 +73,7 @@ class Marked(RandomLengths, Described):
 
         Means over all steps before any centring: ½ for the values, 2/L for the markers.
         """
-        return torch.tensor([0.5, 2.0 / length], dtype=torch.float64)
+        return torch.tensor([0.5, 2.0 / length], dtype=torch.float64, device="cpu")
 
     @property
     def mean_target(self) -> Tensor:
@@ -81,7 +81,9 @@ class Marked(RandomLengths, Described):
 
         It is 0 once targets are centred.
         """
-        return torch.tensor([self._expected_target - self._shift], dtype=torch.float64)
+        return torch.tensor(
+            [self._expected_target - self._shift], dtype=torch.float64, device="cpu"
+        )
 
     @property
     def _shift(self) -> float:
@@ -115,7 +117,7 @@ class Marked(RandomLengths, Described):
     def counted_steps(self) -> Tensor:
         """The last steps of all lengths, bool ``[⌊1.1 T⌋]``."""
         shortest, longest = self.lengths
-        return torch.arange(longest) >= shortest - 1
+        return torch.arange(longest, device="cpu") >= shortest - 1
 
     def counted_batches(
         self, words: Tensor, size: int, dtype: torch.dtype = torch.float32

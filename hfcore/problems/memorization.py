@@ -119,7 +119,7 @@ class Memorization(Described):
         """
         n, k = self.symbols, self.alphabet
         steps = self.steps if self.scored == "all" else n
-        frequency = torch.full((k + 1,), n / (k * steps), dtype=torch.float64)
+        frequency = torch.full((k + 1,), n / (k * steps), dtype=torch.float64, device="cpu")
         frequency[k] = (steps - n) / steps
         return frequency
 
@@ -133,7 +133,7 @@ class Memorization(Described):
         if length not in (None, S):
             formula = "n + T" if self.layout == "martens2011" else "T + 2n"
             raise ValueError(f"length: got {length}, need {S} = {formula}")
-        mean = torch.full((k + 2,), n / (k * S), dtype=torch.float64)
+        mean = torch.full((k + 2,), n / (k * S), dtype=torch.float64, device="cpu")
         mean[k] = (S - n - 1) / S
         mean[k + 1] = 1 / S
         return mean
@@ -160,7 +160,7 @@ class Memorization(Described):
         """The scored steps, bool ``[S]``; None for all of them."""
         if self.scored == "all":
             return None
-        return torch.arange(self.steps) >= self.steps - self.symbols
+        return torch.arange(self.steps, device="cpu") >= self.steps - self.symbols
 
     def counted_batches(
         self, words: Tensor, size: int, dtype: torch.dtype = torch.float32
@@ -242,7 +242,7 @@ class Memorization(Described):
             subtract_mean(inputs, self.mean_input().numpy().astype(real))
         mask = None
         if self.scored == "recall":
-            mask = torch.zeros(self.steps, B, dtype=torch.bool)
+            mask = torch.zeros(self.steps, B, dtype=torch.bool, device="cpu")
             mask[-n:] = True
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), mask)
 

@@ -82,7 +82,9 @@ class RandomPermutation(LastClass):
         if length not in (None, T):
             raise ValueError(f"length: got {length}, need {T} = T")
         others = self.symbols - FIRST
-        mean = torch.full((self.symbols,), (T - 1) / (others * T), dtype=torch.float64)
+        mean = torch.full(
+            (self.symbols,), (T - 1) / (others * T), dtype=torch.float64, device="cpu"
+        )
         mean[:FIRST] = 1 / (FIRST * T)
         return mean
 
@@ -94,7 +96,7 @@ class RandomPermutation(LastClass):
         """
         if self.scored == "all":
             return self.mean_input()
-        frequency = torch.zeros(self.symbols, dtype=torch.float64)
+        frequency = torch.zeros(self.symbols, dtype=torch.float64, device="cpu")
         frequency[:FIRST] = 1 / FIRST
         return frequency
 
@@ -121,7 +123,7 @@ class RandomPermutation(LastClass):
             subtract_mean(inputs, self.mean_input().numpy().astype(real))
         mask = None
         if self.scored == "last":
-            mask = torch.zeros(self.length, size, dtype=torch.bool)
+            mask = torch.zeros(self.length, size, dtype=torch.bool, device="cpu")
             mask[-1] = True
         targets = np.roll(drawn, -1, axis=0)
         return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), mask)

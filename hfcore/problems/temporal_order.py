@@ -79,12 +79,14 @@ class TemporalOrder(RandomLengths, LastClass):
         L, n = length, len(self.ranges)
         distractors = [(L - 2 - n) / (DISTRACTORS * L)] * DISTRACTORS
         mean = [*distractors, n / (2 * L), n / (2 * L), 1 / L, 1 / L]
-        return torch.tensor(mean, dtype=torch.float64)
+        return torch.tensor(mean, dtype=torch.float64, device="cpu")
 
     @property
     def mean_target(self) -> Tensor:
         """Frequencies of the classes, all equal, float64 ``[2ⁿ]``."""
-        return torch.full((self.output_size,), 1.0 / self.output_size, dtype=torch.float64)
+        return torch.full(
+            (self.output_size,), 1.0 / self.output_size, dtype=torch.float64, device="cpu"
+        )
 
     @property
     def bias_error(self) -> float:

@@ -94,7 +94,7 @@ class _Basis:
     def randomise(self) -> None:
         """A random vector, orthogonal to the rows used, as the next one."""
         N = self.V.shape[1]
-        row = torch.randn(N, generator=self._generator, dtype=torch.float64)
+        row = torch.randn(N, generator=self._generator, dtype=torch.float64, device="cpu")
         row = row.to(self.V.device, self.V.dtype)
         for _ in range(2):
             self._orthogonalise(row)

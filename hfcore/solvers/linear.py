@@ -317,7 +317,7 @@ class _Rounds:
         return SolveInfo(
             all(s.stop == RESIDUAL for s in self._solves),
             tuple(s.iterations for s in self._solves),
-            torch.tensor([s.residual for s in self._solves], dtype=torch.float64),
+            torch.tensor([s.residual for s in self._solves], dtype=torch.float64, device="cpu"),
             tuple(s.stop or "" for s in self._solves),
             self._products.count,
         )

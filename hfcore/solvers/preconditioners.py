@@ -90,7 +90,7 @@ class NystromPreconditioner:
         N = A.shape[1]
         mu = max(A.identity_part, 0.0)
         generator = torch.Generator().manual_seed(seed)
-        test = torch.randn(N, min(rank, N), generator=generator, dtype=torch.float64)
+        test = torch.randn(N, min(rank, N), generator=generator, dtype=torch.float64, device="cpu")
         omega = torch.linalg.qr(test)[0].to(A.device, A.dtype)
         sketch = (A.products(omega.mT) - mu * omega.mT).mT.double()  # G Ω [N,r]
         if not bool(torch.isfinite(sketch).all()):

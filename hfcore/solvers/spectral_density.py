@@ -99,7 +99,7 @@ def spectral_density(
         width = WIDTH * ((high - low) or abs(high) or 1.0)
     if not isinstance(grid, Tensor):
         low, high = low - MARGIN * width, high + MARGIN * width
-        grid = torch.linspace(low, high, grid or POINTS, dtype=torch.float64)
+        grid = torch.linspace(low, high, grid or POINTS, dtype=torch.float64, device="cpu")
     grid = grid.detach().cpu().double()
     density, error = _mean(_smoothed(grid, nodes, weights, width))
     return SpectralDensity(grid, density, error, nodes, weights, width, N)

@@ -90,14 +90,14 @@ class Cohort:
         self._l2 = self._column(self._weight_decay for _ in self.runs)
         self._scheduled: list[float] = []
         self._coefficients = self._stacked_step = Step(0.0, 0.0)
-        self._table = torch.empty(0)
+        self._table = torch.empty(0, device="cpu")
         self._account = Account.of(G, device)
         self._summed = 0
 
     @staticmethod
     def _column(values: Iterable[float]) -> Tensor:
         """On the CPU, wherever the nets are: the ops bring it there without waiting."""
-        return torch.tensor(list(values), dtype=torch.float64)
+        return torch.tensor(list(values), dtype=torch.float64, device="cpu")
 
     def advance(self, most: int) -> int:
         """1 to ``most`` updates of every run that has not diverged; gives how many were done.

@@ -35,7 +35,7 @@ class Tests:
     def state_dict(self) -> dict[str, Any]:
         """One row a test, float64 ``[M, 1 + fields]``, the run's number first."""
         rows = [[i, *astuple(test)] for i, tests in enumerate(self.of) for test in tests]
-        table = torch.tensor(rows, dtype=torch.float64)
+        table = torch.tensor(rows, dtype=torch.float64, device="cpu")
         return {"tests": table.reshape(len(rows), 1 + len(fields(Test)))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ def describe(value: object) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor | np.ndarray):
-        array = torch.as_tensor(value)
+        array = torch.as_tensor(value, device="cpu")
         return array.tolist() if array.ndim == 0 else describe_array(array)
     if isinstance(value, Mapping):
         return {str(k): describe(v) for k, v in value.items()}

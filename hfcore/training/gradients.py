@@ -46,7 +46,7 @@ class FusedBackpropagation:
         self.parameters = FlatParameters(model).tensors
         self._passes = passes
         self._theta = SideBySide()
-        self._gradient = torch.empty(0)
+        self._gradient = torch.empty(0, device="cpu")
         self._parts: list[Tensor] = []
         # What rows of batches are drawn from, and its checked form.
         self._cases: ArrayCases | None = None

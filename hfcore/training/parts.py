@@ -251,7 +251,7 @@ def _sequence(
     if x.ndim == 0 or len(x) == 0:
         raise ValueError(f"{name}: x: got shape {list(x.shape)}, need [T, n] with T at least 1")
     T = len(x)
-    mask = torch.ones(T, dtype=torch.bool)
+    mask = torch.ones(T, dtype=torch.bool, device="cpu")
     whole = len(item) == 2 or item[2] is None
     if not whole:
         mask = _checked_mask(f"{name}: mask", item[2], dtype)
@@ -263,7 +263,7 @@ def _sequence(
     if y.ndim == per_step - 1:  # one target for the whole sequence
         last = y.new_zeros(T, *y.shape)
         last[-1] = y
-        mask = mask & (torch.arange(T) == T - 1)
+        mask = mask & (torch.arange(T, device="cpu") == T - 1)
         return (x, last, mask), False
     if y.ndim < per_step or len(y) != T:
         raise ValueError(

@@ -293,7 +293,7 @@ class _RowClosure(UpdatingClosure):
 
 def _recorded(loss: float, losses: list[float]) -> Tensor:
     losses.append(loss)
-    return torch.tensor(loss, dtype=torch.float64)
+    return torch.tensor(loss, dtype=torch.float64, device="cpu")
 
 
 def _constant(size: int) -> Count:

@@ -19,7 +19,7 @@ def loss_value(
     kind: str, s: Tensor, targets: Tensor, mask: Tensor | None, scale: float, delta: float,
     G: int,
 ) -> Tensor:  # fmt: skip
-    value = torch.empty(G, dtype=torch.float64)
+    value = torch.empty(G, dtype=torch.float64, device="cpu")
     call(
         _native.loss_value,
         KINDS.index(kind),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def net_gradient(
     net: Net, x: Tensor, targets: Tensor, theta: Tensor, scale: float, out: Tensor
 ) -> Tensor:
-    losses = torch.empty(len(out), dtype=torch.float64)
+    losses = torch.empty(len(out), dtype=torch.float64, device="cpu")
     call(
         _native.net_gradient,
         net.kind_code,
@@ -44,7 +44,7 @@ def net_update(
     net: Net, x: Tensor, targets: Tensor, theta: Tensor, velocity: Tensor, step: Step,
     rates: Rates, scale: float, active: Tensor | None, out: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    losses = torch.empty(len(theta), dtype=torch.float64)
+    losses = torch.empty(len(theta), dtype=torch.float64, device="cpu")
     call(
         _native.net_update,
         net.kind_code,
