@@ -201,8 +201,11 @@ class FlatParameters:
         return [part.view(p.shape) for part, p in zip(parts, self.tensors, strict=True)]
 
     def readable(self, theta: Tensor) -> list[Tensor]:
-        """The same to be read by a model and not written: copies where ``torch.view_as_complex``
-        refuses the view, of a part that begins at an odd place or has gaps."""
+        """Views of ``theta [N]`` as by :meth:`split`, to be read by a model and not written.
+
+        They are copies where ``torch.view_as_complex`` refuses the view, of a part that begins at
+        an odd place or has gaps.
+        """
         parts = self.split(theta)
         if theta.storage_offset() % 2 or not theta.is_contiguous():
             return [copied_if_odd(part) for part in parts]

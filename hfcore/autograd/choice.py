@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from hfcore.autograd.double_vjp import Jacobian, Strategy
 from hfcore.autograd.graph import Gradients, Graph, Like, Parts, sample
 from hfcore.autograd.strategies import RECOMPUTING, Rebuilt, make_strategy
-from hfcore.autograd.trace import trace
+from hfcore.autograd.trace import plain, trace
 from hfcore.autograd.traced import Traced
 
 logger = logging.getLogger("hfcore")
@@ -231,6 +231,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        args = tuple(map(plain, args))
         result = func(*args, **kwargs)
         if not func.is_view:
             numbers = sum(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor))

@@ -138,6 +138,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        args = tuple(map(self._plain, args))
         node = Node(
             func,
             tuple(self.lookup(a) for a in args),
@@ -152,6 +153,13 @@ class _Recorder(TorchDispatchMode):
         if depends:
             self._record(node, result)
         return result
+
+    def _plain(self, value: Any) -> Any:
+        """An argument that is :func:`plain`, and what it is in the program."""
+        made = plain(value)
+        if made is not value and isinstance(value, Tensor) and value in self._nodes:
+            self._nodes[made] = self._nodes[value]
+        return made
 
     def _note_constants(self, node: Node) -> None:
         for value in (*node.args, *node.kwargs.values()):
@@ -183,6 +191,21 @@ class _Recorder(TorchDispatchMode):
                     self._nodes[item] = part
         else:
             raise NotTraceable(f"{node.op} reads the values of a tangent")
+
+
+def plain(value: Any) -> Any:
+    """An op's argument with numbers where it is one of torch's zeros ``[…]`` without any.
+
+    Forward and double backward mode make those, and some ops (``aten.mul.Scalar`` in torch 2.13)
+    end the process on them where they are called by their overloads.
+    """
+    if isinstance(value, Tensor):
+        if not value._is_zerotensor():
+            return value
+        return torch.zeros(value.shape, dtype=value.dtype, device=value.device)
+    if isinstance(value, list) and any(isinstance(v, Tensor) and v._is_zerotensor() for v in value):
+        return [plain(v) for v in value]
+    return value
 
 
 def _storage(tensor: Tensor) -> int:

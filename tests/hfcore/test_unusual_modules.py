@@ -275,6 +275,31 @@ def test_what_has_a_forward_mode_alone_is_served_by_it(square: type[Square]) -> 
         torch.testing.assert_close(G @ V[:15], want @ V[:15])
 
 
+class Laplacian(nn.Module):
+    """Derivatives of a net at its inputs by torch.func, which makes zeros without numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        second = torch.func.hessian(lambda z: self.net(z)[0])
+        return torch.vmap(second)(x).diagonal(dim1=1, dim2=2).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("strategy", ["auto", "trace", "double_vjp", "measure"])
+def test_the_hessian_of_a_model_of_derivatives(strategy: str) -> None:
+    """Recording it ended the process."""
+    model, y = Laplacian(), Y[:, :1]
+    parameters = [*model.parameters()]
+    gradient = torch.autograd.grad(
+        F.mse_loss(model(X), y), parameters, create_graph=True, materialize_grads=True
+    )
+    want = rows(torch.cat([g.reshape(-1) for g in gradient]), model)
+    H = hf.Hessian(model, nn.MSELoss(), X, y, strategy=strategy)
+    torch.testing.assert_close(H @ V[: len(want)], want @ V[: len(want)])
+
+
 # ------------------------------------------------------------------------ cases
 
 
