@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, overload
+from typing import Any, Literal, NoReturn, Self, SupportsIndex, overload
 
 import torch
 from torch import Tensor
@@ -350,3 +350,20 @@ class OperatorAtParameters(LinearOperator):
     @property
     def device(self) -> torch.device:
         return self._theta.device
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        self._refuse_a_copy()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        self._refuse_a_copy()
+
+    def __copy__(self) -> Self:
+        copy = type(self).__new__(type(self))
+        vars(copy).update(vars(self))
+        return copy
+
+    def _refuse_a_copy(self) -> NoReturn:
+        raise TypeError(
+            f"{type(self).__name__}: holds graphs and locks, which cannot be copied or pickled; "
+            "build it anew from a copy of the model"
+        )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -226,3 +230,20 @@ def test_inputs_that_require_grad_leave_no_graph(name) -> None:
         for got, right in ((A @ V, want @ V), (A.diagonal(), want.diagonal())):
             assert not got.requires_grad
             assert torch.equal(got, right)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickle.dumps])
+def test_what_holds_graphs_is_not_copied_and_says_so(copied: Callable[[object], object]) -> None:
+    """A shallow copy shares them, and multiplies as the operator does."""
+    model, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
+    loss, y = torch.nn.MSELoss(), torch.randn(4, 2)
+    for operator in (
+        hf.GaussNewton(model, loss, x, y),
+        hf.Hessian(model, loss, x, y, method="finite_difference"),
+        hf.GaussNewton(hf.MLP([3, 2], ["linear"]), hf.losses.SquaredError(), x, y),
+        hf.Jacobian(model, x),
+    ):
+        v = torch.randn(operator.shape[1])
+        assert torch.equal(copy.copy(operator) @ v, operator @ v)
+        with pytest.raises(TypeError, match=r"holds graphs and locks, which cannot be copied"):
+            copied(operator)
