@@ -24,7 +24,8 @@ FIRST_ORDER: dict[str, Callable[..., torch.optim.Optimizer]] = {
     for name, value in vars(torch.optim).items()
     if isinstance(value, type)
     and issubclass(value, torch.optim.Optimizer)
-    and value is not torch.optim.Optimizer
+    # The gradients of these nets are dense.
+    and value not in (torch.optim.Optimizer, torch.optim.SparseAdam)
 }
 MOMENTUM: dict[str, Callable[..., torch.optim.Optimizer]] = {"nag": NAG, "cm": ClassicalMomentum}
 FIRST_ORDER |= {**MOMENTUM, "ncg": NonlinearCG}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from hfcore.cli.models import problem_of
+from hfcore.cli.options import SEED
 from hfcore.losses import NAMED
 from hfcore.verify import check_curvature
 
@@ -19,7 +20,7 @@ from hfcore.verify import check_curvature
     help="rnn, mlp: of the hidden units.",
 )
 @click.option("--coordinates", type=click.IntRange(1), default=2, help="Of each parameter.")
-@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option("--seed", type=SEED, default=0)
 @click.pass_context
 def check_command(
     context: click.Context,

@@ -9,7 +9,7 @@ import click
 from rich.console import Console
 from rich.table import Column, Table
 
-from hfcore.cli.options import folder_option
+from hfcore.cli.options import SEED, folder_option
 from hfcore.data import (
     PUBLISHED,
     DataFileError,
@@ -38,7 +38,7 @@ def data_commands() -> None:
 @data_commands.command("curves")
 @click.option("--train", type=click.IntRange(1), default=20_000, help="Training images.")
 @click.option("--test", type=click.IntRange(1), default=10_000, help="Test images.")
-@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option("--seed", type=SEED, default=0)
 @click.option("--construction", type=click.Choice(get_args(Construction)), default="bezier")
 def curves_command(train: int, test: int, seed: int, construction: Construction) -> None:
     """CURVES, regenerated."""
@@ -60,7 +60,7 @@ def mnist_command(folder: Path | None) -> None:
 @data_commands.command("faces")
 @folder_option
 @click.option("--transforms", type=click.IntRange(1), default=414, help="Images of each face.")
-@click.option("--seed", type=click.IntRange(0), default=0)
+@click.option("--seed", type=SEED, default=0)
 def faces_command(folder: Path | None, transforms: int, seed: int) -> None:
     """FACES, made from the Olivetti faces."""
     click.echo("FACES is made and its principal components: about half a minute")

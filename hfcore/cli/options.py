@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ from hfcore.sweeps.grid import MOST_SEEDS
 
 __all__ = [
     "INTERRUPTED",
+    "SEED",
     "Decorator",
+    "FiniteRange",
     "check_resume",
     "decorated_by",
     "device_of",
@@ -28,6 +31,8 @@ __all__ = [
 
 Decorator = Callable[[Callable[..., None]], Any]
 
+SEED = click.IntRange(0, 2**63 - 1)  # of torch's generators and of NumPy's
+
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
 
 folder_option = click.option(
@@ -35,6 +40,19 @@ folder_option = click.option(
     type=click.Path(path_type=Path),
     help="Where the files are.  [default: HFCORE_DATA, else they are downloaded]",
 )
+
+
+class FiniteRange(click.FloatRange):
+    """A range of floats without NaN and infinity, which no comparison keeps out."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """The number; BadParameter for text that is none, and outside of the range."""
+        found: float = super().convert(value, param, ctx)
+        if not math.isfinite(found):
+            self.fail(f"{found} is not a finite number.", param, ctx)
+        return found
 
 
 def decorated_by(options: Sequence[Decorator]) -> Decorator:
@@ -102,6 +120,10 @@ def seeds_of(text: str, option: str = "--seeds") -> list[int]:
         raise click.BadParameter(
             f"got {text!r}, need a number of seeds or different seeds separated by commas",
             param_hint=option,
+        )
+    if max(values) > SEED.max:
+        raise click.BadParameter(
+            f"got {text!r}, need seeds of at most {SEED.max}", param_hint=option
         )
     if "," in text:
         return values

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from hfcore.cli.options import Decorator, decorated_by, device_of
+from hfcore.cli.options import Decorator, FiniteRange, decorated_by, device_of
 from hfcore.distributed.ranks import RankFailed, RankLost, Ranks
 from hfcore.distributed.sums import REDUCTIONS
 from hfcore.distributed.torchrun import (
@@ -32,7 +32,7 @@ def processes_options() -> Decorator:
             ),
             click.option(
                 "--timeout",
-                type=click.FloatRange(0, min_open=True),
+                type=FiniteRange(0, min_open=True),
                 default=TIMEOUT_SECONDS,
                 help="Seconds after which a process that does not answer ends the others.",
             ),

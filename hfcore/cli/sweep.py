@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from hfcore.cli.build import problem_of
 from hfcore.cli.executors import check_where, executor_of, executor_options
 from hfcore.cli.invocation import Invocation, run_options
-from hfcore.cli.options import folder_option, names, numbers, seeds_of
+from hfcore.cli.options import FiniteRange, folder_option, names, numbers, seeds_of
 from hfcore.cli.tables import clock, markdown, number
 from hfcore.problems import PROBLEMS, Problem, Reconstruction
 from hfcore.sweeps import AutoencoderStart, RnnStart, Start, SweepResult, join_folder, sweep
@@ -41,7 +41,7 @@ SHOWN = ("outcome", "updates", "error", "wrong", "test_loss", "best_error", "esc
 @click.option(
     "--falling-updates", type=click.IntRange(0), default=0, help="At the end, over which ε falls."
 )
-@click.option("--weight-decay", type=click.FloatRange(0), default=0.0, help="Of ½‖θ‖².")
+@click.option("--weight-decay", type=FiniteRange(0), default=0.0, help="Of ½‖θ‖².")
 @click.option("--seeds", default="1", metavar="N|A,B,…", help="How many, or which.")
 @click.option("--updates", type=click.IntRange(1), default=50_000, help="Of every run.")
 @click.option("--batch-size", type=click.IntRange(1), default=100)
@@ -54,7 +54,7 @@ SHOWN = ("outcome", "updates", "error", "wrong", "test_loss", "best_error", "esc
 @click.option("--scale", metavar="A,B,…", help="Other starts: factor on the first weights.")
 @click.option("--test-every", type=click.IntRange(1), default=500, help="Updates.")
 @click.option("--test-size", type=click.IntRange(1), default=1000, help="Cases of the test set.")
-@click.option("--solved-below", type=click.FloatRange(0, 1), default=0.01, help="Share wrong.")
+@click.option("--solved-below", type=FiniteRange(0, 1), default=0.01, help="Share wrong.")
 @click.option("--on-device", is_flag=True, help="Cases are drawn where nets are.")
 @click.option("--csv", type=click.Path(path_type=Path), help="Write the table there.")
 @click.option("--parquet", type=click.Path(path_type=Path), help="The same; needs pyarrow.")

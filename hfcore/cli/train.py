@@ -28,7 +28,7 @@ from hfcore.cli.build import (
     start_of,
 )
 from hfcore.cli.invocation import Invocation, run_options
-from hfcore.cli.options import folder_option
+from hfcore.cli.options import SEED, FiniteRange, folder_option
 from hfcore.cli.processes import processes, processes_options
 from hfcore.data import DataFileError
 from hfcore.distributed.ranks import Ranks
@@ -89,7 +89,7 @@ PROBLEM_OPTIONS = (
 )
 @click.option("--input-scale", type=float, help="esn: of W_hx.  [default: the problem's]")
 @click.option("--spectral-radius", type=float, help="esn: of W_hh.  [default: 1.1]")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of initial weights and data.")
+@click.option("--seed", type=SEED, default=0, help="Of initial weights and data.")
 @click.option(
     "--preset",
     type=click.Choice(PRESETS),
@@ -116,7 +116,7 @@ PROBLEM_OPTIONS = (
 @click.option("--weight-decay", type=float, help="First-order: weight decay.")
 @click.option(
     "--minibatches",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=50_000,
     help="Budget of gradients and curvature products, each over 1000 sequences.",
 )
@@ -124,9 +124,7 @@ PROBLEM_OPTIONS = (
     "--updates", type=click.IntRange(1), help="First-order: the budget as updates instead."
 )
 @click.option("--iterations", type=click.IntRange(1), help="At most so many.")
-@click.option(
-    "--seconds", type=click.FloatRange(0, min_open=True), help="Of data and steps, at most."
-)
+@click.option("--seconds", type=FiniteRange(0, min_open=True), help="Of data and steps, at most.")
 @click.option(
     "--curvature-batches",
     type=click.IntRange(1),
@@ -141,7 +139,7 @@ PROBLEM_OPTIONS = (
 )
 @click.option("--gradient-batches", type=click.IntRange(1), default=10, help="hf: per step.")
 @click.option("--test-size", type=click.IntRange(1), default=10_000, help="Cases of the test set.")
-@click.option("--solved-below", type=click.FloatRange(0, 1), default=0.01, help="Share wrong.")
+@click.option("--solved-below", type=FiniteRange(0, 1), default=0.01, help="Share wrong.")
 @click.option("--test-every", type=click.IntRange(1), help="Iterations.  [default: hf 1, else 100]")
 @click.option(
     "--checkpoint-every", type=click.IntRange(1), help="Iterations.  [default: hf 1, else 100]"

@@ -168,6 +168,7 @@ def _checked_seeds(seeds: int | Sequence[int]) -> list[int]:
     for seed in seeds:
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise ValueError(f"seeds: got {seed!r}, need ints of at least 0")
+        count("seeds", seed, least=0)
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: got {list(seeds)}, need different ones")
     return list(seeds)

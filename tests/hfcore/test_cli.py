@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import torch
 
@@ -17,6 +19,7 @@ import hfcore as hf
 from command_line import invoke
 from hfcore import presets
 from hfcore.bindings import dispatch
+from hfcore.cli import main
 
 TINY = ["train", "addition", "--length", "6", "--hidden", "6", "--batch-size", "16"]
 TINY += ["--test-size", "40", "--solved-below", "0", "--minibatches", "0.3"]
@@ -335,6 +338,51 @@ def test_wrong_usage_is_told_with_code_2(arguments: list[str], message: str) -> 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def every_option(group: click.Group, *words: str) -> Iterator[tuple[list[str], click.Option]]:
+    """The options of all commands below ``group``, each with the words that name its command."""
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from every_option(command, *words, name)
+            continue
+        for option in command.params:
+            if isinstance(option, click.Option):
+                yield [*words, name], option
+
+
+@pytest.mark.parametrize("text", ["nan", "inf"])
+def test_no_range_of_floats_holds_what_is_no_finite_number(text: str) -> None:
+    found = [(c, o) for c, o in every_option(main) if isinstance(o.type, click.FloatRange)]
+    assert len(found) >= 10
+    for command, option in found:
+        result = invoke(*command, option.opts[0], text)
+        assert result.exit_code == 2, (command, result.output)
+        assert f"Invalid value for '{option.opts[0]}'" in result.output
+
+
+def test_seeds_are_those_that_generators_take() -> None:
+    found = [(c, o.opts[0]) for c, o in every_option(main) if o.opts[0] in ("--seed", "--seeds")]
+    assert len(found) >= 10
+    for command, option in found:
+        problem = ["addition", "--learning-rate", "1"] if command == ["sweep"] else []
+        result = invoke(*command, *problem, option, f"{2**63}" + "," * (option == "--seeds"))
+        assert result.exit_code == 2, (command, result.output)
+        assert f"Invalid value for '{option}'" in result.output.replace(
+            f"for {option}", f"for '{option}'"
+        )
+    with pytest.raises(ValueError, match=f"seeds: got more than {2**63 - 1}"):
+        hf.sweeps.expand({"learning_rate": [1.0]}, [2**63], ())
+
+
+def test_optimisers_of_sparse_gradients_are_not_offered() -> None:
+    result = invoke("train", "addition", "--optimizer", "sparseadam", "--lr", "0.1")
+    assert result.exit_code == 2
+    assert "got 'sparseadam', need one of hf, " in result.output
+    assert "sparseadam" not in result.output.partition("need one of")[2]
+
+
 def test_a_device_that_is_not_there() -> None:
     result = invoke(*TINY, "--device", "cuda")
     assert result.exit_code == 2

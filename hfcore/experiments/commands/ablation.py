@@ -11,7 +11,7 @@ import click
 
 from hfcore.cli.executors import executor_options
 from hfcore.cli.invocation import Invocation, run_options
-from hfcore.cli.options import names
+from hfcore.cli.options import SEED, FiniteRange, names
 from hfcore.cli.tables import number
 from hfcore.experiments.ablation import ABLATIONS, CURVES, Outcome, Settings, Variant, variants_of
 from hfcore.experiments.ablation_report import ablation_report
@@ -50,18 +50,18 @@ DEFAULTS = Settings()
 @click.option(
     "--rate",
     "learning_rate",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=DEFAULTS.learning_rate,
     help="ε of momentum.",
 )
 @click.option(
     "--momentum",
-    type=click.FloatRange(0, 1, True, True),
+    type=FiniteRange(0, 1, True, True),
     default=DEFAULTS.momentum,
     help="μ up to this.",
 )
 @click.option("--test-every", type=click.IntRange(1), default=500, help="Updates of momentum.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of weights and data.")
+@click.option("--seed", type=SEED, default=0, help="Of weights and data.")
 @executor_options()
 @run_options(
     resume="Continue the runs in --run-dir, to more --iterations perhaps; others may be added.",

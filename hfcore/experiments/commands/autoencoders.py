@@ -11,7 +11,7 @@ import click
 
 import hfcore as hf
 from hfcore.cli.invocation import run_options
-from hfcore.cli.options import Decorator, decorated_by, folder_option
+from hfcore.cli.options import SEED, Decorator, FiniteRange, decorated_by, folder_option
 from hfcore.experiments.commands.jobs import pace_of
 from hfcore.experiments.commands.training import Trainings
 from hfcore.experiments.experiment import (
@@ -33,10 +33,10 @@ PRETRAINING = "pretraining"  # its folder in that of the call
 def autoencoder_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that all these experiments have."""
     options: list[Decorator] = [
-        click.option("--seed", type=click.IntRange(0), default=0, help="Of the first weights."),
+        click.option("--seed", type=SEED, default=0, help="Of the first weights."),
         click.option(
             "--seconds",
-            type=click.FloatRange(0, min_open=True),
+            type=FiniteRange(0, min_open=True),
             help="Stop each run after so many seconds of training.",
         ),
         run_options(resume="Continue the run in --run-dir.", quiet="Only the table at the end."),
@@ -77,7 +77,7 @@ def curves_log_command(context: click.Context, /, **options: Any) -> None:
 @click.command("martens2010-table2")
 @click.option("--dataset", type=click.Choice(sorted(hf.presets.autoencoders)), required=True)
 @click.option("--iterations", type=click.IntRange(1), help="HF steps, or passes.  [default: 200]")
-@click.option("--l2", type=click.FloatRange(0), help="Weight decay.  [default: the preset's]")
+@click.option("--l2", type=FiniteRange(0), help="Weight decay.  [default: the preset's]")
 @click.option(
     "--starred", is_flag=True, help="The starred run: its weight decay, of the weights alone."
 )

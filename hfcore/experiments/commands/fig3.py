@@ -12,7 +12,7 @@ import click
 
 from hfcore.cli.executors import executor_options
 from hfcore.cli.invocation import Invocation, run_options
-from hfcore.cli.options import names, numbers, seeds_of
+from hfcore.cli.options import FiniteRange, names, numbers, seeds_of
 from hfcore.experiments.commands.jobs import in_this_process, pace_of, part_of, run_jobs
 from hfcore.experiments.fig3 import (
     BATCH_SIZE,
@@ -61,7 +61,7 @@ from hfcore.experiments.fig3_runs import Job
 )
 @click.option(
     "--limit",
-    type=click.FloatRange(0, min_open=True),
+    type=FiniteRange(0, min_open=True),
     default=LIMIT,
     help="Minibatches of a run; more are a failure.",
 )

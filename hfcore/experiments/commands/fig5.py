@@ -15,6 +15,7 @@ import torch
 
 import hfcore as hf
 from hfcore.cli.invocation import run_options
+from hfcore.cli.options import SEED
 from hfcore.experiments.commands.jobs import pace_of
 from hfcore.experiments.commands.training import Trainings
 from hfcore.experiments.experiment import (
@@ -48,7 +49,7 @@ QUADRATIC, KRYLOV, CG = "quadratic.safetensors", "krylov.safetensors", "cg.safet
 )
 @click.option("--cg-iterations", type=click.IntRange(1), default=CG_ITERATIONS, help="CG's last.")
 @click.option("--images", type=click.IntRange(1), help="Only the first so many.")
-@click.option("--seed", type=click.IntRange(0), default=0, help="Of the first weights.")
+@click.option("--seed", type=SEED, default=0, help="Of the first weights.")
 @run_options(resume="Continue the run in --run-dir.", quiet="Only the table at the end.")
 @click.pass_context
 def fig5_command(

@@ -10,7 +10,15 @@ import torch
 
 import hfcore as hf
 from hfcore.cli.invocation import Invocation, run_options
-from hfcore.cli.options import Decorator, decorated_by, folder_option, names, numbers
+from hfcore.cli.options import (
+    SEED,
+    Decorator,
+    FiniteRange,
+    decorated_by,
+    folder_option,
+    names,
+    numbers,
+)
 from hfcore.cli.tables import number
 from hfcore.experiments.commands.jobs import pace_of
 from hfcore.experiments.machine import machine_name
@@ -88,11 +96,11 @@ def _options(command: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option(
             "--seconds",
-            type=click.FloatRange(0, min_open=True),
+            type=FiniteRange(0, min_open=True),
             help="Of data and steps of each run, at most.",
         ),
         click.option("--test-every", type=click.IntRange(1), default=100, help="LSTM: updates."),
-        click.option("--seed", type=click.IntRange(0), default=0, help="Of weights and batches."),
+        click.option("--seed", type=SEED, default=0, help="Of weights and batches."),
         *_sizes(),
         folder_option,
         run_options(

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from hfcore.cli.invocation import Invocation
-from hfcore.cli.options import numbers
+from hfcore.cli.options import FiniteRange, numbers
 from hfcore.experiments.commands.momentum_autoencoders import AutoencoderTable, autoencoder_options
 from hfcore.experiments.commands.tuned import is_part, rates_of
 from hfcore.experiments.table3 import DATASET, MOMENTUM, SCALES, scale_columns, table3_report
@@ -19,7 +19,7 @@ from hfcore.experiments.table3 import DATASET, MOMENTUM, SCALES, scale_columns, 
     default=",".join(f"{scale:g}" for scale in SCALES),
     help="Factors on the initial weights, separated by commas.",
 )
-@click.option("--momentum", type=click.FloatRange(0, 1, True, True), default=MOMENTUM, help="μ_max")
+@click.option("--momentum", type=FiniteRange(0, 1, True, True), default=MOMENTUM, help="μ_max")
 @autoencoder_options()
 @click.pass_context
 def table3_command(context: click.Context, /, scales: str, momentum: float, **options: Any) -> None:
