@@ -88,6 +88,11 @@ class Policy:
         return self._cases is not None
 
     @property
+    def held(self) -> Cases | None:
+        """The data that it is on already."""
+        return self._cases
+
+    @property
     def cases(self) -> int:
         """Number of cases."""
         return len(self._data)

@@ -31,7 +31,8 @@ __all__ = [
 
 Decorator = Callable[[Callable[..., None]], Any]
 
-SEED = click.IntRange(0, 2**63 - 1)  # of torch's generators and of NumPy's
+MOST_SEED = 2**63 - 1  # of torch's generators and of NumPy's
+SEED = click.IntRange(0, MOST_SEED)
 
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
 
@@ -121,9 +122,9 @@ def seeds_of(text: str, option: str = "--seeds") -> list[int]:
             f"got {text!r}, need a number of seeds or different seeds separated by commas",
             param_hint=option,
         )
-    if max(values) > SEED.max:
+    if max(values) > MOST_SEED:
         raise click.BadParameter(
-            f"got {text!r}, need seeds of at most {SEED.max}", param_hint=option
+            f"got {text!r}, need seeds of at most {MOST_SEED}", param_hint=option
         )
     if "," in text:
         return values

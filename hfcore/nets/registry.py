@@ -178,6 +178,17 @@ def _shown(model_class: type) -> str:
     return f"hf.{model_class.__name__}" if own else model_class.__name__
 
 
+def axis_of_cases(model: nn.Module) -> int | None:
+    """Where a model that computes what its class says, a class with a net, has its cases.
+
+    None for other models, which may have them anywhere.
+    """
+    if type(model) not in _registered or why_altered(model) is not None:
+        return None
+    axis = getattr(model, "batch_dim", 0)
+    return axis if isinstance(axis, int) else 0
+
+
 def why_altered(model: nn.Module) -> str | None:
     """Why kernels must not stand in for a model with a net; None: they may."""
     if type(model) not in _registered:

@@ -170,6 +170,7 @@ def train(
     minimised = setup.loss_of(loss, parts.problem, optimizer)
     outputs = setup.outputs_of(outputs, optimizer)
     policy = setup.policy_of(
+        model,
         parts,
         optimizer,
         batches,

@@ -12,11 +12,12 @@ import torch
 from hfcore.arguments import count
 from hfcore.autograd.calls import Select, check_select
 from hfcore.batches import Batch
-from hfcore.cases import MAX_AXIS, Cases
+from hfcore.cases import MAX_AXIS, ArrayCases, Cases
 from hfcore.data.dataset import Dataset
 from hfcore.distributed.ranks import Ranks
 from hfcore.losses.checks import check_loss
 from hfcore.minibatches import DeviceBatches, Fresh, FullGradient, Policy, SmallBatches
+from hfcore.nets.registry import axis_of_cases
 from hfcore.optimisers.hessian_free import HessianFree
 from hfcore.problems.base import FiniteProblem, Judged1997, Problem, ZeroOne
 from hfcore.training import metrics
@@ -92,7 +93,10 @@ def data_of(
 
 
 def _form(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch_dim: int | None) -> Form:
-    """Where the cases lie: as told, as the optimiser was told, as the model says, or in front."""
+    """Where the cases lie: as told, as the optimiser was told, as the model says, or in front.
+
+    Raises ValueError for another axis than that of a net.
+    """
     dim: Any = batch_dim
     if dim is None:
         dim = optimizer.param_groups[0].get("batch_dim")
@@ -101,7 +105,17 @@ def _form(model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch_dim: i
     first, second = dim if isinstance(dim, tuple) and len(dim) == 2 else (dim, dim)
     for axis in (first, second):
         count("batch_dim", axis, least=0, most=MAX_AXIS)
+    _check_axes("batch_dim", (first, second), model, dim)
     return Form(first, second, next(model.parameters()).dtype)
+
+
+def _check_axes(name: str, axes: tuple[int, int], model: torch.nn.Module, shown: Any) -> None:
+    """Raise ValueError where a net has its cases elsewhere: it would take time steps for them."""
+    own = axis_of_cases(model)
+    if own is not None and axes != (own, own):
+        raise ValueError(
+            f"{name}: got {shown}, need {own}, where {type(model).__name__} has its cases"
+        )
 
 
 def loss_of(given: Any, problem: Problem | None, optimizer: torch.optim.Optimizer) -> Any:
@@ -147,6 +161,7 @@ def counter(data: Data, policy: Any) -> Count:
 
 
 def policy_of(
+    model: torch.nn.Module,
     data: Data,
     optimizer: torch.optim.Optimizer,
     given: Any,
@@ -179,6 +194,10 @@ def policy_of(
             f"batches: got {type(given).__name__}, need a policy of hf.minibatches, or a function "
             "from the number of the iteration to hf.Batches"
         )
+    if isinstance(given, Policy) and isinstance(cases := given.held, ArrayCases):
+        axes = cases.input_dim, cases.target_dim
+        shown = f"{type(given).__name__}(batch_dim={axes[0]})"
+        _check_axes("batches", axes, model, shown)
     on = getattr(given, "on", None)
     if on is None or getattr(given, "has_data", False):
         return given

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -235,6 +236,43 @@ def test_arrays_with_their_cases_on_another_axis() -> None:
     second = moved(copy.deepcopy(model), (x, y), loss=SQUARED, batch_dim=1)
     torch.testing.assert_close(first, expected, rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(second, expected * 4 / 5, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("make", [hf.RNN, hf.LSTM, hf.GRU])
+@pytest.mark.parametrize("hessian", [True, False])
+def test_a_net_is_not_given_steps_for_cases(make: Any, hessian: bool) -> None:
+    """[B,T,n] with batch_dim=0 would run the net through the cases."""
+    x, y = noise(4, 5, 3), noise(4, 5, 2, seed=1)
+
+    def trained(model: nn.Module, **options: Any) -> None:
+        chosen = hessian_free(model, SQUARED) if hessian else hf.NAG(model, lr=0.01)
+        loss = None if hessian else SQUARED
+        limits = hf.training.Limits(iterations=1)
+        hf.train(model, (x, y), chosen, loss=loss, stop=limits, progress=False, **options)
+
+    net = make(3, 6, 2, dtype=torch.float64)
+    said = f"need 1, where {make.__name__} has its cases"
+    for dim in (0, (0, 0), (1, 0)):
+        with pytest.raises(ValueError, match=re.escape(f"batch_dim: got {dim}, {said}")):
+            trained(net, batch_dim=dim)
+    wrong = SmallBatches(x, y, size=2)
+    with pytest.raises(ValueError, match=re.escape(f"SmallBatches(batch_dim=0), {said}")):
+        trained(net, batches=wrong)
+    trained(net, batch_dim=1, batches=SmallBatches(x, y, size=2, batch_dim=1))
+
+    class Turned(make):  # type: ignore[misc]
+        def forward(self, x: Tensor) -> Tensor:
+            turned: Tensor = super().forward(x.transpose(0, 1)).transpose(0, 1)
+            return turned
+
+    trained(Turned(3, 6, 2, dtype=torch.float64), **({} if hessian else {"batch_dim": 0}))
+
+
+def test_an_mlp_is_not_given_features_for_cases() -> None:
+    x = noise(4, 4)
+    model = hf.MLP([4, 4], ["linear"], dtype=torch.float64)
+    with pytest.raises(ValueError, match="batch_dim: got 1, need 0, where MLP has its cases"):
+        moved(model, (x, x), loss=SQUARED, batch_dim=1)
 
 
 def test_a_data_set_of_images_is_inputs_and_targets() -> None:
