@@ -122,11 +122,11 @@ def seeds_of(text: str, option: str = "--seeds") -> list[int]:
             f"got {text!r}, need a number of seeds or different seeds separated by commas",
             param_hint=option,
         )
-    if max(values) > MOST_SEED:
-        raise click.BadParameter(
-            f"got {text!r}, need seeds of at most {MOST_SEED}", param_hint=option
-        )
     if "," in text:
+        if max(values) > MOST_SEED:
+            raise click.BadParameter(
+                f"got {text!r}, need seeds of at most {MOST_SEED}", param_hint=option
+            )
         return values
     if not 1 <= values[0] <= MOST_SEEDS:
         need = "at least 1 seed" if values[0] < 1 else f"at most {MOST_SEEDS} seeds"

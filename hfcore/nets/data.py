@@ -182,7 +182,6 @@ def _checked_arrays(
     if not isinstance(targets, Tensor):
         raise TypeError(f"targets: got {type(targets).__name__}, need a torch.Tensor")
     loss.check_targets(torch.Size([*lead, k]), targets, x.dtype)
-    loss.check_outputs(k)
     if targets.device != x.device:
         raise ValueError(f"targets: is on {targets.device}, need {x.device}")
     if mask is None:
