@@ -473,8 +473,8 @@ def slope_of_sum(model: nn.Module, x: Tensor, b: int) -> Tensor:
 
 
 @pytest.mark.parametrize("loss", [hf.losses.SoftmaxCrossEntropy(), nn.CrossEntropyLoss()])
-@pytest.mark.parametrize("make", [lambda: hf.MLP([3, 1], ["linear"]), lambda: nn.Linear(3, 1)])
-def test_a_softmax_of_one_output_is_refused_alike_everywhere(make, loss) -> None:
+@pytest.mark.parametrize("make", [lambda: nn.Linear(3, 1)])
+def test_a_softmax_of_one_output_of_a_module_is_refused(make, loss) -> None:
     model, x, y = make(), torch.randn(4, 3), torch.zeros(4, dtype=torch.int64)
     for call in (
         lambda: hf.GaussNewton(model, loss, x, y),
@@ -483,3 +483,10 @@ def test_a_softmax_of_one_output_is_refused_alike_everywhere(make, loss) -> None
     ):
         with pytest.raises(ValueError, match=r"outputs: got 1 for a softmax.*need at least 2"):
             call()
+
+
+def test_a_softmax_of_one_output_of_a_net_has_no_curvature() -> None:
+    model, x = hf.MLP([3, 1], ["linear"]), torch.randn(4, 3)
+    y = torch.zeros(4, dtype=torch.int64)
+    G = hf.GaussNewton(model, hf.losses.SoftmaxCrossEntropy(), x, y)
+    assert torch.equal(G @ torch.eye(4), torch.zeros(4, 4))
