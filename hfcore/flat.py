@@ -5,17 +5,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from itertools import accumulate, pairwise
 from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._utils import _unflatten_dense_tensors
 from torch.nn.parameter import UninitializedParameter
 from torch.utils.weak import WeakIdKeyDictionary
 
 from hfcore.cut_parameters import drop_wholes, is_cut, whole, write
+from hfcore.flat_memory import copied_if_odd, cut
 from hfcore.layout import Layout, layout_of
 
 IN_INFERENCE = "was made under torch.inference_mode and cannot be differentiated"
@@ -65,10 +64,6 @@ class FlatParameters:
         self.numel = sum(p.numel() for p in self.tensors)
         # Whether this process has a part of each alone, see cut_parameters.
         self.are_cut = any(map(is_cut, self.tensors))
-        # Parts that are copied where a model reads them, see readable.
-        self._odd = _odd_places(p.numel() for p in self.tensors)
-        # Torch's own way gives an empty parameter another shape.
-        self._are_plain = not self.are_cut and all(p.numel() for p in self.tensors)
         self._lie_apart = False  # until it has been looked at
         self._layout: Layout | None = None
         self._trained: list[bool] = []
@@ -195,23 +190,11 @@ class FlatParameters:
 
     def split(self, theta: Tensor) -> list[Tensor]:
         """Views of ``theta [N]`` in the shapes of the parameters."""
-        if self._are_plain and len(theta) == self.numel:
-            return list(_unflatten_dense_tensors(theta, self.tensors))  # a third of the time
-        parts = theta.split([p.numel() for p in self.tensors])
-        return [part.view(p.shape) for part, p in zip(parts, self.tensors, strict=True)]
+        return cut(theta, self.tensors)
 
     def readable(self, theta: Tensor) -> list[Tensor]:
-        """Views of ``theta [N]`` as by :meth:`split`, to be read by a model and not written.
-
-        They are copies where ``torch.view_as_complex`` refuses the view, of a part that begins at
-        an odd place or has gaps.
-        """
-        parts = self.split(theta)
-        if theta.storage_offset() % 2 or not theta.is_contiguous():
-            return [copied_if_odd(part) for part in parts]
-        for i in self._odd:
-            parts[i] = parts[i].clone()
-        return parts
+        """Parts of ``theta [N]`` to be read by a model, not written: copies where it may need them."""
+        return [copied_if_odd(part) for part in self.split(theta)]
 
     def slices(self) -> dict[str, slice]:
         """Where every parameter lies in a flat vector, by name."""
@@ -228,18 +211,6 @@ class FlatParameters:
             if not bool(torch.isfinite(part).all()):
                 return name
         return None
-
-
-def copied_if_odd(part: Tensor) -> Tensor:
-    """``part […]`` of a flat vector, as :meth:`FlatParameters.readable` has it."""
-    even = part.numel() % 2 or (part.storage_offset() % 2 == 0 and part.is_contiguous())
-    return part if even else part.clone()
-
-
-def _odd_places(sizes: Iterable[int]) -> list[int]:
-    """Which parts, of so many numbers each, begin at an odd place and hold pairs."""
-    ends = [0, *accumulate(sizes)]
-    return [i for i, (a, b) in enumerate(pairwise(ends)) if a % 2 and b % 2 and b > a]
 
 
 def _check_values_there(named: Iterable[tuple[str, nn.Parameter]]) -> None:

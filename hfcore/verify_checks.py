@@ -170,7 +170,7 @@ class ModelChecker(Checker):
     def _rop(self, V: list[Tensor]) -> float:
         (strategy, _), *_ = self._net.curvature([self._part], self._theta)._strategies
         assert isinstance(strategy, DoubleVjp)
-        got = [strategy.push(self._net.parameters.readable(v)) for v in V]
+        got = [strategy.push(self._net.parameters.split(v)) for v in V]
         return _relative(torch.stack(got), torch.stack([self._output_difference(v) for v in V]))
 
     def _second(self) -> LinearMap:

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 from hfcore.autograd.double_vjp import Jacobian, Strategy
 from hfcore.autograd.graph import Gradients, Graph, Like, Parts, sample
 from hfcore.autograd.strategies import RECOMPUTING, Rebuilt, make_strategy
-from hfcore.autograd.trace import plain, trace
+from hfcore.autograd.trace import filled, trace
 from hfcore.autograd.traced import Traced
 
 logger = logging.getLogger("hfcore")
@@ -130,9 +130,8 @@ class Chooser:
 
     def by_time(self, products: int) -> tuple[Choice, Strategy]:
         """What is fastest for so many products, with the time that it takes to set up."""
-        trace(
-            lambda v: [2 * v[0]], [torch.ones(1, device="cpu")]
-        )  # what torch imports at its first recording
+        # What torch imports at its first recording.
+        trace(lambda v: [2 * v[0]], [torch.ones(1, device="cpu")])
         graph, found = self._graph(), dict[str, Strategy]()
         seconds: dict[str, tuple[float, float]] = {}
 
@@ -231,7 +230,7 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        args = tuple(map(plain, args))
+        args = tuple(map(filled, args))
         result = func(*args, **kwargs)
         if not func.is_view:
             numbers = sum(t.numel() for t in tree_leaves(result) if isinstance(t, Tensor))

@@ -265,7 +265,7 @@ class ModuleCurvature(UnstoppableCurvature):
     ) -> Tensor:
         """(B + damping·I + structural·G_S) v for ``v [N]``, a new vector or ``out``."""
         self._check_structural(structural)
-        parts, flat = self._objective.parameters.readable(v), None
+        parts, flat = self._objective.parameters.split(v), None
         try:
             with no_casts(v.device):
                 for strategy, share in self._strategies:

@@ -151,7 +151,7 @@ def _against_differences(
     slope, along = (up - down) / (2 * step), 0.5 * dot(ahead + behind, v)
     if abs(slope - along) > DIFFERENCES * max(abs(slope), abs(along)):
         return
-    product = flatten(strategy.apply(objective.parameters.readable(v), 0.0), parts)
+    product = flatten(strategy.apply(objective.parameters.split(v), 0.0), parts)
     share = sum(share for _, share in objective.pieces(data))  # of the mean over cases
     product = product.mul(share).add(v, alpha=objective.l2)
     difference = (ahead - behind) / (2 * step)

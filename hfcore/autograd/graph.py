@@ -13,6 +13,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from hfcore.autograd.data import NO_DEPENDENCE, no_graph
 from hfcore.autograd.loss_graph import LinearMap
+from hfcore.flat_memory import copied_if_odd
 
 Parts = list[Tensor]
 Gradients = Sequence[Tensor | None]
@@ -131,8 +132,9 @@ def derivative(outputs: Gradients, inputs: Parts, v: Parts) -> Gradients:
     used = [(g, p) for g, p in zip(outputs, v, strict=True) if g is not None and g.requires_grad]
     if not used or not inputs:
         return [None] * len(inputs)
+    tangents = [copied_if_odd(p) for _, p in used]
     return torch.autograd.grad(
-        [g for g, _ in used], inputs, [p for _, p in used], retain_graph=True, allow_unused=True
+        [g for g, _ in used], inputs, tangents, retain_graph=True, allow_unused=True
     )
 
 

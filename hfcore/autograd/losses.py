@@ -97,7 +97,7 @@ class PackageLoss:
         if outputs.ndim < 2:
             raise ValueError(f"outputs: got shape {list(outputs.shape)}, need at least [B,k]")
         self.loss.check_targets(outputs.shape, part.targets, outputs.dtype)
-        self.loss.check_outputs(outputs.shape[-1])
+        self.loss.check_output_count(outputs.shape[-1])
         check_classes(part, outputs.shape[-1])
         if part.mask is not None and part.mask.shape != outputs.shape[:-1]:
             raise ValueError(

@@ -27,6 +27,7 @@ from hfcore.autograd.double_vjp import DoubleVjp, Jacobian, Strategy, summed
 from hfcore.autograd.graph import Gradients, Graph, Parts, sample
 from hfcore.autograd.trace import NotTraceable
 from hfcore.autograd.traced import Traced, compare
+from hfcore.flat_memory import copied_if_odd
 
 STRATEGIES = ("trace", "double_vjp", "linearize", "jvp")
 RECOMPUTING = ("double_vjp", "jvp")
@@ -48,7 +49,7 @@ class Forward:
         graph = self._graph
         weight = v[0].new_tensor(structural) if structural else None
         held = weight is not None
-        gradients, tangents = self._map(held)(v)
+        gradients, tangents = self._pushed(v, held)
         terms: list[Gradients] = [gradients] if graph.hessian else []
         if graph.splits(held):
             # What is cached may lie in them.
@@ -61,13 +62,17 @@ class Forward:
         if graph.hessian or not graph.main:
             return None
         return Jacobian(
-            lambda v: self._map(False)(v)[1],
+            lambda v: self._pushed(v, False)[1],
             lambda w: graph.pull(w, False),
             [split.like for split in graph.main],
         )
 
+    def _pushed(self, v: Parts, structural: bool) -> Any:
+        """(derivative of the gradient along v, J v at the splits)."""
+        return self._map(structural)([copied_if_odd(part) for part in v])
+
     def _map(self, structural: bool) -> Callable[[Parts], Any]:
-        """v ↦ (derivative of the gradient, J v at the splits)."""
+        """v ↦ the same."""
         graph = self._graph
         splits_at, loss_at = graph.splits_at, graph.loss_at
         assert splits_at is not None

@@ -152,7 +152,7 @@ class TorchLoss(PackageLoss):
         need = f"{classes} of int64 classes, or {list(outputs.shape)} of floating shares of each"
         if outputs.ndim < 2:
             return
-        self.loss.check_outputs(outputs.shape[1])
+        self.loss.check_output_count(outputs.shape[1])
         fits = classes if _are_classes(targets) else list(outputs.shape)
         if list(targets.shape) != fits:
             raise ValueError(

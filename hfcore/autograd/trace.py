@@ -138,7 +138,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        args = tuple(map(self._plain, args))
+        args = tuple(map(self._filled, args))
         node = Node(
             func,
             tuple(self.lookup(a) for a in args),
@@ -154,9 +154,9 @@ class _Recorder(TorchDispatchMode):
             self._record(node, result)
         return result
 
-    def _plain(self, value: Any) -> Any:
-        """An argument that is :func:`plain`, and what it is in the program."""
-        made = plain(value)
+    def _filled(self, value: Any) -> Any:
+        """An argument that is :func:`filled`, and what it is in the program."""
+        made = filled(value)
         if made is not value and isinstance(value, Tensor) and value in self._nodes:
             self._nodes[made] = self._nodes[value]
         return made
@@ -193,7 +193,7 @@ class _Recorder(TorchDispatchMode):
             raise NotTraceable(f"{node.op} reads the values of a tangent")
 
 
-def plain(value: Any) -> Any:
+def filled(value: Any) -> Any:
     """An op's argument with numbers where it is one of torch's zeros ``[…]`` without any.
 
     Forward and double backward mode make those, and some ops (``aten.mul.Scalar`` in torch 2.13)
@@ -204,7 +204,7 @@ def plain(value: Any) -> Any:
             return value
         return torch.zeros(value.shape, dtype=value.dtype, device=value.device)
     if isinstance(value, list) and any(isinstance(v, Tensor) and v._is_zerotensor() for v in value):
-        return [plain(v) for v in value]
+        return [filled(v) for v in value]
     return value
 
 

@@ -14,6 +14,12 @@ from torch import Tensor
 from hfcore.autograd.trace import Node, Program, aten
 from hfcore.autograd.trace_reuse import Reuse
 from hfcore.autograd.trace_rewriter import RESHAPES, shape_of
+from hfcore.flat_memory import copied_if_odd
+
+
+def _as_complex(t: Tensor) -> Tensor:
+    return torch.view_as_complex(copied_if_odd(t))
+
 
 # The same op through torch's own binding, which is called faster than the dispatcher's.
 BINDINGS: dict[Any, Callable[..., Any]] = {
@@ -43,6 +49,7 @@ BINDINGS: dict[Any, Callable[..., Any]] = {
     aten.unsqueeze.default: torch.unsqueeze,
     aten.squeeze.dim: torch.squeeze,
     aten._softmax_backward_data.default: torch._softmax_backward_data,
+    aten.view_as_complex.default: _as_complex,
 }
 
 # Those that write a gradient where it is asked for.

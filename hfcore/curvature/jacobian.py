@@ -120,7 +120,7 @@ def _graph_passes(
         s = selected(_called(module, inputs), select)
         return s.sum(), s
 
-    leaves = [p.clone().requires_grad_() for p in parameters.readable(theta)]
+    leaves = [p.clone().requires_grad_() for p in parameters.split(theta)]
     with torch.enable_grad():
         s = evaluator.evaluate(outputs, leaves).outputs
     assert s is not None

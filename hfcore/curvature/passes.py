@@ -12,7 +12,6 @@ from hfcore.autograd.data import no_graph, said_of_graphs
 from hfcore.autograd.evaluation import flatten
 from hfcore.autograd.graph import Graph, Parts, Split
 from hfcore.curvature.linear_operator import LinearOperator, OperatorAtParameters
-from hfcore.flat import copied_if_odd
 from hfcore.flat_memory import cut
 
 # Rows times outputs, and rows times parameters, of one batched backward pass: what stays in caches.
@@ -140,9 +139,7 @@ class GraphPasses:
         rows = []
         for v in V:
             with said_of_graphs():
-                (tangent,) = self._graph.push(
-                    [copied_if_odd(part) for part in cut(v, leaves)], False
-                )
+                (tangent,) = self._graph.push(cut(v, leaves), False)
             tangent = torch.zeros_like(self.outputs) if tangent is None else tangent.detach()
             rows.append(tangent.reshape(-1))
         return torch.stack(rows)

@@ -127,7 +127,7 @@ class Loss(ABC):
         if targets.dtype != dtype:
             raise TypeError(f"targets: got {targets.dtype}, need {dtype} like the model")
 
-    def check_outputs(self, k: int) -> None:
+    def check_output_count(self, k: int) -> None:
         """Raise ValueError where a model's k outputs are too few to be trained."""
         return
 

@@ -155,7 +155,7 @@ class SoftmaxCrossEntropy(KernelLoss):
         if self.weight is not None:
             self.weight.check_length(s_shape[-1])
 
-    def check_outputs(self, k: int) -> None:
+    def check_output_count(self, k: int) -> None:
         if k < 2:
             raise ValueError(
                 f"outputs: got {k} for a softmax, whose cross-entropy is then constant; need at "

@@ -28,9 +28,7 @@ class FixedWeights:
 
     def __init__(self, name: str, values: Sequence[float] | Tensor) -> None:
         try:
-            given = (
-                torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().cpu().clone()
-            )
+            given = torch.as_tensor(values, dtype=torch.float64, device="cpu").detach().clone()
         except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise TypeError(f"{name}: got {type(values).__name__}, need numbers [k]") from error
         self.values = given

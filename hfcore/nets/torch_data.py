@@ -133,7 +133,7 @@ def _outputs(
             loss.check_targets(torch.Size([B, k, T]), targets, dtype)
             targets = targets.mT
         loss.check_targets(torch.Size([*lead, k]), targets, dtype)
-    loss.check_outputs(k)
+    loss.check_output_count(k)
     if mask is not None:
         check_tensor("mask", mask, lead)
     if not isinstance(targets, Tensor) or T * B == 0:

@@ -15,6 +15,7 @@ from hfcore.distributed.group import Group
 from hfcore.distributed.order import Order
 from hfcore.distributed.ranks import check_one_process
 from hfcore.distributed.sums import Sums
+from hfcore.flat_memory import cut
 
 
 class Averaging:
@@ -106,11 +107,11 @@ class Averaging:
 
             flat = some[0].new_empty(sum(p.numel() for p in some))
             total = self._sums(order, leaf, flat).detach()
-            for p, part in zip(some, total.split([p.numel() for p in some]), strict=True):
+            for p, part in zip(some, cut(total, some), strict=True):
                 if p.grad is None:
-                    p.grad = part.view(p.shape).clone()
+                    p.grad = part.clone()
                 else:
-                    p.grad.copy_(part.view(p.shape))
+                    p.grad.copy_(part)
 
 
 def _parameters(param_groups: Sequence[Mapping[str, Any]]) -> list[Tensor]:
