@@ -193,7 +193,7 @@ class FlatParameters:
         return cut(theta, self.tensors)
 
     def readable(self, theta: Tensor) -> list[Tensor]:
-        """Parts of ``theta [N]`` to be read by a model, not written: copies where it may need them."""
+        """Parts of ``theta [N]`` for a model to read, not to write: copied where they must be."""
         return [copied_if_odd(part) for part in self.split(theta)]
 
     def slices(self) -> dict[str, slice]:
