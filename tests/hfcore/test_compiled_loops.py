@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def hits(folder: Path) -> int:
     source = folder / "filler.py"
     if not source.exists():
         source.write_text(SOURCE)
-    space: dict[str, Any] = {}
+    gc.collect()  # a new process knows nothing of the loop before
+    space: dict[str, Any] = {"__name__": __name__}  # numba imports the loop's module on reading
     exec(compile(SOURCE, str(source), "exec"), space)
     kernel: Any = compile_kernel(space["fill"])
     array = np.zeros(3)
