@@ -113,8 +113,9 @@ def compare(
             ours.run()
 
     benchmark.group = group
+    rounds = effort.rounds if ours.rounds is None else min(effort.rounds, ours.rounds)
     benchmark.pedantic(  # type: ignore[no-untyped-call]
-        our_turn, setup=play_the_others, rounds=effort.rounds, iterations=1
+        our_turn, setup=play_the_others, rounds=rounds, iterations=1
     )
     if benchmark.stats is None:
         return {}

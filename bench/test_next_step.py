@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import hfcore as hf
 from bench.interleave import Contestant, Effort, compare
-from bench.test_hf_iteration import Iteration
+from bench.test_hf_iteration import SLOW_ROUNDS, Iteration
 from hfcore.training.gradients import backpropagation
 
 H, B, BATCHES = 300, 200, 3
@@ -56,7 +56,7 @@ def test_iteration(benchmark: BenchmarkFixture, effort: Effort, name: str) -> No
         ours.start_here()
     ours.stats.clear()
     case = f"{name}-T{problem.length}-B{B}-H{H}-structural"
-    contestant = Contestant("hfcore", ours)
+    contestant = Contestant("hfcore", ours, rounds=SLOW_ROUNDS)
     seconds = compare(benchmark, effort, contestant, [], group="Hessian-free iteration", case=case)
     if seconds:
         (row,) = benchmark.extra_info["rows"]

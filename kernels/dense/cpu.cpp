@@ -1,8 +1,9 @@
 // Dense ops: products in register tiles, epilogues while the result is still in the L2 cache.
 //
-// forward, rforward, backward: the weights are packed once a call; a task takes a chunk of cases
-// through all units and then through the epilogue. gradient: a task owns a block of gW and runs
-// over all cases, so nothing is ever summed across tasks. Bits depend on the shape alone.
+// forward, rforward, backward: of few cases a task packs the weights of a panel of units and takes
+// all cases through it; of many, all weights are packed once, and a task takes a chunk of cases
+// through all units. Then comes the epilogue. gradient: a task owns a block of gW and runs over all
+// cases, so nothing is ever summed across tasks. Bits depend on the shape alone.
 #include "kernels/dense/cpu.h"
 
 #include "kernels/cpu/gemm.h"
@@ -15,6 +16,8 @@ namespace {
 
 // Cases of a chunk: with their inputs and outputs of a few hundred units they fill half the L2.
 constexpr int64_t chunk_cases = 8 * tile_rows;
+// Inputs of a layer up to this size stay in the caches while every panel of units reads them.
+constexpr int64_t cached_cases = 2 << 20;
 // Packed weights held at a time; beyond it the nets of a group take turns.
 constexpr int64_t pack_bytes = 64 << 20;
 // A task's block of gW: its packed operands, one block of cases deep, fill half the L2 cache. Wide,
@@ -43,10 +46,48 @@ struct Factor {
 };
 
 // out [G,B,columns] = epilogue(bias + Σ A·weights); epilogue(net, offset, elements) finishes a run.
+// Here a task takes a panel of units through all cases: it packs no weights but its own, and nobody
+// waits for another.
 template <class T, int count, class F>
-void layer(const DenseDims& d, int64_t K, int64_t columns, const Factor<T> (&factors)[count],
-           Grouped<T> bias, T* out, const F& epilogue) {
-    const Panels<T> panels(columns);
+void layer_by_units(const DenseDims& d, int64_t K, const Panels<T>& panels,
+                    const Factor<T> (&factors)[count], Grouped<T> bias, T* out, int threads,
+                    const F& epilogue) {
+    const Blocks depth(K, block_k), down(d.B, tile_rows);
+    const int64_t columns = panels.columns;
+    Region region(threads, Denormals::flush);
+    region.run(d.G * panels.count(), [&](int64_t task, int worker) {
+        const int64_t g = task / panels.count(), p = task % panels.count();
+        const int64_t first = panels.first(p), width = panels.width(p), used = panels.used(p);
+        T* panel = static_cast<T*>(region.scratch(worker, block_k * width * sizeof(T)));
+        const int64_t offset = g * d.B * columns + first;
+        Target<T> to{out + offset, columns, bias.data ? bias.at(g) + first : nullptr, 0};
+        for (const Factor<T>& factor : factors)
+            for (int64_t b = 0; b < depth.count; ++b) {
+                const int64_t k0 = depth.start(b), deep = depth.start(b + 1) - k0;
+                const T* source = factor.weights.at(g);
+                if (factor.transposed)
+                    pack_panel_of_columns<T>(panel, panels, p, source + k0, K, deep);
+                else
+                    pack_panel<T, false>(panel, panels, p, source + k0 * columns, columns, deep);
+                for (int64_t i = 0; i < down.count; ++i) {
+                    const int64_t i0 = down.start(i), J = down.start(i + 1) - i0;
+                    tile_product<T, false>(J, width, used, factor.A.at(g) + i0 * K + k0, K, panel,
+                                           deep, to.at(i0, 0));
+                }
+                to.start = to.C;
+                to.start_stride = to.stride;
+            }
+        for (int64_t i = 0; i < d.B; ++i)
+            epilogue(g, i * columns + first, to.C + i * columns, used);
+    });
+}
+
+// The same by chunks of cases, the weights packed once for all of them.
+template <class T, int count, class F>
+void layer_by_cases(const DenseDims& d, int64_t K, const Panels<T>& panels,
+                    const Factor<T> (&factors)[count], Grouped<T> bias, T* out, int threads,
+                    const F& epilogue) {
+    const int64_t columns = panels.columns;
     const int64_t size = panels.elements(K);
     // A weight set that the group shares is packed once.
     int64_t slots = 0, slot_of[count];
@@ -58,12 +99,12 @@ void layer(const DenseDims& d, int64_t K, int64_t columns, const Factor<T> (&fac
         slot_of[f] = slots;
         slots += shared[f] ? 1 : nets;
     }
-    const int threads = useful_threads(d, count);
     Region region(threads, Denormals::flush);
     T* packs = static_cast<T*>(region.shared(slots * size * sizeof(T)));
-    // Enough chunks to share evenly; how cases are cut does not touch their bits.
-    const int64_t even = (d.B + 4 * threads - 1) / (4 * threads);
-    const Blocks chunks(d.B, smaller(chunk_cases, (even + tile_rows - 1) / tile_rows * tile_rows));
+    // As many for each thread; how cases are cut does not touch their bits.
+    const int64_t chunk = smaller(chunk_cases, (d.B + threads - 1) / threads);
+    const int64_t each = (d.B + chunk * threads - 1) / (chunk * threads);
+    const Blocks chunks(d.B, (d.B + each * threads - 1) / (each * threads));
     for (int64_t g0 = 0; g0 < d.G; g0 += nets) {
         const int64_t here = smaller(nets, d.G - g0);
         for (int f = 0; f < count; ++f) {
@@ -92,6 +133,18 @@ void layer(const DenseDims& d, int64_t K, int64_t columns, const Factor<T> (&fac
             epilogue(g, from * columns, C, rows * columns);
         });
     }
+}
+
+template <class T, int count, class F>
+void layer(const DenseDims& d, int64_t K, int64_t columns, const Factor<T> (&factors)[count],
+           Grouped<T> bias, T* out, const F& epilogue) {
+    const Panels<T> panels(columns);
+    const int threads = useful_threads(d, count);
+    const bool cached = d.B * K * count * static_cast<int64_t>(sizeof(T)) <= cached_cases;
+    if (cached && d.G * panels.count() >= 2 * threads)
+        layer_by_units<T>(d, K, panels, factors, bias, out, threads, epilogue);
+    else
+        layer_by_cases<T>(d, K, panels, factors, bias, out, threads, epilogue);
 }
 
 template <class T>
