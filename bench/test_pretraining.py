@@ -72,7 +72,7 @@ def test_rbm_epoch(benchmark: BenchmarkFixture, effort: Effort) -> None:
     images = hf.data.curves(IMAGES, 1).train
     ours, by_hand = Ours(), ByHand()
     first, second = ours.epoch(images), by_hand.epoch(images)
-    assert abs(first - second) < 1e-3 * second, "another method"
+    assert abs(first - second) < 1e-2 * second, "another method"
     compare(
         benchmark,
         effort,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain, combinations, product
 
 import torch
 from torch import Tensor
@@ -133,6 +134,16 @@ def check_out(out: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
     if out.requires_grad:
         raise ValueError("out: requires grad, need a plain buffer")
     return out
+
+
+def check_apart(written: Mapping[str, Tensor | None], **read: Tensor) -> None:
+    """Check that what is written ``[...]`` shares memory with nothing else."""
+    arrays = [(name, array) for name, array in written.items() if array is not None]
+    for (name, array), (other, there) in chain(
+        combinations(arrays, 2), product(arrays, read.items())
+    ):
+        if overlap(array, there):
+            raise ValueError(f"{name}: shares memory with {other}, need its own")
 
 
 def overlap(a: Tensor, b: Tensor) -> bool:

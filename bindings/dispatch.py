@@ -39,6 +39,8 @@ OPS: dict[str, tuple[Backend, ...]] = {
     "dense.dense_gradient": EVERYWHERE,
     "dense.net_gradient": EVERYWHERE,
     "dense.net_update": EVERYWHERE,
+    "dense.contrastive_gradient": EVERYWHERE,
+    "dense.contrastive_update": EVERYWHERE,
     "sparse.ell_matmul": EVERYWHERE,
     "sparse.ell_matmul_t": EVERYWHERE,
     "sparse.ell_gradient": EVERYWHERE,
@@ -54,6 +56,7 @@ OPS: dict[str, tuple[Backend, ...]] = {
     "momentum.momentum_update": EVERYWHERE,
     "momentum.lookahead_point": EVERYWHERE,
     "draws.philox": EVERYWHERE,
+    "draws.uniform": EVERYWHERE,
 }
 
 # Families whose CUDA form is a binary of CUDA C++, in float32 alone; the others are Triton's.

@@ -8,19 +8,19 @@ the CUDA form is those ops (``forms/net``). Formulas: ``kernels/dense/reference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import chain, combinations, pairwise, product
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from hfcore.bindings.checks import (
+    check_apart,
     check_choice,
     check_group,
     check_out,
     check_positive,
     check_tensor,
-    overlap,
 )
 from hfcore.bindings.dense import ACTIVATIONS, check_factor
 from hfcore.bindings.dispatch import choose
@@ -84,7 +84,7 @@ def net_gradient(
     check_factor("scale", scale)
     G = check_group(x=x, targets=targets, theta=theta)
     out = check_out(out, (G, theta.shape[1]), x)
-    _check_apart({"out": out}, x=x, targets=targets, theta=theta)
+    check_apart({"out": out}, x=x, targets=targets, theta=theta)
     serving = form(choose("dense.net_gradient", x))
     return serving.net_gradient(net, x, targets, theta, scale, out), out
 
@@ -160,14 +160,4 @@ def _check_update(
         if array.shape[0] not in (1, G):
             wanted = f"1 or {G}" if G > 1 else "1"
             raise ValueError(f"{name}: got group axis {array.shape[0]}, need {wanted} like theta")
-    _check_apart({"theta": theta, "velocity": velocity, "out": out}, x=x, targets=targets)
-
-
-def _check_apart(written: Mapping[str, Tensor | None], **read: Tensor) -> None:
-    """Check that what is written shares memory with nothing else."""
-    arrays = [(name, array) for name, array in written.items() if array is not None]
-    for (name, array), (other, there) in chain(
-        combinations(arrays, 2), product(arrays, read.items())
-    ):
-        if overlap(array, there):
-            raise ValueError(f"{name}: shares memory with {other}, need its own")
+    check_apart({"theta": theta, "velocity": velocity, "out": out}, x=x, targets=targets)

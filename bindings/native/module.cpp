@@ -92,8 +92,10 @@ NB_MODULE(_native, m) {
     hfcore::bind_loss(m);
     hfcore::bind_dense(m);
     hfcore::bind_net(m);
+    hfcore::bind_contrastive(m);
     hfcore::bind_sparse(m);
     hfcore::bind_conjugate_gradient(m);
     hfcore::bind_momentum(m);
+    hfcore::bind_draws(m);
     hfcore::bind_math(m);
 }

@@ -25,9 +25,11 @@ void bind_gated(nb::module_& m);
 void bind_loss(nb::module_& m);
 void bind_dense(nb::module_& m);
 void bind_net(nb::module_& m);
+void bind_contrastive(nb::module_& m);
 void bind_sparse(nb::module_& m);
 void bind_conjugate_gradient(nb::module_& m);
 void bind_momentum(nb::module_& m);
+void bind_draws(nb::module_& m);
 void bind_math(nb::module_& m);
 
 // Any C-contiguous array in CPU memory.

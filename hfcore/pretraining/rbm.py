@@ -20,6 +20,7 @@ from torch.nn.functional import softplus
 
 from hfcore.arguments import count, naming_options, nonnegative, placement
 from hfcore.bindings.checks import check_choice, check_positive, check_tensor
+from hfcore.bindings.contrastive import split_machine
 from hfcore.bindings.dense import dense_backward, dense_forward
 
 Units = Literal["bernoulli", "gaussian"]
@@ -179,5 +180,5 @@ class RBM:
 
 def split_rbm(flat: Tensor, n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
     """Views (W ``[m,n]``, b_h ``[m]``, b_v ``[n]``) of ``flat [1,N]``."""
-    W, b_h, b_v = flat[0].split([m * n, m, n])
-    return W.view(m, n), b_h, b_v
+    W, b_h, b_v = split_machine(flat, n, m)
+    return W[0], b_h[0], b_v[0]

@@ -189,6 +189,24 @@ void row_product(T* C, int64_t rows, const Panels<T>& panels, const T* bias,
     }
 }
 
+// The columns of panel p of C [rows] = start + A·P; A [rows][stride], the panel of P as packed.
+template <class T>
+void panel_product(Target<T> to, int64_t rows, const Panels<T>& panels, int64_t p, const T* A,
+                   int64_t stride, const T* P, int64_t K) {
+    const Blocks down(rows, tile_rows), depth(K, block_k);
+    const int64_t width = panels.width(p);
+    for (int64_t d = 0; d < depth.count; ++d) {
+        const int64_t k0 = depth.start(d), deep = depth.start(d + 1) - k0;
+        for (int64_t b = 0; b < down.count; ++b) {
+            const int64_t i0 = down.start(b), J = down.start(b + 1) - i0;
+            tile_product<T, false>(J, width, panels.used(p), A + i0 * stride + k0, stride,
+                                   P + k0 * width, deep, to.at(i0, 0));
+        }
+        to.start = to.C;
+        to.start_stride = to.stride;
+    }
+}
+
 // C [rows][columns] (of the target) = start + AᵀP for A packed by pack_left, K at most a block.
 template <class T>
 void column_product(const Target<T>& to, int64_t rows, const Panels<T>& panels, const T* A,

@@ -52,33 +52,23 @@ template <class T, int count, class F>
 void layer_by_units(const DenseDims& d, int64_t K, const Panels<T>& panels,
                     const Factor<T> (&factors)[count], Grouped<T> bias, T* out, int threads,
                     const F& epilogue) {
-    const Blocks depth(K, block_k), down(d.B, tile_rows);
     const int64_t columns = panels.columns;
     Region region(threads, Denormals::flush);
     region.run(d.G * panels.count(), [&](int64_t task, int worker) {
         const int64_t g = task / panels.count(), p = task % panels.count();
         const int64_t first = panels.first(p), width = panels.width(p), used = panels.used(p);
-        T* panel = static_cast<T*>(region.scratch(worker, block_k * width * sizeof(T)));
-        const int64_t offset = g * d.B * columns + first;
-        Target<T> to{out + offset, columns, bias.data ? bias.at(g) + first : nullptr, 0};
-        for (const Factor<T>& factor : factors)
-            for (int64_t b = 0; b < depth.count; ++b) {
-                const int64_t k0 = depth.start(b), deep = depth.start(b + 1) - k0;
-                const T* source = factor.weights.at(g);
-                if (factor.transposed)
-                    pack_panel_of_columns<T>(panel, panels, p, source + k0, K, deep);
-                else
-                    pack_panel<T, false>(panel, panels, p, source + k0 * columns, columns, deep);
-                for (int64_t i = 0; i < down.count; ++i) {
-                    const int64_t i0 = down.start(i), J = down.start(i + 1) - i0;
-                    tile_product<T, false>(J, width, used, factor.A.at(g) + i0 * K + k0, K, panel,
-                                           deep, to.at(i0, 0));
-                }
-                to.start = to.C;
-                to.start_stride = to.stride;
-            }
-        for (int64_t i = 0; i < d.B; ++i)
-            epilogue(g, i * columns + first, to.C + i * columns, used);
+        T* panel = static_cast<T*>(region.scratch(worker, K * width * sizeof(T)));
+        T* C = out + g * d.B * columns + first;
+        Target<T> to{C, columns, bias.data ? bias.at(g) + first : nullptr, 0};
+        for (const Factor<T>& factor : factors) {
+            if (factor.transposed)
+                pack_panel_of_columns<T>(panel, panels, p, factor.weights.at(g), K, K);
+            else
+                pack_panel<T, false>(panel, panels, p, factor.weights.at(g), columns, K);
+            panel_product<T>(to, d.B, panels, p, factor.A.at(g), K, panel, K);
+            to = {C, columns, C, columns};
+        }
+        for (int64_t i = 0; i < d.B; ++i) epilogue(g, i * columns + first, C + i * columns, used);
     });
 }
 

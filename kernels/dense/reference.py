@@ -109,3 +109,32 @@ def net_gradient(
         if l:
             delta = dense_backward(delta, layers[l][0], ys[l], activations[l - 1], None)
     return losses, torch.cat(parts[::-1], 1)
+
+
+# ---------------------------------------------------------------------------- Boltzmann machines
+
+
+def split_machine(flat: Tensor, n: int, m: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Views (W ``[G,m,n]``, b_h ``[G,m]``, b_v ``[G,n]``) of ``flat [G,N]``."""
+    W, b_h, b_v = flat.split([m * n, m, n], dim=1)
+    return W.unflatten(1, (m, n)), b_h, b_v
+
+
+def contrastive_gradient(
+    v: Tensor, noise: Tensor, theta: Tensor, visible: str, hidden: str
+) -> tuple[Tensor, Tensor]:
+    """Squared errors of the reconstructions ``[G]`` float64 and the CD-1 gradient ``[G,N]``.
+
+    With p = φ_h(v Wᵀ + b_h), h = [noise < p] of logistic hidden units or p + noise of linear ones,
+    v₁ = φ_v(h W + b_v) and p₁ = φ_h(v₁ Wᵀ + b_h), the gradient is (Σ p₁ v₁ᵀ − p vᵀ) / B for W and
+    likewise for b_h and b_v; ``v [G,B,n]``, ``noise [G,B,m]``.
+    """
+    B, n, m = v.shape[1], v.shape[2], noise.shape[2]
+    W, b_h, b_v = split_machine(theta, n, m)
+    p = dense_forward(v, W, b_h, hidden)
+    h = (noise < p).to(p.dtype) if hidden == LOGISTIC else p + noise
+    v1 = activate(visible, h @ W + b_v.unsqueeze(1))
+    p1 = dense_forward(v1, W, b_h, hidden)
+    missed = v1 - v
+    parts = ((p1.mT @ v1 - p.mT @ v).flatten(1), (p1 - p).sum(1), missed.sum(1))
+    return missed.double().square().sum((1, 2)), torch.cat(parts, 1) / B

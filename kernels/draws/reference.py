@@ -42,3 +42,27 @@ def _product(a: np.ndarray, b: np.uint64) -> tuple[np.ndarray, np.ndarray]:
     middle = a1 * b0 + (a0 * b0 >> _HALF)
     other = a0 * b1 + (middle & _LOW)
     return a1 * b1 + (middle >> _HALF) + (other >> _HALF), a * b
+
+
+def uniform(seed: int, number: int, out: Tensor) -> Tensor:
+    """Numbers in [0, 1) of a stream into ``out [...]``, float32 or float64; the same in all forms.
+
+    Of the words' upper bits, each word gives two numbers of 24 bits in float32, one of 53 in
+    float64.
+    """
+    return uniform_of(philox(seed, number, words_for(out)).to(out.device), out)
+
+
+def words_for(out: Tensor) -> int:
+    """Words that make the numbers of ``out [...]``."""
+    return out.numel() if out.dtype == torch.float64 else -(-out.numel() // 2)
+
+
+def uniform_of(words: Tensor, out: Tensor) -> Tensor:
+    """``out [...]`` filled from ``words``, which lack their lowest bit."""
+    if out.dtype == torch.float64:
+        numbers = (words >> 10).to(out.dtype) * 2.0**-53
+    else:
+        halves = torch.stack([words >> 39, (words >> 15) & 0xFFFFFF], dim=1)
+        numbers = halves.view(-1)[: out.numel()].to(out.dtype) * 2.0**-24
+    return out.copy_(numbers.view(out.shape))

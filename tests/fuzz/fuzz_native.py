@@ -323,6 +323,35 @@ def net_update(d: Sizes) -> Arguments:
     }
 
 
+def contrastive_step(d: Sizes) -> Arguments:
+    n, m = d.n, d.H
+    theta = d.array(m * n + m + n) / 4
+    moves = d.flag and len(theta) == d.G
+    return {
+        "v": d.array(d.B, n),
+        "noise": d.array(d.B, m),
+        "theta": theta,
+        "velocity": torch.zeros_like(theta) if moves else None,
+        "out": d.out(theta.shape[1]) if d.optional or not moves else None,
+        "visible_gaussian": d.kind % 2 == 0,
+        "hidden_gaussian": d.optional,
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+        "weight_cost": 0.01,
+        "errors": d.out(dtype=torch.float64),
+        "threads": d.threads,
+    }
+
+
+def philox(d: Sizes) -> Arguments:
+    out = torch.zeros(d.B * d.n, dtype=torch.int64)
+    return {"seed": d.k, "number": d.H, "out": out, "threads": d.threads}
+
+
+def uniform(d: Sizes) -> Arguments:
+    return {"seed": d.k, "number": d.H, "out": d.out(d.B, d.n), "threads": d.threads}
+
+
 def entries(d: Sizes, rows: int, columns: int) -> tuple[Arguments, int]:
     """Entries of a matrix row by row, every other row short where ``optional``; and K."""
     K = min(d.k, columns)
@@ -458,6 +487,9 @@ RECIPES = (
     dense_gradient,
     net_gradient,
     net_update,
+    contrastive_step,
+    philox,
+    uniform,
     ell_product,
     ell_gradient,
     ell_scan,

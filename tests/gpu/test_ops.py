@@ -13,6 +13,8 @@ from torch import Tensor
 
 import hfcore as hf
 from hfcore.bindings import conjugate_gradient, dense, draws, loss, recurrence, tensor_cores
+from hfcore.bindings.contrastive import contrastive_update
+from hfcore.bindings.draws import uniform
 from hfcore.bindings.forms.dense import cuda as dense_form
 from hfcore.bindings.forms.dense import measured
 from hfcore.bindings.momentum import Step, lookahead_point, momentum_update
@@ -347,6 +349,26 @@ def test_updates_of_whole_nets(net: str, kind: str) -> None:
         moved.append([t.cpu() for t in (theta, velocity, losses)])
     for got, want in zip(*moved, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("hidden", ["logistic", "linear"])
+@pytest.mark.parametrize("visible", ["logistic", "linear"])
+def test_contrastive_divergence(visible: str, hidden: str) -> None:
+    """θ, v and errors of CPU and CUDA data after one update, from the same counted numbers."""
+    draw, moved = torch.Generator().manual_seed(0), []
+    v, theta = torch.rand(2, 33, 50, generator=draw), torch.randn(2, 50 * 17 + 67, generator=draw)
+    for device in ("cpu", "cuda"):
+        noise = uniform(7, 1, torch.empty(1, 33, 17, device=device))
+        arrays = [t.to(device, copy=True) for t in (theta / 8, theta / 16)]
+        with hf.use_backend(device):
+            errors = contrastive_update(
+                v.to(device), noise, *arrays, visible=visible, hidden=hidden,
+                learning_rate=0.1, momentum=0.9, weight_cost=0.01,
+            )  # fmt: skip
+        moved.append([noise.cpu(), *(t.cpu() for t in arrays), errors.cpu()])
+    assert torch.equal(moved[0][0], moved[1][0])
+    for got, want in zip(*moved, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("precision", "eps"), [("tf32x3", 4e-7), ("tf32", 2.0**-10)])

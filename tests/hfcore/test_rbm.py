@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hfcore.kernels.draws import reference
 from hfcore.pretraining import RBM, ContrastiveDivergence
 
 F64 = torch.float64
@@ -153,12 +154,13 @@ def plain_epoch(
     order = torch.randperm(len(images), generator=draw)
     whole = len(images) // B
     n, m = rbm.shape
-    for chosen in order[: whole * B].split(B):
+    stream = int(torch.randint(2**62, (), generator=draw))
+    for number, chosen in enumerate(order[: whole * B].split(B)):
         v0 = images[chosen]
         p0 = hidden(v0 @ rbm.W.T + rbm.b_h)
         noise = torch.empty_like(p0)
         if rbm.hidden_units == "bernoulli":
-            h0 = (noise.uniform_(generator=draw) < p0).double()
+            h0 = (reference.uniform(stream, number, noise) < p0).double()
         else:
             h0 = p0 + noise.normal_(generator=draw)
         v1 = visible(h0 @ rbm.W + rbm.b_v)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hfcore as hf
-from hfcore.bindings.draws import philox, shuffled
+from hfcore.bindings.draws import philox, shuffled, uniform
 
 CPU = torch.device("cpu")
 # What the authors' library gives for philox4x64 of ten rounds, counter and key zero (kat_vectors).
@@ -57,3 +57,66 @@ def test_bad_sizes_are_named(arguments: tuple[int, int, int], message: str) -> N
         philox(*arguments, CPU)
     with pytest.raises(TypeError, match="seed: got float, need an int"):
         philox(1.0, 0, 3, CPU)  # type: ignore[arg-type]
+
+
+SHAPES = [(1,), (2,), (7,), (8,), (9,), (3, 1025)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_uniform_numbers_are_the_same_in_all_forms(
+    shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    found = []
+    for backend in ("reference", "cpu"):
+        with hf.use_backend(backend):  # type: ignore[arg-type]
+            found.append(uniform(2**63 - 1, 5, torch.full(shape, torch.nan, dtype=dtype)))
+    assert torch.equal(*found)
+    longer = uniform(2**63 - 1, 5, torch.empty(5000, dtype=dtype))
+    assert torch.equal(found[0].view(-1), longer[: found[0].numel()])
+
+
+def test_uniform_numbers_are_made_of_the_upper_bits(backend: str) -> None:
+    first, second = uniform(0, 0, torch.empty(2)).tolist()
+    assert first == (KNOWN[0] >> 40) / 2**24
+    assert second == (KNOWN[0] >> 16) % 2**24 / 2**24
+    wide = uniform(0, 0, torch.empty(4, dtype=torch.float64)).tolist()
+    assert wide == [(word >> 11) / 2**53 for word in KNOWN]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uniform_numbers_are_as_likely_everywhere(dtype: torch.dtype) -> None:
+    drawn = uniform(1, 2, torch.empty(200_000, dtype=dtype))
+    assert 0 <= float(drawn.min()) < 1e-4
+    assert 1 - 1e-4 < float(drawn.max()) < 1
+    counts = torch.histc(drawn, 64, 0, 1).double()
+    chi_squared = float(((counts - 3125) ** 2 / 3125).sum())
+    assert abs(chi_squared - 63) < 6 * (2 * 63) ** 0.5
+    # neighbours, and numbers of the same word
+    for lag in (1, 2, 8):
+        x, y = drawn[:-lag].double(), drawn[lag:].double()
+        assert abs(float(torch.corrcoef(torch.stack([x, y]))[0, 1])) < 6 / 200_000**0.5
+
+
+def test_threads_do_not_change_uniform_numbers(cpu: None) -> None:
+    found = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        found.append(uniform(3, 4, torch.empty(70_001)))
+    assert torch.equal(*found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((-1, 0, torch.empty(3)), "seed: got -1"),
+        ((0, True, torch.empty(3)), "number: got bool, need an int"),
+        ((0, 0, torch.empty(0)), "elements: got 0"),
+        ((0, 0, torch.empty(3, dtype=torch.float16)), "out: got torch.float16, need torch.float32"),
+        ((0, 0, torch.empty(3, 4).T), "out: is not contiguous"),
+        ((0, 0, 1.0), "out: got float, need a torch.Tensor"),
+    ],
+)
+def test_bad_buffers_are_named(arguments: tuple[int, int, torch.Tensor], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        uniform(*arguments)

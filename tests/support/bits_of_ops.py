@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import hfcore as hf
+from hfcore.bindings.contrastive import contrastive_gradient
 from hfcore.flat import FlatParameters
 from hfcore.nets.grouped import grouped_gradient
 
@@ -76,6 +77,11 @@ def all_bits(dtype: torch.dtype) -> Iterator[tuple[str, str]]:
             yield f"softmax of {k}, {what}", bits
         for what, bits in of_net(mlp, LOGISTIC, uniform(37, 7), uniform(37, k), generator):
             yield f"logistic of {k}, {what}", bits
+    for n, m in ((37, 13), (300, 40)):
+        machine, v = uniform(1, n * m + n + m) - 0.5, uniform(1, 29, n)
+        units = {"visible": "logistic", "hidden": "logistic"}
+        found = contrastive_gradient(v, uniform(1, 29, m), machine, **units)
+        yield f"contrastive divergence of {n} and {m}", digest(*found)
     for N in (1, 13, 100, 4097, 50001):
         diagonal, b = uniform(N) + 0.5, uniform(N)
         yield f"CG of {N}", digest(hf.cg(lambda v, d=diagonal: d * v, b, max_iter=4)[0])

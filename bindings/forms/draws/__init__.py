@@ -17,6 +17,9 @@ class DrawsForm(Protocol):
     def philox(self, seed: int, number: int, count: int, device: torch.device) -> Tensor:
         """The first words of a stream less their lowest bit, int64 ``[count]`` on ``device``."""
 
+    def uniform(self, seed: int, number: int, out: Tensor) -> None:
+        """A stream's numbers in [0, 1) into ``out [...]``, contiguous, float32 or float64."""
+
 
 @cache
 def form(backend: Backend) -> DrawsForm:
