@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ import pytest
 # Before torch is loaded: a thread of OpenMP's that waits for another sleeps at once. Where more
 # threads want to run than there are cores, spinning costs several times what is computed.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Behind a shell's & Ctrl-C is ignored, by what the tests start, too.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
 

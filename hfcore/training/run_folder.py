@@ -67,7 +67,8 @@ class RunFolder:
     def create(cls, path: Path, config: Mapping[str, Any], *, keep: int = 2) -> RunFolder:
         """A new folder; it holds a run from the moment its config.json is there.
 
-        Raises :class:`RunFolderError` if there is a run, or cannot be one.
+        A run that made no iteration, as when its first one raised, is begun anew. Raises
+        :class:`RunFolderError` if there is another run, or cannot be one.
         """
         config_path = path / "config.json"
         try:
@@ -75,14 +76,13 @@ class RunFolder:
             entries = list(path.iterdir())
         except OSError as error:
             raise cannot_write(path, error) from error
-        if config_path.exists():
-            raise RunFolderError(
-                f"{path}: already holds a run; resume it (resume=True, --resume) or name another"
-            )
-        if set(entries) - {temporary_of(config_path)}:  # a kill before config.json left that
+        if not config_path.exists() and set(entries) - {temporary_of(config_path)}:
+            # a kill before config.json left that one
             raise RunFolderError(f"{path}: is neither empty nor a run folder; name another")
         folder = cls(path, config, keep=keep)
         try:
+            if config_path.exists():
+                folder._clear_unstarted()
             folder._write_config()
         except BaseException:
             folder.close()
@@ -115,6 +115,25 @@ class RunFolder:
             folder.close()
             raise
         return folder
+
+    def _clear_unstarted(self) -> None:
+        """Remove a run without an iteration; :class:`RunFolderError` where there is more."""
+        checkpoints, events = self.checkpoints.folder, self.path / "tensorboard"
+        first = [checkpoints / f"{0:08d}{suffix}" for suffix in (".json", ".safetensors")]
+        logged, config = self.path / "metrics.jsonl", self.path / "config.json"
+        ours = {config, logged, checkpoints, events, *first, *events.glob("events.*")}
+        ours |= {temporary_of(path) for path in ours}
+        found = [p for folder in (self.path, checkpoints, events) for p in folder.glob("*")]
+        if set(found) - ours or (logged.exists() and logged.stat().st_size):
+            raise RunFolderError(
+                f"{self.path}: already holds a run; resume it (resume=True, --resume) or name "
+                "another"
+            )
+        logger.info("%s: holds a run without an iteration, which is begun anew", self.path)
+        # config.json last: until then a kill leaves what can be begun anew.
+        for path in sorted(found, key=lambda path: path == config):
+            if not path.is_dir():
+                remove(path)
 
     def require_unstarted(self) -> None:
         """Raise :class:`CheckpointError` if iterations were logged: their checkpoint is lost."""

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import logging
+import math
 import os
 import pickle
 import signal
@@ -453,6 +454,36 @@ def test_an_existing_run_is_not_overwritten(tmp_path: Path) -> None:
     run(iterations=1, run_dir=tmp_path / "run")
     with pytest.raises(RunFolderError, match="run: already holds a run; resume it"):
         run(iterations=1, run_dir=tmp_path / "run")
+
+
+def test_a_run_without_an_iteration_is_begun_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when its first iteration raised: what it would have computed is not lost."""
+    folder = tmp_path / "run"
+    model = hf.MLP((3, 2), ("linear",))
+    x, y = torch.randn(8, 3), torch.randn(8, 2)
+    data: dict[str, Any] = {"stop": hf.training.Limits(iterations=2), "run_dir": folder}
+
+    def optimizer() -> HessianFree:
+        return HessianFree(model, hf.losses.SquaredError())
+
+    broken = y.clone()
+    broken[0] = math.nan
+    with pytest.raises(ValueError, match="need finite values"):
+        hf.train(model, (x, broken), optimizer(), **data)
+    assert (folder / "config.json").exists()
+    note = folder / "note.txt"
+    note.write_text("precious")
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        hf.train(model, (x, y), optimizer(), **data)
+    note.unlink()
+    caplog.set_level("INFO", "hfcore")
+    assert hf.train(model, (x, y), optimizer(), **data).iterations == 2
+    assert "holds a run without an iteration, which is begun anew" in caplog.text
+    assert len(list((folder / "tensorboard").iterdir())) == 1
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        hf.train(model, (x, y), optimizer(), **data)
 
 
 def test_a_folder_with_other_things_is_not_used(tmp_path: Path) -> None:

@@ -94,8 +94,7 @@ def curves_log_command(context: click.Context, /, **options: Any) -> None:
     "columns",
     default="rand-hf",
     help="Separated by commas: pt-ncg, rand-hf, pt-hf, and others: one of "
-    f"{', '.join(METHODS)} behind pt- (pre-trained) or rand-; name=rate sets a learning rate.  "
-    "[default: rand-hf]",
+    f"{', '.join(METHODS)} behind pt- (pre-trained) or rand-; name=rate sets a learning rate.",
 )
 @pretrain_epochs_option
 @folder_option
