@@ -69,12 +69,27 @@ def contrastive_update(
     learning_rate: float,
     momentum: float,
     weight_cost: float = 0.0,
+    checked: bool = False,
 ) -> Tensor:
     """One update of machines by :func:`contrastive_gradient`, in place; gives the errors before it.
 
     v = μ v − ε (g + weight cost · W), θ = θ + v, on the biases without a cost; ``theta`` and
-    ``velocity`` are ``[G,N]``, contiguous. Raises TypeError or ValueError that names the argument.
+    ``velocity`` are ``[G,N]``, contiguous. ``checked``: the arrays have been looked at, as those
+    that training keeps; then only the compiled form looks at them again. Raises TypeError or
+    ValueError that names the argument.
     """
+    if not checked:
+        _check_update(v, noise, theta, velocity, visible, hidden)
+    rates = {"learning_rate": learning_rate, "momentum": momentum, "weight_cost": weight_cost}
+    for name, rate in rates.items():
+        check_factor(name, rate)
+    serving = form(choose("dense.contrastive_update", v))
+    return serving.contrastive_update(v, noise, theta, velocity, visible, hidden, **rates)
+
+
+def _check_update(
+    v: Tensor, noise: Tensor, theta: Tensor, velocity: Tensor, visible: str, hidden: str
+) -> None:
     _check(v, noise, theta, visible, hidden)
     G = check_arrays(theta, velocity=velocity)
     for name, array in (("v", v), ("noise", noise)):
@@ -82,11 +97,6 @@ def contrastive_update(
             wanted = f"1 or {G}" if G > 1 else "1"
             raise ValueError(f"{name}: got group axis {len(array)}, need {wanted} like theta")
     check_apart({"theta": theta, "velocity": velocity}, v=v, noise=noise)
-    rates = {"learning_rate": learning_rate, "momentum": momentum, "weight_cost": weight_cost}
-    for name, rate in rates.items():
-        check_factor(name, rate)
-    serving = form(choose("dense.contrastive_update", v))
-    return serving.contrastive_update(v, noise, theta, velocity, visible, hidden, **rates)
 
 
 def _check(v: Tensor, noise: Tensor, theta: Tensor, visible: str, hidden: str) -> None:

@@ -206,8 +206,7 @@ class Descent:
 
     def _steepest(self) -> None:
         """The direction −∇f, and how far to try along it where nothing is known."""
-        with among_kernels(self._memory.q):
-            self._memory.q.copy_(self._memory.gradient)
+        _copy(self._memory.gradient, self._memory.q)
         self._is_steepest, self._slope = True, -self._squared
         self._first = 1.0 / (1.0 + self._squared)
 
@@ -231,7 +230,12 @@ class Descent:
 
     def _copy_gradient(self, given: Tensor, at: _Place, out: Tensor) -> None:
         """∇f with the decay's part at a place, into memory of its own."""
+        _copy(given, out)
         with among_kernels(out):
-            out.copy_(given)
             for l2, part in self._decays:
                 out[part].add_(at.flat[0][part], alpha=l2)
+
+
+def _copy(given: Tensor, out: Tensor) -> None:
+    """``given [N]`` into ``out [N]`` by the kernels' threads: torch's, among them, is one."""
+    lookahead_point(given[None], given[None], 0.0, out=out[None])

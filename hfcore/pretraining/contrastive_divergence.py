@@ -71,6 +71,7 @@ class ContrastiveDivergence:
                     learning_rate=learning_rate,
                     momentum=momentum,
                     weight_cost=weight_cost,
+                    checked=number > 0,
                 )
         return float(error) / (batches * B)
 
