@@ -13,7 +13,7 @@ from torch import Tensor
 
 import hfcore as hf
 from bench.interleave import Contestant, Effort, compare
-from hfcore.bindings import conjugate_gradient, loss, recurrence
+from hfcore.bindings import conjugate_gradient, draws, loss, recurrence
 from hfcore.kernels.recurrence import RnnWeights
 
 Call = Callable[[], object]
@@ -32,7 +32,7 @@ def race(
     call: Call,
     others: dict[str, Call] | None = None,
     *,
-    flops: float,
+    flops: float | None,
     bytes_moved: float | None = None,
 ) -> None:
     """Interleave ``call`` on the automatic backend, on the reference, and the others."""
@@ -247,4 +247,21 @@ def test_cg_direction(benchmark: BenchmarkFixture, effort: Effort, N: int) -> No
         lambda: conjugate_gradient.cg_direction(p, z, 0.5),
         flops=2.0 * N,
         bytes_moved=12.0 * N,
+    )
+
+
+@pytest.mark.parametrize("N", [40_000, 1_000_000], ids=lambda N: f"N{N}")
+def test_uniform(benchmark: BenchmarkFixture, effort: Effort, N: int) -> None:
+    """Numbers of a counter-based stream, in the place of torch's generator."""
+    out, other = torch.empty(N), torch.empty(N)
+    generator = torch.Generator().manual_seed(0)
+    race(
+        benchmark,
+        effort,
+        "uniform",
+        f"N{N}",
+        lambda: draws.uniform(0, 1, out),
+        {"torch's uniform_": lambda: other.uniform_(generator=generator)},
+        flops=None,
+        bytes_moved=4.0 * N,
     )
