@@ -94,10 +94,13 @@ class ContrastiveDivergence:
 
     def _draw(self, generator: torch.Generator, seed: int, number: int) -> None:
         """What decides the hidden states given the data: uniform, or normal for Gaussian units."""
-        if self.rbm.hidden_units == "bernoulli":
-            uniform(seed, number, self._noise)
-        else:
+        if self.rbm.hidden_units == "gaussian":
             self._noise.normal_(generator=generator)
+        elif self._noise.dtype in (torch.float32, torch.float64):
+            uniform(seed, number, self._noise)
+        else:  # half precision, in which none may be rounded to 1
+            below_1 = 1 - torch.finfo(self._noise.dtype).eps / 2
+            self._noise.copy_(uniform(seed, number, self._noise.float()).clamp_(max=below_1))
 
 
 def _seed(generator: torch.Generator) -> int:

@@ -194,6 +194,22 @@ def test_epochs_against_the_definition(n: int, m: int, visible: str, hidden: str
         torch.testing.assert_close(training.velocity[0], velocity, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_trained(dtype: torch.dtype) -> None:
+    """A unit that is always on has the mean 1, which no number that is drawn may reach."""
+    rbm = RBM(3, 400, dtype=dtype)
+    rbm.b_h.fill_(30.0)
+    training = ContrastiveDivergence(rbm, 50)
+    draw = torch.Generator().manual_seed(0)
+    for number in range(20):
+        training._draw(draw, 5, number)
+        assert float(training._noise.max()) < 1
+    images = torch.rand(100, 3, dtype=dtype, generator=draw)
+    rates = {"learning_rate": 0.01, "momentum": 0.5, "weight_cost": 0.0}
+    assert math.isfinite(training.epoch(images, **rates, generator=draw))
+    assert bool(rbm.theta.isfinite().all())
+
+
 def test_training_raises_the_likelihood() -> None:
     """Of two patterns and what is near them, by the exact partition function."""
     draw = torch.Generator().manual_seed(2)
