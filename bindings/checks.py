@@ -124,6 +124,14 @@ def check_group(**arrays: Tensor | None) -> int:
     return G
 
 
+def check_group_of(name: str, G: int, **arrays: Tensor) -> None:
+    """Check arrays ``[1 or G,...]`` beside the argument ``name``, which has G nets."""
+    for other, array in arrays.items():
+        if len(array) not in (1, G):
+            wanted = f"1 or {G}" if G > 1 else "1"
+            raise ValueError(f"{other}: got group axis {len(array)}, need {wanted} like {name}")
+
+
 def check_out(out: Tensor | None, shape: Sequence[int], like: Tensor) -> Tensor:
     """A new output ``[*shape]``, or the caller's if of this shape, like's dtype, and contiguous."""
     if out is None:

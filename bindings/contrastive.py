@@ -14,6 +14,7 @@ from hfcore.bindings.checks import (
     check_apart,
     check_choice,
     check_group,
+    check_group_of,
     check_out,
     check_positive,
     check_tensor,
@@ -92,10 +93,7 @@ def _check_update(
 ) -> None:
     _check(v, noise, theta, visible, hidden)
     G = check_arrays(theta, velocity=velocity)
-    for name, array in (("v", v), ("noise", noise)):
-        if len(array) not in (1, G):
-            wanted = f"1 or {G}" if G > 1 else "1"
-            raise ValueError(f"{name}: got group axis {len(array)}, need {wanted} like theta")
+    check_group_of("theta", G, v=v, noise=noise)
     check_apart({"theta": theta, "velocity": velocity}, v=v, noise=noise)
 
 

@@ -18,6 +18,7 @@ from hfcore.bindings.checks import (
     check_apart,
     check_choice,
     check_group,
+    check_group_of,
     check_out,
     check_positive,
     check_tensor,
@@ -156,8 +157,5 @@ def _check_update(
     _check_data(net, x, targets, theta)
     check_factor("scale", scale)
     G = check_arrays(theta, velocity=velocity, out=out)
-    for name, array in (("x", x), ("targets", targets)):
-        if array.shape[0] not in (1, G):
-            wanted = f"1 or {G}" if G > 1 else "1"
-            raise ValueError(f"{name}: got group axis {array.shape[0]}, need {wanted} like theta")
+    check_group_of("theta", G, x=x, targets=targets)
     check_apart({"theta": theta, "velocity": velocity, "out": out}, x=x, targets=targets)
